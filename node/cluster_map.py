@@ -1,0 +1,66 @@
+"""The map of a cluster: who serves what, and where. What every node knows, and what the export cluster.json shows.
+
+Nodes know each other only by the addresses in it, so it reads the same on one host and on many.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+from node.layout import Layout, make_layout
+
+
+@dataclass(frozen=True)
+class ServerEntry:
+    """A server, its logger and its shard; addresses as text (see node/address.py), `memory` in bytes."""
+
+    address: str
+    logger: str
+    memory: int
+
+
+@dataclass(frozen=True)
+class ClusterMap:
+    """The whole cluster; `stripe` is 0 for the linear layout."""
+
+    name: str
+    topology: str
+    fan_out: str
+    stripe: int
+    servers: tuple[ServerEntry, ...]
+
+    @cached_property
+    def layout(self) -> Layout:
+        return make_layout([server.memory for server in self.servers], self.stripe)
+
+    @property
+    def memory(self) -> int:
+        """Bytes in the whole memory."""
+        return sum(server.memory for server in self.servers)
+
+    def role(self, server: int) -> str:
+        return "secondary" if server else "primary"
+
+    def to_json(self) -> bytes:
+        """The content of the export cluster.json."""
+        layout: dict[str, object] = {"kind": "stripe", "stripe": self.stripe} if self.stripe else {"kind": "linear"}
+        document = {
+            "cluster": self.name,
+            "topology": self.topology,
+            "fan_out": self.fan_out,
+            "memory": self.memory,
+            "layout": layout,
+            "servers": [
+                {
+                    "name": f"server{index}",
+                    "role": self.role(index),
+                    "address": server.address,
+                    "memory": server.memory,
+                    "range": self.layout.range(index),
+                }
+                for index, server in enumerate(self.servers)
+            ],
+        }
+        return json.dumps(document, indent=2).encode() + b"\n"

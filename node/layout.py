@@ -1,0 +1,153 @@
+"""Where each byte of the memory lives: (offset, length) -> pieces. Pure arithmetic.
+
+A layout deals the address space out to the servers' shards, either one range after another (linear) or in stripes in
+turn. Either way the bytes of one contiguous request that fall to one server are contiguous in that server's shard:
+its stripes lie side by side there in the order of their addresses. So a request has at most one piece a server, and
+the request's identifier is enough to name the piece.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+
+class Piece(NamedTuple):
+    """The part of one request that one server holds.
+
+    `offset` counts from the start of the server's shard. `spans` are the (start, end) of the request's own bytes that
+    make up the piece, in order: their lengths add up to `length`. (A named tuple: one is made for every request.)
+    """
+
+    server: int
+    offset: int
+    length: int
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Server 0 holds the first sizes[0] bytes, server 1 the next sizes[1], and so on."""
+
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        ends = tuple(accumulate(self.sizes))
+        object.__setattr__(self, "_ends", ends)
+        object.__setattr__(self, "_starts", (0, *ends[:-1]))
+
+    _ends: tuple[int, ...] = ()
+    _starts: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes in the whole memory."""
+        return self._ends[-1]
+
+    def range(self, server: int) -> tuple[int, int]:
+        """[start, end) of a server's bytes in the memory."""
+        return self._starts[server], self._ends[server]
+
+    def owner(self, offset: int) -> int:
+        """The server that holds the byte at `offset`."""
+        return bisect_right(self._ends, offset)
+
+    def split(self, offset: int, length: int) -> list[Piece]:
+        """The pieces of a request that lies within the memory, by server; none for an empty one."""
+        ends = self._ends
+        server = bisect_right(ends, offset)
+        end = offset + length
+        if length and end <= ends[server]:
+            return [Piece(server, offset - self._starts[server], length, ((0, length),))]
+        pieces = []
+        position = offset
+        while position < end:
+            stop = min(end, ends[server])
+            if stop > position:  # an owner of no bytes gets no piece
+                span = (position - offset, stop - offset)
+                pieces.append(Piece(server, position - self._starts[server], stop - position, (span,)))
+            position = stop
+            server += 1
+        return pieces
+
+
+@dataclass(frozen=True)
+class Striped:
+    """Stripes of `stripe` bytes are dealt to the servers in turn; a server that is full is passed over.
+
+    Every shard is a whole number of stripes. Shards of unequal size make rounds in which fewer and fewer servers take
+    part; `_phases` lists them as (first address, first stripe row, servers that take part).
+    """
+
+    sizes: tuple[int, ...]
+    stripe: int
+    _phases: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
+    _starts: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(size % self.stripe for size in self.sizes):
+            raise ValueError(f"shards of {self.sizes} bytes are not whole stripes of {self.stripe}")
+        phases = []
+        address = row = 0
+        for rows in sorted({size // self.stripe for size in self.sizes} - {0}):
+            members = tuple(i for i, size in enumerate(self.sizes) if size // self.stripe > row)
+            phases.append((address, row, members))
+            address += (rows - row) * len(members) * self.stripe
+            row = rows
+        object.__setattr__(self, "_phases", tuple(phases))
+        object.__setattr__(self, "_starts", tuple(start for start, _, _ in phases))
+
+    @property
+    def size(self) -> int:
+        """Bytes in the whole memory."""
+        return sum(self.sizes)
+
+    def range(self, server: int) -> None:  # noqa: ARG002 - the same call as Linear's
+        """A striped server holds no one range."""
+        return
+
+    def owner(self, offset: int) -> int:
+        """The server that holds the byte at `offset`."""
+        return self._locate(offset)[0]
+
+    def split(self, offset: int, length: int) -> list[Piece]:
+        """The pieces of a request that lies within the memory, by server; none for an empty one."""
+        stripe = self.stripe
+        within = offset % stripe
+        if length and within + length <= stripe:
+            server, local = self._locate(offset)
+            return [Piece(server, local, length, ((0, length),))]
+        first: dict[int, int] = {}
+        spans: dict[int, list[tuple[int, int]]] = {}
+        position = 0
+        while position < length:
+            server, local = self._locate(offset + position)
+            stop = min(length, position + stripe - (offset + position) % stripe)
+            if server in spans:
+                spans[server].append((position, stop))
+            else:
+                first[server] = local
+                spans[server] = [(position, stop)]
+            position = stop
+        return [
+            Piece(server, first[server], sum(end - start for start, end in parts), tuple(parts))
+            for server, parts in sorted(spans.items())
+        ]
+
+    def _locate(self, offset: int) -> tuple[int, int]:
+        """(server, offset in its shard) of a byte."""
+        address, row, members = self._phases[bisect_right(self._starts, offset) - 1]
+        index, within = divmod(offset - address, self.stripe)
+        turn, place = divmod(index, len(members))
+        return members[place], (row + turn) * self.stripe + within
+
+
+Layout = Linear | Striped
+
+
+def make_layout(sizes: Sequence[int], stripe: int = 0) -> Layout:
+    """The layout for shards of these sizes: striped when `stripe` (bytes) is not 0."""
+    return Striped(tuple(sizes), stripe) if stripe else Linear(tuple(sizes))

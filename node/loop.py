@@ -1,0 +1,186 @@
+"""The one event loop every process runs: a selector, timers and signals. It knows no protocol and no role.
+
+A turn of the loop waits for ready sockets, calls their handlers, then the timers that are due, then everything that
+was put off with `soon` — which is where connections send: one gathered send answers what became ready in this turn.
+Handlers must not block. An exception in a handler ends the loop: a process that does not understand itself must not
+go on, and its supervisor restarts it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import select
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Protocol
+
+READ = selectors.EVENT_READ
+WRITE = selectors.EVENT_WRITE
+
+
+class HasFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
+Source = int | HasFileno
+
+
+class Timer:
+    """A call that waits for its time; `cancel` is enough to be rid of it."""
+
+    __slots__ = ("call", "due")
+
+    def __init__(self, due: float, call: Callable[[], None]) -> None:
+        self.due = due
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        self.call = None
+
+    def __repr__(self) -> str:
+        return f"<Timer {'cancelled' if self.call is None else f'due in {self.due - time.monotonic():.3f} s'}>"
+
+
+class Loop:
+    """Watches file descriptors, timers and signals until `stop` is called.
+
+    `turns` counts the turns made: a supervisor that sees it grow knows that the process makes progress.
+    """
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._watched: dict[int, Callable[[int], None]] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()  # equal times run in the order they were set
+        self._soon: list[Callable[[], None]] = []
+        self._running = False
+        self._signals: dict[int, Callable[[], None]] = {}
+        self._wakeup: tuple[socket.socket, socket.socket] | None = None
+        self.turns = 0
+
+    def __repr__(self) -> str:
+        return f"<Loop {len(self._watched)} watched, {len(self._timers)} timers, turn {self.turns}>"
+
+    # -- sources ---------------------------------------------------------------------------------------------------
+
+    def watch(self, source: Source, mask: int, ready: Callable[[int], None]) -> None:
+        """Call `ready(mask)` whenever `source` is ready for any of READ | WRITE in `mask`; replaces an earlier watch.
+
+        With a mask of 0 the source is no longer watched.
+        """
+        if not mask:
+            self.unwatch(source)
+            return
+        descriptor = _descriptor(source)
+        if descriptor in self._watched:
+            self._selector.modify(descriptor, mask, ready)
+        else:
+            self._selector.register(descriptor, mask, ready)
+        self._watched[descriptor] = ready
+
+    def unwatch(self, source: Source) -> None:
+        """Stop watching; no error if it was not watched. To be called before the source is closed."""
+        if self._watched.pop(descriptor := _descriptor(source), None) is not None:
+            self._selector.unregister(descriptor)
+
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    def after(self, seconds: float, call: Callable[[], None]) -> Timer:
+        """Call once, `seconds` from now."""
+        timer = Timer(time.monotonic() + seconds, call)
+        heapq.heappush(self._timers, (timer.due, next(self._order), timer))
+        return timer
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call once at the end of this turn."""
+        self._soon.append(call)
+
+    # -- signals ---------------------------------------------------------------------------------------------------
+
+    def on_signal(self, signum: int, call: Callable[[], None]) -> None:
+        """Call in a turn of the loop, never inside the signal handler, when the signal has come.
+
+        Must be used from the main thread.
+        """
+        if self._wakeup is None:
+            reader, writer = socket.socketpair()
+            reader.setblocking(False)
+            writer.setblocking(False)
+            signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            self._wakeup = reader, writer
+            self.watch(reader, READ, lambda _: self._signalled(reader))
+        self._signals[signum] = call
+        signal.signal(signum, _only_wake)
+
+    def _signalled(self, reader: socket.socket) -> None:
+        for signum in reader.recv(4096):
+            if call := self._signals.get(signum):
+                call()
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Turn until `stop`; what was put off with `soon` before the stop is still done."""
+        self._running = True
+        while self._running:
+            self.turn()
+
+    def stop(self) -> None:
+        """Let `run` return at the end of this turn."""
+        self._running = False
+
+    def turn(self, timeout: float | None = None) -> None:
+        """Wait for something to do, at most `timeout` seconds, and do it."""
+        if self._soon:
+            timeout = 0
+        elif self._timers:
+            until_timer = max(0.0, self._timers[0][0] - time.monotonic())
+            timeout = until_timer if timeout is None else min(timeout, until_timer)
+        self.turns += 1
+        watched = self._watched
+        for key, mask in self._selector.select(timeout):
+            # A handler before this one may have closed this source, and its number may already be another's.
+            ready = key.data
+            if watched.get(key.fd) is ready:
+                ready(mask)
+        if self._timers:
+            self._run_timers()
+        if self._soon:
+            calls, self._soon = self._soon, []
+            for call in calls:
+                call()
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            timer = heapq.heappop(self._timers)[2]
+            if timer.call is not None:
+                timer.call()
+
+    def close(self) -> None:
+        """Give the loop's own descriptors back; what it watched is its owners' to close."""
+        if self._wakeup is not None:
+            signal.set_wakeup_fd(-1)
+            for end in self._wakeup:
+                end.close()
+        self._selector.close()
+
+
+def _descriptor(source: Source) -> int:
+    return source if isinstance(source, int) else source.fileno()
+
+
+def _only_wake(_signum: int, _frame: FrameType | None) -> None:
+    """The wake-up descriptor has done the work; a handler must be set for it to be written to."""
+
+
+def wait_readable(source: Source, seconds: float) -> bool:
+    """Block until `source` is readable or `seconds` have passed; for code that runs outside a loop."""
+    poll = select.poll()
+    poll.register(source, select.POLLIN)
+    return bool(poll.poll(max(0, int(seconds * 1000))))

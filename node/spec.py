@@ -1,0 +1,41 @@
+"""What one node is told when it is started: who it is, the map, its files, its bounds. Plain data that pickles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from node.cluster_map import ClusterMap
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much of everything a node lends its clients."""
+
+    clients: int = 64
+    handshake_timeout: float = 10.0
+    """Seconds a client has from its connection to its GO."""
+    retry_timeout: float = 30.0
+    """Seconds a piece may wait for its server before the client gets EIO."""
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """One process: `name` is server0 or logger0, `role` primary, secondary or logger, `index` the server's number."""
+
+    name: str
+    role: str
+    index: int
+    cluster: ClusterMap
+    supervisor: int
+    """The supervisor's pid."""
+    shard: str
+    """Path of the server's shard file."""
+    durable: bool
+    """The shard is on a disk: FLUSH and FUA are to reach it."""
+    log_directory: str
+    """Where this server's log segments lie."""
+    log_retain: int
+    """Bytes of log segments kept on disk, at most; 0: no log."""
+    merged_log: str
+    """The file into which logger 0 writes the merged log at the stop."""
+    bounds: Bounds = field(default_factory=Bounds)
