@@ -7,17 +7,17 @@ line one to the supervisor, and the loggers one another's. It knows what a frame
 from __future__ import annotations
 
 import socket
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from node.frames import Frame, FrameError, FrameReader
-from node.loop import READ, WRITE, Loop
+from node.loop import Loop
+from node.stream import Stream
 
 RECEIVE = 1 << 16
 
 
-class Channel:
+class Channel(Stream):
     """Frames over a socket. `received(channel, frame)` and `closed(channel)` are called from the loop.
 
     `queued` is the number of bytes that wait to be sent; a sender of much data waits for `drained` before it goes on.
@@ -30,55 +30,39 @@ class Channel:
         received: Callable[[Channel, Frame], None],
         closed: Callable[[Channel], None] = lambda _: None,
     ) -> None:
-        sock.setblocking(False)
-        self.loop = loop
-        self.sock = sock
-        self.queued = 0
+        super().__init__(loop, sock, [])
         self.drained: Callable[[Channel], None] = lambda _: None
-        self.open = True
         self._received = received
         self._closed = closed
         self._reader = FrameReader()
-        self._outgoing: deque[memoryview] = deque()
-        self._mask = READ
         self._last = False
-        loop.watch(sock, READ, self._ready)
+        self.update()
 
     def __repr__(self) -> str:
         return f"<Channel {'open' if self.open else 'closed'}, {self.queued} bytes to send>"
 
     def send(self, head: dict[str, Any], body: bytes = b"") -> None:
         """Queue a frame and send what the socket takes; frames to a closed channel are dropped."""
-        if not self.open or self._last:
-            return
-        data = memoryview(Frame(head, body).encode())
-        self._outgoing.append(data)
-        self.queued += len(data)
-        if len(self._outgoing) == 1:
-            self._flush()
+        if self.open and not self._last:
+            self.outgoing.append(Frame(head, body).encode())
+            if self.queued:
+                self.queued += len(self.outgoing[-1])
+            else:
+                self.flush()
 
     def finish(self) -> None:
         """Close as soon as everything queued is out."""
         self._last = True
-        if not self._outgoing:
+        if not self.queued:
             self.close()
 
     def close(self) -> None:
         """Close now; `closed` is called once."""
-        if not self.open:
-            return
-        self.open = False
-        self.loop.unwatch(self.sock)
-        self.sock.close()
-        self._closed(self)
+        if self.open:
+            super().close()
+            self._closed(self)
 
-    def _ready(self, mask: int) -> None:
-        if mask & WRITE:
-            self._flush()
-        if mask & READ and self.open:
-            self._read()
-
-    def _read(self) -> None:
+    def _readable(self) -> None:
         try:
             data = self.sock.recv(RECEIVE)
         except (BlockingIOError, InterruptedError):
@@ -98,27 +82,11 @@ class Channel:
             if not self.open:
                 return
 
-    def _flush(self) -> None:
-        try:
-            while self._outgoing:
-                data = self._outgoing[0]
-                sent = self.sock.send(data)
-                self.queued -= sent
-                if sent < len(data):
-                    self._outgoing[0] = data[sent:]
-                    break
-                self._outgoing.popleft()
-        except (BlockingIOError, InterruptedError):
-            pass
-        except OSError:
+    def _lost(self, reason: str) -> None:  # noqa: ARG002 - whatever the reason
+        self.close()
+
+    def _drained(self) -> None:
+        if self._last:
             self.close()
-            return
-        mask = READ | WRITE if self._outgoing else READ
-        if mask != self._mask:
-            self._mask = mask
-            self.loop.watch(self.sock, mask, self._ready)
-        if not self._outgoing:
-            if self._last:
-                self.close()
-            else:
-                self.drained(self)
+        else:
+            self.drained(self)

@@ -66,7 +66,7 @@ class Loop:
     def __repr__(self) -> str:
         return f"<Loop {len(self._watched)} watched, {len(self._timers)} timers, turn {self.turns}>"
 
-    # -- sources ---------------------------------------------------------------------------------------------------
+    # -- sources -----------------------------------------------------------------------------------------------------
 
     def watch(self, source: Source, mask: int, ready: Callable[[int], None]) -> None:
         """Call `ready(mask)` whenever `source` is ready for any of READ | WRITE in `mask`; replaces an earlier watch.
@@ -88,7 +88,7 @@ class Loop:
         if self._watched.pop(descriptor := _descriptor(source), None) is not None:
             self._selector.unregister(descriptor)
 
-    # -- time ------------------------------------------------------------------------------------------------------
+    # -- time --------------------------------------------------------------------------------------------------------
 
     def after(self, seconds: float, call: Callable[[], None]) -> Timer:
         """Call once, `seconds` from now."""
@@ -100,7 +100,7 @@ class Loop:
         """Call once at the end of this turn."""
         self._soon.append(call)
 
-    # -- signals ---------------------------------------------------------------------------------------------------
+    # -- signals -----------------------------------------------------------------------------------------------------
 
     def on_signal(self, signum: int, call: Callable[[], None]) -> None:
         """Call in a turn of the loop, never inside the signal handler, when the signal has come.
@@ -122,7 +122,7 @@ class Loop:
             if call := self._signals.get(signum):
                 call()
 
-    # -- running ---------------------------------------------------------------------------------------------------
+    # -- running -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Turn until `stop`; what was put off with `soon` before the stop is still done."""
@@ -145,8 +145,8 @@ class Loop:
         watched = self._watched
         for key, mask in self._selector.select(timeout):
             # A handler before this one may have closed this source, and its number may already be another's.
-            ready = key.data
-            if watched.get(key.fd) is ready:
+            ready = watched.get(key.fd)
+            if ready is not None and ready is key.data:
                 ready(mask)
         if self._timers:
             self._run_timers()

@@ -8,6 +8,9 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 from struct import Struct
 
+Buffer = bytes | bytearray | memoryview
+"""What can be sent; memoryviews are of bytes (format B), so that len() counts bytes."""
+
 # -- handshake ---------------------------------------------------------------------------------------------------
 
 NBDMAGIC = 0x4E42444D41474943

@@ -1,0 +1,136 @@
+"""One process under the supervisor: started by the fork server, known by pid and start time, watched by pidfd.
+
+What starts a process sits behind this class: start, tell, signal, and one call when it is gone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import types
+from collections.abc import Callable, Sequence
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import wait
+from typing import Any
+
+import psutil
+
+from launcher.identity import Identity
+from node.channel import Channel
+from node.frames import Frame
+from node.loop import READ, Loop
+from node.spec import NodeSpec
+
+_context = multiprocessing.get_context("forkserver")
+EXIT_STATUS_WAIT = 1.0
+"""Seconds the fork server may take to tell the status of a process that is already gone."""
+
+
+def start_fork_server() -> tuple[Identity, ...]:
+    """Start the process from which all nodes are forked, the nodes' modules loaded; returns its and its helper's
+    identity. The command line's own modules are not for the nodes, so the main module is hidden from it."""
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    _context.set_forkserver_preload(["node.process"])
+    forkserver.ensure_running()
+    found = (Identity.of(child.pid) for child in psutil.Process().children())
+    return tuple(identity for identity in found if identity is not None)
+
+
+def stop_fork_server() -> None:
+    """End the fork server and its resource tracker and wait for them. They would go by themselves when this process
+    is gone, but `down` promises that nothing is left when it returns; hence the standard library's own test hooks."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
+
+class Child:
+    """A running node. `told(child, head)` is called for what it says, `gone(child, how)` once when it has ended."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        spec: NodeSpec,
+        listeners: Sequence[socket.socket],
+        told: Callable[[Child, dict[str, Any]], None],
+        gone: Callable[[Child, str], None],
+    ) -> None:
+        from node.process import run_node
+
+        self.loop = loop
+        self.spec = spec
+        self._told = told
+        self._gone = gone
+        self._answers: dict[int, Callable[[dict[str, Any]], None]] = {}
+        self._asked = 0
+        ours, theirs = socket.socketpair()
+        self._process = _context.Process(target=run_node, args=(spec, listeners, theirs), name=spec.name)
+        self._process.start()
+        theirs.close()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+        identity = Identity.of(self.pid)
+        self._pidfd = identity.open() if identity else None
+        self.identity = identity or Identity(self.pid, 0)
+        self.channel = Channel(loop, ours, self._received)
+        if self._pidfd is None:
+            loop.soon(self._ended)
+        else:
+            loop.watch(self._pidfd, READ, lambda _: self._ended())
+
+    def __repr__(self) -> str:
+        return f"<Child {self.spec.name} {self.identity}>"
+
+    def tell(self, head: dict[str, Any]) -> None:
+        """Send a word that needs no answer."""
+        self.channel.send(head)
+
+    def ask(self, head: dict[str, Any], answered: Callable[[dict[str, Any]], None]) -> None:
+        """Send a word; `answered` gets the answer, or {"error": …} if the process ends before it gives one."""
+        self._asked += 1
+        self._answers[self._asked] = answered
+        self.channel.send({**head, "id": self._asked})
+
+    def signal(self, *signums: int) -> None:
+        """Send signals to this very process, if it is still there."""
+        if self._pidfd is not None:
+            for signum in signums:
+                try:
+                    signal.pidfd_send_signal(self._pidfd, signum)
+                except ProcessLookupError:
+                    return
+
+    def _received(self, _channel: Channel, frame: Frame) -> None:
+        answered = self._answers.pop(frame.head.get("answer", 0), None)
+        if answered is not None:
+            answered(frame.head)
+        else:
+            self._told(self, frame.head)
+
+    def _ended(self) -> None:
+        """The process is gone: take its last words, then its exit status."""
+        if self._pidfd is not None:
+            self.loop.unwatch(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+        while self.channel.open and wait([self.channel.sock], 0):
+            self.channel._readable()
+        self.channel.close()
+        wait([self._process.sentinel], EXIT_STATUS_WAIT)
+        status = self._process.exitcode
+        self._process.close()
+        for answered in self._answers.values():
+            answered({"error": f"{self.spec.name} ended"})
+        self._answers.clear()
+        self._gone(self, describe_exit(status))
+
+
+def describe_exit(status: int | None) -> str:
+    """An exit status in words."""
+    if status is None:
+        return "is gone; its exit status is not known"
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return f"exited with status {status}"

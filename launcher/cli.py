@@ -1,0 +1,227 @@
+"""The command `memcluster`: words to functions, errors to sentences and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from launcher import config as configuration
+from launcher.config import ClusterConfig, ConfigError
+from launcher.output import happening_line, status_table
+
+EXIT_USAGE = 2
+EXIT_NOT_RUNNING = 3
+EXIT_IN_USE = 5
+
+
+class Failure(click.ClickException):
+    """A sentence for people and an exit code."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = code
+
+    def show(self, file: Any = None) -> None:
+        click.echo("\n".join(f"memcluster: {line}" for line in self.message.splitlines()), err=True, file=file)
+
+
+class _Seconds(click.ParamType):
+    """A time span: 10, 500ms, 2m."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from launcher.units import parse_duration
+
+        try:
+            return value if isinstance(value, float) else parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+SECONDS = _Seconds()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-f", "--file", default="cluster.yaml", envvar="MEMCLUSTER_FILE", show_default=True, metavar="FILE",
+              type=click.Path(path_type=Path), help="The cluster's description (also MEMCLUSTER_FILE).")  # fmt: skip
+@click.version_option(package_name="memcluster", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(context: click.Context, file: Path) -> None:
+    """Start, watch and stop a cluster of processes that serves one flat memory over NBD."""
+    context.obj = file
+
+
+@cli.command()
+@click.option("-d", "--detach", is_flag=True, help="Return when the cluster is ready; it goes on in the background.")
+@click.option("--wait-timeout", type=SECONDS, default=60.0, show_default=True, help="Longest time until it is ready.")
+@click.pass_obj
+def up(file: Path, detach: bool, wait_timeout: float) -> int:
+    """Start the cluster."""
+    from launcher import sockets
+    from launcher.up import AlreadyRunning, CannotStart
+    from launcher.up import up as start
+
+    cluster = _load(file)
+    try:
+        return start(cluster, detach=detach, wait_timeout=wait_timeout, tell=_printer(file, detach))
+    except AlreadyRunning as running:
+        record = running.record
+        if record is None:
+            raise Failure(f"cluster {cluster.name} is being started or stopped by another command", EXIT_IN_USE) from None
+        if record.file != str(cluster.file):
+            raise Failure(
+                f"the name {cluster.name!r} is in use by the cluster of {record.file} (supervisor pid "
+                f"{record.supervisor.pid}): stop that one, or give this one another name",
+                EXIT_IN_USE,
+            ) from None
+        click.echo(f"cluster {cluster.name} is already running: {record.uri} (to stop it: {_stop_command(file)})")
+        return 0
+    except sockets.AddressTaken as error:
+        raise Failure(f"{error}\nnothing was started", EXIT_IN_USE) from error
+    except CannotStart as error:
+        raise Failure(str(error)) from error
+
+
+@cli.command()
+@click.option("--timeout", type=SECONDS, help="Longest time for the stop; then SIGKILL. [default: stop_timeout]")
+@click.option("--drain", is_flag=True, help="Let present clients go on until they leave; let no new ones in.")
+@click.pass_obj
+def down(file: Path, timeout: float | None, drain: bool) -> int:
+    """Stop the cluster gracefully and collect its log."""
+    from launcher.control import NoAnswer
+    from launcher.down import NotRunning
+    from launcher.down import down as stop
+    from launcher.rundir import RunDirectory
+
+    cluster = _load(file)
+    try:
+        return stop(
+            RunDirectory(cluster.name),
+            timeout=timeout,
+            default_timeout=cluster.stop_timeout,
+            drain=drain,
+            tell=_printer(file, detach=True),
+        )
+    except NotRunning:
+        raise Failure(f"cluster {cluster.name} is not running", EXIT_NOT_RUNNING) from None
+    except NoAnswer as error:
+        raise Failure(f"the supervisor of {cluster.name} does not answer: {error}") from error
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
+@click.pass_obj
+def status(file: Path, as_json: bool, watch: bool) -> int:
+    """Show every process of the cluster; works when the supervisor is dead, too."""
+    from launcher.status import exit_code, read_status
+
+    cluster = _load(file)
+
+    def show() -> str:
+        found = read_status(cluster)
+        return json.dumps(found) if as_json else status_table(found)
+
+    if watch:
+        _watch(show, live=sys.stdout.isatty() and not as_json)
+        return 0
+    found = read_status(cluster)
+    click.echo(json.dumps(found, indent=2) if as_json else status_table(found))
+    return exit_code(found)
+
+
+@cli.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
+@click.option("-n", "--last", type=click.IntRange(min=0), metavar="N", help="The last N records.")
+@click.option("--since", metavar="T", help="Records since T: 5m, 30s, or a time such as 2026-01-31T12:00:00.")
+@click.option("--node", metavar="NAME", help="Records of one server.")
+@click.option("--request", metavar="ID", help="One request, with its pieces.")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines.")
+@click.pass_obj
+def logs(
+    file: Path, follow: bool, last: int | None, since: str | None, node: str | None, request: str | None, as_json: bool
+) -> int:
+    """Show the merged log, through logger 0."""
+    from launcher.rundir import RunDirectory
+
+    cluster = _load(file)
+    record = RunDirectory(cluster.name).record()
+    address = next((found.address for found in record.nodes if found.name == "logger0"), None) if record else None
+    if address is None:
+        merged = cluster.logs.directory / f"{cluster.name}.log"
+        hint = f"; the log of its last run is {merged}" if merged.exists() else ""
+        raise Failure(f"cluster {cluster.name} is not running{hint}", EXIT_NOT_RUNNING)
+    raise NotImplementedError((follow, last, since, node, request, as_json))
+
+
+@cli.command("config")
+@click.option("--json-schema", is_flag=True, help="The schema of cluster.yaml, for editors.")
+@click.pass_obj
+def show_config(file: Path, json_schema: bool) -> None:
+    """Check the file and print it with every default filled in."""
+    if json_schema:
+        click.echo(json.dumps(configuration.json_schema(), indent=2))
+    else:
+        click.echo(configuration.dump(_load(file)), nl=False)
+
+
+def main() -> None:
+    """The entry point: the commands' return values are the exit codes."""
+    try:
+        sys.exit(cli.main(prog_name="memcluster", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+
+
+def _load(file: Path) -> ClusterConfig:
+    try:
+        return configuration.load(file)
+    except ConfigError as error:
+        raise Failure(str(error), EXIT_USAGE) from error
+
+
+def _stop_command(file: Path) -> str:
+    return "memcluster down" if str(file) == "cluster.yaml" else f"memcluster -f {file} down"
+
+
+def _printer(file: Path, detach: bool) -> Callable[[dict[str, Any]], None]:
+    stop_command = _stop_command(file) + ("" if detach else "   (or Ctrl-C here)")
+
+    def tell(happening: dict[str, Any]) -> None:
+        if line := happening_line(happening, stop_command):
+            click.echo(line, err=happening["event"] in ("gave-up", "died", "failed", "late", "unresponsive"))
+
+    return tell
+
+
+def _watch(show: Callable[[], str], *, live: bool) -> None:
+    """Show again every second: in place on a terminal, one after another elsewhere."""
+    if not live:
+        while True:
+            click.echo(show())
+            time.sleep(1)
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(Text(show()), auto_refresh=False) as view:
+        while True:
+            time.sleep(1)
+            view.update(Text(show()), refresh=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""`memcluster down`: ask the supervisor to stop, or clean up after one that is dead."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from launcher import leftovers
+from launcher.control import NoAnswer, connect
+from launcher.lifecycle import LAST_PHASES
+from launcher.rundir import RunDirectory, RunRecord
+
+Tell = Callable[[dict[str, Any]], None]
+SLACK = 5.0
+"""Seconds beyond all its own deadlines that a supervisor has before it is killed."""
+EXIT_TIMEOUT = 124
+
+
+class NotRunning(Exception):
+    """There is nothing to stop."""
+
+
+def down(run: RunDirectory, *, timeout: float | None, default_timeout: float, drain: bool, tell: Tell) -> int:
+    """Stop the cluster; returns the exit code when every process is gone. Raises NotRunning."""
+    record = run.record()
+    if not run.locked:
+        if not run.path.exists():
+            raise NotRunning
+        return _clean_up(run, record, tell)
+    deadline = None
+    if not (drain and timeout is None):
+        limit = default_timeout if timeout is None else timeout
+        deadline = time.monotonic() + limit + (default_timeout if drain else 0) + LAST_PHASES + SLACK
+    code = 0
+    try:
+        stream = connect(run.control)
+        if record is not None:  # a paused supervisor cannot stop
+            record.supervisor.signal(signal.SIGCONT)
+        stream.send({"do": "down", "drain": drain, "timeout": timeout})
+        for happening in stream.frames(deadline):
+            tell(happening)
+            if happening["event"] == "late":
+                code = EXIT_TIMEOUT
+    except NoAnswer as problem:
+        tell({"event": "unresponsive", "text": str(problem)})
+        if record is None:
+            raise
+        record.supervisor.signal(signal.SIGKILL)
+        leftovers.wait_gone([record.supervisor], leftovers.PATIENCE)
+        _clean_up(run, record, tell)
+        return EXIT_TIMEOUT
+    if record is not None:
+        leftovers.wait_gone([record.supervisor, *record.helpers], leftovers.PATIENCE)
+    return code
+
+
+def _clean_up(run: RunDirectory, record: RunRecord | None, tell: Tell) -> int:
+    """The supervisor is dead: end what is left, and remove the files."""
+    tell({"event": "supervisor-dead"})
+    if record is not None:
+        for name in leftovers.end(record):
+            tell({"event": "leftover", "name": name})
+    run.remove()
+    tell({"event": "gone"})
+    return 0

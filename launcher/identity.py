@@ -1,0 +1,67 @@
+"""Which process is meant: pid and start time. A pid alone may be somebody else's by now; no signal is sent by it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A process: its pid and when it started, in clock ticks since boot (field 22 of /proc/PID/stat, proc(5))."""
+
+    pid: int
+    start: int
+
+    @classmethod
+    def of(cls, pid: int) -> Identity | None:
+        """Who has this pid now; None if nobody has."""
+        fields = _stat(pid)
+        return cls(pid, int(fields[19])) if fields else None
+
+    @property
+    def alive(self) -> bool:
+        """The same process is still there; a zombie is not."""
+        fields = _stat(self.pid)
+        return fields is not None and int(fields[19]) == self.start and fields[0] not in ("Z", "X")
+
+    @property
+    def stopped(self) -> bool:
+        """The process is there and was stopped with a signal."""
+        fields = _stat(self.pid)
+        return fields is not None and int(fields[19]) == self.start and fields[0] in ("T", "t")
+
+    def open(self) -> int | None:
+        """A pidfd of this very process, or None if it is gone: readable when the process ends."""
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return None
+        if self.alive:  # the pid was not given to another one before the pidfd pinned it
+            return pidfd
+        os.close(pidfd)
+        return None
+
+    def signal(self, *signums: int) -> bool:
+        """Send the signals to this very process; false if it is gone."""
+        pidfd = self.open()
+        if pidfd is None:
+            return False
+        try:
+            for signum in signums:
+                signal.pidfd_send_signal(pidfd, signum)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(pidfd)
+        return True
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the third, the state, on: the second may contain anything."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None

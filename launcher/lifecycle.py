@@ -1,0 +1,346 @@
+"""What to start, restart, stop and kill next: the supervisor's policy, without processes, sockets or a clock.
+
+Each event (a node is ready, a node exited, somebody wants a stop, time passed) is a method that is told `now` and
+returns the actions to be carried out, in order. `wake` is the time at which `tick` wants to be called.
+
+The life of a node:
+
+    pending -> starting -> ready -> stopping -> exited
+                  |          |
+                  +----------+--> restarting -> starting    died; back after 0, 1, 2, 4 ... s
+                  +----------+--> failed                    died too often, or said that it cannot run
+
+The stop goes through phases, each begun when all processes of the one before are gone: the primary, the secondaries,
+then logger 0 collects the merged log, the other loggers, logger 0. At the deadline what is late is named and killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+LAST_PHASES = 3.0
+"""Seconds the phases after a missed deadline still have, so that the log is written even then."""
+
+
+class State(StrEnum):
+    """Where a node stands."""
+
+    PENDING = "pending"
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    EXITED = "exited"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+
+
+class Phase(StrEnum):
+    """Where the cluster stands."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """Seconds, and a count: see `restart` in docs/configuration.md."""
+
+    cap: float = 30.0
+    reset: float = 60.0
+    deaths: int = 5
+    within: float = 60.0
+
+
+@dataclass
+class NodeLife:
+    """One node's part of the state."""
+
+    name: str
+    state: State = State.PENDING
+    reason: str = ""
+    restarts: int = 0
+    started: float = 0.0
+    due: float | None = None
+    """When it is to be started again."""
+    streak: int = 0
+    """Deaths in a row, without a stable time between them."""
+    deaths: list[float] = field(default_factory=list)
+
+    @property
+    def alive(self) -> bool:
+        return self.state in (State.STARTING, State.READY, State.STOPPING)
+
+
+# -- actions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    name: str
+
+
+@dataclass(frozen=True)
+class Drain:
+    name: str
+    mode: str
+
+
+@dataclass(frozen=True)
+class Kill:
+    name: str
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Let logger 0 write the merged log."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Every node says that it is ready: ask the cluster as a client would."""
+
+
+@dataclass(frozen=True)
+class Say:
+    """Tell people what happened: `event` is one of ready, died, restarting, failed, draining, late, stopped."""
+
+    event: str
+    name: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Everything is gone; exit with this code."""
+
+    code: int
+
+
+Action = Start | Drain | Kill | Collect | Probe | Say | Finish
+
+COLLECT = "collect"
+"""In the order of the stop: the point at which the log is collected."""
+
+
+class Lifecycle:
+    """`servers` and `loggers` are names, those of number 0 first; `jitter(seconds)` spreads a restart's delay."""
+
+    def __init__(
+        self,
+        servers: Sequence[str],
+        loggers: Sequence[str],
+        *,
+        restart: RestartPolicy,
+        stop_timeout: float,
+        jitter: Callable[[float], float] = lambda seconds: seconds,
+    ) -> None:
+        self.nodes = {name: NodeLife(name) for name in (*servers, *loggers)}
+        self.phase = Phase.STARTING
+        self.code = 0
+        self._restart = restart
+        self._stop_timeout = stop_timeout
+        self._jitter = jitter
+        self._collector = loggers[0]
+        self._order: list[list[str] | str] = [
+            [servers[0]],
+            list(servers[1:]),
+            COLLECT,
+            list(loggers[1:]),
+            [loggers[0]],
+        ]
+        self._mode = "now"
+        self._deadline: float | None = None
+        self._last_deadline: float | None = None
+
+    @property
+    def wake(self) -> float | None:
+        """When `tick` is to be called, if nothing happens before."""
+        times = [node.due for node in self.nodes.values() if node.due is not None]
+        times += [time for time in (self._deadline, self._last_deadline) if time is not None]
+        return min(times, default=None)
+
+    @property
+    def health(self) -> str:
+        """The word for `status`: starting, running, degraded, draining or stopped."""
+        if self.phase is Phase.RUNNING and any(node.state is not State.READY for node in self.nodes.values()):
+            return "degraded"
+        return self.phase.value
+
+    # -- events --------------------------------------------------------------------------------------------------
+
+    def begin(self, now: float) -> list[Action]:
+        """Start everything: the sockets are there already, so nobody need wait for anybody."""
+        return [action for node in self.nodes.values() for action in self._start(node, now)]
+
+    def ready(self, name: str, now: float) -> list[Action]:
+        """A node serves."""
+        node = self.nodes[name]
+        if node.state is not State.STARTING:
+            return []
+        node.state, node.reason = State.READY, ""
+        actions: list[Action] = [Say("ready", name, f"{now - node.started:.2f} s")]
+        if self.phase is Phase.STARTING and all(other.state is State.READY for other in self.nodes.values()):
+            actions.append(Probe())
+        return actions
+
+    def probed(self) -> list[Action]:
+        """The cluster answered as a client expects."""
+        if self.phase is Phase.STARTING:
+            self.phase = Phase.RUNNING
+            return [Say("running")]
+        return []
+
+    def broken(self, name: str, reason: str) -> None:
+        """A node said that it cannot run, and will exit: starting it again would not help."""
+        self.nodes[name].state = State.FAILED
+        self.nodes[name].reason = reason
+
+    def exited(self, name: str, how: str, now: float) -> list[Action]:
+        """A process is gone; `how` says it in words."""
+        node = self.nodes[name]
+        if self.phase in (Phase.DRAINING, Phase.STOPPED):
+            if node.state is not State.STOPPING:
+                node.reason = how
+            node.state = State.EXITED
+            return self._advance(now)
+        if node.state is State.FAILED:
+            return [Say("failed", name, node.reason), *self._give_up(f"{name}: {node.reason}", now)]
+        node.reason = how
+        if node.state is State.STARTING and self.phase is Phase.STARTING:
+            node.state = State.FAILED
+            return [Say("failed", name, how), *self._give_up(f"{name}: {how}", now)]
+        return self._died(node, how, now)
+
+    def stop(self, mode: str, timeout: float | None, now: float) -> list[Action]:
+        """Stop gracefully. Mode "finish" lets present clients go on, for `timeout` seconds if it is given; mode "now"
+        ends within `timeout`, or the cluster's own stop_timeout."""
+        if self.phase is Phase.DRAINING and not (self._mode == "finish" and mode == "now"):
+            return []
+        again = self.phase is Phase.DRAINING
+        self.phase, self._mode = Phase.DRAINING, mode
+        if mode == "finish":
+            self._deadline = None if timeout is None else now + timeout
+        else:
+            self._deadline = now + (self._stop_timeout if timeout is None else timeout)
+        for node in self.nodes.values():
+            node.due = None
+            if node.state in (State.PENDING, State.RESTARTING, State.FAILED):
+                node.state = State.EXITED
+        if again:
+            return [Drain(name, "now") for name in self._current() if self.nodes[name].alive]
+        return [Say("draining"), *self._enter_phase(now)]
+
+    def collected(self, now: float) -> list[Action]:
+        """Logger 0 has written the merged log, or cannot."""
+        if self.phase is Phase.DRAINING and self._order and self._order[0] == COLLECT:
+            del self._order[0]
+            return self._enter_phase(now)
+        return []
+
+    def kill(self, now: float) -> list[Action]:
+        """No more patience: end everything at once."""
+        if self.phase is not Phase.DRAINING:
+            self.stop("now", None, now)
+        self._deadline = self._last_deadline = None
+        self._order = [[node.name for node in self.nodes.values()]]
+        return self._kill_late([node.name for node in self.nodes.values() if node.alive]) or self._advance(now)
+
+    def tick(self, now: float) -> list[Action]:
+        """Time has passed."""
+        actions: list[Action] = []
+        for node in self.nodes.values():
+            if node.due is not None and node.due <= now:
+                node.due = None
+                actions += self._start(node, now)
+        if self._last_deadline is not None and self._last_deadline <= now:
+            return actions + self.kill(now)
+        if self._deadline is not None and self._deadline <= now:
+            self._deadline = None
+            if self._mode == "finish":
+                return actions + self.stop("now", None, now)
+            self._last_deadline = now + LAST_PHASES
+            actions += self._kill_late([name for name in self._current() if self.nodes[name].alive])
+            if self._order and self._order[0] == COLLECT:
+                actions += self.collected(now)
+        return actions
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _start(self, node: NodeLife, now: float) -> list[Action]:
+        node.state, node.started = State.STARTING, now
+        return [Start(node.name)]
+
+    def _died(self, node: NodeLife, how: str, now: float) -> list[Action]:
+        policy = self._restart
+        if now - node.started >= policy.reset:
+            node.streak = 0
+        node.deaths = [time for time in node.deaths if now - time < policy.within] + [now]
+        said: list[Action] = [Say("died", node.name, how)]
+        if len(node.deaths) >= policy.deaths:
+            node.state = State.FAILED
+            node.reason = f"died {len(node.deaths)} times in {policy.within:g} s, last: {how}"
+            return [*said, Say("failed", node.name, node.reason)]
+        delay = self._jitter(min(policy.cap, float(2 ** (node.streak - 1)))) if node.streak else 0.0
+        node.streak += 1
+        node.restarts += 1
+        if not delay:
+            return [*said, Say("restarting", node.name, "at once"), *self._start(node, now)]
+        node.state, node.due = State.RESTARTING, now + delay
+        return [*said, Say("restarting", node.name, f"in {delay:.1f} s")]
+
+    def _give_up(self, reason: str, now: float) -> list[Action]:
+        """A cluster that cannot start is stopped again; one that runs goes on without the node."""
+        if self.phase is not Phase.STARTING:
+            return []
+        self.code = 1
+        return [Say("gave-up", "", reason), *self.stop("now", None, now)]
+
+    def _current(self) -> list[str]:
+        """The names of the present phase of the stop."""
+        if not self._order:
+            return []
+        if isinstance(self._order[0], list):
+            return self._order[0]
+        return [self._collector]
+
+    def _enter_phase(self, now: float) -> list[Action]:
+        """Begin the first phase that has something to do."""
+        if self._order and self._order[0] == COLLECT:
+            if self.nodes[self._collector].state is State.READY:
+                return [Collect()]
+            del self._order[0]
+        actions: list[Action] = []
+        for name in self._current():
+            node = self.nodes[name]
+            if node.alive:
+                node.state = State.STOPPING
+                actions.append(Drain(name, self._mode if name == next(iter(self.nodes)) else "now"))
+        return actions or self._advance(now)
+
+    def _advance(self, now: float) -> list[Action]:
+        """Go on if everything of the present phase is gone."""
+        if self._order and self._order[0] == COLLECT:
+            if self.nodes[self._collector].alive:
+                return []  # it is collecting
+        elif any(self.nodes[name].alive for name in self._current()):
+            return []
+        if self._order:
+            del self._order[0]
+        if self._order:
+            return self._enter_phase(now)
+        if self.phase is Phase.STOPPED:
+            return []
+        self.phase = Phase.STOPPED
+        self._deadline = self._last_deadline = None
+        return [Say("stopped"), Finish(self.code)]
+
+    def _kill_late(self, names: list[str]) -> list[Action]:
+        actions: list[Action] = []
+        for name in names:
+            self.nodes[name].state = State.STOPPING
+            actions += [Say("late", name, "did not stop in time: killed"), Kill(name)]
+        return actions

@@ -1,0 +1,99 @@
+"""The listening sockets: bound by the supervisor before anything is started, all of them or none."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Sequence
+
+import psutil
+
+from node.address import Address
+
+BACKLOG = 1024
+
+
+class AddressTaken(Exception):
+    """Somebody listens there already, or the address is not this machine's; says who or why."""
+
+
+def bind_all(addresses: Sequence[Address]) -> list[socket.socket]:
+    """Listening sockets for the addresses, in order. Raises AddressTaken, naming every one that is not to be had."""
+    sockets: list[socket.socket] = []
+    problems: list[str] = []
+    for address in addresses:
+        try:
+            sockets.append(bind(address))
+        except AddressTaken as error:
+            problems.append(str(error))
+    if problems:
+        for sock in sockets:
+            release(sock)
+        raise AddressTaken("\n".join(problems))
+    return sockets
+
+
+def bind(address: Address) -> socket.socket:
+    """A listening socket. Raises AddressTaken."""
+    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        if address.path:
+            _remove_stale(address.path)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address.sockaddr)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise AddressTaken(f"{address} is already in use{_holder(address)}") from error
+        raise AddressTaken(f"cannot listen on {address}: {error.strerror or error}") from error
+    return sock
+
+
+def bound_address(sock: socket.socket) -> Address:
+    """Where a socket really listens: port 0 has become a number."""
+    name = sock.getsockname()
+    return Address(path=name) if sock.family == socket.AF_UNIX else Address(host=name[0], port=name[1])
+
+
+def release(sock: socket.socket) -> None:
+    """Close a listening socket for good, and remove its file."""
+    path = sock.getsockname() if sock.family == socket.AF_UNIX else ""
+    sock.close()
+    if path:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket file on which nobody listens any more; anything else there stays."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            pass
+
+
+def _holder(address: Address) -> str:
+    """ by process 'python3' (pid 4711)`, as far as this user may see it."""
+    if address.path:
+        return ""
+    try:
+        for found in psutil.net_connections(kind="tcp"):
+            if found.status == psutil.CONN_LISTEN and found.laddr.port == address.port and found.pid:
+                return f" by process {psutil.Process(found.pid).name()!r} (pid {found.pid})"
+    except psutil.Error:
+        pass
+    return ""

@@ -1,0 +1,371 @@
+"""The supervisor: carries out what the lifecycle decides, with real processes, sockets, signals and time.
+
+It holds every listening socket, starts the nodes through the fork server, hears what they say, answers the command
+line on its control socket, and tells everyone who listens what happens (`Happening`s: plain dicts that travel as
+frames).
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from launcher import lifecycle, sockets
+from launcher.child import Child
+from launcher.config import ClusterConfig
+from launcher.identity import Identity
+from launcher.lifecycle import Action, Lifecycle, Phase
+from launcher.probe import Probe
+from launcher.rundir import NodeRecord, RunDirectory, RunRecord
+from node.address import Address
+from node.channel import Channel
+from node.cluster_map import ClusterMap, ServerEntry
+from node.frames import Frame
+from node.listener import Listener
+from node.loop import Loop, Timer
+from node.spec import Bounds, NodeSpec
+
+Happening = dict[str, Any]
+ANSWER_WITHIN = 1.0
+"""Seconds a node has to answer `status`; one that does not is shown without its counters."""
+EXIT_TIMEOUT = 124
+
+
+class Supervisor:
+    """One cluster, from its start to its end. `listeners` are server 0's, server 1's …, then the loggers' sockets."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        run: RunDirectory,
+        listeners: Sequence[socket.socket],
+        helpers: Sequence[Identity],
+        tell: Callable[[Happening], None],
+    ) -> None:
+        self.loop = Loop()
+        self.config = config
+        self.run_directory = run
+        self.code = 0
+        self._began = time.monotonic()
+        self._listeners = list(listeners)
+        self._helpers = tuple(helpers)
+        self._watchers: list[Callable[[Happening], None]] = [tell]
+        self._channels: set[Channel] = set()
+        self._wake: Timer | None = None
+        self._record_is_due = False
+        self._children: dict[str, Child] = {}
+        self._usage: dict[str, psutil.Process] = {}
+        self._interrupted = False
+        self._asked_to_stop = False
+        count = len(config.servers)
+        addresses = [str(sockets.bound_address(sock)) for sock in listeners]
+        self.uri = Address.parse(addresses[0]).uri()
+        self.map = ClusterMap(
+            config.name,
+            config.topology,
+            config.fan_out,
+            config.layout.stripe,
+            tuple(
+                ServerEntry(addresses[index], addresses[count + index], server.memory)
+                for index, server in enumerate(config.servers)
+            ),
+        )
+        self._specs = {spec.name: spec for spec in self._make_specs()}
+        self.lifecycle = Lifecycle(
+            [f"server{index}" for index in range(count)],
+            [f"logger{index}" for index in range(count)],
+            restart=lifecycle.RestartPolicy(**config.restart.model_dump()),
+            stop_timeout=config.stop_timeout,
+            jitter=lambda seconds: seconds * random.uniform(0.9, 1.1),
+        )
+
+    def _make_specs(self) -> list[NodeSpec]:
+        config = self.config
+        limit = config.clients.limit
+        assert isinstance(limit, int)
+        bounds = Bounds(limit, config.clients.handshake_timeout, config.retry_timeout)
+        shards = config.storage or self.run_directory.path
+        logs = config.logs.directory / config.name
+        return [
+            NodeSpec(
+                name=f"{kind}{index}",
+                role="logger" if kind == "logger" else self.map.role(index),
+                index=index,
+                cluster=self.map,
+                shard=str(shards / f"shard{index}"),
+                durable=config.storage is not None,
+                log_directory=str(logs / f"server{index}"),
+                log_retain=config.logs.retain if config.logs.level != "off" else 0,
+                merged_log=str(config.logs.directory / f"{config.name}.log"),
+                bounds=bounds,
+            )
+            for kind in ("server", "logger")
+            for index in range(len(config.servers))
+        ]
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def run(self, wait_timeout: float | None = None) -> int:
+        """Run the cluster until it is stopped; returns the exit code."""
+        self.loop.on_signal(signal.SIGTERM, lambda: self.stop("now", None))
+        self.loop.on_signal(signal.SIGHUP, lambda: self.stop("now", None))
+        self.loop.on_signal(signal.SIGINT, self._interrupt)
+        control = Listener(self.loop, sockets.bind(Address(path=str(self.run_directory.control))), self._accept)
+        control.start()
+        if wait_timeout is not None:
+            self.loop.after(wait_timeout, lambda: self._too_slow(wait_timeout))
+        self._do(self.lifecycle.begin(self._now()))
+        self.loop.run()
+        control.stop()
+        self._clean_up()
+        self._tell({"event": "gone"})
+        for channel in tuple(self._channels):
+            channel.close()
+        self.loop.close()
+        return self.code
+
+    def stop(self, mode: str, timeout: float | None) -> None:
+        """Begin the graceful stop; see Lifecycle.stop."""
+        self._asked_to_stop = True
+        self._do(self.lifecycle.stop(mode, timeout, self._now()))
+
+    def _interrupt(self) -> None:
+        """Ctrl-C: once drains, twice kills."""
+        if self._interrupted:
+            self._do(self.lifecycle.kill(self._now()))
+        else:
+            self._interrupted = True
+            self.stop("now", None)
+
+    def _too_slow(self, seconds: float) -> None:
+        if self.lifecycle.phase is Phase.STARTING:
+            waiting = [f"{node.name} is {node.state}" for node in self.lifecycle.nodes.values() if node.state != "ready"]
+            text = f"not ready within {seconds:g} s: {', '.join(waiting) or 'the probe got no answer'}"
+            self._tell({"event": "gave-up", "text": text})
+            self.lifecycle.code = EXIT_TIMEOUT
+            self._do(self.lifecycle.stop("now", None, self._now()))
+
+    def _clean_up(self) -> None:
+        """Everything but what was to outlive the stop: a memory that an earlier run left, if this one never ran."""
+        for sock in self._listeners:
+            sockets.release(sock)
+        self.run_directory.forget()
+        if self._asked_to_stop:
+            self.run_directory.remove()
+
+    def _now(self) -> float:
+        return time.monotonic()
+
+    # -- carrying out --------------------------------------------------------------------------------------------
+
+    def _do(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case lifecycle.Start(name):
+                    self._start(name)
+                case lifecycle.Drain(name, mode):
+                    child = self._children[name]
+                    child.tell({"do": "drain", "mode": mode})
+                    if mode == "now":  # reaches a node that does not listen, and one that is paused
+                        child.signal(signal.SIGTERM, signal.SIGCONT)
+                case lifecycle.Kill(name):
+                    self._children[name].signal(signal.SIGKILL)
+                case lifecycle.Collect():
+                    self._children["logger0"].ask({"do": "collect"}, self._collected)
+                case lifecycle.Probe():
+                    Probe(self.loop, Address.parse(self.map.servers[0].address), self.map.layout, self._probed)
+                case lifecycle.Say(event, name, text):
+                    self._say(event, name, text)
+                case lifecycle.Finish(code):
+                    self.code = code
+                    self.loop.stop()
+        self._set_timer()
+
+    def _start(self, name: str) -> None:
+        spec = self._specs[name]
+        index = spec.index + (len(self.map.servers) if spec.role == "logger" else 0)
+        child = Child(self.loop, spec, [self._listeners[index]], self._told, self._gone)
+        self._children[name] = child
+        try:
+            self._usage[name] = psutil.Process(child.pid)
+        except psutil.NoSuchProcess:
+            self._usage.pop(name, None)
+        if not self._record_is_due:
+            self._record_is_due = True
+            self.loop.soon(self._write_record)
+
+    def _set_timer(self) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+        wake = self.lifecycle.wake
+        self._wake = None if wake is None else self.loop.after(max(0.0, wake - self._now()), self._tick)
+
+    def _tick(self) -> None:
+        self._wake = None
+        self._do(self.lifecycle.tick(self._now()))
+
+    def _say(self, event: str, name: str, text: str) -> None:
+        happening: Happening = {"event": event, "name": name, "text": text}
+        if event == "running":
+            self.run_directory.write_uri(self.uri)
+            happening |= {"uri": self.uri, "seconds": self._now() - self._began}
+        self._tell(happening)
+
+    def _tell(self, happening: Happening) -> None:
+        for watcher in tuple(self._watchers):
+            watcher(happening)
+
+    # -- what is heard -------------------------------------------------------------------------------------------
+
+    def _told(self, child: Child, head: dict[str, Any]) -> None:
+        name = child.spec.name
+        if head.get("event") == "ready":
+            self._do(self.lifecycle.ready(name, self._now()))
+        elif head.get("event") == "failed":
+            self.lifecycle.broken(name, str(head.get("reason")))
+
+    def _gone(self, child: Child, how: str) -> None:
+        self._do(self.lifecycle.exited(child.spec.name, how, self._now()))
+
+    def _probed(self, problem: str) -> None:
+        if problem:
+            self._tell({"event": "gave-up", "text": f"the cluster does not answer as it should: {problem}"})
+            self.lifecycle.code = 1
+            self._do(self.lifecycle.stop("now", None, self._now()))
+        else:
+            self._do(self.lifecycle.probed())
+
+    def _collected(self, answer: dict[str, Any]) -> None:
+        self._tell({"event": "collected", **answer})
+        self._do(self.lifecycle.collected(self._now()))
+
+    # -- the record ----------------------------------------------------------------------------------------------
+
+    def _write_record(self) -> None:
+        self._record_is_due = False
+        own = Identity.of(psutil.Process().pid)
+        assert own is not None
+        self.run_directory.write_record(
+            RunRecord(
+                cluster=self.config.name,
+                file=str(self.config.file),
+                topology=self.config.topology,
+                memory=self.config.memory,
+                uri=self.uri,
+                supervisor=own,
+                helpers=self._helpers,
+                nodes=tuple(
+                    NodeRecord(
+                        name=name,
+                        role=child.spec.role,
+                        pid=child.identity.pid,
+                        start=child.identity.start,
+                        address=self._address(child.spec),
+                        range=None if child.spec.role == "logger" else self.map.layout.range(child.spec.index),
+                    )
+                    for name, child in self._children.items()
+                ),
+            )
+        )
+
+    def _address(self, spec: NodeSpec) -> str:
+        entry = self.map.servers[spec.index]
+        return entry.logger if spec.role == "logger" else entry.address
+
+    # -- the command line's side ---------------------------------------------------------------------------------
+
+    def _accept(self, sock: socket.socket) -> None:
+        self._channels.add(Channel(self.loop, sock, self._asked, self._channels.discard))
+
+    def _asked(self, channel: Channel, frame: Frame) -> None:
+        do = frame.head.get("do")
+        if do == "status":
+            self._gather_status(channel.send)
+        elif do == "down":
+            self._watchers.append(channel.send)
+            self.stop("finish" if frame.head.get("drain") else "now", frame.head.get("timeout"))
+        elif do == "kill":
+            self._asked_to_stop = True
+            self._do(self.lifecycle.kill(self._now()))
+        else:
+            channel.send({"error": f"the supervisor does not understand {do!r}"})
+
+    def _gather_status(self, answer: Callable[[dict[str, Any]], None]) -> None:
+        """Ask all nodes at once; answer when the last has answered or time is up."""
+        counters: dict[str, dict[str, Any]] = {}
+        asked = [name for name, node in self.lifecycle.nodes.items() if node.alive]
+        done = False
+
+        def finish() -> None:
+            nonlocal done
+            if not done:
+                done = True
+                timer.cancel()
+                answer(self._status(counters))
+
+        def collect(name: str, reply: dict[str, Any]) -> None:
+            counters[name] = reply
+            if len(counters) == len(asked):
+                finish()
+
+        timer = self.loop.after(ANSWER_WITHIN, finish)
+        for name in asked:
+            self._children[name].ask({"do": "status"}, lambda reply, name=name: collect(name, reply))  # type: ignore[misc]
+        if not asked:
+            finish()
+
+    def _status(self, counters: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "cluster": self.config.name,
+            "state": self.lifecycle.health if self.lifecycle.phase is not Phase.STARTING else "starting",
+            "uri": self.uri,
+            "topology": self.config.topology,
+            "memory": self.config.memory,
+            "file": str(self.config.file),
+            "supervisor": psutil.Process().pid,
+            "nodes": [self._node_status(name, counters.get(name, {})) for name in self.lifecycle.nodes],
+        }
+
+    def _node_status(self, name: str, counters: dict[str, Any]) -> dict[str, Any]:
+        node, spec = self.lifecycle.nodes[name], self._specs[name]
+        child = self._children.get(name)
+        alive = node.alive and child is not None
+        state = str(node.state)
+        if alive and child is not None and child.identity.stopped:
+            state = "paused"
+        rss = cpu = 0.0
+        if alive:
+            try:
+                rss, cpu = self._usage[name].memory_info().rss, self._usage[name].cpu_percent()
+            except (psutil.Error, KeyError):
+                pass
+        details = {key: value for key, value in counters.items() if key not in ("answer", "clients", "requests")}
+        return {
+            "name": name,
+            "role": spec.role,
+            "state": state,
+            "ready": state == "ready" and "clients" in counters,
+            "pid": child.pid if alive and child is not None else None,
+            "address": self._address(spec),
+            "range": None if spec.role == "logger" else self.map.layout.range(spec.index),
+            "restarts": node.restarts,
+            "uptime_s": round(self._now() - node.started, 3) if alive else 0.0,
+            "clients": counters.get("clients", 0),
+            "requests": counters.get("requests", 0),
+            "rss_bytes": int(rss),
+            "cpu_percent": cpu,
+            "reason": node.reason,
+            **details,
+        }
+
+
+def shard_directory(config: ClusterConfig, run: RunDirectory) -> Path:
+    """Where the shards of a cluster lie."""
+    return config.storage or run.path

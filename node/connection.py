@@ -1,0 +1,188 @@
+"""One client of a server: its socket, its NBD session, and how much of the server it may take up.
+
+Bytes go from the socket to the session and its requests to the owner; replies leave in one gathered send a turn. The
+bounds: a turn serves at most TURN_BUDGET bytes' worth of requests of one client, and a client with ROOM bytes in
+flight or unsent is not read from until it takes its replies.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from node.loop import Loop
+from node.nbd.errors import ProtocolError
+from node.nbd.server import REQUEST_COST, Exports, Request, ServerSession
+from node.nbd.wire import MAX_PAYLOAD
+from node.stream import Stream
+
+ROOM = 2 * MAX_PAYLOAD
+"""Bytes of a client's requests in flight and replies unsent, at most (one request may pass it)."""
+TURN_BUDGET = 4 << 20
+"""Bytes' worth of requests of one client that are dealt with in one turn of the loop."""
+LINGER = 0.25
+"""Seconds a closed client may take to read its last replies and close its side."""
+
+
+class Owner(Protocol):
+    """Who serves the requests."""
+
+    def serve(self, connection: Connection, requests: list[Request]) -> None: ...
+    def lost(self, connection: Connection, reason: str) -> None: ...
+    def place(self, connection: Connection, request: Request) -> memoryview | None: ...
+
+
+class Connection(Stream):
+    """A client. `in_flight` counts its requests that the owner has begun and not yet answered."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        owner: Owner,
+        exports: Callable[[Connection], Exports],
+        number: int,
+        scratch: memoryview,
+    ) -> None:
+        self.session = ServerSession(exports(self), self._place, scratch)
+        super().__init__(loop, sock, self.session.outgoing)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.owner = owner
+        self.number = number
+        self.in_flight = 0
+        self.bytes_in_flight = 0
+        self.slot: int | None = None
+        self.route: Callable[[Connection, Request, int], None] = _no_route
+        """What serves the requests; the owner sets it when the client opens an export."""
+        self.closing = False
+        """Nothing that the client still sends is looked at."""
+        self._leaving = False
+        self._half_closed = False
+        self.update()
+        self.send_soon()
+
+    def __repr__(self) -> str:
+        state = "closing" if self.closing else "open" if self.open else "closed"
+        return f"<Connection {self.number} {state}, {self.in_flight} in flight, {self.queued} bytes unsent>"
+
+    # -- what the owner says -----------------------------------------------------------------------------------------
+
+    def begin(self, request: Request) -> None:
+        """The request will be answered in a later turn."""
+        self.in_flight += 1
+        self.bytes_in_flight += request.length
+
+    def end(self, request: Request) -> None:
+        """The request has just been answered, in a later turn than it came."""
+        self.in_flight -= 1
+        self.bytes_in_flight -= request.length
+        self.send_soon()
+
+    def finish(self) -> None:
+        """Close as soon as nothing is in flight; until then the owner goes on being asked."""
+        self._leaving = True
+        self.send_soon()
+
+    # -- the stream's side -------------------------------------------------------------------------------------------
+
+    @property
+    def wants_read(self) -> bool:
+        # 1. A client that does not take its replies gets no new ones made.
+        # 2. One that was told goodbye is still read from, so that its end of file is seen.
+        # 3. One whose requests are parked is read from when they are served.
+        if self.closing:
+            return self._half_closed
+        return self._room > 0 and not self.session.waiting
+
+    @property
+    def _room(self) -> int:
+        return ROOM - self.bytes_in_flight - self.queued
+
+    def _readable(self) -> None:
+        if self.closing:
+            self._discard()
+            return
+        session = self.session
+        try:
+            count = self.sock.recv_into(session.receive_buffer())
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lost(error.strerror or "receive failed")
+            return
+        if not count:
+            self._lost("")
+            return
+        try:
+            requests = session.received(count, min(TURN_BUDGET, self._room))
+        except ProtocolError as error:
+            self._lost(str(error))
+            return
+        self._serve(requests)
+
+    def _resume(self) -> None:
+        if self.open and not self.closing and self.session.waiting and self._room > 0:
+            try:
+                requests = self.session.resume(min(TURN_BUDGET, self._room))
+            except ProtocolError as error:
+                self._lost(str(error))
+                return
+            self._serve(requests)
+
+    def _serve(self, requests: list[Request]) -> None:
+        if requests:
+            self.owner.serve(self, requests)
+        if self.session.finished:
+            self.closing = True
+        self.send_soon()
+
+    def _place(self, request: Request) -> memoryview | None:
+        return self.owner.place(self, request)
+
+    def _drained(self) -> None:
+        if (self.closing or self._leaving) and not self.in_flight:
+            self._half_close()
+        elif self.session.waiting and self._room > 0:
+            self.loop.soon(self._resume)
+
+    def _half_close(self) -> None:
+        """Nothing more will be sent. Closing at once could make the kernel reset the connection and take the last
+        replies with it, so what the client still sends is read away until it closes too, or LINGER is over."""
+        if self._half_closed:
+            return
+        self._half_closed = self.closing = True
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._lost("")
+            return
+        self.loop.after(LINGER, lambda: self._lost(""))
+
+    def _discard(self) -> None:
+        try:
+            gone = not self.sock.recv(1 << 16)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            gone = True
+        if gone:
+            self._lost("")
+
+    def lose(self, reason: str) -> None:
+        """Cut the client off, for this reason."""
+        self._lost(reason)
+
+    def _lost(self, reason: str) -> None:
+        """The client is gone, or has to go; an empty reason means that nothing was wrong."""
+        if self.open:
+            self.close()
+            self.owner.lost(self, reason)
+
+
+def _no_route(_connection: Connection, request: Request, _start: int) -> None:
+    raise AssertionError(f"{request} came before an export was opened")
+
+
+assert REQUEST_COST < TURN_BUDGET < ROOM

@@ -1,0 +1,203 @@
+"""One client's request on its way to several servers: the pieces go out, the replies make one answer.
+
+With fan_out: parallel all pieces are sent at once, with serial each after the reply to the one before. The identifier
+of the request is the cookie of its pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from node.connection import Connection
+from node.layout import Piece
+from node.link import Link
+from node.nbd.client import Reply
+from node.nbd.server import Request
+from node.nbd.wire import Buffer, Command, CommandFlag
+from node.server import Server
+
+Extents = Sequence[tuple[int, int]]
+
+
+class Fanout:
+    """Sends the pieces of `request` and completes it at `server` when every reply is there.
+
+    Plain slots and no closures but one a piece: this is the data path.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_extents",
+        "_identifier",
+        "_links",
+        "_parts",
+        "_pending",
+        "_request",
+        "_server",
+        "_start",
+        "_waiting",
+    )
+
+    def __init__(
+        self,
+        server: Server,
+        links: dict[int, Link],
+        connection: Connection,
+        request: Request,
+        start: int,
+        identifier: int,
+    ) -> None:
+        self._server = server
+        self._links = links
+        self._connection = connection
+        self._request = request
+        self._start = start
+        self._identifier = identifier
+        self._parts: list[tuple[int, Buffer]] = []  # bytes read, by where they begin in the request
+        self._extents: list[tuple[Piece, Extents]] = []
+        self._pending = 0
+        self._waiting: list[Piece] = []
+
+    def begin(self, pieces: list[Piece], *, serial: bool) -> None:
+        """Send the pieces; a payload that lies in the receive buffer is copied, for it must outlive this turn."""
+        request = self._request
+        self._connection.begin(request)
+        self._pending = len(pieces)
+        if request.command == Command.WRITE and not request.owned:
+            assert request.payload is not None
+            request.payload = memoryview(bytes(request.payload))
+        if serial:
+            self._waiting = pieces[::-1]
+            self._send(self._waiting.pop())
+        else:
+            for piece in reversed(pieces):  # this server's own piece comes last: the others work meanwhile
+                self._send(piece)
+
+    def _send(self, piece: Piece) -> None:
+        if piece.server == self._server.spec.index:
+            self._carry_out(piece)
+            return
+        request = self._request
+        payload = request.payload
+        buffers = [payload[start:end] for start, end in piece.spans] if payload is not None else ()
+        self._links[piece.server].submit(
+            request.command,
+            self._identifier,
+            piece.offset,
+            piece.length,
+            request.flags & ~CommandFlag.DF,
+            buffers,
+            lambda reply: self._replied(piece, reply),
+        )
+
+    def _carry_out(self, piece: Piece) -> None:
+        """This server's own piece."""
+        request, shard = self._request, self._server.shard
+        try:
+            if request.command == Command.READ:
+                offset = piece.offset
+                for start, end in piece.spans:
+                    self._parts += [(start, view) for view in shard.read(offset, end - start)]
+                    offset += end - start
+            elif request.command == Command.WRITE:
+                assert request.payload is not None
+                room, done = shard.room(piece.offset, piece.length), 0
+                for start, end in piece.spans:
+                    room[done : done + end - start] = request.payload[start:end]
+                    done += end - start
+                if request.flags & CommandFlag.FUA:
+                    shard.sync(piece.offset, piece.length)
+            elif request.command == Command.BLOCK_STATUS:
+                self._extents.append((piece, shard.extents(piece.offset, piece.length)))
+            else:
+                self._server.change(request.command, request.flags, piece.offset, piece.length)
+        except OSError as error:
+            self._server.refuse(request, error)
+        self._one_done()
+
+    def _replied(self, piece: Piece, reply: Reply) -> None:
+        request = self._request
+        if reply.error:
+            if not request.error:
+                request.refuse(reply.error, reply.message or f"server{piece.server}: error {reply.error}")
+        elif reply.data is not None:
+            if len(piece.spans) == 1:
+                self._parts.append((piece.spans[0][0], reply.data))
+            else:
+                view, done = memoryview(reply.data), 0
+                for start, end in piece.spans:
+                    self._parts.append((start, view[done : done + end - start]))
+                    done += end - start
+        elif reply.extents:
+            self._extents.append((piece, reply.extents))
+        self._one_done()
+
+    def _one_done(self) -> None:
+        self._pending -= 1
+        if not self._pending:
+            self._complete()
+        elif self._waiting and not self._request.error:
+            self._send(self._waiting.pop())
+        elif self._waiting:
+            self._complete()  # serial: what comes after a failure is not begun
+
+    def _complete(self) -> None:
+        request = self._request
+        data: list[Buffer] | None = None
+        extents: Extents | None = None
+        if not request.error:
+            if request.command == Command.READ:
+                self._parts.sort(key=lambda part: part[0])
+                data = [buffer for _, buffer in self._parts]
+            elif request.command == Command.BLOCK_STATUS:
+                extents = list(join_extents(self._extents))
+                if request.flags & CommandFlag.REQ_ONE:
+                    extents = extents[:1]
+        self._server.complete(self._connection, request, self._start, self._identifier, data, extents)
+        self._connection.end(request)
+
+
+def join_extents(answers: Sequence[tuple[Piece, Extents]]) -> Iterator[tuple[int, int]]:
+    """The extents of a request from those of its pieces, each of which may end early; so may the result.
+
+    Neighbours with the same status become one.
+    """
+    sources = {piece.server: _Runs(extents) for piece, extents in answers}
+    spans = sorted((start, end, piece.server) for piece, _ in answers for start, end in piece.spans)
+    length, status = 0, 0
+    for start, end, server in spans:
+        position = start
+        while position < end:
+            run = sources[server].take(end - position)
+            if run is None:
+                break
+            if length and run[1] != status:
+                yield length, status
+                length = 0
+            length += run[0]
+            status = run[1]
+            position += run[0]
+        if position < end:
+            break
+    if length:
+        yield length, status
+
+
+class _Runs:
+    """Takes extents apart at the borders of spans."""
+
+    def __init__(self, extents: Extents) -> None:
+        self._extents = iter(extents)
+        self._left = 0
+        self._status = 0
+
+    def take(self, most: int) -> tuple[int, int] | None:
+        """At most `most` bytes of one status; None at the end."""
+        while not self._left:
+            extent = next(self._extents, None)
+            if extent is None:
+                return None
+            self._left, self._status = extent
+        length = min(most, self._left)
+        self._left -= length
+        return length, self._status

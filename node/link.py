@@ -1,0 +1,223 @@
+"""A link: the way from one node to a server. An NBD client on the loop that outlives its connections.
+
+What is submitted stays in the table of what is in flight, payload and all, until its reply has come. When the
+connection is lost the link makes a new one and sends the whole table again, in its order: every command may be
+repeated, and a server answers one connection in order, so a later overlapping write can never be answered while an
+earlier one waits to be repeated. Only what is older than `retry_timeout` is given up, with EIO.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Sequence
+
+from node.address import Address
+from node.loop import Loop, Timer
+from node.nbd.client import ClientSession, Reply
+from node.nbd.errors import NBDError
+from node.nbd.wire import Buffer, Error
+from node.stream import Stream
+
+RECONNECT_AT_MOST = 0.5
+"""Seconds between two attempts to connect, at most; the first follows at once."""
+
+
+class _Submission:
+    """A request in flight, with all that it takes to repeat it."""
+
+    __slots__ = ("command", "cookie", "done", "flags", "length", "offset", "payload", "since")
+
+    def __init__(
+        self,
+        command: int,
+        cookie: int,
+        offset: int,
+        length: int,
+        flags: int,
+        payload: Sequence[Buffer],
+        done: Callable[[Reply], None],
+    ) -> None:
+        self.command = command
+        self.cookie = cookie
+        self.offset = offset
+        self.length = length
+        self.flags = flags
+        self.payload = payload
+        self.done = done
+        self.since = time.monotonic()
+
+
+class Link:
+    """Submits requests to the export `export` of the server at `address`; `ready(link)` is called at each connection."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        address: Address,
+        export: str,
+        retry_timeout: float,
+        scratch: memoryview,
+        ready: Callable[[Link], None] = lambda _: None,
+    ) -> None:
+        self.loop = loop
+        self.address = address
+        self.export = export
+        self.connections = 0
+        """Times a connection was made."""
+        self.trouble = ""
+        """Why there is no connection, if there is none."""
+        self._retry_timeout = retry_timeout
+        self._scratch = scratch
+        self._ready = ready
+        self._in_flight: dict[int, _Submission] = {}
+        self._wire: _Wire | None = None
+        self._attempts = 0
+        self._closed = False
+        self._reconnect: Timer | None = None
+        self._expiry: Timer | None = None
+        self._connect()
+
+    def __repr__(self) -> str:
+        state = "ready" if self.ready else f"waiting: {self.trouble}"
+        return f"<Link to {self.address} {state}, {len(self._in_flight)} in flight>"
+
+    @property
+    def ready(self) -> bool:
+        """There is a connection in the transmission phase."""
+        return self._wire is not None and self._wire.session.ready
+
+    def submit(
+        self,
+        command: int,
+        cookie: int,
+        offset: int,
+        length: int,
+        flags: int,
+        payload: Sequence[Buffer],
+        done: Callable[[Reply], None],
+    ) -> None:
+        """Send a request; `done(reply)` is called once, from the loop. The payload must stay as it is until then."""
+        submission = _Submission(command, cookie, offset, length, flags, payload, done)
+        self._in_flight[cookie] = submission
+        wire = self._wire
+        if wire is not None and wire.session.ready:
+            wire.session.submit(command, cookie, offset, length, flags, payload)
+            wire.send_soon()
+        if self._expiry is None:
+            self._expiry = self.loop.after(self._retry_timeout, self._expire)
+
+    def close(self) -> None:
+        """Say goodbye and stay closed; nothing may be in flight."""
+        self._closed = True
+        for timer in (self._reconnect, self._expiry):
+            if timer is not None:
+                timer.cancel()
+        if self._wire is not None:
+            if self._wire.session.ready:
+                self._wire.session.disconnect()
+                self._wire.flush()
+            self._wire.close()
+            self._wire = None
+
+    # -- the connection's side ---------------------------------------------------------------------------------------
+
+    def received(self, replies: list[Reply]) -> None:
+        """Pass replies on. A server that is going down has not carried the request out: it stays in the table."""
+        in_flight = self._in_flight
+        for reply in replies:
+            if reply.error != Error.ESHUTDOWN:
+                in_flight.pop(reply.cookie).done(reply)
+
+    def established(self, wire: _Wire) -> None:
+        """A handshake is over: repeat what is in flight."""
+        self._attempts = 0
+        self.connections += 1
+        self.trouble = ""
+        for sent in self._in_flight.values():
+            wire.session.submit(sent.command, sent.cookie, sent.offset, sent.length, sent.flags, sent.payload)
+        wire.send_soon()
+        self._ready(self)
+
+    def lost(self, reason: str) -> None:
+        """The connection is gone: make another, at once the first time."""
+        self._wire = None
+        self.trouble = reason
+        if not self._closed:
+            delay = min(RECONNECT_AT_MOST, 0.01 * (2**self._attempts - 1))
+            self._attempts = min(self._attempts + 1, 10)
+            self._reconnect = self.loop.after(delay, self._connect)
+
+    def _connect(self) -> None:
+        sock = socket.socket(self.address.family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        if self.address.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            sock.connect(self.address.sockaddr)
+        except BlockingIOError:
+            pass  # the outcome shows as readable
+        except OSError as error:
+            sock.close()
+            self.lost(f"{self.address}: {error.strerror}")
+            return
+        self._wire = _Wire(self, sock, ClientSession(self.export, scratch=self._scratch))
+
+    def _expire(self) -> None:
+        """Give up what has waited too long. Its late reply would be nobody's, so the connection goes with it."""
+        now = time.monotonic()
+        self._expiry = None
+        late = [sent for sent in self._in_flight.values() if now - sent.since >= self._retry_timeout]
+        if late:
+            for sent in late:
+                del self._in_flight[sent.cookie]
+            if self._wire is not None:
+                self._wire.lose("no reply in time")
+            message = f"no answer from {self.address} for {self._retry_timeout:g} s (retry_timeout)"
+            for sent in late:
+                sent.done(Reply(sent.cookie, Error.EIO, message))
+        if self._in_flight and self._expiry is None:
+            oldest = next(iter(self._in_flight.values()))
+            self._expiry = self.loop.after(max(0.0, oldest.since + self._retry_timeout - now), self._expire)
+
+
+class _Wire(Stream):
+    """One connection of a link."""
+
+    def __init__(self, link: Link, sock: socket.socket, session: ClientSession) -> None:
+        super().__init__(link.loop, sock, session.outgoing)
+        self.link = link
+        self.session = session
+        self.update()
+
+    def _readable(self) -> None:
+        session = self.session
+        try:
+            count = self.sock.recv_into(session.receive_buffer())
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lost(error.strerror or "receive failed")
+            return
+        if not count:
+            self._lost("closed by the server")
+            return
+        was_ready = session.ready
+        try:
+            replies = session.received(count)
+        except NBDError as error:
+            self._lost(str(error))
+            return
+        if session.ready and not was_ready:
+            self.link.established(self)
+        elif replies:
+            self.link.received(replies)
+        if self.open and session.outgoing:
+            self.send_soon()
+
+    def _lost(self, reason: str) -> None:
+        if self.open:
+            self.close()
+            self.link.lost(f"{self.link.address}: {reason}")
+
+    lose = _lost

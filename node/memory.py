@@ -1,0 +1,171 @@
+"""A shard: a file mapped into memory, with a map of the pages that hold data.
+
+The file, not the process, is the memory: it survives the death of any process, and whoever maps it again finds
+every byte. A page that was never written, or was trimmed, is a hole: it takes no memory, reads as zeroes, and is
+given room with fallocate before it is first written, so that a full disk is an OSError (ENOSPC) and never a SIGBUS.
+It knows no protocol; errors are OSErrors.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+
+from node.nbd.wire import Buffer, Status
+
+PAGE = 4096
+ZEROES = memoryview(mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ))
+"""As many zero bytes as one request can ask for; the kernel backs them all with one page."""
+MAX_EXTENTS = 1 << 14
+"""Extents in one answer, at most; an answer may cover less than was asked."""
+
+
+class ShardError(Exception):
+    """The file cannot be this shard; says why and what to do."""
+
+
+class Shard:
+    """`size` bytes of memory in the file at `path`, which is made if it is not there.
+
+    With `durable`, `sync` reaches the disk. Offsets and lengths must lie within the shard: callers have checked.
+    """
+
+    def __init__(self, path: str, size: int, *, durable: bool = False) -> None:
+        self.path = path
+        self.size = size
+        self.durable = durable
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        found = os.fstat(self._fd).st_size
+        if found == 0:
+            os.ftruncate(self._fd, size)
+        elif found != size:
+            os.close(self._fd)
+            raise ShardError(f"{path} has {found} bytes, the shard {size}: move it away, or give the old sizes back")
+        self._map = mmap.mmap(self._fd, size)
+        self._view = memoryview(self._map)
+        self._pages = _find_data(self._fd, size)
+
+    def __repr__(self) -> str:
+        return f"<Shard {self.path} {self.size} bytes, {self._pages.count(1)} of {len(self._pages)} pages in use>"
+
+    @property
+    def used(self) -> int:
+        """Bytes in pages that hold data."""
+        return min(self._pages.count(1) * PAGE, self.size)
+
+    def read(self, offset: int, length: int) -> list[Buffer]:
+        """Views of the bytes as they are when they are looked at; holes are views of zeroes."""
+        if self._pages.find(0, offset // PAGE, (offset + length - 1) // PAGE + 1) < 0:
+            return [self._view[offset : offset + length]]
+        views: list[Buffer] = []
+        for start, end, data in self._runs(offset, length):
+            if data:
+                views.append(self._view[start:end])
+            else:
+                views += [ZEROES[: min(end - at, len(ZEROES))] for at in range(start, end, len(ZEROES))]
+        return views
+
+    def room(self, offset: int, length: int) -> memoryview:
+        """The bytes themselves, to be written to. Raises OSError when there is no room for them."""
+        first, last = offset // PAGE, (offset + length - 1) // PAGE + 1
+        if self._pages.find(0, first, last) >= 0:
+            start = first * PAGE
+            os.posix_fallocate(self._fd, start, min(last * PAGE, self.size) - start)
+            self._pages[first:last] = b"\1" * (last - first)
+        return self._view[offset : offset + length]
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Raises OSError when there is no room."""
+        self.room(offset, len(data))[:] = data
+
+    def zero(self, offset: int, length: int, *, keep: bool = False) -> None:
+        """Make the bytes zero. Whole pages become holes, unless they are to `keep` their room."""
+        end = offset + length
+        if not keep:
+            first, last = -(-offset // PAGE), (end if end == self.size else end // PAGE * PAGE)
+            if first * PAGE < last and self._punch(first, -(-last // PAGE)):
+                self._clear(offset, first * PAGE)
+                self._clear(last, end)
+                return
+            self._clear(offset, end)
+            return
+        self.room(offset, length)
+        self._clear(offset, end)
+
+    def sync(self, offset: int, length: int) -> None:
+        """Bring the bytes to the disk, if there is one behind the shard."""
+        if self.durable:
+            start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+            self._map.flush(start, offset + length - start)
+
+    def sync_all(self) -> None:
+        """Bring everything to the disk, holes that were made included."""
+        if self.durable:
+            os.fdatasync(self._fd)
+
+    def extents(self, offset: int, length: int, most: int = MAX_EXTENTS) -> list[tuple[int, int]]:
+        """(length, Status) of the runs of data and holes from `offset` on, at most `most` of them."""
+        extents = []
+        for start, end, data in self._runs(offset, length):
+            extents.append((end - start, int(Status.DATA if data else Status.HOLE | Status.ZERO)))
+            if len(extents) == most:
+                break
+        return extents
+
+    def close(self) -> None:
+        """Unmap the shard; the file stays."""
+        self._view.release()
+        self._map.close()
+        os.close(self._fd)
+
+    def _runs(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
+        """(start, end, holds data) of the runs of like pages, in order."""
+        runs = []
+        position, end = offset, offset + length
+        while position < end:
+            page = position // PAGE
+            data = self._pages[page] == 1
+            other = self._pages.find(0 if data else 1, page, (end - 1) // PAGE + 1)
+            stop = end if other < 0 else other * PAGE
+            runs.append((position, stop, data))
+            position = stop
+        return runs
+
+    def _clear(self, start: int, end: int) -> None:
+        """Write zeroes over what is not a hole."""
+        for at, stop, data in self._runs(start, end - start) if start < end else ():
+            if data:
+                for piece in range(at, stop, len(ZEROES)):
+                    size = min(stop - piece, len(ZEROES))
+                    self._view[piece : piece + size] = ZEROES[:size]
+
+    def _punch(self, first: int, last: int) -> bool:
+        """Make holes of whole pages; false where the file system cannot."""
+        if self._pages.find(1, first, last) < 0:
+            return True
+        try:
+            self._map.madvise(mmap.MADV_REMOVE, first * PAGE, (last - first) * PAGE)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+                return False
+            raise
+        self._pages[first:last] = bytes(last - first)
+        return True
+
+
+def _find_data(fd: int, size: int) -> bytearray:
+    """The page map of a file: 1 where it holds data."""
+    pages = bytearray(-(-size // PAGE))
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data behind here
+                break
+            raise
+        position = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        first, last = start // PAGE, -(-position // PAGE)
+        pages[first:last] = b"\1" * (last - first)
+    return pages

@@ -1,0 +1,120 @@
+"""The life of one node: from the fork to the exit. Who it is, what ends it, and the word of its supervisor.
+
+A node ends in three ways: told to by its supervisor (or by SIGTERM), it drains and exits 0; when its supervisor is
+gone (end of file on the control channel) it does the same by itself; and when the fork server, its parent, is gone,
+the kernel kills it (PR_SET_PDEATHSIG), even if it hangs or is stopped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from setproctitle import setproctitle
+
+from node.channel import Channel
+from node.frames import Frame
+from node.loop import Loop
+from node.roles.logger import Logger
+from node.roles.primary import Primary
+from node.roles.secondary import Secondary
+from node.server import Report
+from node.spec import NodeSpec
+
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Role(Protocol):
+    """What a process is there for."""
+
+    def start(self) -> None:
+        """Begin to serve; reports {"event": "ready"} when it does."""
+
+    def status(self) -> dict[str, Any]:
+        """Counters, for people."""
+
+    def drain(self, mode: str, done: Callable[[], None]) -> None:
+        """Stop gracefully: mode "now", or "finish" to let present clients go on until they leave."""
+
+    def command(self, head: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+        """Carry out a word from the supervisor that only this role understands."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+ROLES: dict[str, Callable[[Loop, NodeSpec, Sequence[socket.socket], Report], Role]] = {
+    "primary": Primary,
+    "secondary": Secondary,
+    "logger": Logger,
+}
+
+
+def run_node(spec: NodeSpec, listeners: Sequence[socket.socket], control: socket.socket) -> None:
+    """Be the node until it is time to go. The target of the process; runs in a child of the fork server."""
+    os.setsid()  # a terminal's Ctrl-C is for the supervisor alone
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    setproctitle(f"memcluster {spec.cluster.name}: {spec.name} ({spec.role})")
+    _redirect_output(os.path.join(os.path.dirname(spec.log_directory), f"{spec.name}.out"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _Node(spec, listeners, control).run()
+
+
+class _Node:
+    """Ties the loop, the role and the supervisor together."""
+
+    def __init__(self, spec: NodeSpec, listeners: Sequence[socket.socket], control: socket.socket) -> None:
+        self.loop = Loop()
+        self.draining = ""
+        self.loop.on_signal(signal.SIGTERM, lambda: self._drain("now"))
+        self.control = Channel(self.loop, control, self._told, lambda _: self._drain("now"))
+        try:
+            self.role = ROLES[spec.role](self.loop, spec, listeners, self.control.send)
+        except Exception as error:
+            self.control.send({"event": "failed", "reason": str(error)})
+            raise
+
+    def run(self) -> None:
+        self.role.start()
+        self.loop.run()
+        self.role.close()
+        self.control.close()
+        self.loop.close()
+
+    def _drain(self, mode: str) -> None:
+        if self.draining != "now":
+            self.draining = mode
+            self.role.drain(mode, self.loop.stop)
+
+    def _told(self, _channel: Channel, frame: Frame) -> None:
+        head = frame.head
+        if head["do"] == "drain":
+            self._drain(head["mode"])
+        elif head["do"] == "status":
+            self._answer(head, self.role.status())
+        else:
+            self.role.command(head, lambda answer: self._answer(head, answer))
+
+    def _answer(self, head: dict[str, Any], answer: dict[str, Any]) -> None:
+        self.control.send({"answer": head["id"], **answer})
+
+
+def _redirect_output(path: str) -> None:
+    """What the process prints goes to a file of its own; it must not hold its starter's terminal or pipe open."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)

@@ -1,0 +1,314 @@
+"""What every serving process shares: clients and their slots, the shard, the log, the counters, the drain.
+
+A role (see roles/) derives from it and says two things: which exports a client may open, and where a request goes.
+A request is answered with `complete`, which writes its log record before the reply can leave.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from time import time_ns
+from typing import Any
+
+from node.connection import Connection
+from node.listener import Listener
+from node.loop import Loop
+from node.memory import Shard
+from node.nbd.errors import Refused
+from node.nbd.server import RECEIVE_BUFFER, Export, Request
+from node.nbd.wire import Buffer, Command, CommandFlag, Error, Rep, TransmissionFlag
+from node.record import Kind, first_identifier
+from node.segments import LogWriter
+from node.slots import SlotTable
+from node.spec import NodeSpec
+
+MEMORY_FLAGS = (
+    TransmissionFlag.HAS_FLAGS
+    | TransmissionFlag.SEND_FLUSH
+    | TransmissionFlag.SEND_FUA
+    | TransmissionFlag.SEND_TRIM
+    | TransmissionFlag.SEND_WRITE_ZEROES
+    | TransmissionFlag.CAN_MULTI_CONN
+    | TransmissionFlag.SEND_CACHE
+    | TransmissionFlag.SEND_FAST_ZERO
+)
+REQUEST = int(Kind.REQUEST)
+GRACE = 0.1
+"""Seconds in which clients that are to go still get ESHUTDOWN for what they send."""
+WIRE_ERRORS = {
+    errno.EPERM: Error.EPERM,
+    errno.ENOMEM: Error.ENOMEM,
+    errno.EINVAL: Error.EINVAL,
+    errno.ENOSPC: Error.ENOSPC,
+    errno.EDQUOT: Error.ENOSPC,
+}
+
+Route = Callable[[Connection, Request, int], None]
+"""Takes a request that keeps to the protocol and the time it came (ns)."""
+Report = Callable[[dict[str, Any]], None]
+
+
+class Server:
+    """A process that serves NBD clients. Derived classes give `exports`, `open_export` and `place`."""
+
+    def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
+        self.loop = loop
+        self.spec = spec
+        self.report = report
+        self.shard = Shard(spec.shard, spec.cluster.servers[spec.index].memory, durable=spec.durable)
+        self.log = LogWriter(spec.log_directory, spec.index, spec.log_retain)
+        self.slots = SlotTable(spec.bounds.clients)
+        self.connections: dict[int, Connection] = {}
+        self.scratch = memoryview(bytearray(RECEIVE_BUFFER))
+        self.draining = False
+        """No new client is let in."""
+        self.stopping = False
+        """New requests are answered ESHUTDOWN."""
+        self.requests = 0
+        self.refused = 0
+        self.bad_input = 0
+        self._identifier = first_identifier(spec.index, self.log.incarnation)
+        self._accepted = 0
+        self._drained: Callable[[], None] | None = None
+        self._listeners = [Listener(loop, sock, self._accept) for sock in listeners]
+
+    # -- what a role says --------------------------------------------------------------------------------------------
+
+    def exports(self) -> Sequence[Export]:
+        """What LIST shows."""
+        raise NotImplementedError
+
+    def route(self, connection: Connection, export: Export) -> Route:
+        """What serves the requests of a client that opens `export`; raises Refused if it may not."""
+        raise NotImplementedError
+
+    def place(self, connection: Connection, request: Request) -> memoryview | None:
+        """Where the payload of a large WRITE shall be received; see ServerSession."""
+        raise NotImplementedError
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Let clients in."""
+        for listener in self._listeners:
+            listener.start()
+        self.report({"event": "ready"})
+
+    def status(self) -> dict[str, Any]:
+        """The counters, for `memcluster status`."""
+        return {
+            "clients": len(self.connections),
+            "requests": self.requests,
+            "refused": self.refused,
+            "bad_input": self.bad_input,
+            "records_lost": self.log.lost,
+            "memory_used": self.shard.used,
+        }
+
+    def drain(self, mode: str, done: Callable[[], None]) -> None:
+        """Stop gracefully and call `done`: with mode "finish" when the present clients have gone by themselves, with
+        "now" when their requests in flight are answered."""
+        self.draining = True
+        self._drained = done
+        if mode == "now" and not self.stopping:
+            self.stopping = True
+            for listener in self._listeners:
+                listener.stop()
+            self.loop.after(GRACE if self.connections else 0, self._dismiss)
+        self._check_drained()
+
+    def command(self, head: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+        """A word from the supervisor that only some roles understand."""
+        answer({"error": f"{self.spec.name} does not understand {head.get('do')!r}"})
+
+    def close(self) -> None:
+        """Give everything back; nothing is served any more."""
+        for listener in self._listeners:
+            listener.stop()
+        self.log.close()
+
+    def _dismiss(self) -> None:
+        for connection in list(self.connections.values()):
+            connection.finish()
+
+    def _check_drained(self) -> None:
+        if self._drained is not None and not self.connections:
+            done, self._drained = self._drained, None
+            for listener in self._listeners:
+                listener.stop()
+            self.loop.soon(done)
+
+    # -- clients -----------------------------------------------------------------------------------------------------
+
+    def _accept(self, sock: socket.socket) -> None:
+        self._accepted += 1
+        connection = Connection(self.loop, sock, self, lambda client: _Door(self, client), self._accepted, self.scratch)
+        self.connections[self._accepted] = connection
+        self.loop.after(self.spec.bounds.handshake_timeout, lambda: self._check_handshake(connection))
+
+    def _check_handshake(self, connection: Connection) -> None:
+        if connection.open and connection.session.export is None:
+            connection.lose(f"no end of the handshake in {self.spec.bounds.handshake_timeout:g} s")
+
+    def lost(self, connection: Connection, reason: str) -> None:
+        """A client is gone; with a reason, it had to go."""
+        del self.connections[connection.number]
+        if connection.slot is not None:
+            self.slots.give_back(connection.slot)
+        if reason:
+            self.bad_input += 1
+            self.notice(f"client {connection.number}: {reason}")
+        self._check_drained()
+
+    def take_slot(self, connection: Connection) -> None:
+        """Give the client its place; raises Refused, with the reason for people, if it gets none."""
+        slot = self.slots.take()
+        if slot is None:
+            self.refused += 1
+            raise Refused(
+                Rep.ERR_POLICY,
+                f"all {self.slots.limit} client slots are taken (clients.limit: {self.slots.limit} in cluster.yaml)",
+            )
+        connection.slot = slot
+
+    def notice(self, text: str) -> None:
+        """A line for people in the process's own output."""
+        print(f"{self.spec.name}: {text}", file=sys.stderr, flush=True)
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def serve(self, connection: Connection, requests: list[Request]) -> None:
+        """Answer the requests of one client and turn, or begin to."""
+        now = time_ns()
+        route = connection.route
+        self.requests += len(requests)
+        for request in requests:
+            if request.error:
+                self.complete(connection, request, now, self.next_identifier())
+            elif self.stopping:
+                request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
+                self.complete(connection, request, now, self.next_identifier())
+            else:
+                route(connection, request, now)
+
+    def next_identifier(self) -> int:
+        self._identifier += 1
+        return self._identifier
+
+    def complete(
+        self,
+        connection: Connection,
+        request: Request,
+        start: int,
+        identifier: int,
+        data: Sequence[Buffer] | None = None,
+        extents: Sequence[tuple[int, int]] | None = None,
+        kind: int = REQUEST,
+    ) -> None:
+        """Log the request and answer it: with `request.error`, with `data` or `extents`, or plainly."""
+        self.log.append(
+            start,
+            time_ns() - start,
+            identifier,
+            request.offset,
+            request.length,
+            connection.number,
+            kind,
+            request.command,
+            request.flags,
+            request.error,
+        )
+        session = connection.session
+        if request.error:
+            session.reply_error(request, request.error, request.message)
+        elif data:
+            session.reply_data(request, data)
+        elif extents:
+            session.reply_extents(request, extents)
+        else:
+            session.reply(request)
+
+    def carry_out(
+        self,
+        connection: Connection,
+        request: Request,
+        start: int,
+        identifier: int,
+        offset: int,
+        kind: int = REQUEST,
+    ) -> None:
+        """Serve a request that falls in this server's shard as a whole, at `offset` there, and answer it."""
+        data: list[Buffer] | None = None
+        extents: list[tuple[int, int]] | None = None
+        command, length = request.command, request.length
+        try:
+            if command == Command.READ:
+                data = self.shard.read(offset, length) if length else None
+            elif command == Command.WRITE:
+                if length and not request.owned:
+                    assert request.payload is not None
+                    self.shard.write(offset, request.payload)
+                if request.flags & CommandFlag.FUA:
+                    self.shard.sync(offset, length)
+            elif command == Command.BLOCK_STATUS:
+                most = 1 if request.flags & CommandFlag.REQ_ONE else None
+                extents = self.shard.extents(offset, length, most) if most else self.shard.extents(offset, length)
+            else:
+                self.change(command, request.flags, offset, length)
+        except OSError as error:
+            self.refuse(request, error)
+        self.complete(connection, request, start, identifier, data, extents, kind)
+
+    def change(self, command: int, flags: int, offset: int, length: int) -> None:
+        """Carry out a command on the shard that takes and gives no bytes. Raises OSError."""
+        if command == Command.FLUSH:
+            self.shard.sync_all()
+        elif command in (Command.TRIM, Command.WRITE_ZEROES) and length:
+            self.shard.zero(offset, length, keep=bool(flags & CommandFlag.NO_HOLE))
+            if flags & CommandFlag.FUA:
+                self.shard.sync_all()
+
+    def refuse(self, request: Request, error: OSError) -> None:
+        """The system could not do it: say so to the client."""
+        code = WIRE_ERRORS.get(error.errno or 0, Error.EIO)
+        request.refuse(code, f"{self.spec.name}: {os.strerror(error.errno or errno.EIO)}")
+
+    def place_here(self, request: Request, offset: int) -> memoryview | None:
+        """Room in the shard for a payload; refuses the request if there is none."""
+        if self.stopping:
+            request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
+            return None
+        try:
+            return self.shard.room(offset, request.length)
+        except OSError as error:
+            self.refuse(request, error)
+            return None
+
+
+class _Door:
+    """The exports as one client sees them."""
+
+    def __init__(self, server: Server, connection: Connection) -> None:
+        self.server = server
+        self.connection = connection
+
+    def names(self) -> Sequence[Export]:
+        return self.server.exports()
+
+    def find(self, name: str) -> Export:
+        if self.server.draining:
+            raise Refused(Rep.ERR_SHUTDOWN, f"cluster {self.server.spec.cluster.name} is shutting down")
+        for export in self.server.exports():
+            if export.name == name:
+                return export
+        raise Refused(Rep.ERR_UNKNOWN, f"there is no export {name!r} here")
+
+    def open(self, name: str) -> Export:
+        export = self.find(name)
+        self.connection.route = self.server.route(self.connection, export)
+        return export
+

@@ -1,0 +1,37 @@
+"""The slot table: the places for clients, and which are free. Taking and giving back are O(1)."""
+
+from __future__ import annotations
+
+
+class SlotTable:
+    """`limit` places, numbered from 0."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._free: list[int] = []  # given back, the last one on top
+        self._fresh = 0  # from here on no slot was ever taken
+        self._taken: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"<SlotTable {len(self._taken)} of {self.limit} taken>"
+
+    @property
+    def taken(self) -> int:
+        return len(self._taken)
+
+    def take(self) -> int | None:
+        """A free slot, or None when there is none."""
+        if self._free:
+            slot = self._free.pop()
+        elif self._fresh < self.limit:
+            slot = self._fresh
+            self._fresh += 1
+        else:
+            return None
+        self._taken.add(slot)
+        return slot
+
+    def give_back(self, slot: int) -> None:
+        """Raises KeyError for a slot that is not taken."""
+        self._taken.remove(slot)
+        self._free.append(slot)

@@ -1,0 +1,125 @@
+"""A non-blocking stream socket on the loop: gathered sends, and back-pressure by what it asks the loop to watch.
+
+The base of everything that talks: a client's connection, a link between nodes, a channel of frames. It knows no
+protocol. What a subclass adds is `_readable` (take bytes), `_lost` (the other side is gone) and `wants_read`.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from node.loop import READ, WRITE, Loop
+from node.nbd.wire import Buffer
+
+IOV_MAX = 1024
+"""Buffers in one sendmsg, at most (Linux)."""
+
+
+class Stream:
+    """`outgoing` is filled by the owner, `send_soon` sends it at the end of the turn, `flush` now.
+
+    `queued` is the number of bytes that the socket did not take at the last flush.
+    """
+
+    def __init__(self, loop: Loop, sock: socket.socket, outgoing: list[Buffer]) -> None:
+        sock.setblocking(False)
+        self.loop = loop
+        self.sock = sock
+        self.outgoing = outgoing
+        self.queued = 0
+        self.open = True
+        self.sent = 0
+        """Bytes sent so far: whether a slow reader reads at all."""
+        self._mask = 0
+        self._flush_is_due = False
+        self._on_ready = self._ready  # one bound method, so that the loop sees the same handler each time
+
+    # -- what a subclass says ----------------------------------------------------------------------------------------
+
+    @property
+    def wants_read(self) -> bool:
+        """Whether more bytes are welcome; false is back-pressure."""
+        return True
+
+    def _readable(self) -> None:
+        raise NotImplementedError
+
+    def _lost(self, reason: str) -> None:
+        """The connection cannot be used any more; must close it."""
+        raise NotImplementedError
+
+    def _drained(self) -> None:
+        """Everything queued has gone out."""
+
+    # -- sending -----------------------------------------------------------------------------------------------------
+
+    def send_soon(self) -> None:
+        """Send what is outgoing when this turn of the loop ends."""
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            self.loop.soon(self.flush)
+
+    def flush(self) -> None:
+        """Send as much as the socket takes, in as few calls as can be."""
+        self._flush_is_due = False
+        if not self.open:
+            return
+        outgoing = self.outgoing
+        queued = sum(map(len, outgoing))
+        while queued:
+            whole = len(outgoing) <= IOV_MAX
+            try:
+                sent = self.sock.sendmsg(outgoing if whole else outgoing[:IOV_MAX])
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                self._lost(error.strerror or "send failed")
+                return
+            self.sent += sent
+            queued -= sent
+            if not queued:
+                outgoing.clear()
+            elif _drop(outgoing, sent) or whole:
+                break  # the socket is full
+        self.queued = queued
+        if not queued:
+            self._drained()
+        self.update()
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def update(self) -> None:
+        """Tell the loop what to watch for now."""
+        if not self.open:
+            return
+        mask = (READ if self.wants_read else 0) | (WRITE if self.queued else 0)
+        if mask != self._mask:
+            self._mask = mask
+            self.loop.watch(self.sock, mask, self._on_ready)
+
+    def _ready(self, mask: int) -> None:
+        if mask & WRITE:
+            self.flush()
+        if mask & READ and self.open and self.wants_read:
+            self._readable()
+
+    def close(self) -> None:
+        """Close the socket now; what is still queued is lost."""
+        if self.open:
+            self.open = False
+            self.loop.unwatch(self.sock)
+            self.sock.close()
+            self.outgoing.clear()
+
+
+def _drop(buffers: list[Buffer], count: int) -> bool:
+    """Take the first `count` bytes off the list; true if that ends within a buffer."""
+    for index, buffer in enumerate(buffers):
+        if count < len(buffer):
+            del buffers[:index]
+            if count:
+                buffers[0] = memoryview(buffer)[count:]
+            return bool(count)
+        count -= len(buffer)
+    buffers.clear()
+    return False

@@ -1,0 +1,140 @@
+"""What end-to-end tests stand on: a cluster in a folder of its own, the commands as subprocesses, and the real clients.
+
+Nothing here sleeps: commands return when what they promise is true, and processes are waited for with pidfds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import memcluster
+from client.discover import run_directory
+from launcher.identity import Identity
+from launcher.leftovers import wait_gone
+from launcher.rundir import RunDirectory, RunRecord
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT = 60.0
+_numbers = itertools.count()
+
+
+def run(*command: str | os.PathLike[str], cwd: Path | None = None, check: bool = True, stdin: bytes | None = None,
+        timeout: float = TIMEOUT, **environment: str) -> subprocess.CompletedProcess[bytes]:  # fmt: skip
+    """Run a command and return what it printed; with `check`, a failure shows both of its outputs."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+    if check:
+        assert done.returncode == 0, (command, done.returncode, done.stdout.decode(), done.stderr.decode())
+    return done
+
+
+def memcluster_command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "launcher.cli", *words]
+
+
+def memclient_command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "client.cli", *words]
+
+
+def need(command: str, package: str) -> str:
+    """The path of a real client; the test is skipped where it is missing, but in CI that is a failure."""
+    path = shutil.which(command)
+    if path is None:
+        message = f"{command} is missing: install the Debian package {package}"
+        if os.environ.get("MEMCLUSTER_REQUIRE_CLIENTS"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+class Cluster:
+    """A cluster of a test: port 0, a name of its own, small memory."""
+
+    def __init__(self, folder: Path, **keys) -> None:
+        self.folder = folder
+        self.name = keys.pop("name", f"t{os.getpid()}-{next(_numbers)}")
+        self.file = folder / "cluster.yaml"
+        self.keys = {"name": self.name, "memory": "1MiB", "servers": 3, "listen": "127.0.0.1:0", **keys}
+        self.file.write_text(yaml.safe_dump(self.keys))
+        self.directory = run_directory(self.name)
+        self._seen: dict[int, Identity] = {}
+
+    def command(self, *words: str, check: bool = True, timeout: float = TIMEOUT, **environment: str):
+        """`memcluster WORDS` in the cluster's folder."""
+        return run(*memcluster_command(*words), cwd=self.folder, check=check, timeout=timeout, **environment)
+
+    def memclient(self, *words: str, check: bool = True, stdin: bytes | None = None):
+        """`memclient WORDS` in the cluster's folder."""
+        return run(*memclient_command(*words), cwd=self.folder, check=check, stdin=stdin)
+
+    def up(self) -> None:
+        self.command("up", "-d")
+        self.remember()
+
+    def remember(self) -> None:
+        """Note who runs now, so that `end` can prove that they are gone."""
+        record = self.record
+        for identity in (record.supervisor, *record.helpers, *(node.identity for node in record.nodes)):
+            self._seen[identity.pid] = identity
+
+    @property
+    def record(self) -> RunRecord:
+        record = RunDirectory(self.name).record()
+        assert record is not None, "no record of a running cluster"
+        return record
+
+    @property
+    def uri(self) -> str:
+        return (self.directory / "uri").read_text().strip()
+
+    def pid(self, name: str) -> int:
+        return next(node.pid for node in self.record.nodes if node.name == name)
+
+    def status(self) -> dict:
+        return json.loads(self.command("status", "--json", check=False).stdout)
+
+    def connect(self, **options):
+        return memcluster.connect(self.uri, **options)
+
+    def down(self, *words: str, check: bool = True):
+        self.remember()
+        return self.command("down", *words, check=check)
+
+    def end(self) -> list[str]:
+        """Stop the cluster if it still runs; returns what it has left behind."""
+        if RunDirectory(self.name).record() is not None:
+            self.down(check=False)
+        problems = self.left_behind()
+        for identity in self._seen.values():
+            identity.signal(signal.SIGKILL)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        return problems
+
+    def left_behind(self, seconds: float = 5.0) -> list[str]:
+        """Processes and files of this cluster that are still there."""
+        problems = []
+        if not wait_gone(list(self._seen.values()), seconds):
+            problems += [f"process {identity}" for identity in self._seen.values() if identity.alive]
+        if self.directory.exists():
+            problems.append(f"{self.directory}: {sorted(entry.name for entry in self.directory.iterdir())}")
+        path = str(self.keys["listen"]).partition("unix:")[2]
+        if path and (self.folder / path).exists():
+            problems.append(f"socket {path}")
+        return problems
