@@ -16,6 +16,9 @@ from node.nbd.server import Request
 from node.nbd.wire import Buffer, Command, CommandFlag
 from node.server import Server
 
+PASSED_ON = 0xFFFF ^ int(CommandFlag.DF)
+"""The flags of a request that its pieces carry: whether the answer is cut up is the client's affair."""
+
 Extents = Sequence[tuple[int, int]]
 
 
@@ -85,7 +88,7 @@ class Fanout:
             self._identifier,
             piece.offset,
             piece.length,
-            request.flags & ~CommandFlag.DF,
+            request.flags & PASSED_ON,
             buffers,
             lambda reply: self._replied(piece, reply),
         )

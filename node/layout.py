@@ -126,11 +126,14 @@ class Striped:
         while position < length:
             server, local = self._locate(offset + position)
             stop = min(length, position + stripe - (offset + position) % stripe)
-            if server in spans:
-                spans[server].append((position, stop))
-            else:
+            parts = spans.get(server)
+            if parts is None:
                 first[server] = local
                 spans[server] = [(position, stop)]
+            elif parts[-1][1] == position:  # the only server left in the round
+                parts[-1] = parts[-1][0], stop
+            else:
+                parts.append((position, stop))
             position = stop
         return [
             Piece(server, first[server], sum(end - start for start, end in parts), tuple(parts))

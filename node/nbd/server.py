@@ -314,7 +314,7 @@ class ServerSession:
         return position
 
     def _negotiate(self) -> Generator[int, bytes, None]:
-        ours = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
+        ours = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
         self.outgoing.append(wire.GREETING.pack(wire.NBDMAGIC, wire.IHAVEOPT, ours))
         (flags,) = wire.CLIENT_FLAGS.unpack((yield wire.CLIENT_FLAGS.size))
         if flags & ~ours:
@@ -445,7 +445,8 @@ class ServerSession:
                 allowed[Command.WRITE_ZEROES] = fua | CommandFlag.NO_HOLE | fast
         if self._context_of == export.name:
             allowed[Command.BLOCK_STATUS] = fua | CommandFlag.REQ_ONE
-        self._allowed = allowed
+        # Plain numbers: an IntFlag inverts within its known bits only, and is slow.
+        self._allowed = {command: int(flags) for command, flags in allowed.items()}
 
 
 # -- parts of option data --------------------------------------------------------------------------------------------

@@ -1,0 +1,69 @@
+"""node/layout.py: every byte has one place, and pieces say the same as bytes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.layout import Linear, Piece, Striped, make_layout
+
+sizes = st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any).map(lambda rows: [row * 8 for row in rows])
+layouts = st.builds(make_layout, sizes, st.sampled_from([0, 4, 8]))
+
+
+def places(layout) -> list[tuple[int, int]]:
+    """(server, offset there) of every byte, one by one."""
+    return [(piece.server, piece.offset) for offset in range(layout.size) for piece in layout.split(offset, 1)]
+
+
+@given(layouts)
+def test_every_byte_has_exactly_one_place_within_its_shard(layout):
+    """No two bytes share a place, none lies beyond its shard, and every place is used."""
+    found = places(layout)
+    assert len(found) == len(set(found)) == layout.size
+    assert all(0 <= offset < layout.sizes[server] for server, offset in found)
+    assert [server for server, _ in found] == [layout.owner(offset) for offset in range(layout.size)]
+
+
+@given(layouts, st.data())
+def test_a_request_splits_into_the_places_of_its_bytes(layout, data):
+    """The pieces' spans, laid out byte by byte, are the bytes' own places; one piece a server at most."""
+    offset = data.draw(st.integers(0, layout.size))
+    length = data.draw(st.integers(0, layout.size - offset))
+    pieces = layout.split(offset, length)
+    found = {}
+    for piece in pieces:
+        at = piece.offset
+        for start, end in piece.spans:
+            for byte in range(start, end):
+                found[byte] = piece.server, at
+                at += 1
+        assert at - piece.offset == piece.length > 0
+    assert [found[byte] for byte in range(length)] == places(layout)[offset : offset + length]
+    assert len({piece.server for piece in pieces}) == len(pieces)
+
+
+def test_linear_by_hand():
+    """A request over a border has a piece on either side."""
+    layout = Linear((10, 20, 30))
+    assert layout.range(1) == (10, 30)
+    assert layout.split(8, 4) == [Piece(0, 8, 2, ((0, 2),)), Piece(1, 0, 2, ((2, 4),))]
+    assert layout.split(60, 0) == []
+
+
+def test_stripes_by_hand():
+    """Stripes go round; a full server is passed over; a server's stripes are one piece."""
+    layout = Striped((8, 4, 12), 4)
+    assert [layout.owner(offset) for offset in range(0, 24, 4)] == [0, 1, 2, 0, 2, 2]
+    assert layout.split(2, 20) == [
+        Piece(0, 2, 6, ((0, 2), (10, 14))),
+        Piece(1, 0, 4, ((2, 6),)),
+        Piece(2, 0, 10, ((6, 10), (14, 20))),
+    ]
+
+
+def test_a_shard_of_half_a_stripe_is_refused():
+    """Shards are whole stripes."""
+    with pytest.raises(ValueError, match="whole stripes"):
+        Striped((6, 8), 4)

@@ -1,0 +1,220 @@
+"""launcher/lifecycle.py: what follows from what happened, as histories."""
+
+from __future__ import annotations
+
+import pytest
+
+from launcher.lifecycle import (
+    LAST_PHASES,
+    Collect,
+    Drain,
+    Finish,
+    Kill,
+    Lifecycle,
+    Phase,
+    Probe,
+    RestartPolicy,
+    Say,
+    Start,
+    State,
+)
+
+SERVERS = ["server0", "server1", "server2"]
+LOGGERS = ["logger0", "logger1", "logger2"]
+ALL = [*SERVERS, *LOGGERS]
+
+
+def make(**policy) -> Lifecycle:
+    return Lifecycle(SERVERS, LOGGERS, restart=RestartPolicy(**policy), stop_timeout=10.0)
+
+
+def running(**policy) -> Lifecycle:
+    """A cluster that became ready at time 0."""
+    life = make(**policy)
+    life.begin(0)
+    for name in ALL:
+        life.ready(name, 0)
+    life.probed()
+    assert life.health == "running"
+    return life
+
+
+def without_words(actions):
+    return [action for action in actions if not isinstance(action, Say)]
+
+
+def words(actions):
+    return [(action.event, action.name) for action in actions if isinstance(action, Say)]
+
+
+def test_everything_is_started_at_once():
+    """The sockets are bound already, so nobody waits for anybody."""
+    assert make().begin(0) == [Start(name) for name in ALL]
+
+
+def test_the_cluster_runs_when_all_are_ready_and_the_probe_was_answered():
+    """The last one's readiness asks for the probe, the probe makes it run."""
+    life = make()
+    life.begin(0)
+    for name in ALL[:-1]:
+        assert without_words(life.ready(name, 1)) == []
+    assert without_words(life.ready(ALL[-1], 1)) == [Probe()]
+    assert life.health == "starting"
+    assert words(life.probed()) == [("running", "")]
+    assert life.health == "running"
+
+
+def test_a_node_that_says_it_cannot_run_stops_the_start():
+    """The reason is told, the rest is stopped, the code is 1."""
+    life = make()
+    life.begin(0)
+    life.broken("server1", "the shard is somebody else's")
+    actions = life.exited("server1", "exited with status 1", 1)
+    assert Say("gave-up", "", "server1: the shard is somebody else's") in actions
+    assert Drain("server0", "now") in actions
+    assert life.code == 1
+
+
+def test_the_stop_has_an_order():
+    """Primary, secondaries, the collection, loggers, logger 0; each when the one before is gone."""
+    life = running()
+    assert without_words(life.stop("now", None, 1)) == [Drain("server0", "now")]
+    assert without_words(life.exited("server0", "", 1)) == [Drain("server1", "now"), Drain("server2", "now")]
+    assert life.exited("server2", "", 1) == []
+    assert life.exited("server1", "", 1) == [Collect()]
+    assert life.collected(1) == [Drain("logger1", "now"), Drain("logger2", "now")]
+    assert life.exited("logger1", "", 1) == []
+    assert life.exited("logger2", "", 1) == [Drain("logger0", "now")]
+    assert without_words(life.exited("logger0", "", 1)) == [Finish(0)]
+    assert life.phase is Phase.STOPPED
+
+
+def test_what_is_late_is_named_and_killed_and_the_log_is_still_collected():
+    """At the deadline the present phase is killed; the phases after it go on."""
+    life = running()
+    life.stop("now", 5, 100)
+    assert life.wake == 105
+    assert life.tick(104.9) == []
+    actions = life.tick(105)
+    assert words(actions) == [("late", "server0")]
+    assert without_words(actions) == [Kill("server0")]
+    assert without_words(life.exited("server0", "killed by SIGKILL", 105)) == [
+        Drain("server1", "now"),
+        Drain("server2", "now"),
+    ]
+    life.exited("server1", "", 105)
+    assert life.exited("server2", "", 105) == [Collect()]
+    assert life.wake == 105 + LAST_PHASES
+    killed = without_words(life.tick(105 + LAST_PHASES))
+    assert killed == [Kill(name) for name in LOGGERS]
+
+
+def test_draining_waits_for_clients_without_a_deadline_and_then_with_one():
+    """--drain has no deadline of its own; its --timeout turns it into a stop."""
+    life = running()
+    assert without_words(life.stop("finish", None, 1)) == [Drain("server0", "finish")]
+    assert life.wake is None
+    life = running()
+    life.stop("finish", 5, 1)
+    assert without_words(life.tick(6)) == [Drain("server0", "now")]
+    assert life.wake == 16
+
+
+def test_sigterm_hastens_a_drain():
+    """A stop while clients are waited for ends the waiting; a second stop changes nothing."""
+    life = running()
+    life.stop("finish", None, 1)
+    assert without_words(life.stop("now", None, 2)) == [Drain("server0", "now")]
+    assert life.stop("now", None, 3) == []
+
+
+def test_killing_kills_everything_at_once():
+    """The second Ctrl-C."""
+    life = running()
+    life.stop("now", None, 1)
+    assert without_words(life.kill(2)) == [Kill(name) for name in ALL]
+    for name in ALL[:-1]:
+        assert without_words(life.exited(name, "killed", 2)) == []
+    assert without_words(life.exited(ALL[-1], "killed", 2)) == [Finish(0)]
+
+
+@pytest.mark.parametrize("dead", ["logger0", "server0"])
+def test_a_stop_does_not_wait_for_what_is_dead(dead):
+    """A node that is between two lives is not started again, and its phase is over at once."""
+    life = running(deaths=99)
+    life.exited(dead, "killed", 1)
+    life.ready(dead, 1)
+    life.exited(dead, "killed", 2)
+    assert life.nodes[dead].state is State.RESTARTING
+    pending = without_words(life.stop("now", None, 3))
+    assert life.wake == 13
+    for _ in ALL:
+        for action in list(pending):
+            pending.remove(action)
+            if isinstance(action, Drain):
+                pending += without_words(life.exited(action.name, "", 3))
+            elif isinstance(action, Collect):
+                pending += life.collected(3)
+    assert pending == [Finish(0)] or life.phase is Phase.STOPPED
+
+
+def test_restarts_come_at_once_and_then_after_1_2_4_seconds_up_to_the_cap():
+    """fdbmonitor's arithmetic: 0, then powers of two."""
+    life = running(cap=4, deaths=99)
+    delays = []
+    now = 1.0
+    for _ in range(6):
+        actions = life.exited("server1", "killed by SIGKILL", now)
+        if Start("server1") in actions:
+            delays.append(0.0)
+        else:
+            delays.append(life.wake - now)
+            now = life.wake
+            assert life.tick(now) == [Start("server1")]
+        life.ready("server1", now)
+    assert delays == [0, 1, 2, 4, 4, 4]
+    assert life.nodes["server1"].restarts == 6
+
+
+def test_a_stable_time_resets_the_count():
+    """After it, the next death is the first again."""
+    life = running(reset=60, deaths=99)
+    life.exited("server1", "killed", 1)
+    life.ready("server1", 1)
+    assert Start("server1") not in life.exited("server1", "killed", 2)
+    life.tick(life.wake)
+    life.ready("server1", 3)
+    assert Start("server1") in life.exited("server1", "killed", 3 + 60)
+
+
+def test_too_many_deaths_fail_the_node_and_degrade_the_cluster():
+    """N deaths in T seconds: failed, with the reason; the others go on."""
+    life = running(deaths=3, within=60)
+    for now in (1, 2):
+        life.exited("server1", "killed by SIGKILL", now)
+        if life.wake:
+            life.tick(life.wake)
+        life.ready("server1", now)
+    actions = life.exited("server1", "killed by SIGKILL", 3)
+    assert without_words(actions) == []
+    assert life.nodes["server1"].state is State.FAILED
+    assert life.nodes["server1"].reason == "died 3 times in 60 s, last: killed by SIGKILL"
+    assert life.health == "degraded"
+
+
+def test_deaths_long_ago_do_not_count():
+    """Only those within the window."""
+    life = running(deaths=2, within=10)
+    life.exited("server1", "killed", 1)
+    life.ready("server1", 1)
+    life.exited("server1", "killed", 12)
+    assert life.nodes["server1"].state is not State.FAILED
+
+
+def test_a_cluster_with_a_dead_node_is_degraded_until_it_is_back():
+    """Health follows the nodes."""
+    life = running()
+    life.exited("logger2", "killed", 1)
+    assert life.health == "degraded"
+    life.ready("logger2", 2)
+    assert life.health == "running"
