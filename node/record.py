@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 RECORD = Struct("<QQQQIIBBHH10xQ")
 RECORD_SIZE = RECORD.size
+KEY = Struct("<Q8xQ16xB23x")
+"""What the merge needs of a record: start, identifier, kind."""
 
 SERVER_BITS = 10
 INCARNATION_BITS = 14
