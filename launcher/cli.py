@@ -24,12 +24,13 @@ EXIT_IN_USE = 5
 class Failure(click.ClickException):
     """A sentence for people and an exit code."""
 
-    def __init__(self, message: str, code: int = 1) -> None:
+    def __init__(self, message: str, code: int = 1, *, prefix: str = "memcluster: ") -> None:
         super().__init__(message)
         self.exit_code = code
+        self.prefix = prefix
 
     def show(self, file: Any = None) -> None:
-        click.echo("\n".join(f"memcluster: {line}" for line in self.message.splitlines()), err=True, file=file)
+        click.echo("\n".join(self.prefix + line for line in self.message.splitlines()), err=True, file=file)
 
 
 class _Seconds(click.ParamType):
@@ -38,7 +39,7 @@ class _Seconds(click.ParamType):
     name = "seconds"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        from launcher.units import parse_duration
+        from client.units import parse_duration
 
         try:
             return value if isinstance(value, float) else parse_duration(value)
@@ -191,7 +192,7 @@ def _load(file: Path) -> ClusterConfig:
     try:
         return configuration.load(file)
     except ConfigError as error:
-        raise Failure(str(error), EXIT_USAGE) from error
+        raise Failure(str(error), EXIT_USAGE, prefix="") from error
 
 
 def _stop_command(file: Path) -> str:

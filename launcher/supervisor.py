@@ -71,7 +71,7 @@ class Supervisor:
             config.name,
             config.topology,
             config.fan_out,
-            config.layout.stripe,
+            config.stripe,
             tuple(
                 ServerEntry(addresses[index], addresses[count + index], server.memory)
                 for index, server in enumerate(config.servers)
@@ -88,9 +88,7 @@ class Supervisor:
 
     def _make_specs(self) -> list[NodeSpec]:
         config = self.config
-        limit = config.clients.limit
-        assert isinstance(limit, int)
-        bounds = Bounds(limit, config.clients.handshake_timeout, config.retry_timeout)
+        bounds = Bounds(config.clients.limit, config.clients.handshake_timeout, config.retry_timeout)
         shards = config.storage or self.run_directory.path
         logs = config.logs.directory / config.name
         return [

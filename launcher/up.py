@@ -69,7 +69,7 @@ def _prepare_directories(config: ClusterConfig, run: RunDirectory) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         sizes = [server.memory for server in config.servers]
-        claim_memory(directory, config.name, sizes, config.layout.stripe)
+        claim_memory(directory, config.name, sizes, config.stripe)
         (config.logs.directory / config.name).mkdir(parents=True, exist_ok=True)
     except MemoryMismatch as error:
         remedy = "choose another directory" if config.storage else "`memcluster down` discards it"

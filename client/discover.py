@@ -1,0 +1,54 @@
+"""How a program finds a running cluster without the launcher: by cluster.yaml's name and the run directory."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+"""What a cluster may be called."""
+
+
+class DiscoverError(Exception):
+    """The cluster cannot be found; says why."""
+
+
+class NotRunning(DiscoverError):
+    """There is such a cluster, but it does not run."""
+
+
+def cluster_file() -> Path:
+    """The description of the cluster meant: MEMCLUSTER_FILE, or cluster.yaml here."""
+    return Path(os.environ.get("MEMCLUSTER_FILE", "cluster.yaml"))
+
+
+def default_name(file: Path) -> str:
+    """The name of a cluster whose file gives none: that of the file's directory, as far as it can be one."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", file.absolute().parent.name).lstrip("-_")[:40]
+    return name or "memcluster"
+
+
+def run_directory(name: str) -> Path:
+    """Where a cluster of this user keeps what is there only while it runs, on tmpfs."""
+    return Path(f"/dev/shm/memcluster-{os.getuid()}-{name}")
+
+
+def running_uri(file: Path) -> str:
+    """The URI of the cluster that `file` describes. Raises NotRunning, DiscoverError."""
+    import yaml
+
+    try:
+        document = yaml.safe_load(file.read_text())
+    except FileNotFoundError as error:
+        raise DiscoverError(f"{file}: no such file; say which cluster with --uri or MEMCLUSTER_URI") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DiscoverError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    name = document.get("name") if isinstance(document, dict) else None
+    name = default_name(file) if name is None else str(name)
+    if not NAME.fullmatch(name):
+        raise DiscoverError(f"{file}: {name!r} is no name of a cluster")
+    try:
+        return (run_directory(name) / "uri").read_text().strip()
+    except FileNotFoundError as error:
+        raise NotRunning(f"cluster {name} is not running; `memcluster up -d` starts it") from error
