@@ -233,11 +233,11 @@ class Live:
     """Gives entries that come in no order: after the window in which earlier ones may still come.
 
     A piece waits for its request as long as the request may be in flight, `patience` ns after the piece's start.
-    Only for requests of the servers in `causes`: the log of no other is followed.
+    `causes` are the servers whose logs are followed, each with the time from which on its requests are to be expected.
     """
 
-    def __init__(self, causes: Iterable[int], patience: int) -> None:
-        self.causes = set(causes)
+    def __init__(self, causes: Mapping[int, int], patience: int) -> None:
+        self.causes = dict(causes)
         self._patience = patience
         self._pending: list[Entry] = []
         self._given: dict[int, None] = {}  # identifiers of requests, the latest last

@@ -97,6 +97,15 @@ def list_segments(directory: Path, after: int = 0) -> list[Segment]:
     return segments
 
 
+def last_sequence(directory: Path) -> int:
+    """The sequence number of the last record there is; 0 if there is none. Raises SegmentError and OSError."""
+    paths = segment_paths(directory)
+    if not paths:
+        return 0
+    with SegmentReader(read_header(paths[-1])) as reader:
+        return reader.segment.first + reader.committed() - 1
+
+
 def read_header(path: Path) -> Segment:
     """Raises SegmentError if the file is not a segment, and OSError."""
     with open(path, "rb", buffering=0) as file:

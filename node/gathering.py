@@ -1,0 +1,199 @@
+"""Logger 0's own work: asks all loggers for their shares and merges them on their way to an output.
+
+Each logger is asked for the next batch when its last one is used up, so memory is bounded by a few batches of each,
+however long the log. A logger that cannot be reached or falls silent is named at the end, and its share is left out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from node.history import MAX_TIME, Filter, History
+from node.loop import Loop, Timer
+from node.merge import Entry, Live, Merger
+from node.shares import BATCH, POLL, LocalShare, RemoteShare
+from node.spec import NodeSpec
+
+WINDOW = 200_000_000
+"""ns that a record waits for earlier ones of other servers when the log is followed."""
+
+Share = LocalShare | RemoteShare
+
+
+class Output(Protocol):
+    """Where the merged log goes."""
+
+    @property
+    def ready(self) -> bool:
+        """More is welcome; when it becomes so again, the output calls the gathering's `go_on`."""
+
+    def write(self, batch: Sequence[Entry]) -> None:
+        """The next entries of the merged log."""
+
+    def tell(self, head: dict[str, Any]) -> None:
+        """Something about the log while it is followed: loggers lost, records missing."""
+
+    def finish(self, head: dict[str, Any]) -> None:
+        """The end: `missing` loggers and why, and the gaps."""
+
+
+class Gathering:
+    """Asks all the loggers for their shares, and writes the merged log to `output`."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        spec: NodeSpec,
+        history: History,
+        wanted: Filter,
+        servers: Sequence[int],
+        follow: bool,
+        output: Output,
+    ) -> None:
+        self.loop = loop
+        self.wanted = wanted
+        self.follow = follow
+        self.output = output
+        self.live = False
+        """The histories are given; now it is news."""
+        self._trouble: dict[str, str] = {}
+        self._gaps: list[dict[str, Any]] = []
+        self._merger = Merger(servers)
+        self._tail: deque[Entry] | None = deque(maxlen=wanted.last) if wanted.last else None
+        self._gate: Live | None = None
+        self._asked: set[int] = set()
+        self._pump_is_due = False
+        self._closed = False
+        self._timer: Timer | None = None
+        if follow:
+            patience = int((spec.bounds.retry_timeout + 5) * 1e9)
+            begin = MAX_TIME if wanted.last else wanted.since  # of the last N, their first entry tells
+            self._gate = Live(dict.fromkeys(servers, begin), patience)
+        self._shares: dict[int, Share] = {}
+        for server in servers:
+            if server == spec.index:
+                self._shares[server] = LocalShare(loop, history, wanted, self)
+            else:
+                address = spec.cluster.servers[server].logger
+                self._shares[server] = RemoteShare(loop, server, address, wanted, follow, self)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Work when this turn ends."""
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            self.loop.soon(self._pump)
+
+    def stop(self) -> None:
+        """Bring a gathering that follows to its end."""
+        self._finish()
+
+    def close(self) -> None:
+        self._closed = True
+        for share in self._shares.values():
+            share.close()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # -- from the shares -------------------------------------------------------------------------------------------
+
+    def fed(self, server: int, batch: list[Entry], missing: int) -> None:
+        self._asked.discard(server)
+        if self.live:
+            assert self._gate is not None
+            self._gate.add(batch)
+            if missing:
+                self.output.tell({"gaps": [{"node": f"server{server}", "records": missing}]})
+        else:
+            if self._gate is not None and batch:
+                self._gate.causes[server] = min(self._gate.causes.get(server, MAX_TIME), batch[0][0])
+            self._merger.feed(server, batch)
+        self.go_on()
+
+    def ended(self, server: int, gaps: Sequence[tuple[int, int]], trouble: str) -> None:
+        self._asked.discard(server)
+        if self._gate is not None and self._gate.causes.get(server) == MAX_TIME:
+            self._gate.causes[server] = 0  # its log is empty: all its requests are still to come
+        self._gaps += [{"node": f"server{server}", "after": after, "records": count} for after, count in gaps]
+        if trouble:
+            self._trouble[f"logger{server}"] = trouble
+            del self._shares[server]
+            if self._gate is not None:
+                self._gate.causes.pop(server, None)
+        if not self.live:
+            self._merger.end(server)
+        elif trouble:
+            self.output.tell({"missing": [f"logger{server}"], "trouble": {f"logger{server}": trouble}})
+        self.go_on()
+
+    # -- to the output ---------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        self._pump_is_due = False
+        if self._closed or not self.output.ready:
+            return
+        if self.live:
+            self._ask(self._shares)
+            return
+        taken = self._merger.take(BATCH)
+        self._pass_on(taken)
+        self._ask(self._merger.wanting)
+        if taken:
+            self.go_on()
+        elif self._merger.finished:
+            if self._tail:
+                self._write_tail()
+            elif self.follow:
+                self._go_live()
+            else:
+                self._finish()
+
+    def _ask(self, servers: Iterable[int]) -> None:
+        """Ask each of these servers for a batch, if that is not done yet."""
+        for server in servers:
+            if server not in self._asked and server in self._shares:
+                self._asked.add(server)
+                self._shares[server].more()
+
+    def _pass_on(self, batch: list[Entry]) -> None:
+        if self._gate is not None:
+            self._gate.add(batch)
+            batch = self._gate.take(MAX_TIME, time.time_ns())
+        if self._tail is not None:
+            self._tail += batch
+        elif batch:
+            self.output.write(batch)
+
+    def _write_tail(self) -> None:
+        """Write a batch of the last N."""
+        assert self._tail is not None
+        self.output.write([self._tail.popleft() for _ in range(min(BATCH, len(self._tail)))])
+        self.go_on()
+
+    def _go_live(self) -> None:
+        self.live = True
+        self._tail = None
+        self.output.tell({"live": True, "missing": sorted(self._trouble), "trouble": self._trouble, "gaps": self._gaps})
+        self._gaps = []
+        self._tick()
+        self.go_on()
+
+    def _tick(self) -> None:
+        """Write what has waited long enough."""
+        self._timer = self.loop.after(POLL, self._tick)
+        if self.output.ready:
+            assert self._gate is not None
+            now = time.time_ns()
+            if batch := self._gate.take(now - WINDOW, now):
+                self.output.write(batch)
+
+    def _finish(self) -> None:
+        if self._closed:
+            return
+        if self.live and self._gate is not None and (batch := self._gate.take(MAX_TIME, MAX_TIME)):
+            self.output.write(batch)
+        self.close()
+        self.output.finish({"missing": sorted(self._trouble), "trouble": self._trouble, "gaps": self._gaps})

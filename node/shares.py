@@ -1,0 +1,205 @@
+"""A share: one server's log on its way to where it is wanted, from this logger's own files or from another logger.
+
+A share gives a batch each time it is asked for one, so a slow asker costs no memory: first the history in the order of
+starts, then, if the log is followed, what is added to it in the order of ends. It knows nothing of merging.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from node.address import Address
+from node.channel import Channel
+from node.frames import Frame
+from node.history import Filter, History, Reading
+from node.loop import WRITE, Loop, Timer
+from node.merge import Entry, entries
+from node.record import RECORD_SIZE
+from node.segments import LogReader, SegmentError
+
+BATCH = 4096
+"""Records in a frame, at most."""
+AHEAD = 2
+"""Frames that a logger sends before it is asked for more."""
+FIRST_ANSWER = 2.0
+"""Seconds a logger has to answer at all: it has little else to do, so silence means that it is not there."""
+NEXT_ANSWER = 10.0
+"""Seconds between its answers."""
+POLL = 0.05
+"""Seconds between two looks at the segments while somebody follows."""
+
+
+class Sink(Protocol):
+    """What takes a share. It gets one batch each time it calls the share's `more`, and at last the end."""
+
+    def fed(self, server: int, batch: list[Entry], missing: int) -> None:
+        """The next entries, not none; `missing` records should have stood before them (only after the history)."""
+
+    def ended(self, server: int, gaps: Sequence[tuple[int, int]], trouble: str) -> None:
+        """The history's end. When the log is followed `more` may be called on; else, or in trouble, it is the end."""
+
+
+class LocalShare:
+    """This logger's own server's log: its history, then, if it is followed, what is added to it."""
+
+    def __init__(self, loop: Loop, history: History, wanted: Filter, sink: Sink) -> None:
+        self.loop = loop
+        self.history = history
+        self.wanted = wanted
+        self.sink = sink
+        self._reading = Reading(history, wanted)
+        self._batches: Iterator[list[Entry]] = iter(self._reading)
+        self._reader: LogReader | None = None
+        self._timer: Timer | None = None
+        self._closed = False
+
+    @property
+    def after(self) -> int:
+        """The sequence number of the last record that the history holds, once it is given."""
+        return self._reading.after
+
+    def more(self) -> None:
+        self.loop.soon(self._step if self._reader is None else self._poll)
+
+    def close(self) -> None:
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._reader is not None:
+            self._reader.close()
+
+    def _step(self) -> None:
+        """One turn's work."""
+        if self._closed:
+            return
+        try:
+            batch = next(self._batches, None)
+        except (OSError, SegmentError) as error:
+            self.close()
+            self.sink.ended(self.history.server, [], str(error))
+            return
+        if batch is None:
+            self._reader = LogReader(self.history.directory, self.after)
+            self.sink.ended(self.history.server, self._reading.gaps, "")
+        elif batch:
+            self.sink.fed(self.history.server, batch, 0)
+        else:
+            self.loop.soon(self._step)
+
+    def _poll(self) -> None:
+        """See what was added."""
+        if self._closed:
+            return
+        assert self._reader is not None
+        try:
+            block = self._reader.read(BATCH)
+        except (OSError, SegmentError) as error:
+            self.close()
+            self.sink.ended(self.history.server, [], str(error))
+            return
+        if block is None:
+            self._timer = self.loop.after(POLL, self._poll)
+            return
+        batch = self.wanted.keep(entries(self.history.server, block.data))
+        if batch or block.missing:
+            self.sink.fed(self.history.server, batch, block.missing)
+        else:
+            self.loop.soon(self._poll)
+
+
+class RemoteShare:
+    """Another logger's share, over TCP."""
+
+    def __init__(self, loop: Loop, server: int, address: str, wanted: Filter, follow: bool, sink: Sink) -> None:
+        self.loop = loop
+        self.server = server
+        self.wanted = wanted
+        self.follow = follow
+        self.sink = sink
+        self._frames: deque[Frame] = deque()  # come but not yet asked for: AHEAD of them at most
+        self._asked = False
+        self._history = True
+        self._channel: Channel | None = None
+        self._closed = False
+        self._deadline: Timer | None = loop.after(FIRST_ANSWER, lambda: self._fail("does not answer"))
+        self._socket: socket.socket | None = None
+        try:
+            self._connect(Address.parse(address))
+        except (OSError, ValueError) as error:
+            reason = str(error)
+            loop.soon(lambda: self._fail(reason))
+
+    def more(self) -> None:
+        self._asked = True
+        self.loop.soon(self._deliver)
+
+    def close(self) -> None:
+        self._closed = True
+        self._set_deadline(None)
+        if self._channel is not None:
+            self._channel.close()
+        elif self._socket is not None:
+            self.loop.unwatch(self._socket)
+            self._socket.close()
+
+    def _connect(self, address: Address) -> None:
+        self._socket = socket.socket(address.family, socket.SOCK_STREAM)
+        self._socket.setblocking(False)
+        try:
+            self._socket.connect(address.sockaddr)
+        except BlockingIOError:
+            pass
+        self.loop.watch(self._socket, WRITE, self._connected)
+
+    def _connected(self, _mask: int) -> None:
+        assert self._socket is not None
+        self.loop.unwatch(self._socket)
+        if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._fail(os.strerror(error))
+            return
+        self._channel = Channel(self.loop, self._socket, self._received, lambda _: self._fail("hung up"))
+        self._channel.send({"ask": "share", "window": AHEAD, "follow": self.follow, **self.wanted.to_head()})
+
+    def _received(self, _channel: Channel, frame: Frame) -> None:
+        head, count = frame.head, frame.head.get("records", 0)
+        if "error" in head:
+            self._fail(str(head["error"]))
+        elif type(count) is not int or len(frame.body) != count * RECORD_SIZE or len(self._frames) > AHEAD:
+            self._fail("does not keep to the protocol")
+        else:
+            self._set_deadline(NEXT_ANSWER if self._history else None)
+            if count or head.get("missing") or head.get("end"):
+                self._frames.append(frame)
+                self._deliver()
+
+    def _deliver(self) -> None:
+        """Hand the next frame over, if it is there and asked for."""
+        if self._closed or not (self._asked and self._frames):
+            return
+        assert self._channel is not None
+        frame = self._frames.popleft()
+        self._asked = False
+        if frame.head.get("end") and not self.follow:
+            self.close()
+        else:
+            self._channel.send({"ask": "more"})
+        if frame.head.get("end"):
+            self._history = False
+            self._set_deadline(None)
+            self.sink.ended(self.server, [(gap["after"], gap["records"]) for gap in frame.head["gaps"]], "")
+        else:
+            self.sink.fed(self.server, entries(self.server, frame.body), frame.head.get("missing", 0))
+
+    def _set_deadline(self, seconds: float | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else self.loop.after(seconds, lambda: self._fail("has fallen silent"))
+
+    def _fail(self, reason: str) -> None:
+        if not self._closed:
+            self.close()
+            self.sink.ended(self.server, [], reason)
