@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -12,42 +13,19 @@ from typing import Any
 
 import click
 
+from client.console import EXIT_IN_USE, EXIT_NOT_RUNNING, EXIT_USAGE, Failure, run, seconds
 from launcher import config as configuration
 from launcher.config import ClusterConfig, ConfigError
 from launcher.output import happening_line, status_table
 
-EXIT_USAGE = 2
-EXIT_NOT_RUNNING = 3
-EXIT_IN_USE = 5
 
+def _since(value: str) -> int:
+    from launcher.logs import parse_since
 
-class Failure(click.ClickException):
-    """A sentence for people and an exit code."""
-
-    def __init__(self, message: str, code: int = 1, *, prefix: str = "memcluster: ") -> None:
-        super().__init__(message)
-        self.exit_code = code
-        self.prefix = prefix
-
-    def show(self, file: Any = None) -> None:
-        click.echo("\n".join(self.prefix + line for line in self.message.splitlines()), err=True, file=file)
-
-
-class _Seconds(click.ParamType):
-    """A time span: 10, 500ms, 2m."""
-
-    name = "seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        from client.units import parse_duration
-
-        try:
-            return value if isinstance(value, float) else parse_duration(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-SECONDS = _Seconds()
+    try:
+        return parse_since(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,7 +40,7 @@ def cli(context: click.Context, file: Path) -> None:
 
 @cli.command()
 @click.option("-d", "--detach", is_flag=True, help="Return when the cluster is ready; it goes on in the background.")
-@click.option("--wait-timeout", type=SECONDS, default=60.0, show_default=True, help="Longest time until it is ready.")
+@click.option("--wait-timeout", type=seconds, default=60.0, show_default=True, help="Longest time until it is ready.")
 @click.pass_obj
 def up(file: Path, detach: bool, wait_timeout: float) -> int:
     """Start the cluster."""
@@ -76,7 +54,7 @@ def up(file: Path, detach: bool, wait_timeout: float) -> int:
     except AlreadyRunning as running:
         record = running.record
         if record is None:
-            raise Failure(f"cluster {cluster.name} is being started or stopped by another command", EXIT_IN_USE) from None
+            raise Failure(f"cluster {cluster.name} is being started or stopped right now", EXIT_IN_USE) from None
         if record.file != str(cluster.file):
             raise Failure(
                 f"the name {cluster.name!r} is in use by the cluster of {record.file} (supervisor pid "
@@ -92,7 +70,7 @@ def up(file: Path, detach: bool, wait_timeout: float) -> int:
 
 
 @cli.command()
-@click.option("--timeout", type=SECONDS, help="Longest time for the stop; then SIGKILL. [default: stop_timeout]")
+@click.option("--timeout", type=seconds, help="Longest time for the stop; then SIGKILL. [default: stop_timeout]")
 @click.option("--drain", is_flag=True, help="Let present clients go on until they leave; let no new ones in.")
 @click.pass_obj
 def down(file: Path, timeout: float | None, drain: bool) -> int:
@@ -142,15 +120,16 @@ def status(file: Path, as_json: bool, watch: bool) -> int:
 @cli.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
 @click.option("-n", "--last", type=click.IntRange(min=0), metavar="N", help="The last N records.")
-@click.option("--since", metavar="T", help="Records since T: 5m, 30s, or a time such as 2026-01-31T12:00:00.")
+@click.option("--since", metavar="T", type=_since, help="Records since T: 5m, or 2026-01-31T12:00:00.")
 @click.option("--node", metavar="NAME", help="Records of one server.")
 @click.option("--request", metavar="ID", help="One request, with its pieces.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines.")
 @click.pass_obj
 def logs(
-    file: Path, follow: bool, last: int | None, since: str | None, node: str | None, request: str | None, as_json: bool
+    file: Path, follow: bool, last: int | None, since: int | None, node: str | None, request: str | None, as_json: bool
 ) -> int:
     """Show the merged log, through logger 0."""
+    from launcher.logs import LogsError, read_batches, render
     from launcher.rundir import RunDirectory
 
     cluster = _load(file)
@@ -160,7 +139,21 @@ def logs(
         merged = cluster.logs.directory / f"{cluster.name}.log"
         hint = f"; the log of its last run is {merged}" if merged.exists() else ""
         raise Failure(f"cluster {cluster.name} is not running{hint}", EXIT_NOT_RUNNING)
-    raise NotImplementedError((follow, last, since, node, request, as_json))
+    batches = read_batches(
+        address, follow=follow, last=last, since=since, node=node, request=request,
+        told=lambda sentence: click.echo(f"memcluster: {sentence}", err=True),
+    )  # fmt: skip
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else 0
+    colour = terminal and not os.environ.get("NO_COLOR")
+    try:
+        for text in render(batches, as_json=as_json, colour=colour, width=width):
+            sys.stdout.write(text)
+            if follow:
+                sys.stdout.flush()
+    except LogsError as error:
+        raise Failure(str(error)) from error
+    return 0
 
 
 @cli.command("config")
@@ -175,17 +168,8 @@ def show_config(file: Path, json_schema: bool) -> None:
 
 
 def main() -> None:
-    """The entry point: the commands' return values are the exit codes."""
-    try:
-        sys.exit(cli.main(prog_name="memcluster", standalone_mode=False) or 0)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of our output is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(1)
+    """The entry point."""
+    run(cli, "memcluster")
 
 
 def _load(file: Path) -> ClusterConfig:

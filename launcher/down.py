@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from client.console import EXIT_TIMEOUT
 from launcher import leftovers
 from launcher.control import NoAnswer, connect
 from launcher.lifecycle import LAST_PHASES
@@ -15,7 +16,6 @@ from launcher.rundir import RunDirectory, RunRecord
 Tell = Callable[[dict[str, Any]], None]
 SLACK = 5.0
 """Seconds beyond all its own deadlines that a supervisor has before it is killed."""
-EXIT_TIMEOUT = 124
 
 
 class NotRunning(Exception):

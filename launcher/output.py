@@ -122,10 +122,8 @@ def format_uptime(seconds: float) -> str:
 
 def format_bytes(count: float) -> str:
     """64MiB, 1.5GiB, 512B."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            break
+    unit, *larger = "B", "KiB", "MiB", "GiB", "TiB"
+    while count >= 1024 and larger:
         count /= 1024
-    else:
-        unit = "TiB"
+        unit, *larger = larger
     return f"{count:.0f}{unit}" if count == int(count) else f"{count:.1f}{unit}"

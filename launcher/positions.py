@@ -19,8 +19,11 @@ MAX_NODES = 10_000
 
 _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_WORDS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_WORDS |= dict.fromkeys(("null", "Null", "NULL", "~", ""))
+_WORDS: dict[str, bool | None] = {
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys(("null", "Null", "NULL", "~", ""), None),
+}
 
 
 class YAMLProblem(Exception):
@@ -91,6 +94,7 @@ class _Builder:
                 self.document.keys[*path, key] = key_line, key_column
                 mapping[key] = self.build(value_node, (*path, key), above)
             return mapping
+        assert isinstance(node, yaml.ScalarNode)
         return _scalar(node)
 
 
@@ -98,7 +102,7 @@ def _place(node: yaml.Node) -> tuple[int, int]:
     return node.start_mark.line + 1, node.start_mark.column + 1
 
 
-def _scalar(node: yaml.Node) -> Any:
+def _scalar(node: yaml.ScalarNode) -> Any:
     text = str(node.value)
     if node.style is not None:  # quoted, or a block of text
         return text

@@ -92,7 +92,7 @@ def _holder(address: Address) -> str:
         return ""
     try:
         for found in psutil.net_connections(kind="tcp"):
-            if found.status == psutil.CONN_LISTEN and found.laddr.port == address.port and found.pid:
+            if found.status == psutil.CONN_LISTEN and found.laddr and found.laddr.port == address.port and found.pid:
                 return f" by process {psutil.Process(found.pid).name()!r} (pid {found.pid})"
     except psutil.Error:
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+from client.console import EXIT_DEGRADED, EXIT_NOT_RUNNING
 from launcher.config import ClusterConfig
 from launcher.control import NoAnswer, ask
 from launcher.rundir import NodeRecord, RunDirectory
@@ -29,7 +30,7 @@ def read_status(config: ClusterConfig) -> dict[str, Any]:
 
 def exit_code(status: dict[str, Any]) -> int:
     """0 running, 3 not running, 4 anything between."""
-    return {"running": 0, "stopped": 3}.get(status["state"], 4)
+    return {"running": 0, "stopped": EXIT_NOT_RUNNING}.get(status["state"], EXIT_DEGRADED)
 
 
 def _recorded(config: ClusterConfig, run: RunDirectory, problem: str) -> dict[str, Any]:

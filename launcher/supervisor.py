@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from client.console import EXIT_TIMEOUT
 from launcher import lifecycle, sockets
 from launcher.child import Child
 from launcher.config import ClusterConfig
@@ -35,7 +36,6 @@ from node.spec import Bounds, NodeSpec
 Happening = dict[str, Any]
 ANSWER_WITHIN = 1.0
 """Seconds a node has to answer `status`; one that does not is shown without its counters."""
-EXIT_TIMEOUT = 124
 
 
 class Supervisor:
@@ -144,7 +144,8 @@ class Supervisor:
 
     def _too_slow(self, seconds: float) -> None:
         if self.lifecycle.phase is Phase.STARTING:
-            waiting = [f"{node.name} is {node.state}" for node in self.lifecycle.nodes.values() if node.state != "ready"]
+            nodes = self.lifecycle.nodes.values()
+            waiting = [f"{node.name} is {node.state}" for node in nodes if node.state != "ready"]
             text = f"not ready within {seconds:g} s: {', '.join(waiting) or 'the probe got no answer'}"
             self._tell({"event": "gave-up", "text": text})
             self.lifecycle.code = EXIT_TIMEOUT

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from client.console import EXIT_ERROR
 from launcher import leftovers, sockets
 from launcher.config import ClusterConfig
 from launcher.control import FrameStream, NoAnswer
@@ -18,7 +19,6 @@ from node.address import Address
 from node.frames import Frame
 
 Tell = Callable[[dict[str, Any]], None]
-EXIT_ERROR = 1
 
 
 class AlreadyRunning(Exception):

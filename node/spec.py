@@ -26,8 +26,6 @@ class NodeSpec:
     role: str
     index: int
     cluster: ClusterMap
-    supervisor: int
-    """The supervisor's pid."""
     shard: str
     """Path of the server's shard file."""
     durable: bool

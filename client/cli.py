@@ -1,0 +1,225 @@
+"""The command `memclient`: bytes of a cluster's memory, in and out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import click
+
+from client.console import EXIT_ERROR, EXIT_NOT_RUNNING, EXIT_TIMEOUT, EXIT_USAGE, Failure, run, seconds
+from client.console import size as size_type
+from client.copy import CHUNK, FileSink, FileSource, MemorySink, MemorySource, Sink, Source, copy
+from client.discover import DiscoverError, NotRunning
+from client.errors import ClusterError, Disconnected, Timeout
+from client.memory import Memory, connect, default_uri
+from client.units import format_size, parse_size
+
+MEMORY = "memory:"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--uri", envvar="MEMCLUSTER_URI", help="The memory, such as nbd://127.0.0.1:10809 (also MEMCLUSTER_URI). "
+              "[default: the cluster of ./cluster.yaml]")  # fmt: skip
+@click.option("--timeout", type=seconds, default=30.0, show_default=True, help="Longest wait for one answer.")
+@click.version_option(package_name="memcluster", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(context: click.Context, uri: str | None, timeout: float) -> None:
+    """Read and write the memory of a cluster. Offsets and lengths: 4096, 0x1000, 64KiB."""
+    context.obj = lambda other=None: _open(other or uri, timeout)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_obj
+def info(opened: Callable[..., Memory], as_json: bool) -> None:
+    """Show the memory, and the cluster that serves it."""
+    with opened() as memory:
+        try:
+            cluster = memory.cluster_map()
+        except ClusterError:  # a server of another make
+            cluster = None
+        minimum, preferred, maximum = memory.block_sizes
+        found = {
+            "uri": str(memory.target),
+            "size": memory.size,
+            "read_only": memory.read_only,
+            "flags": [flag.name for flag in type(memory.flags) if flag in memory.flags],
+            "block_sizes": {"minimum": minimum, "preferred": preferred, "maximum": maximum},
+            "description": memory.description,
+            "cluster": cluster,
+        }
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    click.echo(f"{found['uri']}  {format_size(memory.size)} ({memory.size} bytes){'  read-only' * memory.read_only}")
+    click.echo(f"  {memory.description}")
+    click.echo(f"  requests of {minimum} to {format_size(maximum)} bytes, {preferred} preferred")
+    if cluster is not None:
+        layout = cluster["layout"]
+        words = f"stripes of {format_size(layout['stripe'])}" if "stripe" in layout else layout["kind"]
+        click.echo(f"  cluster {cluster['cluster']}: {cluster['topology']}, fan-out {cluster['fan_out']}, {words}")
+        for server in cluster["servers"]:
+            where = "{:#x}-{:#x}".format(*server["range"]) if server["range"] else "striped"
+            click.echo(
+                f"    {server['name']:<9} {server['role']:<10} {server['address']:<22} "
+                f"{format_size(server['memory']):>9}  {where}"
+            )
+
+
+@cli.command()
+@click.argument("offset", type=size_type)
+@click.argument("length", type=size_type)
+@click.option("-o", "--output", type=click.File("wb"), default="-", help="Write to a file instead of stdout.")
+@click.pass_obj
+def read(opened: Callable[..., Memory], offset: int, length: int, output: BinaryIO) -> None:
+    """Write LENGTH bytes from OFFSET on to stdout, as they are."""
+    with opened() as memory:
+        _within(memory, offset, length)
+        for start in range(offset, offset + length, CHUNK):
+            output.write(memory.pread(min(CHUNK, offset + length - start), start))
+    output.flush()
+
+
+@cli.command()
+@click.argument("offset", type=size_type)
+@click.argument("data", required=False)
+@click.option("--fua", is_flag=True, help="Return when the bytes are durable.")
+@click.pass_obj
+def write(opened: Callable[..., Memory], offset: int, data: str | None, fua: bool) -> None:
+    """Write DATA (text), or stdin, at OFFSET."""
+    content = sys.stdin.buffer.read() if data in (None, "-") else os.fsencode(data or "")
+    with opened() as memory:
+        _within(memory, offset, len(content))
+        memory.pwrite(content, offset, fua=fua)
+
+
+@cli.command("copy")
+@click.argument("source")
+@click.argument("destination")
+@click.option("--length", type=size_type, help="Bytes to copy. [default: all there is]")
+@click.option("--progress/--no-progress", default=None, help="A progress bar. [default: on a terminal]")
+@click.pass_obj
+def copy_command(
+    opened: Callable[..., Memory], source: str, destination: str, length: int | None, progress: bool | None
+) -> None:
+    """Copy SOURCE to DESTINATION: a file, - (stdin or stdout), an nbd:// URI, or memory:[OFFSET], the cluster's memory.
+
+    \b
+    memclient copy disk.img memory:          a file into the memory
+    memclient copy memory:64KiB - | xxd      the memory, from an offset on, to a pipe
+    memclient copy memory: nbd://host:10809  one memory into another
+    """
+    with contextlib.ExitStack() as stack:
+        reader = _source(source, length, opened, stack)
+        writer = _sink(destination, opened, stack)
+        shown = sys.stderr.isatty() if progress is None else progress
+        with _bar(shown, reader.length) as advance:
+            copy(reader, writer, advance)
+
+
+def _source(name: str, length: int | None, opened: Callable[..., Memory], stack: contextlib.ExitStack) -> Source:
+    place = _memory(name, opened, stack)
+    if place is not None:
+        memory, offset = place
+        _within(memory, offset, length or 0)
+        return MemorySource(memory, offset, memory.size - offset if length is None else length)
+    file = sys.stdin.buffer if name == "-" else stack.enter_context(_file(name, "rb"))
+    found = FileSource(file)
+    return found if length is None else _Cut(found, length)
+
+
+def _sink(name: str, opened: Callable[..., Memory], stack: contextlib.ExitStack) -> Sink:
+    place = _memory(name, opened, stack)
+    if place is not None:
+        return MemorySink(*place)
+    return FileSink(sys.stdout.buffer if name == "-" else stack.enter_context(_file(name, "wb")))
+
+
+def _memory(name: str, opened: Callable[..., Memory], stack: contextlib.ExitStack) -> tuple[Memory, int] | None:
+    """(memory, offset) if the name is a memory's."""
+    if name.startswith(("nbd://", "nbd+unix://")):
+        return stack.enter_context(opened(name)), 0
+    if name.startswith(MEMORY):
+        offset = name.removeprefix(MEMORY)
+        try:
+            return stack.enter_context(opened()), parse_size(offset) if offset else 0
+        except ValueError as error:
+            raise Failure(f"{name}: {error}", EXIT_USAGE) from error
+    return None
+
+
+def _file(name: str, mode: str) -> BinaryIO:
+    try:
+        return open(name, mode)  # type: ignore[return-value]
+    except OSError as error:
+        raise Failure(f"{name}: {error.strerror}") from error
+
+
+class _Cut:
+    """The first bytes of a source."""
+
+    def __init__(self, source: Source, length: int) -> None:
+        self._source = source
+        self.length: int | None = length if source.length is None else min(length, source.length)
+        self._most = length
+
+    def chunks(self) -> Iterator[tuple[int, int, bytes | None]]:
+        for offset, length, data in self._source.chunks():
+            if offset >= self._most:
+                return
+            size = min(length, self._most - offset)
+            yield offset, size, data if data is None else data[:size]
+
+
+@contextlib.contextmanager
+def _bar(shown: bool, total: int | None) -> Iterator[Callable[[int], Any]]:
+    if not shown:
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("copy", total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def _within(memory: Memory, offset: int, length: int) -> None:
+    if offset + length > memory.size:
+        raise Failure(f"{length} bytes at {offset} are beyond the memory of {memory.size} bytes")
+
+
+def _open(uri: str | None, timeout: float) -> Memory:
+    """The memory meant. Nobody at the address of the cluster of ./cluster.yaml means that it does not run."""
+    try:
+        return connect(uri or default_uri(), timeout=timeout)
+    except NotRunning as error:
+        raise Failure(str(error), EXIT_NOT_RUNNING) from error
+    except DiscoverError as error:
+        raise Failure(str(error), EXIT_USAGE) from error
+    except ValueError as error:
+        raise Failure(str(error), EXIT_USAGE) from error
+    except Disconnected as error:
+        refused = isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError)
+        raise Failure(str(error), EXIT_NOT_RUNNING if refused else EXIT_ERROR) from error
+
+
+def _explain(error: Exception) -> Failure | None:
+    if isinstance(error, Timeout):
+        return Failure(str(error), EXIT_TIMEOUT)
+    return Failure(str(error)) if isinstance(error, ClusterError | IndexError | OSError) else None
+
+
+def main() -> None:
+    """The entry point."""
+    run(cli, "memclient", _explain)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What the two commands share: parameters in people's units, errors as sentences, exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from client.units import parse_duration, parse_size
+
+T = TypeVar("T")
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_NOT_RUNNING = 3
+EXIT_DEGRADED = 4
+EXIT_IN_USE = 5
+EXIT_TIMEOUT = 124
+EXIT_INTERRUPTED = 130
+
+
+class Failure(Exception):
+    """Ends a command: lines for people, each behind `prefix` (the command's name by default), and an exit code."""
+
+    def __init__(self, message: str, code: int = EXIT_ERROR, *, prefix: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.prefix = prefix
+
+
+def _parameter(name: str, parse: Callable[[str], T]) -> Callable[[Any], T]:
+    """A parameter's type for click, with the parser's own words as the error."""
+
+    def convert(value: Any) -> T:
+        try:
+            return parse(str(value))
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+
+    convert.__name__ = name
+    return convert
+
+
+size = _parameter("size", parse_size)
+seconds = _parameter("seconds", parse_duration)
+
+
+def run(command: click.Command, name: str, explain: Callable[[Exception], Failure | None] = lambda _: None) -> None:
+    """Run a command and exit with its return value; `explain` makes a Failure of an exception it knows."""
+    try:
+        code = command.main(prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(EXIT_ERROR)
+    except Exception as error:
+        failure = error if isinstance(error, Failure) else explain(error)
+        if failure is None:
+            raise
+        prefix = f"{name}: " if failure.prefix is None else failure.prefix
+        click.echo("\n".join(prefix + line for line in str(failure).splitlines()), err=True)
+        sys.exit(failure.code)

@@ -1,0 +1,269 @@
+"""The memory as a Python program sees it: bytes by offset, slices, and requests in flight."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from client.connection import Connection, Pending
+from client.discover import cluster_file, running_uri
+from client.errors import ClusterError, ReadOnly
+from client.uri import Target, parse_uri
+from node.nbd.wire import Command, CommandFlag, Error, Status, TransmissionFlag
+
+T = TypeVar("T")
+MAX_EFFECT = 1 << 30
+"""Bytes that one request without payload (zero, trim, …) covers, at most."""
+
+
+class Extent(NamedTuple):
+    """A run of bytes of one kind: a `hole` takes no memory, and reads as zeroes if `zero`."""
+
+    offset: int
+    length: int
+    hole: bool
+    zero: bool
+
+
+class Future(Generic[T]):
+    """A request that is under way; `result()` waits for its outcome."""
+
+    def __init__(self, parts: list[Pending], outcome: Callable[[], T]) -> None:
+        self._parts = parts
+        self._outcome = outcome
+
+    def __repr__(self) -> str:
+        return f"<Future {'done' if self.done else 'under way'}>"
+
+    @property
+    def done(self) -> bool:
+        """The outcome is known: `result` will not wait."""
+        return all(part.done for part in self._parts)
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the outcome, for `timeout` seconds instead of the connection's. Raises ClusterError."""
+        for part in self._parts:
+            part.wait(timeout)
+        return self._outcome()
+
+
+def connect(uri: str | None = None, *, timeout: float = 30.0, reconnect: bool = True) -> Memory:
+    """Open the memory at an NBD URI; without one that of MEMCLUSTER_URI, or of the cluster of ./cluster.yaml.
+
+    Every wait takes at most `timeout` seconds. A lost connection is made again, and what was in flight repeated,
+    unless `reconnect` is false. Raises ValueError for a bad URI, DiscoverError, ClusterError.
+    """
+    return Memory(parse_uri(uri or default_uri()), timeout=timeout, reconnect=reconnect)
+
+
+def default_uri() -> str:
+    """MEMCLUSTER_URI, or where the cluster of ./cluster.yaml is found. Raises DiscoverError."""
+    return os.environ.get("MEMCLUSTER_URI") or running_uri(cluster_file())
+
+
+class Memory:
+    """A flat memory of `size` bytes. Offsets count from 0; a request of any length may be made at any offset.
+
+    Each call waits for its outcome; its `start_` twin returns a Future at once, so that one thread can have many
+    requests in flight. Not for several threads at a time.
+    """
+
+    def __init__(self, target: Target, *, timeout: float = 30.0, reconnect: bool = True) -> None:
+        self._connection = Connection(target, timeout=timeout, reconnect=reconnect)
+
+    def __repr__(self) -> str:
+        return f"<Memory {self.target} {self.size} bytes{' read-only' if self.read_only else ''}>"
+
+    @property
+    def target(self) -> Target:
+        return self._connection.target
+
+    @property
+    def size(self) -> int:
+        """Bytes in the memory."""
+        return self._connection.session.size
+
+    @property
+    def flags(self) -> TransmissionFlag:
+        """What the server says it can do."""
+        return self._connection.session.flags
+
+    @property
+    def read_only(self) -> bool:
+        return bool(self.flags & TransmissionFlag.READ_ONLY)
+
+    @property
+    def description(self) -> str:
+        return self._connection.session.description
+
+    @property
+    def block_sizes(self) -> tuple[int, int, int]:
+        """(minimum, preferred, maximum) bytes of a request."""
+        session = self._connection.session
+        return session.minimum, session.preferred, session.maximum
+
+    @property
+    def reconnections(self) -> int:
+        """How often the connection was lost and made again."""
+        return self._connection.reconnections
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """`length` bytes from `offset` on."""
+        return self.start_pread(length, offset).result()
+
+    def start_pread(self, length: int, offset: int) -> Future[bytes]:
+        self._check(length, offset)
+        if length <= self._connection.session.maximum:
+            pending = self._connection.submit(Command.READ, offset, length)
+            return Future([pending], lambda: bytes(pending.wait().data or b""))
+        whole = bytearray(length)
+        filled = self.start_readinto(whole, offset)
+        return Future(filled._parts, lambda: bytes(whole))
+
+    def readinto(self, buffer: bytearray | memoryview, offset: int) -> int:
+        """Fill `buffer` from `offset` on; returns its length in bytes."""
+        return self.start_readinto(buffer, offset).result()
+
+    def start_readinto(self, buffer: bytearray | memoryview, offset: int) -> Future[int]:
+        """`buffer` must not be used until the result is there."""
+        view = memoryview(buffer).cast("B")
+        self._check(len(view), offset)
+        parts = [
+            self._connection.submit(Command.READ, offset + start, end - start, destination=view[start:end])
+            for start, end in self._cut(len(view), self._connection.session.maximum)
+        ]
+        return Future(parts, lambda: len(view))
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def pwrite(self, data: bytes | bytearray | memoryview, offset: int, *, fua: bool = False) -> int:
+        """Write `data` at `offset`; with `fua` it is durable when this returns. Returns its length in bytes."""
+        return self.start_pwrite(data, offset, fua=fua).result()
+
+    def start_pwrite(self, data: bytes | bytearray | memoryview, offset: int, *, fua: bool = False) -> Future[int]:
+        """`data` must not be changed until the result is there."""
+        view = memoryview(data).cast("B")
+        self._check(len(view), offset, writing=Command.WRITE)
+        flags = CommandFlag.FUA if fua else 0
+        parts = [
+            self._connection.submit(Command.WRITE, offset + start, end - start, flags, (view[start:end],))
+            for start, end in self._cut(len(view), self._connection.session.maximum)
+        ]
+        return Future(parts, lambda: len(view))
+
+    def zero(self, length: int, offset: int, *, no_hole: bool = False, fua: bool = False) -> None:
+        """Write zeroes; with `no_hole` the range keeps its memory."""
+        self.start_zero(length, offset, no_hole=no_hole, fua=fua).result()
+
+    def start_zero(self, length: int, offset: int, *, no_hole: bool = False, fua: bool = False) -> Future[None]:
+        flags = (CommandFlag.NO_HOLE if no_hole else 0) | (CommandFlag.FUA if fua else 0)
+        return self._start_effect(Command.WRITE_ZEROES, length, offset, flags)
+
+    def trim(self, length: int, offset: int) -> None:
+        """Give the range back: whole pages of it become holes. It reads as zeroes."""
+        self.start_trim(length, offset).result()
+
+    def start_trim(self, length: int, offset: int) -> Future[None]:
+        return self._start_effect(Command.TRIM, length, offset)
+
+    def flush(self) -> None:
+        """Everything that was answered before is durable when this returns."""
+        self.start_flush().result()
+
+    def start_flush(self) -> Future[None]:
+        return Future([self._connection.submit(Command.FLUSH, 0, 0)], lambda: None)
+
+    def _start_effect(self, command: Command, length: int, offset: int, flags: int = 0) -> Future[None]:
+        self._check(length, offset, writing=command)
+        parts = [
+            self._connection.submit(command, offset + start, end - start, flags)
+            for start, end in self._cut(length, MAX_EFFECT)
+        ]
+        return Future(parts, lambda: None)
+
+    # -- what is where -----------------------------------------------------------------------------------------------
+
+    def extents(self, length: int, offset: int) -> Iterator[Extent]:
+        """The runs of data and holes from `offset` on, `length` bytes in all. Servers that cannot tell give one run."""
+        self._check(length, offset)
+        if not self._connection.session.contexts:
+            if length:
+                yield Extent(offset, length, hole=False, zero=False)
+            return
+        end = offset + length
+        while offset < end:
+            pending = self._connection.submit(Command.BLOCK_STATUS, offset, min(end - offset, MAX_EFFECT))
+            for run, status in pending.wait().extents or [(end - offset, 0)]:
+                size = min(run, end - offset)
+                yield Extent(offset, size, bool(status & Status.HOLE), bool(status & Status.ZERO))
+                offset += size
+
+    def cluster_map(self) -> dict[str, Any]:
+        """The map of the cluster: what its export cluster.json says. Raises ClusterError if there is none."""
+        with Memory(replace(self.target, export="cluster.json"), timeout=self._connection.timeout) as export:
+            found = json.loads(export[:])
+        if not isinstance(found, dict):
+            raise ClusterError(f"{self.target}: cluster.json is no map")
+        return found
+
+    # -- as a sequence of bytes --------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """`memory[10]` is a number from 0 to 255, `memory[10:20]` bytes, as with a bytes object."""
+        if isinstance(index, slice):
+            start, stop = self._slice(index)
+            return self.pread(stop - start, start)
+        return self.pread(1, self._index(index))[0]
+
+    def __setitem__(self, index: int | slice, value: Any) -> None:
+        """`memory[10] = 7`, `memory[10:15] = b"hello"`; a memory does not grow or shrink, so lengths must agree."""
+        if isinstance(index, slice):
+            start, stop = self._slice(index)
+            data = memoryview(value).cast("B")
+            if len(data) != stop - start:
+                raise ValueError(f"{len(data)} bytes do not fit a slice of {stop - start}")
+            self.pwrite(data, start)
+        else:
+            self.pwrite(bytes([value]), self._index(index))
+
+    def _slice(self, index: slice) -> tuple[int, int]:
+        start, stop, step = index.indices(self.size)
+        if step != 1:
+            raise ValueError("a memory has no slices with a step")
+        return start, max(start, stop)
+
+    def _index(self, index: int) -> int:
+        if not -self.size <= index < self.size:
+            raise IndexError(f"offset {index} is beyond the memory of {self.size} bytes")
+        return index % self.size
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Say goodbye to the server."""
+        self._connection.close()
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _check(self, length: int, offset: int, writing: Command | None = None) -> None:
+        if length < 0 or offset < 0 or offset + length > self.size:
+            raise IndexError(f"{length} bytes at {offset} are beyond the memory of {self.size} bytes")
+        if writing is not None and self.read_only:
+            raise ReadOnly(writing, offset, length, Error.EPERM, "the export is read-only")
+
+    @staticmethod
+    def _cut(length: int, most: int) -> Iterator[tuple[int, int]]:
+        return ((start, min(start + most, length)) for start in range(0, length, most))
