@@ -2,7 +2,14 @@
 
 The same calls as the server's side (see server.py): `receive_buffer` says where the next bytes belong, `received`
 takes them and returns the replies they complete, `submit` appends to `outgoing`. Links between nodes and the client
-library are both built on it. The receive buffer may be shared by many sessions; what must outlive it is copied.
+library are both built on it. It knows no sockets, no time and no second connection.
+
+The handshake is a generator that says how many bytes it needs next. All options are sent at once after the greeting,
+and their replies read in order: an open costs two round trips whatever was asked for.
+
+In transmission the server is not trusted: every length, offset and cookie is held against what was asked for, and a
+READ succeeds only if each of its bytes came exactly once. The receive buffer may be shared by many sessions: what
+must outlive a call of `received` is copied, and large payloads are received where they belong.
 """
 
 from __future__ import annotations
@@ -15,21 +22,29 @@ from node.nbd.errors import ProtocolError, Refused
 from node.nbd.wire import Buffer, Chunk, Command, HandshakeFlag, Info, Option, Rep, TransmissionFlag
 
 RECEIVE_BUFFER = 1 << 18
-MAX_OPTION_REPLY = 1 << 16
-MAX_STATUS = 1 << 22
-"""Bytes of a BLOCK_STATUS or error chunk that a server may send."""
+MIN_SCRATCH = 1 << 14
+"""Bytes of a receive buffer, at least: an option's reply must lie in it whole."""
+MAX_CHUNK = 4 + 8 * (1 << 20)
+"""Bytes of a chunk without data, at most: a million extents, which is what nbdkit sends at most."""
+MAX_EXPORTS = 10_000
+"""Exports that a server may list."""
 
+# Plain numbers for the data path: looking up a member of an enum costs 65 ns (Python 3.11).
+_CHUNK_MAGIC, _SIMPLE_MAGIC = wire.CHUNK_MAGIC, wire.SIMPLE_REPLY_MAGIC
+_CHUNK, _SIMPLE = wire.CHUNK.size, wire.SIMPLE_REPLY.size
+_NONE, _DATA, _READ = int(Chunk.NONE), int(Chunk.OFFSET_DATA), int(Command.READ)
 _U16 = Struct(">H")
 _U32 = Struct(">I")
 _U64 = Struct(">Q")
-_SIZES = Struct(">III")
+_BLOCKS = Struct(">III")
 
 
 class Reply:
     """The outcome of one request. Plain slots: a link gets 100,000 a second.
 
-    `error` is 0 or a wire.Error, with a `message` if the server gave one; `data` the bytes of a READ; `extents` the
-    (length, Status) of a BLOCK_STATUS.
+    `error` is 0 or the server's error number (see wire.Error), with a `message` if the server gave one; `data` the
+    bytes of a READ; `extents` the (length, Status) of a BLOCK_STATUS in the first context that was asked for, which may
+    end before or behind the request.
     """
 
     __slots__ = ("cookie", "data", "error", "extents", "message")
@@ -45,22 +60,32 @@ class Reply:
         return f"<Reply to {self.cookie:#x}: {f'error {self.error} {self.message}' if self.error else 'ok'}>"
 
 
-class _Pending:
-    """A request whose reply is not complete."""
+class _Awaited(Reply):
+    """A request whose reply is not complete, and which becomes its reply: one object for both."""
 
-    __slots__ = ("command", "destination", "length", "offset", "received", "reply")
+    __slots__ = ("arrived", "command", "destination", "early", "length", "offset", "reached")
 
     def __init__(self, command: int, cookie: int, offset: int, length: int, destination: memoryview | None) -> None:
+        self.cookie = cookie
+        self.error = 0
+        self.message = ""
+        self.data = None
+        self.extents = None
         self.command = command
         self.offset = offset
         self.length = length
         self.destination = destination
-        self.received = 0
-        self.reply = Reply(cookie)
+        self.arrived = 0  # bytes of a READ that have come
+        self.reached = 0  # those that came in order end here
+        self.early: list[tuple[int, int]] = []  # (start, end) of those that did not
 
 
 class ClientSession:
-    """The protocol's state for one connection to `export`."""
+    """The protocol's state for one connection to `export`.
+
+    With the goal GO the session ends up `ready`. With INFO or LIST it ends up `finished`, having learnt what the
+    server says of the export or which `exports` there are, and an ABORT is in `outgoing`.
+    """
 
     def __init__(
         self,
@@ -69,33 +94,41 @@ class ClientSession:
         scratch: memoryview | None = None,
         structured: bool = True,
         contexts: Sequence[str] = (wire.BASE_ALLOCATION,),
+        goal: Option = Option.GO,
     ) -> None:
         self.outgoing: list[Buffer] = []
         self.export = export
         self.ready = False
         """The transmission phase is reached."""
+        self.finished = False
+        """What INFO or LIST asked for is known."""
         self.size = 0
         self.flags = TransmissionFlag(0)
         self.minimum, self.preferred, self.maximum = 1, wire.PREFERRED_BLOCK, wire.MAX_PAYLOAD
+        """Bytes of a block; `maximum` bounds the length of a READ and a WRITE."""
         self.description = ""
         self.structured = False
         self.contexts: dict[int, str] = {}
-        self._want_structured = structured
-        self._want_contexts = contexts
+        self.exports: list[tuple[str, str]] = []
+        """(name, description), from LIST."""
+        self._structured_wanted = structured
+        self._contexts_wanted = contexts if structured else ()
         self._scratch = memoryview(bytearray(RECEIVE_BUFFER)) if scratch is None else scratch
-        self._rest = b""
-        self._end = 0
-        self._pending: dict[int, _Pending] = {}
-        self._sink: memoryview | None = None  # where the data being received belongs
+        if len(self._scratch) < MIN_SCRATCH:
+            raise ValueError(f"a receive buffer of {len(self._scratch)} bytes; {MIN_SCRATCH} are needed")
+        self._rest = b""  # received, not yet parsed, parked outside the shared buffer
+        self._end = 0  # bytes of the receive buffer in use
+        self._awaited: dict[int, _Awaited] = {}
+        self._sink: memoryview | None = None  # what is being received in its place, instead of in the buffer
         self._sunk = 0
-        self._sinking: _Pending | None = None
-        self._sink_ends = False  # the reply is complete when the sink is full
-        self._handshake: Generator[int, bytes, None] | None = self._negotiate()
+        self._sink_of: tuple[_Awaited, int, bool] | None = None  # whose it is, the chunk's type, whether it is the last
+        self._opening = ""  # the name for which EXPORT_NAME was sent: it has no error reply
+        self._handshake: Generator[int, bytes, None] | None = self._negotiate(goal)
         self._needs = next(self._handshake)
 
     def __repr__(self) -> str:
-        state = f"ready, {len(self._pending)} in flight" if self.ready else "handshake"
-        return f"<ClientSession {self.export!r} {state}>"
+        phase = "finished" if self.finished else "ready" if self.ready else "handshake"
+        return f"<ClientSession {self.export!r} {phase}, {len(self._awaited)} in flight>"
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -109,10 +142,14 @@ class ClientSession:
         payload: Sequence[Buffer] = (),
         destination: memoryview | None = None,
     ) -> None:
-        """Queue a request. The cookie must not be in flight; a READ's bytes go to `destination` if one is given."""
-        if cookie in self._pending:
+        """Queue a request. The cookie must not be in flight; `payload` must stay as it is until it is sent.
+
+        A READ's bytes go to `destination` (writable, `length` bytes) if one is given, and until the reply it belongs
+        to the session; else the reply brings bytes, or a view of memory of its own.
+        """
+        if cookie in self._awaited:
             raise ValueError(f"cookie {cookie:#x} is in flight already")
-        self._pending[cookie] = _Pending(command, cookie, offset, length, destination)
+        self._awaited[cookie] = _Awaited(command, cookie, offset, length, destination)
         self.outgoing.append(wire.REQUEST.pack(wire.REQUEST_MAGIC, flags, command, cookie, offset, length))
         if payload:
             self.outgoing += payload
@@ -143,150 +180,189 @@ class ClientSession:
         if self._sink is not None:
             self._sunk += count
             if self._sunk == len(self._sink):
-                self._sink = None
-                if self._sink_ends:
-                    assert self._sinking is not None
-                    self._finish(self._sinking, replies)
+                self._sink_is_full(replies)
             return replies
         self._end += count
         position = 0
         if self._handshake is not None:
             position = self._feed()
-        if self._handshake is None:
+        if self.ready:
             position = self._parse_replies(position, replies)
-        self._rest = bytes(self._scratch[position : self._end])
+        self._rest = b"" if self.finished else bytes(self._scratch[position : self._end])
         return replies
 
     def receive_eof(self) -> None:
-        """The server closed. Raises ProtocolError if that was in the middle of something."""
-        if not self.ready:
+        """The server closed. Raises ProtocolError if that was in the middle of something, Refused if it said no so."""
+        if self._opening:
+            message = f"it closed the connection instead of opening the export {self._opening!r}"
+            raise Refused(Rep.ERR_UNKNOWN, message)
+        if not self.ready and not self.finished:
             raise ProtocolError("the server closed the connection in the handshake")
         if self._rest or self._sink is not None:
             raise ProtocolError("the server closed the connection in the middle of a reply")
 
     def _parse_replies(self, position: int, replies: list[Reply]) -> int:
         """Append the replies that are complete from `position` on; return where it stopped."""
-        scratch, end, pending = self._scratch, self._end, self._pending
-        simple, chunk = wire.SIMPLE_REPLY, wire.CHUNK
-        while end - position >= simple.size and self._sink is None:
-            magic, word, cookie = simple.unpack_from(scratch, position)
-            if magic == wire.CHUNK_MAGIC:
-                if end - position < chunk.size:
-                    break
-                _, flags, kind, cookie, length = chunk.unpack_from(scratch, position)
-                request = pending.get(cookie)
+        scratch, end, awaited = self._scratch, self._end, self._awaited
+        simple, chunk = wire.SIMPLE_REPLY.unpack_from, wire.CHUNK.unpack_from
+        while end - position >= _SIMPLE:
+            magic, word, cookie = simple(scratch, position)
+            if magic == _SIMPLE_MAGIC:
+                request = awaited.get(cookie)
                 if request is None:
-                    raise ProtocolError(f"a chunk for cookie {cookie:#x}, which is not in flight")
-                done = bool(flags & 1)
-                start = position + chunk.size
-                if kind == Chunk.OFFSET_DATA:
-                    if end - start < 8:
-                        break
-                    (offset,) = _U64.unpack_from(scratch, start)
-                    self._check_data(request, offset, length - 8)
-                    position = self._take_data(request, start + 8, offset - request.offset, length - 8, done, replies)
-                    continue
-                if length > MAX_STATUS:
-                    raise ProtocolError(f"a chunk of type {kind} with {length} bytes")
-                if end - start < length:
-                    if chunk.size + length > len(scratch):
-                        raise ProtocolError(f"a chunk of type {kind} with {length} bytes")
+                    raise ProtocolError(f"a reply to cookie {cookie:#x}, which is not in flight")
+                start, length, done, kind = position + _SIMPLE, 0, True, _NONE
+                request.error = word
+                if request.command == _READ:
+                    if self.structured:
+                        raise ProtocolError("a simple reply to READ, although structured replies were agreed on")
+                    if not word and request.length:
+                        length, kind = request.length, _DATA
+            elif magic == _CHUNK_MAGIC:
+                if end - position < _CHUNK:
                     break
-                self._take_chunk(request, kind, bytes(scratch[start : start + length]))
-                position = start + length
-                if done:
-                    self._finish(request, replies)
-            elif magic == wire.SIMPLE_REPLY_MAGIC:
-                request = pending.get(cookie)
-                if request is None:
-                    raise ProtocolError(f"a reply for cookie {cookie:#x}, which is not in flight")
-                position += simple.size
-                if request.command == Command.READ and self.structured:
-                    raise ProtocolError("a simple reply to READ after structured replies were agreed on")
-                if request.command == Command.READ and not word and request.length:
-                    position = self._take_data(request, position, 0, request.length, True, replies)
-                else:
-                    request.reply.error = word
-                    self._finish(request, replies)
+                _, flags, kind, cookie, length = chunk(scratch, position)
+                request = awaited.get(cookie)
+                if request is None or not self.structured:
+                    raise ProtocolError(f"a chunk for cookie {cookie:#x}, which did not ask for one")
+                start, done = position + _CHUNK, bool(flags & 1)
             else:
                 raise ProtocolError(f"reply magic {magic:#010x}")
-        return position
 
-    def _check_data(self, request: _Pending, offset: int, length: int) -> None:
-        if request.command != Command.READ:
-            raise ProtocolError(f"data in reply to command {request.command}")
-        if length <= 0 or offset < request.offset or offset + length > request.offset + request.length:
-            raise ProtocolError(f"{length} bytes at {offset}, which were not asked for")
-        if request.received + length > request.length:
-            raise ProtocolError("more data than was asked for")
-
-    def _take_data(
-        self, request: _Pending, position: int, at: int, length: int, done: bool, replies: list[Reply]
-    ) -> int:
-        """Bytes of a READ, `at` in its result: copy what is here, or let them be received where they belong."""
-        request.received += length
-        here = self._end - position
-        if here >= length:
-            if request.destination is None and length == request.length:
-                request.reply.data = bytes(self._scratch[position : position + length])
-            else:
-                self._place(request)[at : at + length] = self._scratch[position : position + length]
+            if kind == _DATA:
+                at = 0
+                if magic == _CHUNK_MAGIC:
+                    if end - start < 8:
+                        break
+                    at = _U64.unpack_from(scratch, start)[0] - request.offset
+                    start += 8
+                    length -= 8
+                here = end - start
+                if here < length and _CHUNK + 8 + length <= len(scratch) >> 2:
+                    break  # small: wait for the rest of it here
+                self._claim(request, at, length)
+                if here < length:
+                    sink = self._place(request)[at : at + length]
+                    sink[:here] = scratch[start:end]
+                    self._sink, self._sunk, self._sink_of = sink, here, (request, kind, done)
+                    return end
+                if length == request.length and request.destination is None:
+                    request.data = bytes(scratch[start : start + length])
+                else:
+                    self._place(request)[at : at + length] = scratch[start : start + length]
+            elif magic == _CHUNK_MAGIC:
+                if length > MAX_CHUNK:
+                    raise ProtocolError(f"a chunk of type {kind} with {length} bytes")
+                here = end - start
+                if here < length:
+                    if _CHUNK + length <= len(scratch) >> 2:
+                        break
+                    sink = memoryview(bytearray(length))
+                    sink[:here] = scratch[start:end]
+                    self._sink, self._sunk, self._sink_of = sink, here, (request, kind, done)
+                    return end
+                self._take_chunk(request, kind, bytes(scratch[start : start + length]), done)
             if done:
                 self._finish(request, replies)
-            return position + length
-        sink = self._place(request)[at : at + length]
-        sink[:here] = self._scratch[position : self._end]
-        self._sink, self._sunk, self._sinking, self._sink_ends = sink, here, request, done
-        return self._end
+            position = start + length
+        return position
 
-    def _place(self, request: _Pending) -> memoryview:
+    def _sink_is_full(self, replies: list[Reply]) -> None:
+        assert self._sink is not None
+        assert self._sink_of is not None
+        request, kind, done = self._sink_of
+        body, self._sink, self._sink_of = self._sink, None, None
+        if kind != _DATA:
+            self._take_chunk(request, kind, bytes(body), done)
+        if done:
+            self._finish(request, replies)
+
+    def _claim(self, request: _Awaited, at: int, length: int) -> None:
+        """Note that `length` bytes of a READ are here, `at` in its result."""
+        if request.command != _READ:
+            raise ProtocolError(f"data in reply to command {request.command}")
+        end = at + length
+        request.arrived += length
+        if length <= 0 or at < 0 or end > request.length or request.arrived > request.length:
+            raise ProtocolError(f"{length} bytes at {request.offset + at}, which were not asked for or came before")
+        if at == request.reached:
+            request.reached = end
+        else:
+            request.early.append((at, end))
+
+    def _place(self, request: _Awaited) -> memoryview:
+        """Where the bytes of a READ belong."""
         if request.destination is None:
             request.destination = memoryview(bytearray(request.length))
-        request.reply.data = request.destination
+        request.data = request.destination
         return request.destination
 
-    def _take_chunk(self, request: _Pending, kind: int, body: bytes) -> None:
-        reply = request.reply
+    def _take_chunk(self, request: _Awaited, kind: int, body: bytes, done: bool) -> None:
+        """Everything but data."""
         if kind == Chunk.NONE:
-            if body:
-                raise ProtocolError("a NONE chunk with data")
+            if body or not done:
+                raise ProtocolError("a chunk of type NONE that has data or is not the last")
         elif kind == Chunk.OFFSET_HOLE:
             if len(body) != wire.HOLE.size:
                 raise ProtocolError(f"an OFFSET_HOLE chunk of {len(body)} bytes")
             offset, length = wire.HOLE.unpack(body)
-            self._check_data(request, offset, length)
-            request.received += length
             at = offset - request.offset
+            self._claim(request, at, length)
             self._place(request)[at : at + length] = bytes(length)
         elif kind == Chunk.BLOCK_STATUS:
-            if request.command != Command.BLOCK_STATUS or len(body) < 12 or (len(body) - 4) % 8:
-                raise ProtocolError(f"a BLOCK_STATUS chunk of {len(body)} bytes for command {request.command}")
-            if _U32.unpack_from(body)[0] not in self.contexts:
-                raise ProtocolError("a BLOCK_STATUS chunk for a context that was not chosen")
-            reply.extents = [(length, status) for length, status in wire.EXTENT.iter_unpack(body[4:])]
-        elif kind & wire.CHUNK_ERROR:
+            self._take_extents(request, body)
+        elif kind & wire.CHUNK_ERROR:  # of the kinds that are not known, too
             if len(body) < wire.ERROR.size:
                 raise ProtocolError(f"an error chunk of {len(body)} bytes")
             error, length = wire.ERROR.unpack_from(body)
-            reply.error = error or wire.Error.EIO
-            reply.message = body[wire.ERROR.size : wire.ERROR.size + length].decode(errors="replace")
+            if wire.ERROR.size + length > len(body) or not error:
+                raise ProtocolError(f"an error chunk of {len(body)} bytes with error {error} and {length} of message")
+            if not request.error:  # the first reason is the reason
+                request.error = error
+                request.message = body[wire.ERROR.size : wire.ERROR.size + length].decode(errors="replace")
         else:
-            raise ProtocolError(f"a chunk of unknown type {kind}")
+            raise ProtocolError(f"a chunk of type {kind}")
 
-    def _finish(self, request: _Pending, replies: list[Reply]) -> None:
-        reply = request.reply
-        if request.command == Command.READ and not reply.error and request.received != request.length:
-            raise ProtocolError(f"{request.received} bytes came for a READ of {request.length}")
-        if reply.error:
-            reply.data = None
-        elif request.command == Command.READ and reply.data is None:
-            reply.data = b""
-        del self._pending[reply.cookie]
-        replies.append(reply)
+    def _take_extents(self, request: _Awaited, body: bytes) -> None:
+        if request.command != Command.BLOCK_STATUS or len(body) < 12 or len(body) % 8 != 4:
+            raise ProtocolError(f"a BLOCK_STATUS chunk of {len(body)} bytes for command {request.command}")
+        (context,) = _U32.unpack_from(body)
+        if context not in self.contexts:
+            raise ProtocolError(f"extents in context {context}, which was not chosen")
+        extents = list(wire.EXTENT.iter_unpack(memoryview(body)[4:]))
+        if not all(length for length, _ in extents):
+            raise ProtocolError("an extent of no bytes")
+        if self.contexts[context] == self._contexts_wanted[0]:
+            request.extents = extents
+
+    def _finish(self, request: _Awaited, replies: list[Reply]) -> None:
+        """The reply is complete: hold it against what was asked for."""
+        if request.error:
+            request.data = request.extents = None
+        elif request.command == _READ:
+            if request.reached != request.length:
+                self._join_early(request)
+            if request.data is None:
+                request.data = b"" if request.destination is None else request.destination
+        elif request.command == Command.BLOCK_STATUS and request.extents is None:
+            raise ProtocolError("success without extents in reply to BLOCK_STATUS")
+        del self._awaited[request.cookie]
+        replies.append(request)
+
+    def _join_early(self, request: _Awaited) -> None:
+        """The bytes came out of order: they must be all there, and none twice."""
+        reached = request.reached
+        for start, end in sorted(request.early):
+            if start != reached:
+                break
+            reached = end
+        if reached != request.length:
+            raise ProtocolError(f"success, but not all {request.length} bytes at {request.offset} came")
 
     # -- the handshake -----------------------------------------------------------------------------------------------
 
     def _feed(self) -> int:
+        """Give the handshake what it asks for, as long as there is enough; return the position reached."""
         position = 0
         while self._handshake is not None and self._end - position >= self._needs:
             data = bytes(self._scratch[position : position + self._needs])
@@ -295,65 +371,127 @@ class ClientSession:
                 self._needs = self._handshake.send(data)
             except StopIteration:
                 self._handshake = None
-                self.ready = True
         return position
 
-    def _negotiate(self) -> Generator[int, bytes, None]:
-        magic, version, flags = wire.GREETING.unpack((yield wire.GREETING.size))
-        if magic != wire.NBDMAGIC or version != wire.IHAVEOPT or not flags & HandshakeFlag.FIXED_NEWSTYLE:
-            raise ProtocolError("this is no NBD server of the fixed newstyle kind")
-        no_zeroes = bool(flags & HandshakeFlag.NO_ZEROES)
-        self.outgoing.append(wire.CLIENT_FLAGS.pack(3 if no_zeroes else 1))
-        name = self.export.encode()
-        if self._want_structured:
-            self._option(Option.STRUCTURED_REPLY)
-            _, kind, _ = yield from self._option_reply(Option.STRUCTURED_REPLY)
-            self.structured = kind == Rep.ACK
-        if self.structured and self._want_contexts:
-            queries = [query.encode() for query in self._want_contexts]
-            words = b"".join(_U32.pack(len(query)) + query for query in queries)
-            self._option(Option.SET_META_CONTEXT, _U32.pack(len(name)) + name + _U32.pack(len(queries)) + words)
-            while True:
-                _, kind, data = yield from self._option_reply(Option.SET_META_CONTEXT)
-                if kind != Rep.META_CONTEXT:
-                    break
-                self.contexts[_U32.unpack_from(data)[0]] = data[4:].decode(errors="replace")
-        infos = (Info.BLOCK_SIZE, Info.DESCRIPTION)
-        words = b"".join(_U16.pack(info) for info in infos)
-        self._option(Option.GO, _U32.pack(len(name)) + name + _U16.pack(len(infos)) + words)
-        while True:
-            _, kind, data = yield from self._option_reply(Option.GO)
-            if kind == Rep.ACK:
+    def _negotiate(self, goal: Option) -> Generator[int, bytes, None]:
+        magic, version, offered = wire.GREETING.unpack((yield wire.GREETING.size))
+        if magic != wire.NBDMAGIC or version != wire.IHAVEOPT or not offered & HandshakeFlag.FIXED_NEWSTYLE:
+            raise ProtocolError("this is not an NBD server of the fixed newstyle kind")
+        flags = offered & (HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
+        if goal == Option.LIST:
+            self.outgoing.append(wire.CLIENT_FLAGS.pack(flags) + _option(Option.LIST))
+            yield from self._read_list()
+        else:
+            self.outgoing.append(wire.CLIENT_FLAGS.pack(flags) + self._options(goal))
+            yield from self._read_features()
+            known = yield from self._read_infos(goal)
+            if not known:
+                yield from self._export_name(padded=not flags & HandshakeFlag.NO_ZEROES)
+            if goal == Option.GO:
+                self.ready = True
                 return
+        self.outgoing.append(_option(Option.ABORT))
+        self.finished = True
+
+    def _options(self, goal: Option) -> bytes:
+        """All options at once; the order matters: contexts count only after STRUCTURED_REPLY and before GO."""
+        name = _string(self.export)
+        words = b""
+        if self._structured_wanted:
+            words += _option(Option.STRUCTURED_REPLY)
+        if self._contexts_wanted:
+            queries = [_string(context) for context in self._contexts_wanted]
+            words += _option(Option.SET_META_CONTEXT, name + _U32.pack(len(queries)) + b"".join(queries))
+        infos = (Info.BLOCK_SIZE, Info.DESCRIPTION)
+        wanted = _U16.pack(len(infos)) + b"".join(map(_U16.pack, infos))
+        return words + _option(goal, name + wanted)
+
+    def _read_features(self) -> Generator[int, bytes, None]:
+        """The replies to STRUCTURED_REPLY and SET_META_CONTEXT; a refusal of either only means to do without."""
+        if self._structured_wanted:
+            kind, _ = yield from self._option_reply(Option.STRUCTURED_REPLY)
+            self.structured = kind == Rep.ACK
+        if self._contexts_wanted:
+            chosen = {}
+            kind, data = yield from self._option_reply(Option.SET_META_CONTEXT)
+            while kind == Rep.META_CONTEXT:
+                name = data[4:].decode(errors="replace")
+                if len(data) < 4 or name not in self._contexts_wanted:
+                    raise ProtocolError(f"a context that was not asked for: {name!r}")
+                (identifier,) = _U32.unpack_from(data)
+                chosen[identifier] = name
+                kind, data = yield from self._option_reply(Option.SET_META_CONTEXT)
+            if kind == Rep.ACK and self.structured:
+                self.contexts = chosen
+
+    def _read_infos(self, goal: Option) -> Generator[int, bytes, bool]:
+        """The replies to GO or INFO; false if the server is too old to know GO."""
+        told = False
+        while True:
+            kind, data = yield from self._option_reply(goal)
             if kind == Rep.INFO:
-                self._take_info(data)
-            elif kind == Rep.ERR_UNSUP:
-                break
-            else:
+                told |= self._take_info(data)
+            elif kind == Rep.ACK and told:
+                return True
+            elif kind == Rep.ERR_UNSUP and goal == Option.GO:
+                return False
+            elif kind & wire.REP_ERROR:
                 raise Refused(kind, data.decode(errors="replace"))
-        self.outgoing.append(wire.OPTION.pack(wire.IHAVEOPT, Option.EXPORT_NAME, len(name)) + name)
-        self.size, number = wire.EXPORT_NAME_REPLY.unpack((yield wire.EXPORT_NAME_REPLY.size))
-        self.flags = TransmissionFlag(number)
-        if not no_zeroes:
-            yield wire.EXPORT_NAME_PADDING
+            else:
+                raise ProtocolError(f"a reply of type {kind:#x} to option {goal}; size and flags told: {told}")
 
-    def _option(self, option: int, data: bytes = b"") -> None:
-        self.outgoing.append(wire.OPTION.pack(wire.IHAVEOPT, option, len(data)) + data)
-
-    def _option_reply(self, wanted: int) -> Generator[int, bytes, tuple[int, int, bytes]]:
-        magic, option, kind, length = wire.OPTION_REPLY.unpack((yield wire.OPTION_REPLY.size))
-        if magic != wire.OPTION_REPLY_MAGIC or option != wanted or length > MAX_OPTION_REPLY:
-            raise ProtocolError(f"not a reply to option {wanted}: magic {magic:#x}, option {option}, {length} bytes")
-        return option, kind, (yield length) if length else b""
-
-    def _take_info(self, data: bytes) -> None:
-        if len(data) < 2:
-            raise ProtocolError("an empty INFO reply")
-        (kind,) = _U16.unpack_from(data)
+    def _take_info(self, data: bytes) -> bool:
+        """True if it was the export's size and flags."""
+        kind = _U16.unpack_from(data)[0] if len(data) >= 2 else -1
         if kind == Info.EXPORT and len(data) == wire.INFO_EXPORT.size:
-            _, self.size, number = wire.INFO_EXPORT.unpack(data)
-            self.flags = TransmissionFlag(number)
-        elif kind == Info.BLOCK_SIZE and len(data) == wire.INFO_BLOCK_SIZE.size:
-            self.minimum, self.preferred, self.maximum = _SIZES.unpack_from(data, 2)
+            _, self.size, flags = wire.INFO_EXPORT.unpack(data)
+            self.flags = TransmissionFlag(flags)
+            return True
+        if kind == Info.BLOCK_SIZE and len(data) == wire.INFO_BLOCK_SIZE.size:
+            self.minimum, self.preferred, self.maximum = _BLOCKS.unpack_from(data, 2)
+            if not 0 < self.minimum <= self.maximum:
+                raise ProtocolError(f"block sizes from {self.minimum} to {self.maximum}")
         elif kind == Info.DESCRIPTION:
             self.description = data[2:].decode(errors="replace")
+        elif kind in (-1, Info.EXPORT, Info.BLOCK_SIZE):
+            raise ProtocolError(f"an information reply of {len(data)} bytes")
+        return False
+
+    def _export_name(self, *, padded: bool) -> Generator[int, bytes, None]:
+        """The old way in: no information but size and flags, and no error but a closed connection."""
+        self.outgoing.append(_option(Option.EXPORT_NAME, self.export.encode()))
+        self._opening = self.export or "(default)"
+        self.size, flags = wire.EXPORT_NAME_REPLY.unpack((yield wire.EXPORT_NAME_REPLY.size))
+        self.flags = TransmissionFlag(flags)
+        self._opening = ""
+        if padded:
+            yield wire.EXPORT_NAME_PADDING
+
+    def _read_list(self) -> Generator[int, bytes, None]:
+        while True:
+            kind, data = yield from self._option_reply(Option.LIST)
+            if kind == Rep.ACK:
+                return
+            if kind & wire.REP_ERROR:
+                raise Refused(kind, data.decode(errors="replace"))
+            length = _U32.unpack_from(data)[0] if len(data) >= 4 else len(data)
+            if kind != Rep.SERVER or length > len(data) - 4 or len(self.exports) >= MAX_EXPORTS:
+                raise ProtocolError(f"a reply of type {kind:#x} to LIST, after {len(self.exports)} exports")
+            words = data[4 : 4 + length], data[4 + length :]
+            self.exports.append((words[0].decode(errors="replace"), words[1].decode(errors="replace")))
+
+    def _option_reply(self, wanted: int) -> Generator[int, bytes, tuple[int, bytes]]:
+        """(type, data) of the next reply, which must be to the option `wanted`."""
+        magic, option, kind, length = wire.OPTION_REPLY.unpack((yield wire.OPTION_REPLY.size))
+        if magic != wire.OPTION_REPLY_MAGIC or option != wanted or length > MIN_SCRATCH:
+            raise ProtocolError(f"not a reply to option {wanted}: magic {magic:#x}, option {option}, {length} bytes")
+        return kind, (yield length) if length else b""
+
+
+def _option(option: Option, data: bytes = b"") -> bytes:
+    return wire.OPTION.pack(wire.IHAVEOPT, option, len(data)) + data
+
+
+def _string(text: str) -> bytes:
+    data = text.encode()
+    return _U32.pack(len(data)) + data
