@@ -10,7 +10,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from node.address import Address
 from node.channel import Channel
@@ -161,18 +161,18 @@ class RemoteShare:
         if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._fail(os.strerror(error))
             return
-        self._channel = Channel(self.loop, self._socket, self._received, lambda _: self._fail("hung up"))
+        self._channel = Channel(self.loop, self._socket, self._received, lambda _: self._hung_up())
         self._channel.send({"ask": "share", "window": AHEAD, "follow": self.follow, **self.wanted.to_head()})
 
     def _received(self, _channel: Channel, frame: Frame) -> None:
-        head, count = frame.head, frame.head.get("records", 0)
+        head = frame.head
         if "error" in head:
             self._fail(str(head["error"]))
-        elif type(count) is not int or len(frame.body) != count * RECORD_SIZE or len(self._frames) > AHEAD:
+        elif not _is_sound(frame) or len(self._frames) > AHEAD:
             self._fail("does not keep to the protocol")
         else:
             self._set_deadline(NEXT_ANSWER if self._history else None)
-            if count or head.get("missing") or head.get("end"):
+            if head.get("records") or head.get("missing") or head.get("end"):  # else it is a sign of life
                 self._frames.append(frame)
                 self._deliver()
 
@@ -180,26 +180,44 @@ class RemoteShare:
         """Hand the next frame over, if it is there and asked for."""
         if self._closed or not (self._asked and self._frames):
             return
-        assert self._channel is not None
         frame = self._frames.popleft()
         self._asked = False
-        if frame.head.get("end") and not self.follow:
-            self.close()
-        else:
-            self._channel.send({"ask": "more"})
         if frame.head.get("end"):
             self._history = False
             self._set_deadline(None)
-            self.sink.ended(self.server, [(gap["after"], gap["records"]) for gap in frame.head["gaps"]], "")
+            if not self.follow:
+                self.close()
+            self.sink.ended(self.server, [(gap["after"], gap["records"]) for gap in frame.head.get("gaps", [])], "")
         else:
             self.sink.fed(self.server, entries(self.server, frame.body), frame.head.get("missing", 0))
+        if self._channel is not None:
+            self._channel.send({"ask": "more"})
 
     def _set_deadline(self, seconds: float | None) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = None if seconds is None else self.loop.after(seconds, lambda: self._fail("has fallen silent"))
 
+    def _hung_up(self) -> None:
+        """That is well if it has sent all it had, asked for or not."""
+        if not (self._frames and self._frames[-1].head.get("end")):
+            self._fail("hung up")
+
     def _fail(self, reason: str) -> None:
         if not self._closed:
             self.close()
             self.sink.ended(self.server, [], reason)
+
+
+def _is_sound(frame: Frame) -> bool:
+    """Whether a logger's answer can be taken for one."""
+    records, missing, gaps = (frame.head.get(name, default) for name, default in _ANSWER)
+    return (
+        type(records) is type(missing) is int
+        and len(frame.body) == records * RECORD_SIZE
+        and isinstance(gaps, list)
+        and all(isinstance(gap, dict) and type(gap.get("after")) is type(gap.get("records")) is int for gap in gaps)
+    )
+
+
+_ANSWER: tuple[tuple[str, Any], ...] = (("records", 0), ("missing", 0), ("gaps", []))

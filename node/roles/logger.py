@@ -35,6 +35,9 @@ MAX_QUERIES = 16
 """Queries answered at a time."""
 ASK_TIMEOUT = 10.0
 """Seconds a connection has to ask."""
+LINGER = 1.0
+"""Seconds an asker has to hang up once it has got everything. Who closes with words unread may cost the other side the
+end of the answer, so the asker, who knows the end when it sees it, closes first."""
 DRAIN = 5.0
 """Seconds that answers under way have to come to their end when the logger is to stop."""
 
@@ -131,7 +134,7 @@ class MergedAnswer:
             raise QueryError(f"logger{logger.spec.index} gives its own share only; logger0 has the merged log")
         node = head.get("node")
         names = {f"server{server}": server for server in range(count)}
-        if node is not None and node not in names:
+        if node is not None and node not in tuple(names):
             raise QueryError(f"there is no node {node!r} with a log; there are {', '.join(names)}")
         follow = _flag(head, "follow")
         wanted = Filter.from_head(head)
@@ -260,9 +263,8 @@ class Query:
         try:
             self._take(frame.head)
         except (QueryError, ValueError) as error:
-            self._let_go()
             self.channel.send({"error": str(error)})
-            self.channel.finish()
+            self._end()
 
     def _take(self, head: dict[str, Any]) -> None:
         """Raises QueryError or ValueError with a sentence."""
@@ -283,7 +285,9 @@ class Query:
             raise QueryError(f"ask must be share or merged, not {ask!r}")
 
     def _drained(self, _channel: Channel) -> None:
-        if self.answer is not None:
+        if self._over:
+            self._linger()
+        elif self.answer is not None:
             self.logger.loop.soon(self._go_on)
 
     def _go_on(self) -> None:
@@ -293,8 +297,17 @@ class Query:
     def _done(self) -> None:
         """The answer is complete."""
         self.logger.answered += 1
+        self._end()
+
+    def _end(self) -> None:
+        """There is nothing more to say."""
         self._let_go()
-        self.channel.finish()
+        if not self.channel.queued:
+            self._linger()
+
+    def _linger(self) -> None:
+        self._deadline.cancel()
+        self._deadline = self.logger.loop.after(LINGER, self.channel.close)
 
     def _let_go(self) -> None:
         self._over = True
@@ -303,9 +316,16 @@ class Query:
             answer.close()
 
     def _closed(self, _channel: Channel) -> None:
-        self._deadline.cancel()
         self._let_go()
+        self._deadline.cancel()
         self.logger.left(self)
+
+    def drain(self) -> None:
+        """End what would never end by itself."""
+        if self.answer is not None:
+            self.answer.stop()
+        elif not self._over:
+            self.channel.close()
 
 
 class Logger:
@@ -365,10 +385,7 @@ class Logger:
         for listener in self._listeners:
             listener.stop()
         for query in tuple(self._queries):
-            if query.answer is not None:
-                query.answer.stop()
-            else:
-                query.channel.finish()
+            query.drain()
         self._check_drained()
 
     def close(self) -> None:
