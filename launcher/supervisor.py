@@ -12,7 +12,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -39,7 +38,8 @@ ANSWER_WITHIN = 1.0
 
 
 class Supervisor:
-    """One cluster, from its start to its end. `listeners` are server 0's, server 1's …, then the loggers' sockets."""
+    """One cluster, from its start to its end. `listeners` are server 0's, server 1's …, then the loggers' sockets.
+    With `keep_memory` a start that fails leaves the shards where they are."""
 
     def __init__(
         self,
@@ -48,6 +48,8 @@ class Supervisor:
         listeners: Sequence[socket.socket],
         helpers: Sequence[Identity],
         tell: Callable[[Happening], None],
+        *,
+        keep_memory: bool,
     ) -> None:
         self.loop = Loop()
         self.config = config
@@ -63,7 +65,7 @@ class Supervisor:
         self._children: dict[str, Child] = {}
         self._usage: dict[str, psutil.Process] = {}
         self._interrupted = False
-        self._asked_to_stop = False
+        self._keep_memory = keep_memory  # until somebody asks for the stop
         count = len(config.servers)
         addresses = [str(sockets.bound_address(sock)) for sock in listeners]
         self.uri = Address.parse(addresses[0]).uri()
@@ -131,7 +133,7 @@ class Supervisor:
 
     def stop(self, mode: str, timeout: float | None) -> None:
         """Begin the graceful stop; see Lifecycle.stop."""
-        self._asked_to_stop = True
+        self._keep_memory = False
         self._do(self.lifecycle.stop(mode, timeout, self._now()))
 
     def _interrupt(self) -> None:
@@ -152,11 +154,11 @@ class Supervisor:
             self._do(self.lifecycle.stop("now", None, self._now()))
 
     def _clean_up(self) -> None:
-        """Everything but what was to outlive the stop: a memory that an earlier run left, if this one never ran."""
+        """Remove everything, but not the memory that an earlier run left if this one never ran."""
         for sock in self._listeners:
             sockets.release(sock)
         self.run_directory.forget()
-        if self._asked_to_stop:
+        if not self._keep_memory:
             self.run_directory.remove()
 
     def _now(self) -> float:
@@ -291,7 +293,7 @@ class Supervisor:
             self._watchers.append(channel.send)
             self.stop("finish" if frame.head.get("drain") else "now", frame.head.get("timeout"))
         elif do == "kill":
-            self._asked_to_stop = True
+            self._keep_memory = False
             self._do(self.lifecycle.kill(self._now()))
         else:
             channel.send({"error": f"the supervisor does not understand {do!r}"})
@@ -363,8 +365,3 @@ class Supervisor:
             "reason": node.reason,
             **details,
         }
-
-
-def shard_directory(config: ClusterConfig, run: RunDirectory) -> Path:
-    """Where the shards of a cluster lie."""
-    return config.storage or run.path

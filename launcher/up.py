@@ -7,14 +7,17 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from client.console import EXIT_ERROR
 from launcher import leftovers, sockets
+from launcher.child import start_fork_server, stop_fork_server
 from launcher.config import ClusterConfig
 from launcher.control import FrameStream, NoAnswer
 from launcher.identity import Identity
 from launcher.rundir import MemoryMismatch, NameInUse, RunDirectory, RunRecord, claim_memory
+from launcher.supervisor import Supervisor
 from node.address import Address
 from node.frames import Frame
 
@@ -42,18 +45,25 @@ def up(config: ClusterConfig, *, detach: bool, wait_timeout: float, tell: Tell) 
         run.acquire()
     except NameInUse:
         raise AlreadyRunning(run.record()) from None
-    made_nothing = run.record() is None and not any(run.path.glob("shard*"))
+    found_memory = any(run.path.glob("shard*"))
     try:
         _end_leftovers(run, tell)
         _prepare_directories(config, run)
         listeners = sockets.bind_all(_addresses(config))
     except Exception:
-        if made_nothing:
+        if not found_memory:
             run.remove()
         raise
-    if detach:
-        return _detach(config, run, listeners, wait_timeout, tell)
-    return _supervise(config, run, listeners, wait_timeout, tell)
+
+    def supervise(tell: Tell) -> int:
+        helpers = start_fork_server()
+        try:
+            supervisor = Supervisor(config, run, listeners, helpers, tell, keep_memory=found_memory)
+            return supervisor.run(wait_timeout)
+        finally:
+            stop_fork_server()
+
+    return _detach(config, run, listeners, supervise, tell) if detach else supervise(tell)
 
 
 def _end_leftovers(run: RunDirectory, tell: Tell) -> None:
@@ -83,21 +93,12 @@ def _addresses(config: ClusterConfig) -> list[Address]:
     return [server.listen for server in config.servers] + [Address("127.0.0.1", 0)] * len(config.servers)
 
 
-def _supervise(
-    config: ClusterConfig, run: RunDirectory, listeners: Sequence[socket.socket], wait_timeout: float, tell: Tell
-) -> int:
-    from launcher.child import start_fork_server, stop_fork_server
-    from launcher.supervisor import Supervisor
-
-    helpers = start_fork_server()
-    try:
-        return Supervisor(config, run, listeners, helpers, tell).run(wait_timeout)
-    finally:
-        stop_fork_server()
-
-
 def _detach(
-    config: ClusterConfig, run: RunDirectory, listeners: Sequence[socket.socket], wait_timeout: float, tell: Tell
+    config: ClusterConfig,
+    run: RunDirectory,
+    listeners: Sequence[socket.socket],
+    supervise: Callable[[Tell], int],
+    tell: Tell,
 ) -> int:
     """Fork the supervisor and pass on what it says until the cluster is ready or gone."""
     ours, theirs = socket.socketpair()
@@ -109,7 +110,7 @@ def _detach(
         try:
             ours.close()
             _leave_terminal(config)
-            code = _supervise(config, run, listeners, wait_timeout, _Starter(theirs).tell)
+            code = supervise(_Starter(theirs).tell)
         except BaseException:
             sys.excepthook(*sys.exc_info())
             raise
@@ -122,10 +123,12 @@ def _detach(
         sock.close()
     identity = Identity.of(pid)
     stream = FrameStream(ours)
+    told_why = False
     while True:
         try:
             for happening in stream.frames(None):
                 tell(happening)
+                told_why = told_why or happening["event"] in ("gave-up", "gone")
                 if happening["event"] == "running":
                     return 0
             break
@@ -135,7 +138,10 @@ def _detach(
         except NoAnswer:
             break
     _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status) or EXIT_ERROR
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0 or not told_why:
+        tell({"event": "gave-up", "text": f"the supervisor died; what it said is in {_output(config)}"})
+    return code if code > 0 else EXIT_ERROR
 
 
 class _Starter:
@@ -158,10 +164,13 @@ class _Starter:
 def _leave_terminal(config: ClusterConfig) -> None:
     """Become a process of its own session whose output goes to a file."""
     os.setsid()
-    path = config.logs.directory / config.name / "supervisor.out"
-    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    output = os.open(_output(config), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(source, target)
     os.close(output)
     os.close(nothing)
+
+
+def _output(config: ClusterConfig) -> Path:
+    return config.logs.directory / config.name / "supervisor.out"

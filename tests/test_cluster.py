@@ -1,0 +1,483 @@
+"""The commands and the processes end to end: up, status, logs, down, and what happens when something dies."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+
+import psutil
+import pytest
+import yaml
+from harness import TIMEOUT, Cluster, memcluster_command
+
+import memcluster
+from launcher.identity import Identity
+from launcher.leftovers import wait_gone
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def read_line(process: subprocess.Popen, wanted: str) -> list[str]:
+    """The lines up to the one that contains `wanted`."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line.rstrip("\n"))
+        if wanted in line:
+            return lines
+    raise AssertionError((wanted, lines, process.stderr.read() if process.stderr else ""))
+
+
+def foreground(cluster: Cluster, *words: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        memcluster_command("up", *words), cwd=cluster.folder, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def logged_writes(cluster: Cluster) -> list[dict]:
+    """The clients' writes in the merged log."""
+    entries = map(json.loads, cluster.command("logs", "--json").stdout.splitlines())
+    return [entry for entry in entries if entry["operation"] == "WRITE" and entry["kind"] == "request"]
+
+
+def test_a_cluster_from_start_to_stop(make_cluster):
+    """up -d returns when it is ready; status shows every process; down collects the log and leaves nothing."""
+    cluster = make_cluster()
+    status = cluster.status()
+    assert (status["cluster"], status["state"], status["topology"]) == (cluster.name, "running", "primary-secondary")
+    assert status["uri"] == cluster.uri
+    assert status["memory"] == 1 << 20
+    assert [(node["name"], node["role"]) for node in status["nodes"]] == [
+        ("server0", "primary"), ("server1", "secondary"), ("server2", "secondary"),
+        ("logger0", "logger"), ("logger1", "logger"), ("logger2", "logger"),
+    ]  # fmt: skip
+    for node in status["nodes"]:
+        assert node["ready"], node
+        assert node["state"] == "ready"
+        assert node["restarts"] == 0
+        assert node["rss_bytes"] > 0
+        assert cluster.name in " ".join(psutil.Process(node["pid"]).cmdline())
+        assert node["name"] in " ".join(psutil.Process(node["pid"]).cmdline())
+    ranges = [node["range"] for node in status["nodes"][:3]]
+    assert ranges[0][0] == 0
+    assert ranges[-1][1] == 1 << 20
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(ranges))
+    with cluster.connect() as memory:
+        memory[0:5] = b"hello"
+    done = cluster.down()
+    assert b"merged into" in done.stdout
+    assert cluster.left_behind() == []
+    assert "WRITE" in (cluster.folder / "logs" / f"{cluster.name}.log").read_text()
+    assert cluster.command("status", check=False).returncode == 3
+    assert cluster.command("down", check=False).returncode == 3
+
+
+def test_every_process_exits_0_on_a_graceful_stop(make_cluster):
+    """SIGTERM to the supervisor: pidfds tell of each end, the record of exit codes is the supervisor's own 0."""
+    cluster = make_cluster()
+    supervisor = cluster.record.supervisor
+    supervisor.signal(signal.SIGTERM)
+    assert cluster.left_behind() == []
+    output = (cluster.folder / "logs" / cluster.name / "supervisor.out").read_text()
+    assert output == ""
+
+
+def test_the_order_of_the_stop(make_cluster):
+    """Server 0, the other servers, the other loggers, logger 0: each group is gone before the next is told."""
+    cluster = make_cluster()
+    pidfds = {node.identity.open(): node.name for node in cluster.record.nodes}
+    poll = select.poll()
+    for pidfd in pidfds:
+        poll.register(pidfd, select.POLLIN)
+    process = subprocess.Popen(memcluster_command("down"), cwd=cluster.folder, stdout=subprocess.DEVNULL)
+    gone = []
+    while pidfds:
+        ready = poll.poll(TIMEOUT * 1000)
+        assert ready
+        for pidfd, _ in ready:
+            poll.unregister(pidfd)
+            os.close(pidfd)
+            gone.append(pidfds.pop(pidfd))
+    assert process.wait(TIMEOUT) == 0
+    assert gone[0] == "server0"
+    assert set(gone[1:3]) == {"server1", "server2"}
+    assert gone[-1] == "logger0"
+
+
+def test_up_on_a_running_cluster_says_so(make_cluster):
+    """The same file again: 0 and a sentence; another file of the same name: 5."""
+    cluster = make_cluster()
+    again = cluster.command("up", "-d")
+    assert b"already running" in again.stdout
+    other = cluster.folder / "other.yaml"
+    other.write_text(cluster.file.read_text())
+    refused = cluster.command("-f", str(other), "up", "-d", check=False)
+    assert refused.returncode == 5
+    assert b"is in use by the cluster of" in refused.stderr
+
+
+def test_a_port_in_use_names_its_holder_and_starts_nothing(tmp_path):
+    """Exit 5, the pid that holds it, nothing left."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        cluster = Cluster(tmp_path, listen=f"127.0.0.1:{taken.getsockname()[1]}")
+        done = cluster.command("up", "-d", check=False)
+        assert done.returncode == 5
+        assert f"(pid {os.getpid()})" in done.stderr.decode()
+        assert cluster.left_behind() == []
+
+
+def test_a_stale_unix_socket_is_replaced_and_a_living_one_is_not(tmp_path):
+    """A socket file on which nobody listens is no reason to refuse; somebody who listens is."""
+    cluster = Cluster(tmp_path, listen="unix:m.sock")
+    with socket.socket(socket.AF_UNIX) as old:
+        old.bind(str(tmp_path / "m.sock"))
+        old.listen()
+        assert cluster.command("up", "-d", check=False).returncode == 5
+    cluster.up()
+    with cluster.connect() as memory:
+        assert memory.size == 1 << 20
+    assert cluster.end() == []
+
+
+def test_foreground_up_shows_what_happens_and_ctrl_c_stops_it(tmp_path):
+    """A line a process, the URI, how to stop; SIGINT drains and exits 0."""
+    cluster = Cluster(tmp_path)
+    process = foreground(cluster)
+    lines = read_line(process, "to stop it")
+    assert sum("ready" in line and ("server" in line or "logger" in line) for line in lines) == 6
+    assert any("clients connect to  nbd://127.0.0.1:" in line for line in lines)
+    cluster.remember()
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert "merged into" in rest
+    assert process.wait(TIMEOUT) == 0
+    assert cluster.left_behind() == []
+
+
+def test_a_second_ctrl_c_kills(tmp_path):
+    """A node that is stopped would hold the drain up for long; the second SIGINT ends everything at once."""
+    cluster = Cluster(tmp_path, stop_timeout="60s")
+    process = foreground(cluster)
+    read_line(process, "to stop it")
+    cluster.remember()
+    process.send_signal(signal.SIGINT)
+    read_line(process, "stopping")
+    process.send_signal(signal.SIGINT)
+    process.stdout.read()
+    process.wait(TIMEOUT)
+    assert cluster.left_behind() == []
+
+
+@pytest.mark.parametrize("keys", [
+    {"memory": "64XB"}, {"servers": 0}, {"servers": 65}, {"topology": "ring"}, {"lisen": "x"},
+    {"memory": "100TiB"}, {"servers": [{"memory": "1MiB"}, {"memory": "1KiB"}]}, {"layout": {"stripe": 3}},
+])  # fmt: skip
+def test_a_wrong_cluster_yaml_is_refused_with_its_place(tmp_path, keys):
+    """Exit 2, file:line:column, no traceback, nothing started."""
+    cluster = Cluster(tmp_path, **keys)
+    done = cluster.command("up", "-d", check=False)
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith("cluster.yaml:")
+    assert "Traceback" not in done.stderr.decode()
+    assert cluster.left_behind() == []
+
+
+def test_config_prints_a_file_that_means_the_same(tmp_path):
+    """`memcluster config` fills in the defaults; its output is a cluster.yaml again."""
+    cluster = Cluster(tmp_path)
+    printed = cluster.command("config").stdout
+    (tmp_path / "again.yaml").write_bytes(printed)
+    assert cluster.command("-f", "again.yaml", "config").stdout == printed
+    assert yaml.safe_load(printed)["fan_out"] == "parallel"
+    assert json.loads(cluster.command("config", "--json-schema").stdout)["title"] == "cluster.yaml"
+
+
+def test_what_was_acknowledged_under_load_survives_the_stop(tmp_path):
+    """SIGTERM under load with `storage: DIR`: every write that was answered is in the files, and in the log."""
+    cluster = Cluster(tmp_path, storage="data", memory="4MiB")
+    cluster.up()
+    acknowledged = {}
+    with cluster.connect(reconnect=False) as memory:
+        waiting = []
+        try:
+            for number in range(1_000_000):
+                offset = number * 4096 % memory.size
+                waiting.append((offset, number, memory.start_pwrite(number.to_bytes(8, "little"), offset)))
+                if len(waiting) == 64:
+                    offset, value, future = waiting.pop(0)
+                    future.result()
+                    acknowledged[offset] = value
+                if number == 2000:
+                    cluster.record.supervisor.signal(signal.SIGTERM)
+        except (memcluster.ShuttingDown, memcluster.Disconnected):
+            pass
+        for offset, value, future in waiting:
+            try:
+                future.result()
+            except memcluster.ClusterError:
+                continue
+            acknowledged[offset] = value
+    assert cluster.left_behind() == []
+    cluster.up()
+    with cluster.connect() as memory:
+        for offset, value in acknowledged.items():
+            # A later write to the same place that was not acknowledged may have been carried out.
+            assert int.from_bytes(memory.pread(8, offset), "little") >= value
+    assert sum(entry["error"] is None for entry in logged_writes(cluster)) >= len(acknowledged)
+    assert cluster.end() == []
+
+
+def test_new_requests_are_told_eshutdown_while_old_ones_are_answered(make_cluster):
+    """A request in flight when the stop begins is answered; one sent afterwards gets ESHUTDOWN."""
+    cluster = make_cluster(stop_timeout="30s")
+    secondary = Identity.of(cluster.pid("server1"))
+    with cluster.connect(reconnect=False) as memory:
+        offset = cluster.status()["nodes"][1]["range"][0]
+        memory.pwrite(b"x", offset)
+        secondary.signal(signal.SIGSTOP)
+        in_flight = memory.start_pread(1, offset)
+        # The loop is turned once more than the request needs: its answer to another request proves that it was read.
+        assert memory.pread(1, 0) == b"\0"
+        down = subprocess.Popen(memcluster_command("down"), cwd=cluster.folder, stdout=subprocess.PIPE, text=True)
+        read_line(down, "stopping")
+        late = memory.start_pwrite(b"y", 0)
+        with pytest.raises(memcluster.ShuttingDown):
+            late.result()
+        secondary.signal(signal.SIGCONT)
+        assert in_flight.result() == b"x"
+        assert down.wait(TIMEOUT) == 0
+    assert cluster.left_behind() == []
+
+
+def test_draining_lets_present_clients_finish(make_cluster):
+    """down --drain: the present client goes on, a new one is refused, and the end comes when the first leaves."""
+    cluster = make_cluster()
+    memory = cluster.connect()
+    uri = cluster.uri
+    words = memcluster_command("down", "--drain")
+    down = subprocess.Popen(words, cwd=cluster.folder, stdout=subprocess.PIPE, text=True)
+    read_line(down, "stopping")
+    memory.pwrite(b"still here", 5)
+    assert memory.pread(10, 5) == b"still here"
+    with pytest.raises(memcluster.Refused, match="shutting down"):
+        memcluster.connect(uri, reconnect=False)
+    assert cluster.status()["state"] == "draining"
+    memory.close()
+    assert down.wait(TIMEOUT) == 0
+    assert cluster.left_behind() == []
+
+
+def test_a_paused_process_can_stop_in_time(make_cluster):
+    """SIGTERM is followed by SIGCONT."""
+    cluster = make_cluster()
+    Identity.of(cluster.pid("server2")).signal(signal.SIGSTOP)
+    assert cluster.down().returncode == 0
+
+
+def test_a_drain_with_a_timeout_ends_although_a_client_stays(make_cluster):
+    """After its time a drain becomes a stop: the client is told, and nothing is killed."""
+    cluster = make_cluster()
+    with cluster.connect():
+        done = cluster.down("--drain", "--timeout", "300ms")
+    assert b"killed" not in done.stderr
+
+
+def test_a_process_that_is_late_is_named_and_killed(make_cluster):
+    """A request whose secondary is stopped again and again holds the primary up: it is named, and `down` exits 124."""
+    cluster = make_cluster()
+    secondary = Identity.of(cluster.pid("server1"))
+    with cluster.connect(reconnect=False) as memory:
+        offset = cluster.status()["nodes"][1]["range"][0]
+        secondary.signal(signal.SIGSTOP)
+        memory.start_pread(1, offset)
+        assert memory.pread(1, 0) == b"\0"
+        done = cluster.down("--timeout", "500ms", check=False)
+    assert done.returncode == 124
+    assert b"server0" in done.stderr
+    assert b"did not stop in time: killed" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["server0", "server1", "logger0", "logger2"])
+def test_a_process_that_is_killed_comes_back_on_its_own_memory(make_cluster, name):
+    """kill -9 of any node: it is restarted, the bytes are there, status tells of one restart."""
+    cluster = make_cluster()
+    with cluster.connect() as memory:
+        memory.pwrite(b"kept" * 1000, memory.size // 3)
+        victim = Identity.of(cluster.pid(name))
+        victim.signal(signal.SIGKILL)
+        assert wait_gone([victim], TIMEOUT)
+        assert memory.pread(4000, memory.size // 3) == b"kept" * 1000
+    [node] = [node for node in wait_until_running(cluster)["nodes"] if node["name"] == name]
+    assert node["restarts"] == 1
+    assert node["pid"] != victim.pid
+    cluster.remember()
+
+
+def wait_until_running(cluster: Cluster) -> dict:
+    """The status as soon as it is `running`; each question waits for the supervisor's answer."""
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline:
+        status = cluster.status()
+        if status["state"] == "running":
+            return status
+    raise AssertionError(status)
+
+
+def test_no_client_sees_a_secondary_die(make_cluster):
+    """Writes in flight when a secondary is killed are carried out after its return, in their order."""
+    cluster = make_cluster()
+    with cluster.connect(reconnect=False) as memory:
+        offset = cluster.status()["nodes"][1]["range"][0]
+        for round_number in range(3):
+            futures = [memory.start_pwrite(bytes([round_number, number]), offset) for number in range(200)]
+            Identity.of(cluster.pid("server1")).signal(signal.SIGKILL)
+            futures += [memory.start_pwrite(bytes([round_number, number]), offset) for number in range(200, 256)]
+            for future in futures:
+                future.result()
+            assert memory.pread(2, offset) == bytes([round_number, 255])
+            wait_until_running(cluster)
+    cluster.remember()
+
+
+def test_a_secondary_that_stays_away_is_an_error_after_retry_timeout(make_cluster):
+    """EIO with a reason, and the connection goes on."""
+    cluster = make_cluster(retry_timeout="500ms")
+    with cluster.connect(reconnect=False) as memory:
+        nodes = cluster.status()["nodes"]
+        secondary = Identity.of(nodes[1]["pid"])
+        secondary.signal(signal.SIGSTOP)
+        with pytest.raises(memcluster.ServerError, match="retry_timeout"):
+            memory.pread(1, nodes[1]["range"][0])
+        assert memory.pread(1, 0) == b"\0"
+        secondary.signal(signal.SIGCONT)
+        assert memory.pread(1, nodes[1]["range"][0]) == b"\0"
+
+
+def test_a_killed_supervisor_takes_its_nodes_along_and_the_memory_stays(make_cluster):
+    """kill -9 of the supervisor: no process is left, status says so, and a new `up` finds every byte and record."""
+    cluster = make_cluster()
+    with cluster.connect() as memory:
+        memory.pwrite(b"acknowledged", memory.size // 2)
+    record = cluster.record
+    record.supervisor.signal(signal.SIGKILL)
+    everyone = [record.supervisor, *record.helpers, *(node.identity for node in record.nodes)]
+    assert wait_gone(everyone, TIMEOUT)
+    status = cluster.command("status", check=False)
+    assert status.returncode == 3
+    assert b"the supervisor is dead" in status.stdout
+    cluster.up()
+    with cluster.connect() as memory:
+        assert memory.pread(12, memory.size // 2) == b"acknowledged"
+    assert len(logged_writes(cluster)) == 1
+
+
+def test_everything_killed_at_once_loses_nothing_acknowledged(make_cluster):
+    """kill -9 of the supervisor and of every node in one go."""
+    cluster = make_cluster()
+    data = os.urandom(300_000)
+    with cluster.connect() as memory:
+        memory.pwrite(data, 123_457)
+    record = cluster.record
+    for identity in (record.supervisor, *record.helpers, *(node.identity for node in record.nodes)):
+        identity.signal(signal.SIGKILL)
+    cluster.up()
+    with cluster.connect() as memory:
+        assert memory.pread(len(data), 123_457) == data
+
+
+def test_a_killed_fork_server_is_replaced(make_cluster):
+    """Its children die with it (PDEATHSIG); the supervisor starts them all again."""
+    cluster = make_cluster()
+    with cluster.connect() as memory:
+        memory.pwrite(b"kept", memory.size - 4)
+        for helper in cluster.record.helpers:
+            helper.signal(signal.SIGKILL)
+        assert memory.pread(4, memory.size - 4) == b"kept"
+    wait_until_running(cluster)
+    cluster.remember()
+
+
+def test_down_cleans_up_after_a_dead_supervisor(make_cluster):
+    """The files and the memory go; the exit code is 0."""
+    cluster = make_cluster()
+    cluster.record.supervisor.signal(signal.SIGKILL)
+    done = cluster.down()
+    assert b"supervisor is dead" in done.stdout
+    assert cluster.left_behind() == []
+
+
+def test_a_memory_of_another_shape_is_not_overwritten(make_cluster):
+    """After a crash, `up` with other sizes refuses; `down` discards; then it starts."""
+    cluster = make_cluster()
+    cluster.record.supervisor.signal(signal.SIGKILL)
+    assert wait_gone([node.identity for node in cluster.record.nodes], TIMEOUT)
+    cluster.file.write_text(yaml.safe_dump({**cluster.keys, "memory": "2MiB"}))
+    refused = cluster.command("up", "-d", check=False)
+    assert refused.returncode == 1
+    assert b"holds another memory" in refused.stderr
+    cluster.command("down")
+    cluster.up()
+
+
+def test_storage_in_a_directory_outlives_down(tmp_path):
+    """`storage: DIR`: the shards are files there, found again by the next `up`; a stranger's are refused."""
+    cluster = Cluster(tmp_path, storage="data")
+    cluster.up()
+    with cluster.connect() as memory:
+        memory.pwrite(b"on disk", 500_000, fua=True)
+        memory.flush()
+    assert cluster.end() == []
+    names = sorted(entry.name for entry in (tmp_path / "data").iterdir())
+    assert names == ["memory.json", "shard0", "shard1", "shard2"]
+    cluster.up()
+    with cluster.connect() as memory:
+        assert memory.pread(7, 500_000) == b"on disk"
+    assert cluster.end() == []
+    (tmp_path / "data" / "memory.json").unlink()
+    refused = cluster.command("up", "-d", check=False)
+    assert refused.returncode == 1
+    assert b"but no memory.json" in refused.stderr
+    assert cluster.left_behind() == []
+
+
+def test_a_shard_that_was_cut_short_stops_the_start_with_the_reason(tmp_path):
+    """The node's own words reach the person, through `up -d`."""
+    cluster = Cluster(tmp_path, storage="data")
+    cluster.up()
+    assert cluster.end() == []
+    os.truncate(tmp_path / "data" / "shard1", 100)
+    refused = cluster.command("up", "-d", check=False)
+    assert refused.returncode == 1
+    assert b"shard1 has 100 bytes" in refused.stdout + refused.stderr
+    assert os.path.getsize(tmp_path / "data" / "shard1") == 100
+    assert cluster.left_behind() == []
+
+
+def test_the_client_limit_refuses_one_more_and_gives_slots_back(make_cluster):
+    """Client N+1 is told the limit; when one leaves, by whatever way, there is room again."""
+    cluster = make_cluster(clients={"limit": 2})
+    first, second = cluster.connect(), cluster.connect()
+    with pytest.raises(memcluster.Refused, match=r"all 2 client slots are taken \(clients.limit: 2"):
+        cluster.connect()
+    first.close()
+    with cluster.connect(timeout=10) as third:
+        assert third.pread(1, 0) == b"\0"
+    second.close()
+
+
+def test_status_of_a_paused_node(make_cluster):
+    """A node stopped by SIGSTOP is paused, the cluster answers, and the exit code is 0 again after SIGCONT."""
+    cluster = make_cluster()
+    logger = Identity.of(cluster.pid("logger1"))
+    logger.signal(signal.SIGSTOP)
+    [node] = [node for node in cluster.status()["nodes"] if node["name"] == "logger1"]
+    assert node["state"] == "paused"
+    assert not node["ready"]
+    logger.signal(signal.SIGCONT)
+    assert wait_until_running(cluster)
