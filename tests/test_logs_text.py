@@ -275,5 +275,5 @@ def test_an_address_that_leads_nowhere_gets_a_sentence(address: str, sentence: s
 
 
 def test_an_identifier_that_is_none_gets_a_sentence() -> None:
-    with pytest.raises(LogsError, match="'1.2' is not a request's identifier"):
+    with pytest.raises(LogsError, match=r"'1\.2' is not a request's identifier"):
         list(read_log("127.0.0.1:1", request="1.2"))
