@@ -41,8 +41,7 @@ def format_text(entry: LogEntry, colour: bool = False, width: int = 0, date: boo
     start, duration, identifier, offset, length, client, kind, operation, flags, error, _ = record
     second, fraction = divmod(start, SECOND)
     counter = f"{identifier >> COUNTER_BITS & MAX_INCARNATION}.{identifier & MAX_COUNTER}"
-    mark = "└ " if kind == PIECE else ""
-    who = f"client {client}" if client else ""
+    mark, who = ("└ ", "") if kind == PIECE else ("", f"client {client}")
     line = (
         f"{_day(second) if date else ''}{_clock(second)}.{fraction // 1000:06d} server{server:<3}"
         f"{f'{mark}{identifier >> SERVER_SHIFT}.{counter}':<11} {who:<9} "
@@ -66,7 +65,7 @@ def format_json(entry: LogEntry) -> str:
         f'"{identifier >> SERVER_SHIFT}.{identifier >> COUNTER_BITS & MAX_INCARNATION}.{identifier & MAX_COUNTER}",'
         f'"kind":"{_KINDS.get(kind, kind)}","operation":"{_OPERATIONS.get(operation, operation)}",'
         f'"flags":[{_json_flags(flags) if flags else ""}],"offset":{offset},"length":{length},'
-        f'"client":{client or "null"},"error":{_json_error(error) if error else "null"},'
+        f'"client":{"null" if kind == PIECE else client},"error":{_json_error(error) if error else "null"},'
         f'"duration_us":{duration / 1000:.3f},"sequence":{sequence}}}'
     )
 

@@ -275,8 +275,12 @@ class Live:
 
     def _must_wait(self, entry: Entry, now: int) -> bool:
         start, _, identifier, _, _ = entry
+        followed_from = self.causes.get(identifier >> SERVER_SHIFT)
         return (
-            identifier >> SERVER_SHIFT in self.causes and identifier not in self._given and start + self._patience > now
+            followed_from is not None
+            and followed_from <= start
+            and start + self._patience > now
+            and identifier not in self._given
         )
 
     def _give_up(self, taken: list[Entry], now: int) -> None:

@@ -36,7 +36,7 @@ class Kind(IntEnum):
     """What a record tells of; in the order in which they stand when they start at the same time."""
 
     REQUEST = 1  # a client's request, on the server that took it
-    PIECE = 2  # a piece of one, on the server that did it; `client` is 0
+    PIECE = 2  # a piece of one, on the server that did it; its client is the server that asked for it
     EVENT = 3  # for later: something that happened to a process
 
 
@@ -51,7 +51,7 @@ class Record(NamedTuple):
     offset: int
     length: int
     client: int
-    """The number of the client's connection on the server that took the request; 0: none."""
+    """The number of the client's connection on this server; 0: none."""
     kind: int
     """Kind."""
     operation: int
