@@ -7,18 +7,19 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import click
 
 from client.console import EXIT_ERROR, EXIT_NOT_RUNNING, EXIT_TIMEOUT, EXIT_USAGE, Failure, run, seconds
 from client.console import size as size_type
-from client.copy import CHUNK, FileSink, FileSource, MemorySink, MemorySource, Sink, Source, copy
+from client.copy import FileSink, FileSource, MemorySink, MemorySource, Sink, Source, copy
 from client.discover import DiscoverError, NotRunning
 from client.errors import ClusterError, Disconnected, Timeout
 from client.memory import Memory, connect, default_uri
 from client.units import format_size, parse_size
 
+T = TypeVar("T")
 MEMORY = "memory:"
 
 
@@ -39,10 +40,7 @@ def cli(context: click.Context, uri: str | None, timeout: float) -> None:
 def info(opened: Callable[..., Memory], as_json: bool) -> None:
     """Show the memory, and the cluster that serves it."""
     with opened() as memory:
-        try:
-            cluster = memory.cluster_map()
-        except ClusterError:  # a server of another make
-            cluster = None
+        cluster, exports = _ask(memory.cluster_map), _ask(memory.exports) or []
         minimum, preferred, maximum = memory.block_sizes
         found = {
             "uri": str(memory.target),
@@ -51,14 +49,17 @@ def info(opened: Callable[..., Memory], as_json: bool) -> None:
             "flags": [flag.name for flag in type(memory.flags) if flag in memory.flags],
             "block_sizes": {"minimum": minimum, "preferred": preferred, "maximum": maximum},
             "description": memory.description,
+            "exports": [{"name": name, "description": text} for name, text in exports],
             "cluster": cluster,
         }
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
     click.echo(f"{found['uri']}  {format_size(memory.size)} ({memory.size} bytes){'  read-only' * memory.read_only}")
-    click.echo(f"  {memory.description}")
-    click.echo(f"  requests of {minimum} to {format_size(maximum)} bytes, {preferred} preferred")
+    if memory.description:
+        click.echo(f"  {memory.description}")
+    click.echo(f"  exports {', '.join(repr(name) for name, _ in exports) or 'not listed'}")
+    click.echo(f"  requests of {minimum} to {maximum} bytes, {preferred} preferred")
     if cluster is not None:
         layout = cluster["layout"]
         words = f"stripes of {format_size(layout['stripe'])}" if "stripe" in layout else layout["kind"]
@@ -74,28 +75,32 @@ def info(opened: Callable[..., Memory], as_json: bool) -> None:
 @cli.command()
 @click.argument("offset", type=size_type)
 @click.argument("length", type=size_type)
-@click.option("-o", "--output", type=click.File("wb"), default="-", help="Write to a file instead of stdout.")
+@click.option("-o", "--output", default="-", metavar="FILE", help="Write to a file instead of stdout.")
 @click.pass_obj
-def read(opened: Callable[..., Memory], offset: int, length: int, output: BinaryIO) -> None:
+def read(opened: Callable[..., Memory], offset: int, length: int, output: str) -> None:
     """Write LENGTH bytes from OFFSET on to stdout, as they are."""
-    with opened() as memory:
+    with contextlib.ExitStack() as stack:
+        memory = stack.enter_context(opened())
         _within(memory, offset, length)
-        for start in range(offset, offset + length, CHUNK):
-            output.write(memory.pread(min(CHUNK, offset + length - start), start))
-    output.flush()
+        copy(MemorySource(memory, offset, length), _file_sink(output, stack))
 
 
 @cli.command()
 @click.argument("offset", type=size_type)
 @click.argument("data", required=False)
-@click.option("--fua", is_flag=True, help="Return when the bytes are durable.")
+@click.option("--fua", is_flag=True, help="Return when the bytes are durable. Those of stdin always are.")
 @click.pass_obj
 def write(opened: Callable[..., Memory], offset: int, data: str | None, fua: bool) -> None:
     """Write DATA (text), or stdin, at OFFSET."""
-    content = sys.stdin.buffer.read() if data in (None, "-") else os.fsencode(data or "")
     with opened() as memory:
-        _within(memory, offset, len(content))
-        memory.pwrite(content, offset, fua=fua)
+        if data in (None, "-"):
+            source = FileSource(sys.stdin.buffer)
+            _within(memory, offset, source.length or 0)
+            copy(source, MemorySink(memory, offset))
+        else:
+            content = os.fsencode(data or "")
+            _within(memory, offset, len(content))
+            memory.pwrite(content, offset, fua=fua)
 
 
 @cli.command("copy")
@@ -116,7 +121,7 @@ def copy_command(
     """
     with contextlib.ExitStack() as stack:
         reader = _source(source, length, opened, stack)
-        writer = _sink(destination, opened, stack)
+        writer = _sink(destination, reader.length, opened, stack)
         shown = sys.stderr.isatty() if progress is None else progress
         with _bar(shown, reader.length) as advance:
             copy(reader, writer, advance)
@@ -128,16 +133,23 @@ def _source(name: str, length: int | None, opened: Callable[..., Memory], stack:
         memory, offset = place
         _within(memory, offset, length or 0)
         return MemorySource(memory, offset, memory.size - offset if length is None else length)
-    file = sys.stdin.buffer if name == "-" else stack.enter_context(_file(name, "rb"))
-    found = FileSource(file)
-    return found if length is None else _Cut(found, length)
+    return FileSource(sys.stdin.buffer if name == "-" else stack.enter_context(_file(name, "rb")), length)
 
 
-def _sink(name: str, opened: Callable[..., Memory], stack: contextlib.ExitStack) -> Sink:
+def _sink(name: str, length: int | None, opened: Callable[..., Memory], stack: contextlib.ExitStack) -> Sink:
     place = _memory(name, opened, stack)
-    if place is not None:
-        return MemorySink(*place)
-    return FileSink(sys.stdout.buffer if name == "-" else stack.enter_context(_file(name, "wb")))
+    if place is None:
+        return _file_sink(name, stack)
+    memory, offset = place
+    _within(memory, offset, length or 0)
+    return MemorySink(memory, offset)
+
+
+def _file_sink(name: str, stack: contextlib.ExitStack) -> FileSink:
+    """Into a stdout that is a file we may not write holes: it need not be empty, nor be written from its start."""
+    if name == "-":
+        return FileSink(sys.stdout.buffer)
+    return FileSink(stack.enter_context(_file(name, "wb")), fresh=True)
 
 
 def _memory(name: str, opened: Callable[..., Memory], stack: contextlib.ExitStack) -> tuple[Memory, int] | None:
@@ -160,22 +172,6 @@ def _file(name: str, mode: str) -> BinaryIO:
         raise Failure(f"{name}: {error.strerror}") from error
 
 
-class _Cut:
-    """The first bytes of a source."""
-
-    def __init__(self, source: Source, length: int) -> None:
-        self._source = source
-        self.length: int | None = length if source.length is None else min(length, source.length)
-        self._most = length
-
-    def chunks(self) -> Iterator[tuple[int, int, bytes | None]]:
-        for offset, length, data in self._source.chunks():
-            if offset >= self._most:
-                return
-            size = min(length, self._most - offset)
-            yield offset, size, data if data is None else data[:size]
-
-
 @contextlib.contextmanager
 def _bar(shown: bool, total: int | None) -> Iterator[Callable[[int], Any]]:
     if not shown:
@@ -188,6 +184,16 @@ def _bar(shown: bool, total: int | None) -> Iterator[Callable[[int], Any]]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("copy", total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+def _ask(question: Callable[[], T]) -> T | None:
+    """The answer, if this server gives one; servers of another make need not."""
+    try:
+        return question()
+    except (Timeout, Disconnected):
+        raise
+    except ClusterError:
+        return None
 
 
 def _within(memory: Memory, offset: int, length: int) -> None:

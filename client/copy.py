@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Protocol
@@ -18,6 +19,8 @@ from client.memory import Future, Memory
 CHUNK = 256 << 10
 DEPTH = 16
 """Chunks in flight."""
+STEP = 64 << 20
+"""Bytes of a hole in one chunk, at most: progress is seen between chunks."""
 
 Chunk = tuple[int, int, bytes | None]
 """(offset from the start of the copy, length, bytes or None for a hole)."""
@@ -28,12 +31,16 @@ class Source(Protocol):
     def length(self) -> int | None:
         """Bytes that will come; None where nobody knows."""
 
-    def chunks(self) -> Iterator[Chunk]: ...
+    def chunks(self) -> Iterator[Chunk]:
+        """All of it, in order and without gaps."""
 
 
 class Sink(Protocol):
-    def put(self, chunk: Chunk) -> None: ...
-    def finish(self, length: int) -> None: ...
+    def put(self, chunk: Chunk) -> None:
+        """Take the next chunk."""
+
+    def finish(self, length: int) -> None:
+        """`length` bytes were put, and that was all: have them stored when this returns."""
 
 
 def copy(source: Source, sink: Sink, progress: Callable[[int], Any] = lambda _: None) -> int:
@@ -41,24 +48,25 @@ def copy(source: Source, sink: Sink, progress: Callable[[int], Any] = lambda _: 
     done = 0
     for chunk in source.chunks():
         sink.put(chunk)
-        done = max(done, chunk[0] + chunk[1])
+        done = chunk[0] + chunk[1]
         progress(done)
     sink.finish(done)
     return done
 
 
 class MemorySource:
-    """`length` bytes of a memory from `offset` on; holes are not read."""
+    """`length` bytes of a memory from `offset` on; what reads as zeroes is not read."""
 
     def __init__(self, memory: Memory, offset: int, length: int) -> None:
         self.memory = memory
         self.offset = offset
         self.length: int | None = length
+        self._extents = memory.each_extent(length, offset)
 
     def chunks(self) -> Iterator[Chunk]:
         waiting: deque[tuple[int, int, Future[bytes] | None]] = deque()
-        for offset, length, hole in self._ranges():
-            future = None if hole else self.memory.start_pread(length, offset)
+        for offset, length, zero in self._ranges():
+            future = None if zero else self.memory.start_pread(length, offset)
             waiting.append((offset - self.offset, length, future))
             if len(waiting) == DEPTH:
                 yield self._first(waiting)
@@ -66,15 +74,12 @@ class MemorySource:
             yield self._first(waiting)
 
     def _ranges(self) -> Iterator[tuple[int, int, bool]]:
-        """(offset, length, reads as zeroes), in order, none larger than a chunk unless it is zeroes."""
-        assert self.length is not None
-        for extent in self.memory.extents(self.length, self.offset):
-            if extent.zero:
-                yield extent.offset, extent.length, True
-                continue
+        """(offset, length, reads as zeroes), in order."""
+        for extent in self._extents:
             end = extent.offset + extent.length
-            for start in range(extent.offset, end, CHUNK):
-                yield start, min(CHUNK, end - start), False
+            step = STEP if extent.zero else CHUNK
+            for start in range(extent.offset, end, step):
+                yield start, min(step, end - start), extent.zero
 
     @staticmethod
     def _first(waiting: deque[tuple[int, int, Future[bytes] | None]]) -> Chunk:
@@ -100,67 +105,68 @@ class MemorySink:
             self._waiting.popleft().result()
 
     def finish(self, length: int) -> None:  # noqa: ARG002 - a memory has the size it has
-        """Wait for what is under way, and make it durable."""
         while self._waiting:
             self._waiting.popleft().result()
-        if not self.memory.read_only:
-            self.memory.flush()
+        self.memory.flush()
 
 
 class FileSource:
-    """A file or a pipe; of a regular file the holes are found."""
+    """A file or a pipe, `most` bytes of it at most; the holes of a regular file are found."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, most: int | None = None) -> None:
         self.file = file
-        try:
-            self.length: int | None = file.seek(0, io.SEEK_END)
-            file.seek(0)
-        except (OSError, ValueError):
-            self.length = None
+        self._start = 0
+        self._most = most
+        self.length: int | None = None
+        status = os.fstat(file.fileno())
+        if stat.S_ISREG(status.st_mode):
+            self._start = os.lseek(file.fileno(), 0, os.SEEK_CUR)  # stdin may be read from the middle on
+            self.length = max(0, status.st_size - self._start)
+            if most is not None:
+                self.length = min(self.length, most)
 
     def chunks(self) -> Iterator[Chunk]:
-        if self.length is None:
-            yield from self._stream()
-            return
-        position = 0
-        while position < self.length:
-            data = self._seek(position, os.SEEK_DATA)
-            if data > position:
-                yield position, data - position, None
-            position = data
-            hole = self._seek(position, os.SEEK_HOLE)
-            self.file.seek(position)
+        return self._stream() if self.length is None else self._file(self._start, self._start + self.length)
+
+    def _file(self, position: int, end: int) -> Iterator[Chunk]:
+        start = position
+        while position < end:
+            data = self._seek(position, os.SEEK_DATA, end)
+            while position < data:
+                size = min(STEP, data - position)
+                yield position - start, size, None
+                position += size
+            hole = self._seek(position, os.SEEK_HOLE, end)
             while position < hole:
-                chunk = self.file.read(min(CHUNK, hole - position))
+                chunk = os.pread(self.file.fileno(), min(CHUNK, hole - position), position)
                 if not chunk:
                     return  # the file has become shorter
-                yield position, len(chunk), chunk
+                yield position - start, len(chunk), chunk
                 position += len(chunk)
 
     def _stream(self) -> Iterator[Chunk]:
         position = 0
-        while chunk := self.file.read(CHUNK):
+        while chunk := self.file.read(CHUNK if self._most is None else min(CHUNK, self._most - position)):
             yield position, len(chunk), chunk
             position += len(chunk)
 
-    def _seek(self, position: int, whence: int) -> int:
-        assert self.length is not None
+    def _seek(self, position: int, whence: int, end: int) -> int:
         try:
-            return min(os.lseek(self.file.fileno(), position, whence), self.length)
+            return min(os.lseek(self.file.fileno(), position, whence), end)
         except OSError as error:
             if error.errno == errno.ENXIO:  # nothing but a hole from here on
-                return self.length
+                return end
             if error.errno == errno.EINVAL:  # a file system that does not tell
-                return self.length if whence == os.SEEK_HOLE else position
+                return end if whence == os.SEEK_HOLE else position
             raise
 
 
 class FileSink:
-    """A file, in which holes stay holes, or a pipe."""
+    """A file or a pipe. In a regular file that is empty (`fresh`: opened for this copy) holes stay holes."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, *, fresh: bool = False) -> None:
         self.file = file
-        self._sparse = file.seekable()
+        self._sparse = fresh and stat.S_ISREG(os.fstat(file.fileno()).st_mode)
 
     def put(self, chunk: Chunk) -> None:
         _, length, data = chunk
@@ -173,7 +179,6 @@ class FileSink:
                 self.file.write(bytes(min(CHUNK, length - start)))
 
     def finish(self, length: int) -> None:
-        """A hole at the end has its length, too."""
         self.file.flush()
         if self._sparse:
-            self.file.truncate(length)
+            self.file.truncate(length)  # a hole at the end counts, too

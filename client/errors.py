@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+from node.nbd import errors as nbd
 from node.nbd.wire import Command, Error
 
 
@@ -13,15 +14,42 @@ class ClusterError(Exception):
 
 
 class Refused(ClusterError):
-    """The server does not let this client in: no such export, no free slot, a shutdown. Says why."""
+    """The server does not let this client in: no such export, no free slot, a shutdown. Says why.
+
+    `reply` is the wire.Rep, `message` the server's own words.
+    """
+
+    def __init__(self, target: object, refusal: nbd.Refused) -> None:
+        self.target = str(target)
+        self.reply = refusal.reply
+        self.message = refusal.message
+        self._sentence = str(refusal)
+        super().__init__(self.target, self.reply, self.message)
+
+    def __str__(self) -> str:
+        return f"{self.target}: {self._sentence}"
 
 
 class Disconnected(ClusterError):
-    """The connection is lost and could not be made again."""
+    """There is no connection, and for `reason` none could be made; or the server broke the protocol."""
+
+    def __init__(self, target: object, reason: str) -> None:
+        self.target = str(target)
+        self.reason = reason
+        super().__init__(self.target, reason)
+
+    def __str__(self) -> str:
+        return f"{self.target}: {self.reason}"
 
 
 class Timeout(ClusterError, TimeoutError):
-    """No answer in time; the request may still be carried out."""
+    """No answer in time. A request may still be carried out, and `result` be asked for again."""
+
+    def __init__(self, target: object, waiting: str, seconds: float) -> None:
+        self.target = str(target)
+        self.waiting = waiting
+        self.seconds = seconds
+        super().__init__(f"{self.target}: no {waiting} in {seconds:.3g} s")  # an OSError takes two for errno, strerror
 
 
 class RequestError(ClusterError):
@@ -42,7 +70,7 @@ class RequestError(ClusterError):
 
 
 class InvalidRequest(RequestError):
-    """The request was wrong: beyond the end, too long, not served (EINVAL)."""
+    """The request was wrong: beyond the end, too long (EINVAL), not served here (ENOTSUP)."""
 
 
 class ReadOnly(RequestError):
@@ -64,6 +92,7 @@ class ServerError(RequestError):
 _BY_ERROR: dict[int, type[RequestError]] = {
     Error.EPERM: ReadOnly,
     Error.EINVAL: InvalidRequest,
+    Error.ENOTSUP: InvalidRequest,
     Error.ENOSPC: NoSpace,
     Error.ESHUTDOWN: ShuttingDown,
 }

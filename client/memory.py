@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from client.connection import Connection, Pending
+from client.connection import Connection, Pending, list_exports
 from client.discover import cluster_file, running_uri
-from client.errors import ClusterError, ReadOnly
+from client.errors import ClusterError, InvalidRequest, ReadOnly
 from client.uri import Target, parse_uri
+from node.nbd import wire
 from node.nbd.wire import Command, CommandFlag, Error, Status, TransmissionFlag
 
 T = TypeVar("T")
 MAX_EFFECT = 1 << 30
 """Bytes that one request without payload (zero, trim, …) covers, at most."""
+MAX_MAP = 1 << 24
+"""Bytes of a cluster's map, at most."""
+_ZEROES = memoryview(bytes(1 << 20))
 
 
 class Extent(NamedTuple):
@@ -30,7 +36,7 @@ class Extent(NamedTuple):
 
 
 class Future(Generic[T]):
-    """A request that is under way; `result()` waits for its outcome."""
+    """A request that is under way; `result()` waits for its outcome. For the thread that began it."""
 
     def __init__(self, parts: list[Pending], outcome: Callable[[], T]) -> None:
         self._parts = parts
@@ -41,23 +47,31 @@ class Future(Generic[T]):
 
     @property
     def done(self) -> bool:
-        """The outcome is known: `result` will not wait."""
+        """The outcome is known: `result` will not wait. Asking makes progress."""
         return all(part.done for part in self._parts)
 
     def result(self, timeout: float | None = None) -> T:
-        """Wait for the outcome, for `timeout` seconds instead of the connection's. Raises ClusterError."""
+        """Wait for the outcome: for `timeout` seconds, or by default the connection's for each part of a request that
+        had to be cut. Raises ClusterError; after a Timeout it may be called again."""
+        deadline = None if timeout is None else time.monotonic() + timeout
         for part in self._parts:
-            part.wait(timeout)
+            part.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
         return self._outcome()
 
 
-def connect(uri: str | None = None, *, timeout: float = 30.0, reconnect: bool = True) -> Memory:
+def connect(
+    uri: str | None = None, *, export: str | None = None, timeout: float = 30.0, reconnect: bool = True
+) -> Memory:
     """Open the memory at an NBD URI; without one that of MEMCLUSTER_URI, or of the cluster of ./cluster.yaml.
 
-    Every wait takes at most `timeout` seconds. A lost connection is made again, and what was in flight repeated,
-    unless `reconnect` is false. Raises ValueError for a bad URI, DiscoverError, ClusterError.
+    `export` is opened instead of the one that the URI names. Every wait takes at most `timeout` seconds. A lost
+    connection is made again, and what was in flight repeated, unless `reconnect` is false. Raises ValueError for a bad
+    URI, DiscoverError, ClusterError.
     """
-    return Memory(parse_uri(uri or default_uri()), timeout=timeout, reconnect=reconnect)
+    target = parse_uri(uri or default_uri())
+    if export is not None:
+        target = replace(target, export=export)
+    return Memory(target, timeout=timeout, reconnect=reconnect)
 
 
 def default_uri() -> str:
@@ -76,7 +90,7 @@ class Memory:
         self._connection = Connection(target, timeout=timeout, reconnect=reconnect)
 
     def __repr__(self) -> str:
-        return f"<Memory {self.target} {self.size} bytes{' read-only' if self.read_only else ''}>"
+        return f"<Memory {self.size} bytes{' read-only' if self.read_only else ''}, {self._connection!r}>"
 
     @property
     def target(self) -> Target:
@@ -107,6 +121,13 @@ class Memory:
         return session.minimum, session.preferred, session.maximum
 
     @property
+    def _longest(self) -> int:
+        """Bytes in one READ or WRITE, at most: whole blocks."""
+        session = self._connection.session
+        longest = min(session.maximum, wire.MAX_PAYLOAD)
+        return max(longest - longest % session.minimum, session.minimum)
+
+    @property
     def reconnections(self) -> int:
         """How often the connection was lost and made again."""
         return self._connection.reconnections
@@ -119,7 +140,7 @@ class Memory:
 
     def start_pread(self, length: int, offset: int) -> Future[bytes]:
         self._check(length, offset)
-        if length <= self._connection.session.maximum:
+        if length <= self._longest:
             pending = self._connection.submit(Command.READ, offset, length)
             return Future([pending], lambda: bytes(pending.wait().data or b""))
         whole = bytearray(length)
@@ -133,10 +154,12 @@ class Memory:
     def start_readinto(self, buffer: bytearray | memoryview, offset: int) -> Future[int]:
         """`buffer` must not be used until the result is there."""
         view = memoryview(buffer).cast("B")
+        if view.readonly:
+            raise TypeError(f"a {type(buffer).__name__} cannot be read into")
         self._check(len(view), offset)
         parts = [
             self._connection.submit(Command.READ, offset + start, end - start, destination=view[start:end])
-            for start, end in self._cut(len(view), self._connection.session.maximum)
+            for start, end in self._cut(len(view), self._longest)
         ]
         return Future(parts, lambda: len(view))
 
@@ -153,34 +176,56 @@ class Memory:
         flags = CommandFlag.FUA if fua else 0
         parts = [
             self._connection.submit(Command.WRITE, offset + start, end - start, flags, (view[start:end],))
-            for start, end in self._cut(len(view), self._connection.session.maximum)
+            for start, end in self._cut(len(view), self._longest)
         ]
         return Future(parts, lambda: len(view))
 
     def zero(self, length: int, offset: int, *, no_hole: bool = False, fua: bool = False) -> None:
-        """Write zeroes; with `no_hole` the range keeps its memory."""
+        """Write zeroes; with `no_hole` the range keeps its memory. A server that does not know how is sent zeroes."""
         self.start_zero(length, offset, no_hole=no_hole, fua=fua).result()
 
     def start_zero(self, length: int, offset: int, *, no_hole: bool = False, fua: bool = False) -> Future[None]:
-        flags = (CommandFlag.NO_HOLE if no_hole else 0) | (CommandFlag.FUA if fua else 0)
-        return self._start_effect(Command.WRITE_ZEROES, length, offset, flags)
+        flags = CommandFlag.FUA if fua else 0
+        if self.flags & TransmissionFlag.SEND_WRITE_ZEROES:
+            return self._start_effect(Command.WRITE_ZEROES, length, offset, flags | CommandFlag.NO_HOLE * no_hole)
+        self._check(length, offset, writing=Command.WRITE_ZEROES)
+        parts = [
+            self._connection.submit(Command.WRITE, offset + start, end - start, flags, (_ZEROES[: end - start],))
+            for start, end in self._cut(length, min(len(_ZEROES), self._longest))
+        ]
+        return Future(parts, lambda: None)
 
     def trim(self, length: int, offset: int) -> None:
         """Give the range back: whole pages of it become holes. It reads as zeroes."""
         self.start_trim(length, offset).result()
 
     def start_trim(self, length: int, offset: int) -> Future[None]:
+        if not self.flags & TransmissionFlag.SEND_TRIM:
+            self._check(length, offset, writing=Command.TRIM)
+            raise InvalidRequest(Command.TRIM, offset, length, Error.ENOTSUP, "the server does not know how")
         return self._start_effect(Command.TRIM, length, offset)
 
+    def cache(self, length: int, offset: int) -> None:
+        """A hint that the range will be read soon; nothing happens at a server that takes none."""
+        self.start_cache(length, offset).result()
+
+    def start_cache(self, length: int, offset: int) -> Future[None]:
+        if not self.flags & TransmissionFlag.SEND_CACHE:
+            self._check(length, offset)
+            return Future([], lambda: None)
+        return self._start_effect(Command.CACHE, length, offset)
+
     def flush(self) -> None:
-        """Everything that was answered before is durable when this returns."""
+        """Everything that was answered before is durable when this returns, as far as the server promises that."""
         self.start_flush().result()
 
     def start_flush(self) -> Future[None]:
+        if not self.flags & TransmissionFlag.SEND_FLUSH:
+            return Future([], lambda: None)
         return Future([self._connection.submit(Command.FLUSH, 0, 0)], lambda: None)
 
     def _start_effect(self, command: Command, length: int, offset: int, flags: int = 0) -> Future[None]:
-        self._check(length, offset, writing=command)
+        self._check(length, offset, writing=None if command == Command.CACHE else command)
         parts = [
             self._connection.submit(command, offset + start, end - start, flags)
             for start, end in self._cut(length, MAX_EFFECT)
@@ -189,28 +234,56 @@ class Memory:
 
     # -- what is where -----------------------------------------------------------------------------------------------
 
-    def extents(self, length: int, offset: int) -> Iterator[Extent]:
+    def extents(self, length: int, offset: int) -> list[Extent]:
         """The runs of data and holes from `offset` on, `length` bytes in all. Servers that cannot tell give one run."""
+        return list(self.each_extent(length, offset))
+
+    def each_extent(self, length: int, offset: int) -> Iterator[Extent]:
+        """The same one by one, asking the server as it goes."""
         self._check(length, offset)
-        if not self._connection.session.contexts:
-            if length:
-                yield Extent(offset, length, hole=False, zero=False)
-            return
+        return self._merged(self._runs(length, offset), offset)
+
+    def _runs(self, length: int, offset: int) -> Iterator[tuple[int, int]]:
+        """(length, Status), as they come."""
         end = offset + length
+        if not self._connection.session.contexts:
+            yield length, Status.DATA
+            return
         while offset < end:
-            pending = self._connection.submit(Command.BLOCK_STATUS, offset, min(end - offset, MAX_EFFECT))
-            for run, status in pending.wait().extents or [(end - offset, 0)]:
-                size = min(run, end - offset)
-                yield Extent(offset, size, bool(status & Status.HOLE), bool(status & Status.ZERO))
+            asked = min(end - offset, MAX_EFFECT)
+            for run, status in self._connection.submit(Command.BLOCK_STATUS, offset, asked).wait().extents or ():
+                size = min(run, end - offset)  # a server may tell more than it was asked for
+                yield size, status
                 offset += size
+
+    @staticmethod
+    def _merged(runs: Iterator[tuple[int, int]], offset: int) -> Iterator[Extent]:
+        """Neighbours of one kind become one."""
+        length, status = 0, 0
+        for run, found in runs:
+            if length and found != status:
+                yield Extent(offset, length, bool(status & Status.HOLE), bool(status & Status.ZERO))
+                offset += length
+                length = 0
+            length += run
+            status = found
+        if length:
+            yield Extent(offset, length, bool(status & Status.HOLE), bool(status & Status.ZERO))
 
     def cluster_map(self) -> dict[str, Any]:
         """The map of the cluster: what its export cluster.json says. Raises ClusterError if there is none."""
         with Memory(replace(self.target, export="cluster.json"), timeout=self._connection.timeout) as export:
-            found = json.loads(export[:])
-        if not isinstance(found, dict):
-            raise ClusterError(f"{self.target}: cluster.json is no map")
+            try:
+                found = json.loads(export[:]) if export.size <= MAX_MAP else None
+            except ValueError:  # some servers have one content under every name
+                found = None
+        if not isinstance(found, dict) or "servers" not in found:
+            raise ClusterError(f"{self.target} serves no map of a cluster")
         return found
+
+    def exports(self) -> list[tuple[str, str]]:
+        """(name, description) of all that the server offers; asked on a connection of its own."""
+        return list_exports(self.target, self._connection.timeout)
 
     # -- as a sequence of bytes --------------------------------------------------------------------------------------
 
@@ -242,6 +315,7 @@ class Memory:
         return start, max(start, stop)
 
     def _index(self, index: int) -> int:
+        index = operator.index(index)
         if not -self.size <= index < self.size:
             raise IndexError(f"offset {index} is beyond the memory of {self.size} bytes")
         return index % self.size
@@ -259,7 +333,9 @@ class Memory:
         self.close()
 
     def _check(self, length: int, offset: int, writing: Command | None = None) -> None:
-        if length < 0 or offset < 0 or offset + length > self.size:
+        if length < 0 or offset < 0:
+            raise ValueError(f"{length} bytes at {offset}: neither may be negative")
+        if offset + length > self.size:
             raise IndexError(f"{length} bytes at {offset} are beyond the memory of {self.size} bytes")
         if writing is not None and self.read_only:
             raise ReadOnly(writing, offset, length, Error.EPERM, "the export is read-only")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 DEFAULT_PORT = 10809
 
@@ -33,11 +33,14 @@ def parse_uri(uri: str) -> Target:
     except ValueError as error:
         raise ValueError(f"{uri!r} is not an NBD URI: {error}") from error
     export = unquote(parts.path.removeprefix("/"))
-    if parts.scheme == "nbd" and parts.hostname:
-        return Target(parts.hostname, DEFAULT_PORT if port is None else port, export=export)
+    pairs = [pair.partition("=") for pair in parts.query.split("&") if pair]
+    sockets = [unquote(value) for key, _, value in pairs if key == "socket" and value]  # a + is a +, unlike in a form
+    if parts.scheme == "nbd":
+        if sockets:
+            raise ValueError(f"{uri!r} names a socket; write nbd+unix:///?socket=PATH")
+        return Target(parts.hostname or "localhost", DEFAULT_PORT if port is None else port, export=export)
     if parts.scheme == "nbd+unix":
-        sockets = parse_qs(parts.query).get("socket", [])
-        if len(sockets) == 1:
-            return Target(path=sockets[0], export=export)
-        raise ValueError(f"{uri!r} names no socket; write nbd+unix:///?socket=PATH")
+        if len(sockets) != 1:
+            raise ValueError(f"{uri!r} names no socket; write nbd+unix:///?socket=PATH")
+        return Target(path=sockets[0], export=export)
     raise ValueError(f"{uri!r} is not an NBD URI; write nbd://HOST:PORT or nbd+unix:///?socket=PATH")
