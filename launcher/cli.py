@@ -156,6 +156,41 @@ def logs(
     return 0
 
 
+@cli.command()
+@click.argument("kind", type=click.Choice(["pause", "resume", "kill", "slow", "hang", "partition"]))
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET [PEER]")
+@click.option("--for", "span", type=seconds, metavar="TIME", help="Heal by itself after this time.")
+@click.option("--delay", type=seconds, default=0.05, show_default=True, help="With slow: how long each reply waits.")
+@click.pass_obj
+def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, delay: float) -> None:
+    """Break something on purpose, to see what the cluster makes of it.
+
+    TARGET is a node (server1), a role (secondary, logger) or owner:OFFSET, the server that holds a byte.
+
+    \b
+    memcluster fault pause server1 --for 5s     stop a process, and let it go on
+    memcluster fault kill owner:0x100000        kill -9; with --for it stays down so long
+    memcluster fault slow secondary --delay 20ms
+    memcluster fault partition server0 server2  cut the link between two
+    memcluster fault hang server1               its loop stops turning: the supervisor finds out
+    memcluster fault resume server1             end every fault of a node
+    """
+    from launcher.control import NoAnswer, ask
+    from launcher.rundir import RunDirectory
+
+    if len(targets) != (2 if kind == "partition" else 1):
+        raise click.UsageError("partition takes two nodes, every other fault one target")
+    cluster = _load(file)
+    head = {"do": "fault", "kind": kind, "targets": targets, "seconds": span, "delay": delay}
+    try:
+        answer = ask(RunDirectory(cluster.name).control, head, 10.0)
+    except NoAnswer:
+        raise Failure(f"cluster {cluster.name} is not running", EXIT_NOT_RUNNING) from None
+    if "error" in answer:
+        raise Failure(answer["error"])
+    click.echo(f"{kind}: {', '.join(answer['done'])}{f' for {span:g} s' if span else ''}")
+
+
 @cli.command("config")
 @click.option("--json-schema", is_flag=True, help="The schema of cluster.yaml, for editors.")
 @click.pass_obj

@@ -64,6 +64,7 @@ class ClusterConfig:
     restart: Restart
     stop_timeout: float
     retry_timeout: float
+    hang_timeout: float
 
 
 @dataclass(frozen=True, order=True)
@@ -157,6 +158,7 @@ def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
         restart=parsed.restart,
         stop_timeout=parsed.stop_timeout,
         retry_timeout=parsed.retry_timeout,
+        hang_timeout=parsed.hang_timeout,
     )
 
 
@@ -321,5 +323,6 @@ def dump(config: ClusterConfig) -> str:
         },
         "stop_timeout": format_duration(config.stop_timeout),
         "retry_timeout": format_duration(config.retry_timeout),
+        "hang_timeout": format_duration(config.hang_timeout),
     }
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)

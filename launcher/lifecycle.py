@@ -8,6 +8,7 @@ The life of a node:
     pending -> starting -> ready -> stopping -> exited
                   |          |
                   +----------+--> restarting -> starting    died; back after 0, 1, 2, 4 ... s
+                  |          +--> hung -> restarting        made no progress: its stack is shown, then it is killed
                   +----------+--> failed                    died too often, or said that it cannot run
 
 The stop goes through phases, each begun when all processes of the one before are gone: the primary, the secondaries,
@@ -22,6 +23,8 @@ from enum import StrEnum
 
 LAST_PHASES = 3.0
 """Seconds the phases after a missed deadline still have, so that the log is written even then."""
+EVIDENCE = 0.5
+"""Seconds a hung process has to show its stack before it is killed."""
 
 
 class State(StrEnum):
@@ -32,6 +35,7 @@ class State(StrEnum):
     READY = "ready"
     STOPPING = "stopping"
     EXITED = "exited"
+    HUNG = "hung"
     RESTARTING = "restarting"
     FAILED = "failed"
 
@@ -65,14 +69,16 @@ class NodeLife:
     restarts: int = 0
     started: float = 0.0
     due: float | None = None
-    """When it is to be started again."""
+    """When it is to be started again, or killed if it is hung."""
     streak: int = 0
     """Deaths in a row, without a stable time between them."""
     deaths: list[float] = field(default_factory=list)
+    held_until: float = 0.0
+    """Killed on purpose: it stays down until then, and the death does not count."""
 
     @property
     def alive(self) -> bool:
-        return self.state in (State.STARTING, State.READY, State.STOPPING)
+        return self.state in (State.STARTING, State.READY, State.HUNG, State.STOPPING)
 
 
 # -- actions -----------------------------------------------------------------------------------------------------
@@ -95,6 +101,13 @@ class Kill:
 
 
 @dataclass(frozen=True)
+class ShowStack:
+    """Let a hung process write down where it stands."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Collect:
     """Let logger 0 write the merged log."""
 
@@ -106,7 +119,8 @@ class Probe:
 
 @dataclass(frozen=True)
 class Say:
-    """Tell people what happened: `event` is one of ready, died, restarting, failed, draining, late, stopped."""
+    """Tell people what happened: `event` is one of ready, hung, died, restarting, failed, draining, late, exited,
+    stopped."""
 
     event: str
     name: str = ""
@@ -120,7 +134,7 @@ class Finish:
     code: int
 
 
-Action = Start | Drain | Kill | Collect | Probe | Say | Finish
+Action = Start | Drain | Kill | ShowStack | Collect | Probe | Say | Finish
 
 COLLECT = "collect"
 """In the order of the stop: the point at which the log is collected."""
@@ -194,6 +208,18 @@ class Lifecycle:
             return [Say("running")]
         return []
 
+    def hung(self, name: str, how: str, now: float) -> list[Action]:
+        """A node lives and makes no progress: get the evidence, then end it; it is restarted like any that died."""
+        node = self.nodes[name]
+        if node.state is not State.READY or self.phase is not Phase.RUNNING:
+            return []
+        node.state, node.reason, node.due = State.HUNG, how, now + EVIDENCE
+        return [Say("hung", name, how), ShowStack(name)]
+
+    def hold(self, name: str, until: float) -> None:
+        """The node is about to be killed on purpose, and is not to come back before `until`."""
+        self.nodes[name].held_until = until
+
     def broken(self, name: str, reason: str) -> None:
         """A node said that it cannot run, and will exit: starting it again would not help."""
         self.nodes[name].state = State.FAILED
@@ -206,9 +232,12 @@ class Lifecycle:
             if node.state is not State.STOPPING:
                 node.reason = how
             node.state = State.EXITED
-            return self._advance(now)
+            return [Say("exited", name, how), *self._advance(now)]
         if node.state is State.FAILED:
             return [Say("failed", name, node.reason), *self._give_up(f"{name}: {node.reason}", now)]
+        if node.state is State.HUNG:
+            node.due = None
+            how = node.reason
         node.reason = how
         if node.state is State.STARTING and self.phase is Phase.STARTING:
             node.state = State.FAILED
@@ -255,7 +284,7 @@ class Lifecycle:
         for node in self.nodes.values():
             if node.due is not None and node.due <= now:
                 node.due = None
-                actions += self._start(node, now)
+                actions += [Kill(node.name)] if node.state is State.HUNG else self._start(node, now)
         if self._last_deadline is not None and self._last_deadline <= now:
             return actions + self.kill(now)
         if self._deadline is not None and self._deadline <= now:
@@ -276,6 +305,10 @@ class Lifecycle:
 
     def _died(self, node: NodeLife, how: str, now: float) -> list[Action]:
         policy = self._restart
+        if node.held_until > now:
+            node.restarts += 1
+            node.state, node.due = State.RESTARTING, node.held_until
+            return [Say("died", node.name, how), Say("restarting", node.name, f"in {node.due - now:.1f} s")]
         if now - node.started >= policy.reset:
             node.streak = 0
         node.deaths = [time for time in node.deaths if now - time < policy.within] + [now]

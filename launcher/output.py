@@ -19,6 +19,7 @@ COLUMNS = {
     "RSS": "rss_bytes",
     "CPU%": "cpu_percent",
 }
+GRACEFUL = "exited with status 0"
 _RIGHT = {"PID", "UPTIME", "RESTARTS", "CLIENTS", "REQUESTS", "RSS", "CPU%"}
 
 
@@ -34,8 +35,10 @@ def happening_line(happening: dict[str, Any], stop_command: str) -> str:
                 f"  clients connect to  {happening['uri']}\n"
                 f"  to stop it          {stop_command}"
             )
-        case "died" | "failed" | "late":
-            return f"✘ {name:<10} {'failed: ' if event == 'failed' else ''}{text}"
+        case "exited":
+            return f"✔ {name:<10} stopped" if text == GRACEFUL else f"✘ {name:<10} {text}"
+        case "died" | "failed" | "hung" | "late":
+            return f"✘ {name:<10} {f'{event}: ' if event in ('failed', 'hung') else ''}{text}"
         case "restarting":
             return f"… {name:<10} restarting {text}"
         case "gave-up":

@@ -152,3 +152,4 @@ class ClusterFile(_Strict):
     restart: Annotated[Restart, BeforeValidator(_none_is_empty)] = Restart()
     stop_timeout: Span = 10.0
     retry_timeout: Span = 30.0
+    hang_timeout: Span = 10.0

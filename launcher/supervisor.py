@@ -20,6 +20,8 @@ from client.console import EXIT_TIMEOUT
 from launcher import lifecycle, sockets
 from launcher.child import Child
 from launcher.config import ClusterConfig
+from launcher.faults import FaultError, Faults
+from launcher.heartbeats import Heartbeats, where_it_stands
 from launcher.identity import Identity
 from launcher.lifecycle import Action, Lifecycle, Phase
 from launcher.probe import Probe
@@ -79,6 +81,10 @@ class Supervisor:
                 for index, server in enumerate(config.servers)
             ),
         )
+        self.layout = self.map.layout
+        self._faults = Faults(self)
+        self._heartbeats = Heartbeats(self.loop, config.hang_timeout, self._ready_children, self._hung)
+        self._notes: dict[str, list[dict[str, Any]]] = {}  # events for the log of a server that cannot write now
         self._specs = {spec.name: spec for spec in self._make_specs()}
         self.lifecycle = Lifecycle(
             [f"server{index}" for index in range(count)],
@@ -119,6 +125,7 @@ class Supervisor:
         self.loop.on_signal(signal.SIGINT, self._interrupt)
         control = Listener(self.loop, sockets.bind(Address(path=str(self.run_directory.control))), self._accept)
         control.start()
+        self._heartbeats.start()
         if wait_timeout is not None:
             self.loop.after(wait_timeout, lambda: self._too_slow(wait_timeout))
         self._do(self.lifecycle.begin(self._now()))
@@ -178,6 +185,8 @@ class Supervisor:
                         child.signal(signal.SIGTERM, signal.SIGCONT)
                 case lifecycle.Kill(name):
                     self._children[name].signal(signal.SIGKILL)
+                case lifecycle.ShowStack(name):
+                    self._children[name].signal(signal.SIGUSR1)
                 case lifecycle.Collect():
                     self._children["logger0"].ask({"do": "collect"}, self._collected)
                 case lifecycle.Probe():
@@ -214,6 +223,8 @@ class Supervisor:
 
     def _say(self, event: str, name: str, text: str) -> None:
         happening: Happening = {"event": event, "name": name, "text": text}
+        if event in ("died", "restarted", "failed", "hung"):
+            self.note(event, name, 0)
         if event == "running":
             self.run_directory.write_uri(self.uri)
             happening |= {"uri": self.uri, "seconds": self._now() - self._began}
@@ -227,12 +238,29 @@ class Supervisor:
 
     def _told(self, child: Child, head: dict[str, Any]) -> None:
         name = child.spec.name
-        if head.get("event") == "ready":
+        if head.get("event") == "beat":
+            self._heartbeats.beat(child)
+        elif head.get("event") == "ready":
+            self._came_back(name)
             self._do(self.lifecycle.ready(name, self._now()))
         elif head.get("event") == "failed":
             self.lifecycle.broken(name, str(head.get("reason")))
 
+    def _came_back(self, name: str) -> None:
+        """A node is ready: tell it what it must know of the time before."""
+        self._faults.restarted(name)
+        if self.lifecycle.nodes[name].restarts:
+            self.note("restarted", name, self.lifecycle.nodes[name].restarts)
+        for event in self._notes.pop(name, ()):
+            self._children[name].tell(event)
+
+    def _hung(self, name: str, how: str) -> None:
+        self._do(self.lifecycle.hung(name, how, self._now()))
+
     def _gone(self, child: Child, how: str) -> None:
+        if self.lifecycle.nodes[child.spec.name].state is lifecycle.State.HUNG:
+            place = where_it_stands(self.config.logs.directory / self.config.name / f"{child.spec.name}.out")
+            self.lifecycle.nodes[child.spec.name].reason += f" in {place}" if place else ""
         self._do(self.lifecycle.exited(child.spec.name, how, self._now()))
 
     def _probed(self, problem: str) -> None:
@@ -246,6 +274,33 @@ class Supervisor:
     def _collected(self, answer: dict[str, Any]) -> None:
         self._tell({"event": "collected", **answer})
         self._do(self.lifecycle.collected(self._now()))
+
+    # -- what faults need --------------------------------------------------------------------------------------------
+
+    def child(self, name: str) -> Child | None:
+        """The living process of a node."""
+        return self._children[name] if self.lifecycle.nodes[name].alive else None
+
+    def names(self) -> dict[str, str]:
+        """The nodes and their roles."""
+        return {name: spec.role for name, spec in self._specs.items()}
+
+    def hold(self, name: str, seconds: float) -> None:
+        """The node is to stay down for so long when it is killed."""
+        self.lifecycle.hold(name, self._now() + seconds)
+
+    def note(self, event: str, about: str, value: int) -> None:
+        """Have an event written into the log, by the server of the same number: now, or when it is back."""
+        server = f"server{self._specs[about].index}"
+        head = {"do": "event", "event": event, "about": about, "value": value, "time_ns": time.time_ns()}
+        if self.lifecycle.nodes[server].state is lifecycle.State.READY:
+            self._children[server].tell(head)
+        else:
+            self._notes.setdefault(server, []).append(head)
+
+    def _ready_children(self) -> list[Child]:
+        nodes = self.lifecycle.nodes
+        return [child for name, child in self._children.items() if nodes[name].state is lifecycle.State.READY]
 
     # -- the record ----------------------------------------------------------------------------------------------
 
@@ -292,16 +347,25 @@ class Supervisor:
         elif do == "down":
             self._watchers.append(channel.send)
             self.stop("finish" if frame.head.get("drain") else "now", frame.head.get("timeout"))
+        elif do == "fault":
+            channel.send(self._break(frame.head))
         elif do == "kill":
             self._keep_memory = False
             self._do(self.lifecycle.kill(self._now()))
         else:
             channel.send({"error": f"the supervisor does not understand {do!r}"})
 
+    def _break(self, head: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"done": self._faults.apply(head["kind"], head["targets"], head["seconds"], head["delay"])}
+        except FaultError as error:
+            return {"error": str(error)}
+
     def _gather_status(self, answer: Callable[[dict[str, Any]], None]) -> None:
         """Ask all nodes at once; answer when the last has answered or time is up."""
         counters: dict[str, dict[str, Any]] = {}
-        asked = [name for name, node in self.lifecycle.nodes.items() if node.alive]
+        nodes = self.lifecycle.nodes.items()
+        asked = [name for name, node in nodes if node.alive and not self._children[name].identity.stopped]
         done = False
 
         def finish() -> None:

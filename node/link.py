@@ -49,7 +49,7 @@ class _Submission:
 
 
 class Link:
-    """Submits requests to the export `export` of the server at `address`; `ready(link)` is called at each connection."""
+    """Submits requests to an export of the server at `address`; `ready(link)` is called at each connection."""
 
     def __init__(
         self,
@@ -74,6 +74,7 @@ class Link:
         self._wire: _Wire | None = None
         self._attempts = 0
         self._closed = False
+        self._cut = False
         self._reconnect: Timer | None = None
         self._expiry: Timer | None = None
         self._connect()
@@ -120,6 +121,14 @@ class Link:
             self._wire.close()
             self._wire = None
 
+    def cut(self, cut: bool) -> None:
+        """Lose the connection and make no other until it is given back."""
+        self._cut = cut
+        if cut and self._wire is not None:
+            self._wire.lose("cut by a fault")
+        elif not cut and self._wire is None:
+            self._connect()
+
     # -- the connection's side ---------------------------------------------------------------------------------------
 
     def received(self, replies: list[Reply]) -> None:
@@ -143,12 +152,14 @@ class Link:
         """The connection is gone: make another, at once the first time."""
         self._wire = None
         self.trouble = reason
-        if not self._closed:
+        if not self._closed and not self._cut:
             delay = min(RECONNECT_AT_MOST, 0.01 * (2**self._attempts - 1))
             self._attempts = min(self._attempts + 1, 10)
             self._reconnect = self.loop.after(delay, self._connect)
 
     def _connect(self) -> None:
+        if self._cut or self._wire is not None:
+            return
         sock = socket.socket(self.address.family, socket.SOCK_STREAM)
         sock.setblocking(False)
         if self.address.family != socket.AF_UNIX:

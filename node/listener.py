@@ -30,12 +30,16 @@ class Listener:
         self._started = True
         self._watch()
 
+    def pause(self) -> None:
+        """Accept no more for now; who connects waits in the backlog."""
+        self._started = False
+        self.loop.unwatch(self.sock)
+
     def stop(self) -> None:
         """Accept no more, and let go of the socket; the supervisor still has it."""
-        if self._started:
-            self.loop.unwatch(self.sock)
-        self._started = False
-        self.sock.close()
+        if self.sock.fileno() >= 0:
+            self.pause()
+            self.sock.close()
 
     def _watch(self) -> None:
         if self._started:

@@ -62,6 +62,8 @@ class Loop:
         self._signals: dict[int, Callable[[], None]] = {}
         self._wakeup: tuple[socket.socket, socket.socket] | None = None
         self.turns = 0
+        self.lag = 0.0
+        """Seconds by which what streams send is held up: a fault that was asked for."""
 
     def __repr__(self) -> str:
         return f"<Loop {len(self._watched)} watched, {len(self._timers)} timers, turn {self.turns}>"

@@ -8,11 +8,13 @@ the kernel kills it (PR_SET_PDEATHSIG), even if it hangs or is stopped.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -28,6 +30,8 @@ from node.server import Report
 from node.spec import NodeSpec
 
 PR_SET_PDEATHSIG = 1
+BEAT = 0.5
+"""Seconds between two signs that the loop still turns."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -45,6 +49,9 @@ class Role(Protocol):
 
     def command(self, head: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
         """Carry out a word from the supervisor that only this role understands."""
+
+    def cut(self, peer: str, cut: bool) -> None:
+        """Cut the link to another node, or give it back."""
 
     def close(self) -> None:
         """Give everything back."""
@@ -67,6 +74,7 @@ def run_node(spec: NodeSpec, listeners: Sequence[socket.socket], control: socket
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR1)  # a supervisor that finds it hung asks where it stands
     _Node(spec, listeners, control).run()
 
 
@@ -85,11 +93,17 @@ class _Node:
             raise
 
     def run(self) -> None:
+        self._beat()
         self.role.start()
         self.loop.run()
         self.role.close()
         self.control.close()
         self.loop.close()
+
+    def _beat(self) -> None:
+        """Only a loop that turns gets here: the beat is progress, not mere life."""
+        self.control.send({"event": "beat", "turns": self.loop.turns})
+        self.loop.after(BEAT, self._beat)
 
     def _drain(self, mode: str) -> None:
         if self.draining != "now":
@@ -102,11 +116,25 @@ class _Node:
             self._drain(head["mode"])
         elif head["do"] == "status":
             self._answer(head, self.role.status())
+        elif head["do"] == "fault":
+            self._fault(head["kind"], head)
         else:
             self.role.command(head, lambda answer: self._answer(head, answer))
 
+    def _fault(self, kind: str, head: dict[str, Any]) -> None:
+        """Do what `memcluster fault` asks of the inside of a node; its supervisor ends it again."""
+        if kind == "slow":
+            self.loop.lag = head["delay"]
+        elif kind == "cut":
+            self.role.cut(head["peer"], head["cut"])
+        elif kind == "hang":
+            until = time.monotonic() + head["seconds"]
+            while time.monotonic() < until:
+                pass
+
     def _answer(self, head: dict[str, Any], answer: dict[str, Any]) -> None:
-        self.control.send({"answer": head["id"], **answer})
+        if "id" in head:
+            self.control.send({"answer": head["id"], **answer})
 
 
 def _redirect_output(path: str) -> None:

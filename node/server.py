@@ -60,7 +60,7 @@ class Server:
         self.spec = spec
         self.report = report
         self.shard = Shard(spec.shard, spec.cluster.servers[spec.index].memory, durable=spec.durable)
-        self.log = LogWriter(spec.log_directory, spec.index, spec.log_retain)
+        self.log = LogWriter(spec.log_directory, spec.index, spec.log_retain, cluster=spec.cluster.name)
         self.slots = SlotTable(spec.bounds.clients)
         self.connections: dict[int, Connection] = {}
         self.scratch = memoryview(bytearray(RECEIVE_BUFFER))
@@ -124,6 +124,9 @@ class Server:
     def command(self, head: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
         """A word from the supervisor that only some roles understand."""
         answer({"error": f"{self.spec.name} does not understand {head.get('do')!r}"})
+
+    def cut(self, peer: str, cut: bool) -> None:
+        """Cut the link to another node, or give it back; this server may have none."""
 
     def close(self) -> None:
         """Give everything back; nothing is served any more."""

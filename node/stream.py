@@ -57,7 +57,10 @@ class Stream:
         """Send what is outgoing when this turn of the loop ends."""
         if not self._flush_is_due:
             self._flush_is_due = True
-            self.loop.soon(self.flush)
+            if self.loop.lag:
+                self.loop.after(self.loop.lag, self.flush)
+            else:
+                self.loop.soon(self.flush)
 
     def flush(self) -> None:
         """Send as much as the socket takes, in as few calls as can be."""

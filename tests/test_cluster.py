@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -78,36 +77,22 @@ def test_a_cluster_from_start_to_stop(make_cluster):
     assert cluster.command("down", check=False).returncode == 3
 
 
-def test_every_process_exits_0_on_a_graceful_stop(make_cluster):
-    """SIGTERM to the supervisor: pidfds tell of each end, the record of exit codes is the supervisor's own 0."""
-    cluster = make_cluster()
-    supervisor = cluster.record.supervisor
-    supervisor.signal(signal.SIGTERM)
-    assert cluster.left_behind() == []
-    output = (cluster.folder / "logs" / cluster.name / "supervisor.out").read_text()
-    assert output == ""
-
-
-def test_the_order_of_the_stop(make_cluster):
-    """Server 0, the other servers, the other loggers, logger 0: each group is gone before the next is told."""
-    cluster = make_cluster()
-    pidfds = {node.identity.open(): node.name for node in cluster.record.nodes}
-    poll = select.poll()
-    for pidfd in pidfds:
-        poll.register(pidfd, select.POLLIN)
-    process = subprocess.Popen(memcluster_command("down"), cwd=cluster.folder, stdout=subprocess.DEVNULL)
-    gone = []
-    while pidfds:
-        ready = poll.poll(TIMEOUT * 1000)
-        assert ready
-        for pidfd, _ in ready:
-            poll.unregister(pidfd)
-            os.close(pidfd)
-            gone.append(pidfds.pop(pidfd))
+def test_the_order_of_the_stop_and_that_all_exit_0(tmp_path):
+    """Server 0, the other servers, the merged log, the other loggers, logger 0: each with status 0."""
+    cluster = Cluster(tmp_path)
+    process = foreground(cluster)
+    read_line(process, "to stop it")
+    cluster.remember()
+    cluster.record.supervisor.signal(signal.SIGTERM)
+    lines = [" ".join(line.split()[1:]) for line in process.stdout]
     assert process.wait(TIMEOUT) == 0
-    assert gone[0] == "server0"
-    assert set(gone[1:3]) == {"server1", "server2"}
-    assert gone[-1] == "logger0"
+    stopped = [line for line in lines if "stopped" in line or "merged" in line]
+    assert stopped[0] == "server0 stopped"
+    assert set(stopped[1:3]) == {"server1 stopped", "server2 stopped"}
+    assert "merged into" in stopped[3]
+    assert set(stopped[4:6]) == {"logger1 stopped", "logger2 stopped"}
+    assert stopped[6] == "logger0 stopped"
+    assert cluster.left_behind() == []
 
 
 def test_up_on_a_running_cluster_says_so(make_cluster):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.lifecycle import (
+    EVIDENCE,
     LAST_PHASES,
     Collect,
     Drain,
@@ -15,6 +16,7 @@ from launcher.lifecycle import (
     Probe,
     RestartPolicy,
     Say,
+    ShowStack,
     Start,
     State,
 )
@@ -80,11 +82,11 @@ def test_the_stop_has_an_order():
     life = running()
     assert without_words(life.stop("now", None, 1)) == [Drain("server0", "now")]
     assert without_words(life.exited("server0", "", 1)) == [Drain("server1", "now"), Drain("server2", "now")]
-    assert life.exited("server2", "", 1) == []
-    assert life.exited("server1", "", 1) == [Collect()]
+    assert without_words(life.exited("server2", "", 1)) == []
+    assert without_words(life.exited("server1", "", 1)) == [Collect()]
     assert life.collected(1) == [Drain("logger1", "now"), Drain("logger2", "now")]
-    assert life.exited("logger1", "", 1) == []
-    assert life.exited("logger2", "", 1) == [Drain("logger0", "now")]
+    assert without_words(life.exited("logger1", "", 1)) == []
+    assert without_words(life.exited("logger2", "", 1)) == [Drain("logger0", "now")]
     assert without_words(life.exited("logger0", "", 1)) == [Finish(0)]
     assert life.phase is Phase.STOPPED
 
@@ -103,7 +105,7 @@ def test_what_is_late_is_named_and_killed_and_the_log_is_still_collected():
         Drain("server2", "now"),
     ]
     life.exited("server1", "", 105)
-    assert life.exited("server2", "", 105) == [Collect()]
+    assert without_words(life.exited("server2", "", 105)) == [Collect()]
     assert life.wake == 105 + LAST_PHASES
     killed = without_words(life.tick(105 + LAST_PHASES))
     assert killed == [Kill(name) for name in LOGGERS]
@@ -217,4 +219,28 @@ def test_a_cluster_with_a_dead_node_is_degraded_until_it_is_back():
     life.exited("logger2", "killed", 1)
     assert life.health == "degraded"
     life.ready("logger2", 2)
+    assert life.health == "running"
+
+
+def test_a_hung_node_shows_its_stack_is_killed_and_comes_back():
+    """Evidence first, then SIGKILL, then the restart of any node that died, with the hang as the reason."""
+    life = running()
+    assert without_words(life.hung("server1", "no progress for 10 s", 5)) == [ShowStack("server1")]
+    assert life.health == "degraded"
+    assert life.hung("server1", "no progress for 11 s", 5.1) == []
+    assert life.tick(5 + EVIDENCE) == [Kill("server1")]
+    actions = life.exited("server1", "killed by SIGKILL", 6)
+    assert Say("died", "server1", "no progress for 10 s") in actions
+    assert Start("server1") in actions
+
+
+def test_a_node_killed_on_purpose_stays_down_so_long_and_it_does_not_count():
+    """Held: restarted at its time, and no step towards `failed`."""
+    life = running(deaths=2)
+    for now in (1, 10):
+        life.hold("server1", now + 5)
+        assert without_words(life.exited("server1", "killed by SIGKILL", now)) == []
+        assert life.wake == now + 5
+        assert life.tick(now + 5) == [Start("server1")]
+        life.ready("server1", now + 5)
     assert life.health == "running"

@@ -376,6 +376,15 @@ class Logger:
         self._collections.add(collection)
         collection.start()
 
+    def cut(self, peer: str, cut: bool) -> None:
+        """A partition from logger 0, the only one that asks: its connections are lost, new ones wait."""
+        if peer != "logger0":
+            return
+        for listener in self._listeners:
+            listener.pause() if cut else listener.start()
+        for query in tuple(self._queries) if cut else ():
+            query.channel.close()
+
     def drain(self, mode: str, done: Callable[[], None]) -> None:  # noqa: ARG002 - answers always come to their end
         """Take no more queries, end those that follow, finish the others; at the deadline what is left is cut off."""
         self._drained = done

@@ -80,6 +80,11 @@ class Primary(Server):
         waiting = [f"server{index}: {link.trouble}" for index, link in self._links.items() if not link.ready]
         return super().status() | {"waiting_for": waiting}
 
+    def cut(self, peer: str, cut: bool) -> None:
+        for index, link in self._links.items():
+            if peer == f"server{index}":
+                link.cut(cut)
+
     def close(self) -> None:
         super().close()
         for link in self._links.values():

@@ -1,0 +1,173 @@
+"""Faults on purpose: `memcluster fault` pauses, kills, slows, hangs and partitions nodes, and heals them again.
+
+A target is a node (server1), a role (primary, secondary, server, logger) or `owner:OFFSET`, the server that holds a
+byte of the memory. What is done to a node's inside (slow, hang, a cut link) is told to it over its control channel;
+nothing here needs root or touches the network of the machine.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from client.units import parse_size
+from launcher.child import Child
+from node.layout import Layout
+from node.loop import Loop, Timer
+
+HANG = 3600.0
+"""Seconds a node hangs when nobody says how long; its supervisor will have ended it before."""
+EVENTS = {"pause": "paused", "resume": "resumed", "kill": "killed", "slow": "slowed", "partition": "partitioned"}
+
+
+class FaultError(Exception):
+    """The fault cannot be done; says why."""
+
+
+class Cluster(Protocol):
+    """What faults need of the supervisor."""
+
+    loop: Loop
+    layout: Layout
+
+    def child(self, name: str) -> Child | None: ...
+    def names(self) -> dict[str, str]: ...
+    def hold(self, name: str, seconds: float) -> None: ...
+    def note(self, event: str, about: str, value: int) -> None: ...
+
+
+class Faults:
+    """What is broken on purpose now. Every fault heals at its time, or by `resume`."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._slow: dict[str, float] = {}
+        self._cut: set[frozenset[str]] = set()
+        self._heal: dict[tuple[str, str], Timer] = {}
+
+    def apply(self, kind: str, targets: list[str], seconds: float | None, delay: float) -> list[str]:
+        """Do it; returns the names of the nodes it was done to. Raises FaultError."""
+        if kind == "partition":
+            pair = self._pair(targets)
+            self._partition(pair, True)
+            self._heal_after("partition", "|".join(pair), seconds, lambda: self._partition(pair, False))
+            return pair
+        names = self._resolve(targets[0])
+        for name in names:
+            self._break(kind, name, seconds, delay)
+        return names
+
+    def restarted(self, name: str) -> None:
+        """A node has begun a new life: what is wrong with its links and its pace is told to it again."""
+        if name in self._slow:
+            self._tell(name, {"kind": "slow", "delay": self._slow[name]})
+        for pair in self._cut:
+            if name in pair:
+                [peer] = pair - {name}
+                self._tell(name, {"kind": "cut", "peer": peer, "cut": True})
+
+    # -- one fault each ----------------------------------------------------------------------------------------------
+
+    def _break(self, kind: str, name: str, seconds: float | None, delay: float) -> None:
+        child = self._cluster.child(name)
+        if child is None:
+            raise FaultError(f"{name} is not alive")
+        if kind == "pause":
+            self._note(kind, name, seconds)
+            child.signal(signal.SIGSTOP)
+            self._heal_after(kind, name, seconds, lambda: self._resume(name))
+        elif kind == "resume":
+            self._resume(name)
+        elif kind == "kill":
+            if seconds is not None:
+                self._cluster.hold(name, seconds)
+            self._note(kind, name, seconds)
+            child.signal(signal.SIGKILL)
+        elif kind == "slow":
+            self._set_pace(name, delay)
+            self._heal_after(kind, name, seconds, lambda: self._set_pace(name, 0.0))
+        elif kind == "hang":
+            self._tell(name, {"kind": "hang", "seconds": HANG if seconds is None else seconds})
+        else:
+            raise FaultError(f"there is no fault {kind!r}")
+
+    def _resume(self, name: str) -> None:
+        """End every fault of a node."""
+        child = self._cluster.child(name)
+        if child is not None and child.identity.stopped:
+            child.signal(signal.SIGCONT)
+            self._note("resume", name, None)
+        if name in self._slow:
+            self._set_pace(name, 0.0)
+        for pair in [sorted(pair) for pair in self._cut if name in pair]:
+            self._partition(pair, False)
+        for key in [key for key in self._heal if name in key[1].split("|")]:
+            self._heal.pop(key).cancel()
+
+    def _set_pace(self, name: str, delay: float) -> None:
+        if delay:
+            self._slow[name] = delay
+            self._cluster.note("slowed", name, round(delay * 1000))
+        elif self._slow.pop(name, None) is not None:
+            self._cluster.note("healed", name, 0)
+        self._tell(name, {"kind": "slow", "delay": delay})
+
+    def _partition(self, pair: list[str], cut: bool) -> None:
+        if cut == (frozenset(pair) in self._cut):
+            return
+        self._cut ^= {frozenset(pair)}
+        for name, peer in (pair, pair[::-1]):
+            self._tell(name, {"kind": "cut", "peer": peer, "cut": cut})
+        self._cluster.note("partitioned" if cut else "healed", pair[0], int(pair[1][len("server") :]))
+
+    def _tell(self, name: str, head: dict[str, Any]) -> None:
+        child = self._cluster.child(name)
+        if child is not None:
+            child.tell({"do": "fault", **head})
+
+    def _note(self, kind: str, name: str, seconds: float | None) -> None:
+        self._cluster.note(EVENTS[kind], name, round((seconds or 0) * 1000))
+
+    def _heal_after(self, kind: str, name: str, seconds: float | None, heal: Callable[[], None]) -> None:
+        earlier = self._heal.pop((kind, name), None)
+        if earlier is not None:
+            earlier.cancel()
+        if seconds is not None:
+            self._heal[kind, name] = self._cluster.loop.after(seconds, heal)
+
+    # -- who is meant ------------------------------------------------------------------------------------------------
+
+    def _resolve(self, target: str) -> list[str]:
+        names = self._cluster.names()
+        if target in names:
+            return [target]
+        if target.startswith("owner:"):
+            return [f"server{self._owner(target.removeprefix('owner:'))}"]
+        if target == "server":
+            return [name for name, role in names.items() if role != "logger"]
+        found = [name for name, role in names.items() if role == target]
+        if not found:
+            roles = ", ".join(dict.fromkeys(names.values()))
+            raise FaultError(f"{target!r} is no node here; say one of {', '.join(names)}, {roles} or owner:OFFSET")
+        return found
+
+    def _owner(self, text: str) -> int:
+        try:
+            offset = parse_size(text)
+        except ValueError as error:
+            raise FaultError(f"owner:{text}: {error}") from error
+        if offset >= self._cluster.layout.size:
+            raise FaultError(f"offset {offset} is beyond the memory of {self._cluster.layout.size} bytes")
+        return self._cluster.layout.owner(offset)
+
+    def _pair(self, targets: list[str]) -> list[str]:
+        """The two ends of a link, the smaller number first."""
+        pair = sorted({name for target in targets for name in self._resolve(target)})
+        linked = len(pair) == 2 and pair[0] in ("server0", "logger0") and pair[0][:6] == pair[1][:6]
+        if not linked:
+            raise FaultError(
+                f"there is no link between {' and '.join(targets)}: server0 has one to every other server, "
+                "logger0 one to every other logger"
+            )
+        return pair

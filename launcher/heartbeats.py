@@ -1,0 +1,75 @@
+"""Heartbeats: which node's loop turned last when, and which has stopped turning though it lives.
+
+A beat is sent from a timer of the node's own loop, so it proves progress. A node that was stopped by a signal is
+paused, not hung; and a supervisor that was held up itself blames nobody.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from launcher.child import Child
+from node.loop import Loop
+
+CHECK = 0.5
+"""Seconds between two looks."""
+HELD_UP = 2.0
+"""Seconds by which a look may be late before the supervisor takes itself for the cause."""
+
+
+class Heartbeats:
+    """Calls `hung(name, how)` for a child of `children()` that has not beaten for `timeout` seconds."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        timeout: float,
+        children: Callable[[], Iterable[Child]],
+        hung: Callable[[str, str], None],
+    ) -> None:
+        self.loop = loop
+        self.timeout = timeout
+        self._children = children
+        self._hung = hung
+        self._last: dict[int, float] = {}  # by pid: a node that was started again begins afresh
+        self._looked = time.monotonic()
+
+    def start(self) -> None:
+        self._looked = time.monotonic()
+        self.loop.after(CHECK, self._look)
+
+    def beat(self, child: Child) -> None:
+        """The child's loop has turned."""
+        self._last[child.pid] = time.monotonic()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        excused = now - self._looked > CHECK + HELD_UP
+        self._looked = now
+        children = list(self._children())
+        self._last = {child.pid: now if excused else self._last.get(child.pid, now) for child in children}
+        for child in children:
+            silent = now - self._last[child.pid]
+            if silent < self.timeout:
+                continue
+            if child.identity.stopped:
+                self._last[child.pid] = now
+            else:
+                self._hung(child.spec.name, f"no progress for {silent:.1f} s")
+        self.loop.after(CHECK, self._look)
+
+
+def where_it_stands(output: Path) -> str:
+    """The innermost frame of the last traceback that faulthandler wrote into a node's output: `read (memory.py:70)`."""
+    try:
+        lines = output.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    for index in range(len(lines) - 1, 0, -1):
+        if "most recent call first" in lines[index - 1]:
+            file, _, rest = lines[index].strip().removeprefix('File "').partition('", line ')
+            line, _, function = rest.partition(" in ")
+            return f"{function} ({Path(file).name}:{line})" if function else ""
+    return ""

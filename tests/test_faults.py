@@ -1,0 +1,203 @@
+"""`memcluster fault`: each fault does what it says, shows, and heals; and a hang is found with its evidence."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+from harness import TIMEOUT, Cluster
+
+import memcluster
+from launcher.identity import Identity
+from launcher.leftovers import wait_gone
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def node(cluster: Cluster, name: str) -> dict:
+    [found] = [found for found in cluster.status()["nodes"] if found["name"] == name]
+    return found
+
+
+def wait_for(cluster: Cluster, name: str, **wanted) -> dict:
+    """The node's status as soon as it is as wanted; each question waits for the supervisor's answer."""
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        found = node(cluster, name)
+        if all(found[key] == value for key, value in wanted.items()):
+            return found
+        assert time.monotonic() < deadline, found
+
+
+def offset_of(cluster: Cluster, name: str) -> int:
+    return node(cluster, name)["range"][0]
+
+
+def test_a_paused_node_is_paused_and_goes_on_after_its_time(make_cluster):
+    """The request waits for the pause to end, and no longer."""
+    cluster = make_cluster()
+    offset = offset_of(cluster, "server1")
+    with cluster.connect(reconnect=False) as memory:
+        assert b"pause: server1 for 1 s" in cluster.command("fault", "pause", "server1", "--for", "1s").stdout
+        started = time.monotonic()
+        assert node(cluster, "server1")["state"] == "paused"
+        assert memory.pread(1, offset) == b"\0"
+        assert time.monotonic() - started < 10
+    assert wait_for(cluster, "server1", state="ready")["restarts"] == 0
+
+
+def test_resume_ends_a_pause(make_cluster):
+    """Without --for it lasts until resume."""
+    cluster = make_cluster()
+    cluster.command("fault", "pause", "logger")
+    for name in ("logger0", "logger1", "logger2"):
+        assert node(cluster, name)["state"] == "paused"
+    cluster.command("fault", "resume", "logger")
+    for name in ("logger0", "logger1", "logger2"):
+        assert node(cluster, name)["state"] == "ready"
+
+
+def test_the_owner_of_a_byte_can_be_killed_and_kept_down(make_cluster):
+    """owner:OFFSET finds the server; with --for it is not restarted before its time, and no client sees more than a
+    pause."""
+    cluster = make_cluster()
+    victim = Identity.of(cluster.pid("server2"))
+    offset = offset_of(cluster, "server2") + 5
+    with cluster.connect(reconnect=False) as memory:
+        memory.pwrite(b"kept", offset)
+        done = cluster.command("fault", "kill", f"owner:{offset:#x}", "--for", "1s")
+        assert b"kill: server2" in done.stdout
+        assert wait_gone([victim], TIMEOUT)
+        assert node(cluster, "server2")["state"] == "restarting"
+        assert cluster.command("status", check=False).returncode == 4
+        assert memory.pread(4, offset) == b"kept"
+    assert wait_for(cluster, "server2", state="ready")["restarts"] == 1
+    cluster.remember()
+
+
+def test_a_slow_node_answers_late(make_cluster):
+    """Each reply waits for the delay, until the fault is over; what it answers is right."""
+    cluster = make_cluster()
+    offset = offset_of(cluster, "server1")
+    with cluster.connect() as memory:
+        cluster.command("fault", "slow", "server1", "--delay", "300ms")
+        started = time.monotonic()
+        assert memory.pread(1, offset) == b"\0"
+        assert time.monotonic() - started >= 0.3
+        cluster.command("fault", "resume", "server1")
+        assert memory.pread(1, offset) == b"\0"
+
+
+def test_a_partition_holds_requests_up_until_it_heals(make_cluster):
+    """The link is cut: the piece waits; the rest of the memory is served; then everything is answered."""
+    cluster = make_cluster()
+    offset = offset_of(cluster, "server1")
+    with cluster.connect(reconnect=False) as memory:
+        cluster.command("fault", "partition", "server0", "server1")
+        waiting = memory.start_pwrite(b"late", offset)
+        assert memory.pread(1, 0) == b"\0"
+        assert memory.pread(1, offset_of(cluster, "server2")) == b"\0"
+        assert not waiting.done
+        cluster.command("fault", "resume", "server1")
+        waiting.result()
+        assert memory.pread(4, offset) == b"late"
+
+
+def test_a_partition_outlasts_a_restart_and_heals_after_its_time(make_cluster):
+    """A primary that is killed during the partition is told of it again; --for ends it."""
+    cluster = make_cluster()
+    offset = offset_of(cluster, "server1")
+    cluster.command("fault", "partition", "server0", "server1", "--for", "2s")
+    cluster.command("fault", "kill", "server0")
+    with cluster.connect() as memory:
+        assert memory.pread(1, offset) == b"\0"
+    wait_for(cluster, "server0", state="ready")
+    cluster.remember()
+
+
+def test_a_partitioned_logger_is_named_and_comes_back(make_cluster):
+    """The log says whose share is missing; after the partition nothing is."""
+    cluster = make_cluster()
+    cluster.command("fault", "partition", "logger0", "logger1")
+    assert b"logger1 is missing" in cluster.command("logs").stderr
+    cluster.command("fault", "resume", "logger1")
+    assert cluster.command("logs").stderr == b""
+
+
+def test_a_hung_node_shows_where_it_stands_and_is_restarted(make_cluster):
+    """A loop that does not turn is found by its heartbeat; the reason names function and line; the traceback is in
+    its output; clients see a pause."""
+    cluster = make_cluster(hang_timeout="1s")
+    offset = offset_of(cluster, "server1")
+    with cluster.connect(reconnect=False) as memory:
+        memory.pwrite(b"kept", offset)
+        cluster.command("fault", "hang", "server1")
+        assert memory.pread(4, offset) == b"kept"
+    found = wait_for(cluster, "server1", state="ready", restarts=1)
+    assert found["pid"]
+    output = (cluster.folder / "logs" / cluster.name / "server1.out").read_text()
+    assert "most recent call first" in output
+    assert "_fault" in output
+    supervisor = (cluster.folder / "logs" / cluster.name / "supervisor.out").read_text()
+    assert supervisor == ""
+    cluster.remember()
+
+
+def test_a_node_stopped_by_a_signal_is_not_taken_for_hung(make_cluster):
+    """SIGSTOP for longer than hang_timeout: paused, and the same process goes on afterwards."""
+    cluster = make_cluster(hang_timeout="500ms")
+    paused = Identity.of(cluster.pid("server1"))
+    offset = offset_of(cluster, "server1")
+    with cluster.connect(reconnect=False) as memory:
+        cluster.command("fault", "pause", "server1", "--for", "2s")
+        assert memory.pread(1, offset) == b"\0"  # answered only after the pause
+    assert paused.alive
+    assert wait_for(cluster, "server1", state="ready")["restarts"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["pause", "server9"], "is no node here; say one of server0"),
+        (["pause", "owner:1GiB"], "is beyond the memory"),
+        (["pause", "owner:x"], "is not a size"),
+        (["partition", "server1", "server2"], "there is no link between server1 and server2"),
+        (["partition", "server0", "logger1"], "there is no link"),
+    ],
+)
+def test_a_fault_that_makes_no_sense_is_refused(make_cluster, words, sentence):
+    """One sentence that says what would."""
+    done = make_cluster().command("fault", *words, check=False)
+    assert done.returncode == 1
+    assert sentence in done.stderr.decode()
+
+
+def test_a_fault_needs_a_cluster(tmp_path):
+    """Exit 3 when nothing runs."""
+    assert Cluster(tmp_path).command("fault", "pause", "server0", check=False).returncode == 3
+
+
+def test_memcluster_client_survives_the_death_of_the_primary(make_cluster):
+    """The socket never closes: the client connects again and repeats what was in flight."""
+    cluster = make_cluster()
+    with cluster.connect() as memory:
+        for number in range(3):
+            futures = [memory.start_pwrite(bytes([number, index]), 2 * index) for index in range(100)]
+            Identity.of(cluster.pid("server0")).signal(signal.SIGKILL)
+            for future in futures:
+                future.result()
+            assert memory.pread(200, 0) == b"".join(bytes([number, index]) for index in range(100))
+            wait_for(cluster, "server0", state="ready", restarts=number + 1)
+        assert memory.reconnections >= 3
+    cluster.remember()
+
+
+def test_standard_clients_can_connect_at_once_after_the_primary_died(make_cluster):
+    """Who connects while the primary is restarted waits in the backlog and is served."""
+    cluster = make_cluster()
+    Identity.of(cluster.pid("server0")).signal(signal.SIGKILL)
+    with memcluster.connect(cluster.uri, reconnect=False) as memory:
+        assert memory.pread(1, 0) == b"\0"
+    wait_for(cluster, "server0", state="ready")
+    cluster.remember()
