@@ -232,6 +232,8 @@ class ClientSession:
             if kind == _DATA:
                 at = 0
                 if magic == _CHUNK_MAGIC:
+                    if length <= 8:
+                        raise ProtocolError(f"an OFFSET_DATA chunk of {length} bytes")
                     if end - start < 8:
                         break
                     at = _U64.unpack_from(scratch, start)[0] - request.offset
