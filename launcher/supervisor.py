@@ -18,6 +18,7 @@ import psutil
 
 from client.console import EXIT_TIMEOUT
 from launcher import lifecycle, sockets
+from launcher.census import Census
 from launcher.child import Child
 from launcher.config import ClusterConfig
 from launcher.faults import FaultError, Faults
@@ -35,8 +36,6 @@ from node.loop import Loop, Timer
 from node.spec import Bounds, NodeSpec
 
 Happening = dict[str, Any]
-ANSWER_WITHIN = 1.0
-"""Seconds a node has to answer `status`; one that does not is shown without its counters."""
 
 
 class Supervisor:
@@ -64,8 +63,7 @@ class Supervisor:
         self._channels: set[Channel] = set()
         self._wake: Timer | None = None
         self._record_is_due = False
-        self._children: dict[str, Child] = {}
-        self._usage: dict[str, psutil.Process] = {}
+        self.children: dict[str, Child] = {}
         self._interrupted = False
         self._keep_memory = keep_memory  # until somebody asks for the stop
         count = len(config.servers)
@@ -83,9 +81,10 @@ class Supervisor:
         )
         self.layout = self.map.layout
         self._faults = Faults(self)
+        self._census = Census(self)
         self._heartbeats = Heartbeats(self.loop, config.hang_timeout, self._ready_children, self._hung)
         self._notes: dict[str, list[dict[str, Any]]] = {}  # events for the log of a server that cannot write now
-        self._specs = {spec.name: spec for spec in self._make_specs()}
+        self.specs = {spec.name: spec for spec in self._make_specs()}
         self.lifecycle = Lifecycle(
             [f"server{index}" for index in range(count)],
             [f"logger{index}" for index in range(count)],
@@ -179,16 +178,16 @@ class Supervisor:
                 case lifecycle.Start(name):
                     self._start(name)
                 case lifecycle.Drain(name, mode):
-                    child = self._children[name]
+                    child = self.children[name]
                     child.tell({"do": "drain", "mode": mode})
                     if mode == "now":  # reaches a node that does not listen, and one that is paused
                         child.signal(signal.SIGTERM, signal.SIGCONT)
                 case lifecycle.Kill(name):
-                    self._children[name].signal(signal.SIGKILL)
+                    self.children[name].signal(signal.SIGKILL)
                 case lifecycle.ShowStack(name):
-                    self._children[name].signal(signal.SIGUSR1)
+                    self.children[name].signal(signal.SIGUSR1)
                 case lifecycle.Collect():
-                    self._children["logger0"].ask({"do": "collect"}, self._collected)
+                    self.children["logger0"].ask({"do": "collect"}, self._collected)
                 case lifecycle.Probe():
                     Probe(self.loop, Address.parse(self.map.servers[0].address), self.map.layout, self._probed)
                 case lifecycle.Say(event, name, text):
@@ -199,14 +198,10 @@ class Supervisor:
         self._set_timer()
 
     def _start(self, name: str) -> None:
-        spec = self._specs[name]
+        spec = self.specs[name]
         index = spec.index + (len(self.map.servers) if spec.role == "logger" else 0)
         child = Child(self.loop, spec, [self._listeners[index]], self._told, self._gone)
-        self._children[name] = child
-        try:
-            self._usage[name] = psutil.Process(child.pid)
-        except psutil.NoSuchProcess:
-            self._usage.pop(name, None)
+        self.children[name] = child
         if not self._record_is_due:
             self._record_is_due = True
             self.loop.soon(self._write_record)
@@ -252,7 +247,7 @@ class Supervisor:
         if self.lifecycle.nodes[name].restarts:
             self.note("restarted", name, self.lifecycle.nodes[name].restarts)
         for event in self._notes.pop(name, ()):
-            self._children[name].tell(event)
+            self.children[name].tell(event)
 
     def _hung(self, name: str, how: str) -> None:
         self._do(self.lifecycle.hung(name, how, self._now()))
@@ -279,11 +274,11 @@ class Supervisor:
 
     def child(self, name: str) -> Child | None:
         """The living process of a node."""
-        return self._children[name] if self.lifecycle.nodes[name].alive else None
+        return self.children[name] if self.lifecycle.nodes[name].alive else None
 
     def names(self) -> dict[str, str]:
         """The nodes and their roles."""
-        return {name: spec.role for name, spec in self._specs.items()}
+        return {name: spec.role for name, spec in self.specs.items()}
 
     def hold(self, name: str, seconds: float) -> None:
         """The node is to stay down for so long when it is killed."""
@@ -291,16 +286,16 @@ class Supervisor:
 
     def note(self, event: str, about: str, value: int) -> None:
         """Have an event written into the log, by the server of the same number: now, or when it is back."""
-        server = f"server{self._specs[about].index}"
+        server = f"server{self.specs[about].index}"
         head = {"do": "event", "event": event, "about": about, "value": value, "time_ns": time.time_ns()}
         if self.lifecycle.nodes[server].state is lifecycle.State.READY:
-            self._children[server].tell(head)
+            self.children[server].tell(head)
         else:
             self._notes.setdefault(server, []).append(head)
 
     def _ready_children(self) -> list[Child]:
         nodes = self.lifecycle.nodes
-        return [child for name, child in self._children.items() if nodes[name].state is lifecycle.State.READY]
+        return [child for name, child in self.children.items() if nodes[name].state is lifecycle.State.READY]
 
     # -- the record ----------------------------------------------------------------------------------------------
 
@@ -323,17 +318,13 @@ class Supervisor:
                         role=child.spec.role,
                         pid=child.identity.pid,
                         start=child.identity.start,
-                        address=self._address(child.spec),
-                        range=None if child.spec.role == "logger" else self.map.layout.range(child.spec.index),
+                        address=self.map.address(child.spec.role, child.spec.index),
+                        range=self.map.range(child.spec.role, child.spec.index),
                     )
-                    for name, child in self._children.items()
+                    for name, child in self.children.items()
                 ),
             )
         )
-
-    def _address(self, spec: NodeSpec) -> str:
-        entry = self.map.servers[spec.index]
-        return entry.logger if spec.role == "logger" else entry.address
 
     # -- the command line's side ---------------------------------------------------------------------------------
 
@@ -343,7 +334,7 @@ class Supervisor:
     def _asked(self, channel: Channel, frame: Frame) -> None:
         do = frame.head.get("do")
         if do == "status":
-            self._gather_status(channel.send)
+            self._census.take(channel.send)
         elif do == "down":
             self._watchers.append(channel.send)
             self.stop("finish" if frame.head.get("drain") else "now", frame.head.get("timeout"))
@@ -360,72 +351,3 @@ class Supervisor:
             return {"done": self._faults.apply(head["kind"], head["targets"], head["seconds"], head["delay"])}
         except FaultError as error:
             return {"error": str(error)}
-
-    def _gather_status(self, answer: Callable[[dict[str, Any]], None]) -> None:
-        """Ask all nodes at once; answer when the last has answered or time is up."""
-        counters: dict[str, dict[str, Any]] = {}
-        nodes = self.lifecycle.nodes.items()
-        asked = [name for name, node in nodes if node.alive and not self._children[name].identity.stopped]
-        done = False
-
-        def finish() -> None:
-            nonlocal done
-            if not done:
-                done = True
-                timer.cancel()
-                answer(self._status(counters))
-
-        def collect(name: str, reply: dict[str, Any]) -> None:
-            counters[name] = reply
-            if len(counters) == len(asked):
-                finish()
-
-        timer = self.loop.after(ANSWER_WITHIN, finish)
-        for name in asked:
-            self._children[name].ask({"do": "status"}, lambda reply, name=name: collect(name, reply))  # type: ignore[misc]
-        if not asked:
-            finish()
-
-    def _status(self, counters: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "cluster": self.config.name,
-            "state": self.lifecycle.health if self.lifecycle.phase is not Phase.STARTING else "starting",
-            "uri": self.uri,
-            "topology": self.config.topology,
-            "memory": self.config.memory,
-            "file": str(self.config.file),
-            "supervisor": psutil.Process().pid,
-            "nodes": [self._node_status(name, counters.get(name, {})) for name in self.lifecycle.nodes],
-        }
-
-    def _node_status(self, name: str, counters: dict[str, Any]) -> dict[str, Any]:
-        node, spec = self.lifecycle.nodes[name], self._specs[name]
-        child = self._children.get(name)
-        alive = node.alive and child is not None
-        state = str(node.state)
-        if alive and child is not None and child.identity.stopped:
-            state = "paused"
-        rss = cpu = 0.0
-        if alive:
-            try:
-                rss, cpu = self._usage[name].memory_info().rss, self._usage[name].cpu_percent()
-            except (psutil.Error, KeyError):
-                pass
-        details = {key: value for key, value in counters.items() if key not in ("answer", "clients", "requests")}
-        return {
-            "name": name,
-            "role": spec.role,
-            "state": state,
-            "ready": state == "ready" and "clients" in counters,
-            "pid": child.pid if alive and child is not None else None,
-            "address": self._address(spec),
-            "range": None if spec.role == "logger" else self.map.layout.range(spec.index),
-            "restarts": node.restarts,
-            "uptime_s": round(self._now() - node.started, 3) if alive else 0.0,
-            "clients": counters.get("clients", 0),
-            "requests": counters.get("requests", 0),
-            "rss_bytes": int(rss),
-            "cpu_percent": cpu,
-            "reason": node.reason,
-            **details,
-        }

@@ -43,6 +43,14 @@ class ClusterMap:
     def role(self, server: int) -> str:
         return "secondary" if server else "primary"
 
+    def address(self, role: str, index: int) -> str:
+        """Where a server, or its logger, listens."""
+        return self.servers[index].logger if role == "logger" else self.servers[index].address
+
+    def range(self, role: str, index: int) -> tuple[int, int] | None:
+        """[start, end) of what a node owns of the memory, if that is one range."""
+        return None if role == "logger" else self.layout.range(index)
+
     def to_json(self) -> bytes:
         """The content of the export cluster.json."""
         layout: dict[str, object] = {"kind": "stripe", "stripe": self.stripe} if self.stripe else {"kind": "linear"}

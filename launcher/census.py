@@ -1,0 +1,115 @@
+"""The census: asks every node how it is and makes the object of `memcluster status` of the answers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import psutil
+
+from launcher.child import Child
+from launcher.config import ClusterConfig
+from launcher.lifecycle import Lifecycle
+from node.cluster_map import ClusterMap
+from node.loop import Loop
+from node.spec import NodeSpec
+
+ANSWER_WITHIN = 1.0
+"""Seconds a node has to answer; one that does not is shown without its counters."""
+
+Answer = dict[str, Any]
+
+
+class Cluster(Protocol):
+    """What a census needs of the supervisor."""
+
+    loop: Loop
+    config: ClusterConfig
+    lifecycle: Lifecycle
+    map: ClusterMap
+    uri: str
+    specs: dict[str, NodeSpec]
+    children: dict[str, Child]
+
+
+class Census:
+    """Knows the processes it has seen before, so that CPU% is that of the time since the last census."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._seen: dict[int, psutil.Process] = {}
+
+    def take(self, answer: Callable[[Answer], None]) -> None:
+        """Ask all nodes at once, but not those that are paused; answer when the last has, or when time is up."""
+        cluster = self._cluster
+        counters: dict[str, Answer] = {}
+        nodes = cluster.lifecycle.nodes.items()
+        asked = [name for name, node in nodes if node.alive and not cluster.children[name].identity.stopped]
+        done = False
+
+        def finish() -> None:
+            nonlocal done
+            if not done:
+                done = True
+                timer.cancel()
+                answer(self._report(counters))
+
+        def collect(name: str, reply: Answer) -> None:
+            counters[name] = reply
+            if len(counters) == len(asked):
+                finish()
+
+        timer = cluster.loop.after(ANSWER_WITHIN, finish)
+        for name in asked:
+            cluster.children[name].ask({"do": "status"}, lambda reply, name=name: collect(name, reply))  # type: ignore[misc]
+        if not asked:
+            finish()
+
+    def _report(self, counters: dict[str, Answer]) -> Answer:
+        cluster, config = self._cluster, self._cluster.config
+        pids = {child.pid for child in cluster.children.values()}
+        self._seen = {pid: process for pid, process in self._seen.items() if pid in pids}
+        return {
+            "cluster": config.name,
+            "state": cluster.lifecycle.health,
+            "uri": cluster.uri,
+            "topology": config.topology,
+            "memory": config.memory,
+            "file": str(config.file),
+            "supervisor": os.getpid(),
+            "nodes": [self._node(name, counters.get(name, {})) for name in cluster.lifecycle.nodes],
+        }
+
+    def _node(self, name: str, counters: Answer) -> Answer:
+        cluster = self._cluster
+        node, spec = cluster.lifecycle.nodes[name], cluster.specs[name]
+        child = cluster.children.get(name) if node.alive else None
+        state = "paused" if child is not None and child.identity.stopped else str(node.state)
+        rss, cpu = self._usage(child) if child is not None else (0, 0.0)
+        return {
+            "name": name,
+            "role": spec.role,
+            "state": state,
+            "ready": state == "ready" and "clients" in counters,
+            "pid": child.pid if child is not None else None,
+            "address": cluster.map.address(spec.role, spec.index),
+            "range": cluster.map.range(spec.role, spec.index),
+            "restarts": node.restarts,
+            "uptime_s": round(time.monotonic() - node.started, 3) if child is not None else 0.0,
+            "clients": 0,
+            "requests": 0,
+            "rss_bytes": rss,
+            "cpu_percent": cpu,
+            "reason": node.reason,
+            **{key: value for key, value in counters.items() if key not in ("answer", "error")},
+        }
+
+    def _usage(self, child: Child) -> tuple[int, float]:
+        """(bytes in memory, per cent of a processor) of a process."""
+        try:
+            process = self._seen.setdefault(child.pid, psutil.Process(child.pid))
+            return process.memory_info().rss, process.cpu_percent()
+        except psutil.Error:
+            return 0, 0.0
