@@ -29,20 +29,22 @@ FLAGS = (
 class Peer:
     """One connection, seen from the server; a script takes requests and answers them as it likes."""
 
-    def __init__(self, sock: socket.socket, exports: dict[str, int], refusal: Refused | None = None) -> None:
+    refusal: Refused | None = None
+
+    def __init__(self, sock: socket.socket, exports: dict[str, int], flags: TransmissionFlag) -> None:
         self.sock = sock
         self.session = ServerSession(self, lambda request: memoryview(bytearray(request.length)))
         self._exports = exports
-        self._refusal = refusal
+        self._flags = flags
         self._waiting: list[Request] = []
 
     # what the session asks for
     def names(self) -> list[Export]:
-        return [Export(name, size, FLAGS, f"{name or 'the'} memory") for name, size in self._exports.items()]
+        return [Export(name, size, self._flags, f"{name or 'the'} memory") for name, size in self._exports.items()]
 
     def find(self, name: str) -> Export:
-        if self._refusal:
-            raise self._refusal
+        if self.refusal:
+            raise self.refusal
         for export in self.names():
             if export.name == name:
                 return export
@@ -108,7 +110,9 @@ Script = Callable[[Peer], object]
 
 
 @contextmanager
-def scripted(*scripts: Script, path: Path | None = None, exports: dict[str, int] | None = None) -> Iterator[str]:
+def scripted(
+    *scripts: Script, path: Path | None = None, exports: dict[str, int] | None = None, flags: TransmissionFlag = FLAGS
+) -> Iterator[str]:
     """A server whose first connection is served by the first script, and so on; gives its URI.
 
     A script that fails fails the test. After the last one the server listens no more.
@@ -128,7 +132,7 @@ def scripted(*scripts: Script, path: Path | None = None, exports: dict[str, int]
             for script in scripts:
                 sock, _ = listener.accept()
                 with sock:
-                    script(Peer(sock, exports or {"": SIZE}))
+                    script(Peer(sock, exports or {"": SIZE}, flags))
         except BaseException as failure:
             failures.append(failure)
         finally:
@@ -157,7 +161,7 @@ def refusing(reply: Rep, message: str) -> Script:
     """A connection that is not let in."""
 
     def run(peer: Peer) -> None:
-        peer._refusal = Refused(reply, message)
+        peer.refusal = Refused(reply, message)
         try:
             peer.handshake()
         except (ProtocolError, ConnectionError):
