@@ -16,26 +16,39 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
 
-import psutil
-
 from launcher.identity import Identity
 from node.channel import Channel
 from node.frames import Frame
 from node.loop import READ, Loop
 from node.spec import NodeSpec
+from node.zygote import SUPERVISOR
 
 _context = multiprocessing.get_context("forkserver")
 EXIT_STATUS_WAIT = 1.0
 """Seconds the fork server may take to tell the status of a process that is already gone."""
 
 
-def start_fork_server() -> tuple[Identity, ...]:
-    """Start the process from which all nodes are forked, the nodes' modules loaded; returns its and its helper's
-    identity. The command line's own modules are not for the nodes, so the main module is hidden from it."""
+def start_fork_server() -> None:
+    """Start the process from which all nodes are forked, with the nodes' modules loaded. The command line's own
+    modules are not for the nodes, so the main module is hidden from it."""
     sys.modules["__main__"] = types.ModuleType("__main__")
-    _context.set_forkserver_preload(["node.process"])
+    _context.set_forkserver_preload(["node.zygote", "node.process"])
+    _fork_server_pid()
+
+
+def _fork_server_pid() -> int:
+    """The fork server, started again if it has died."""
+    os.environ[SUPERVISOR] = str(os.getpid())
     forkserver.ensure_running()
-    found = (Identity.of(child.pid) for child in psutil.Process().children())
+    del os.environ[SUPERVISOR]
+    pid: int = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return pid
+
+
+def helpers() -> tuple[Identity, ...]:
+    """The fork server and its resource tracker, as far as they live."""
+    pids = forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
+    found = (Identity.of(pid) for pid in pids if pid)
     return tuple(identity for identity in found if identity is not None)
 
 
@@ -65,8 +78,11 @@ class Child:
         self._gone = gone
         self._answers: dict[int, Callable[[dict[str, Any]], None]] = {}
         self._asked = 0
+        self.ready = False
+        """It has said so: it has come far enough to take signals gracefully."""
         ours, theirs = socket.socketpair()
-        self._process = _context.Process(target=run_node, args=(spec, listeners, theirs), name=spec.name)
+        arguments = spec, listeners, theirs, _fork_server_pid()
+        self._process = _context.Process(target=run_node, args=arguments, name=spec.name)
         self._process.start()
         theirs.close()
         assert self._process.pid is not None
@@ -103,6 +119,7 @@ class Child:
                     return
 
     def _received(self, _channel: Channel, frame: Frame) -> None:
+        self.ready = self.ready or frame.head.get("event") == "ready"
         answered = self._answers.pop(frame.head.get("answer", 0), None)
         if answered is not None:
             answered(frame.head)

@@ -78,17 +78,10 @@ def down(file: Path, timeout: float | None, drain: bool) -> int:
     from launcher.control import NoAnswer
     from launcher.down import NotRunning
     from launcher.down import down as stop
-    from launcher.rundir import RunDirectory
 
     cluster = _load(file)
     try:
-        return stop(
-            RunDirectory(cluster.name),
-            timeout=timeout,
-            default_timeout=cluster.stop_timeout,
-            drain=drain,
-            tell=_printer(file, detach=True),
-        )
+        return stop(cluster, timeout=timeout, drain=drain, tell=_printer(file, detach=True))
     except NotRunning:
         raise Failure(f"cluster {cluster.name} is not running", EXIT_NOT_RUNNING) from None
     except NoAnswer as error:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from client.console import EXIT_TIMEOUT
-from launcher import leftovers
+from launcher import leftovers, sockets
+from launcher.config import ClusterConfig
 from launcher.control import NoAnswer, connect
 from launcher.lifecycle import LAST_PHASES
 from launcher.rundir import RunDirectory, RunRecord
@@ -22,18 +23,19 @@ class NotRunning(Exception):
     """There is nothing to stop."""
 
 
-def down(run: RunDirectory, *, timeout: float | None, default_timeout: float, drain: bool, tell: Tell) -> int:
+def down(config: ClusterConfig, *, timeout: float | None, drain: bool, tell: Tell) -> int:
     """Stop the cluster; returns the exit code when every process is gone. Raises NotRunning."""
+    run = RunDirectory(config.name)
     record = run.record()
     if not run.locked:
         if not run.path.exists():
             raise NotRunning
-        return _clean_up(run, record, tell)
+        return _clean_up(config, run, record, tell)
     deadline = None
     if not (drain and timeout is None):
-        limit = default_timeout if timeout is None else timeout
-        deadline = time.monotonic() + limit + (default_timeout if drain else 0) + LAST_PHASES + SLACK
-    code = 0
+        limit = config.stop_timeout if timeout is None else timeout
+        deadline = time.monotonic() + limit + (config.stop_timeout if drain else 0) + LAST_PHASES + SLACK
+    code, gone = 0, False
     try:
         stream = connect(run.control)
         if record is not None:  # a paused supervisor cannot stop
@@ -41,6 +43,7 @@ def down(run: RunDirectory, *, timeout: float | None, default_timeout: float, dr
         stream.send({"do": "down", "drain": drain, "timeout": timeout})
         for happening in stream.frames(deadline):
             tell(happening)
+            gone = gone or happening["event"] == "gone"
             if happening["event"] == "late":
                 code = EXIT_TIMEOUT
     except NoAnswer as problem:
@@ -49,19 +52,24 @@ def down(run: RunDirectory, *, timeout: float | None, default_timeout: float, dr
             raise
         record.supervisor.signal(signal.SIGKILL)
         leftovers.wait_gone([record.supervisor], leftovers.PATIENCE)
-        _clean_up(run, record, tell)
+        _clean_up(config, run, record, tell)
         return EXIT_TIMEOUT
     if record is not None:
         leftovers.wait_gone([record.supervisor, *record.helpers], leftovers.PATIENCE)
+    if not gone:  # it died on the way
+        _clean_up(config, run, record, tell)
     return code
 
 
-def _clean_up(run: RunDirectory, record: RunRecord | None, tell: Tell) -> int:
+def _clean_up(config: ClusterConfig, run: RunDirectory, record: RunRecord | None, tell: Tell) -> int:
     """The supervisor is dead: end what is left, and remove the files."""
     tell({"event": "supervisor-dead"})
     if record is not None:
         for name in leftovers.end(record):
             tell({"event": "leftover", "name": name})
+    for server in config.servers:
+        if server.listen.path:
+            sockets.remove_stale(server.listen.path)
     run.remove()
     tell({"event": "gone"})
     return 0

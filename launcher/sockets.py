@@ -40,7 +40,7 @@ def bind(address: Address) -> socket.socket:
     sock = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         if address.path:
-            _remove_stale(address.path)
+            remove_stale(address.path)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address.sockaddr)
@@ -70,7 +70,7 @@ def release(sock: socket.socket) -> None:
             pass
 
 
-def _remove_stale(path: str) -> None:
+def remove_stale(path: str) -> None:
     """Remove a socket file on which nobody listens any more; anything else there stays."""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):

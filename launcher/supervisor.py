@@ -19,7 +19,7 @@ import psutil
 from client.console import EXIT_TIMEOUT
 from launcher import lifecycle, sockets
 from launcher.census import Census
-from launcher.child import Child
+from launcher.child import Child, helpers
 from launcher.config import ClusterConfig
 from launcher.faults import FaultError, Faults
 from launcher.heartbeats import Heartbeats, where_it_stands
@@ -27,6 +27,7 @@ from launcher.identity import Identity
 from launcher.lifecycle import Action, Lifecycle, Phase
 from launcher.probe import Probe
 from launcher.rundir import NodeRecord, RunDirectory, RunRecord
+from launcher.steps import step
 from node.address import Address
 from node.channel import Channel
 from node.cluster_map import ClusterMap, ServerEntry
@@ -47,7 +48,6 @@ class Supervisor:
         config: ClusterConfig,
         run: RunDirectory,
         listeners: Sequence[socket.socket],
-        helpers: Sequence[Identity],
         tell: Callable[[Happening], None],
         *,
         keep_memory: bool,
@@ -58,7 +58,6 @@ class Supervisor:
         self.code = 0
         self._began = time.monotonic()
         self._listeners = list(listeners)
-        self._helpers = tuple(helpers)
         self._watchers: list[Callable[[Happening], None]] = [tell]
         self._channels: set[Channel] = set()
         self._wake: Timer | None = None
@@ -163,9 +162,12 @@ class Supervisor:
         """Remove everything, but not the memory that an earlier run left if this one never ran."""
         for sock in self._listeners:
             sockets.release(sock)
+        step()
         self.run_directory.forget()
+        step()
         if not self._keep_memory:
             self.run_directory.remove()
+        step()
 
     def _now(self) -> float:
         return time.monotonic()
@@ -180,7 +182,7 @@ class Supervisor:
                 case lifecycle.Drain(name, mode):
                     child = self.children[name]
                     child.tell({"do": "drain", "mode": mode})
-                    if mode == "now":  # reaches a node that does not listen, and one that is paused
+                    if mode == "now" and child.ready:  # reaches one that does not listen, and one that is paused
                         child.signal(signal.SIGTERM, signal.SIGCONT)
                 case lifecycle.Kill(name):
                     self.children[name].signal(signal.SIGKILL)
@@ -195,6 +197,7 @@ class Supervisor:
                 case lifecycle.Finish(code):
                     self.code = code
                     self.loop.stop()
+            step()
         self._set_timer()
 
     def _start(self, name: str) -> None:
@@ -311,7 +314,7 @@ class Supervisor:
                 memory=self.config.memory,
                 uri=self.uri,
                 supervisor=own,
-                helpers=self._helpers,
+                helpers=helpers(),
                 nodes=tuple(
                     NodeRecord(
                         name=name,

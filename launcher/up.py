@@ -17,6 +17,7 @@ from launcher.config import ClusterConfig
 from launcher.control import FrameStream, NoAnswer
 from launcher.identity import Identity
 from launcher.rundir import MemoryMismatch, NameInUse, RunDirectory, RunRecord, claim_memory
+from launcher.steps import step
 from launcher.supervisor import Supervisor
 from node.address import Address
 from node.frames import Frame
@@ -45,23 +46,29 @@ def up(config: ClusterConfig, *, detach: bool, wait_timeout: float, tell: Tell) 
         run.acquire()
     except NameInUse:
         raise AlreadyRunning(run.record()) from None
+    step()
     found_memory = any(run.path.glob("shard*"))
     try:
         _end_leftovers(run, tell)
+        step()
         _prepare_directories(config, run)
+        step()
         listeners = sockets.bind_all(_addresses(config))
+        step()
     except Exception:
         if not found_memory:
             run.remove()
         raise
 
     def supervise(tell: Tell) -> int:
-        helpers = start_fork_server()
+        start_fork_server()
+        step()
         try:
-            supervisor = Supervisor(config, run, listeners, helpers, tell, keep_memory=found_memory)
+            supervisor = Supervisor(config, run, listeners, tell, keep_memory=found_memory)
             return supervisor.run(wait_timeout)
         finally:
             stop_fork_server()
+            step()
 
     return _detach(config, run, listeners, supervise, tell) if detach else supervise(tell)
 

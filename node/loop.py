@@ -58,7 +58,7 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()  # equal times run in the order they were set
         self._soon: list[Callable[[], None]] = []
-        self._running = False
+        self._stopped = False
         self._signals: dict[int, Callable[[], None]] = {}
         self._wakeup: tuple[socket.socket, socket.socket] | None = None
         self.turns = 0
@@ -127,14 +127,13 @@ class Loop:
     # -- running -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Turn until `stop`; what was put off with `soon` before the stop is still done."""
-        self._running = True
-        while self._running:
+        """Turn until `stop`, which may have been called before; what was put off with `soon` until then is done."""
+        while not self._stopped:
             self.turn()
 
     def stop(self) -> None:
         """Let `run` return at the end of this turn."""
-        self._running = False
+        self._stopped = True
 
     def turn(self, timeout: float | None = None) -> None:
         """Wait for something to do, at most `timeout` seconds, and do it."""

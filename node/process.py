@@ -7,7 +7,6 @@ the kernel kills it (PR_SET_PDEATHSIG), even if it hangs or is stopped.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import resource
@@ -16,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from typing import Any, Protocol
 
 from setproctitle import setproctitle
@@ -28,11 +28,10 @@ from node.roles.primary import Primary
 from node.roles.secondary import Secondary
 from node.server import Report
 from node.spec import NodeSpec
+from node.zygote import die_with
 
-PR_SET_PDEATHSIG = 1
 BEAT = 0.5
 """Seconds between two signs that the loop still turns."""
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Role(Protocol):
@@ -64,10 +63,13 @@ ROLES: dict[str, Callable[[Loop, NodeSpec, Sequence[socket.socket], Report], Rol
 }
 
 
-def run_node(spec: NodeSpec, listeners: Sequence[socket.socket], control: socket.socket) -> None:
-    """Be the node until it is time to go. The target of the process; runs in a child of the fork server."""
+def run_node(spec: NodeSpec, listeners: Sequence[socket.socket], control: socket.socket, fork_server: int) -> None:
+    """Be the node until it is time to go. The target of the process; runs in a child of the fork server, whose pid
+    is given."""
     os.setsid()  # a terminal's Ctrl-C is for the supervisor alone
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with(fork_server)
+    # The fork server ends when nobody holds this pipe: only the supervisor is to hold it, not the nodes.
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     setproctitle(f"memcluster {spec.cluster.name}: {spec.name} ({spec.role})")
     _redirect_output(os.path.join(os.path.dirname(spec.log_directory), f"{spec.name}.out"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
