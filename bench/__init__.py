@@ -1,0 +1,1 @@
+"""Measures memcluster beside its peers: `make bench`, or `python -m bench --help`."""

@@ -1,0 +1,214 @@
+"""The cases: what is measured beside what, and the ratio that has to be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from bench import idle, starts
+from bench.cluster import cluster
+from bench.fio import Figures, Load, measure, measure_all
+from bench.pairs import Case, Measure, Plan, Wire
+from bench.peers import nbdkit_memory, nbdkit_proxy
+from bench.processes import Service
+
+KIB, MIB = 1 << 10, 1 << 20
+HEADER, REPLY = 28, 16
+"""Bytes of a request and of a simple reply without data (NBD protocol)."""
+CLIENTS = {"limit": 20_000}
+SMALL = 1 << 20
+
+Start = Callable[[], AbstractContextManager[Service]]
+Prepare = Callable[[Plan], AbstractContextManager[tuple[Measure, Measure]]]
+
+
+def _iops(figures: Figures) -> float:
+    return figures.iops
+
+
+def _gigabytes(figures: Figures) -> float:
+    return figures.bytes_per_second / 1e9
+
+
+def _loads(ours: Start, peers: Start, load: Load, figure: Callable[[Figures], float]) -> Prepare:
+    @contextmanager
+    def prepare(plan: Plan) -> Iterator[tuple[Measure, Measure]]:
+        with ours() as subject, peers() as peer:
+            yield (
+                lambda: figure(measure(subject.uri, load, plan.runtime)),
+                lambda: figure(measure(peer.uri, load, plan.runtime)),
+            )
+
+    return prepare
+
+
+def _wire(load: Load, hops: int = 1) -> Wire:
+    writing = load.rw.endswith("write")
+    request, reply = (HEADER + load.block, REPLY) if writing else (HEADER, REPLY + load.block)
+    return Wire(request, reply, load.depth, hops)
+
+
+def _four(**keys: Any) -> AbstractContextManager[Service]:
+    return cluster(servers=4, **keys)
+
+
+def _load_case(name: str, title: str, servers: int, load: Load, peer: str, target: float) -> Case:
+    small = load.block < MIB
+    return Case(
+        name=name,
+        title=title,
+        unit="IOPS" if small else "GB/s",
+        peer=peer,
+        target=target,
+        prepare=_loads(
+            cluster if servers == 1 else _four,
+            nbdkit_proxy if "proxy" in peer else nbdkit_memory,
+            load,
+            _iops if small else _gigabytes,
+        ),
+        wire=_wire(load, 1 if servers == 1 else 2),
+    )
+
+
+def _tail(service: Service, runtime: float) -> float:
+    """Microseconds within which 99 of 100 single reads are answered while another client streams."""
+    reader, _ = measure_all(service.uri, [Load("randread", 4 * KIB, 1), Load("read", MIB, 8)], runtime)
+    return reader.p99 * 1e6
+
+
+@contextmanager
+def _tails(plan: Plan) -> Iterator[tuple[Measure, Measure]]:
+    with cluster() as subject, nbdkit_memory() as peer:
+        yield lambda: _tail(subject, plan.runtime), lambda: _tail(peer, plan.runtime)
+
+
+def _empty() -> AbstractContextManager[Service]:
+    return cluster(memory=SMALL, filled=False, clients=CLIENTS)
+
+
+def _empty_peer() -> AbstractContextManager[Service]:
+    return nbdkit_memory(SMALL, filled=False)
+
+
+def _idle(clients: Callable[[Plan], int]) -> Prepare:
+    @contextmanager
+    def prepare(plan: Plan) -> Iterator[tuple[Measure, Measure]]:
+        count = clients(plan)
+        yield lambda: idle.per_client(_empty, count) / KIB, lambda: idle.per_client(_empty_peer, count) / KIB
+
+    return prepare
+
+
+@contextmanager
+def _taken(plan: Plan) -> Iterator[tuple[Measure, Measure]]:
+    yield lambda: idle.taken(_empty, plan.many), lambda: idle.taken(_empty_peer, plan.many)
+
+
+@contextmanager
+def _beyond(plan: Plan) -> Iterator[tuple[Measure, Measure]]:
+    def ours(size: int) -> Start:
+        return lambda: cluster(memory=size, filled=False)
+
+    def peers(size: int) -> Start:
+        return lambda: nbdkit_memory(size, filled=False)
+
+    def taken(start: Callable[[int], Start]) -> float:
+        return idle.beyond_shard(start(plan.large), plan.large, start(SMALL), SMALL) / MIB
+
+    yield lambda: taken(ours), lambda: taken(peers)
+
+
+DEEP_READ, DEEP_WRITE = Load("randread", 4 * KIB, 32), Load("randwrite", 4 * KIB, 32)
+ONE_READ, ONE_WRITE = Load("randread", 4 * KIB, 1), Load("randwrite", 4 * KIB, 1)
+LONG_READ, LONG_WRITE = Load("read", MIB, 8), Load("write", MIB, 8)
+MEMORY, PROXY = "nbdkit memory", "nbdkit proxy"
+
+CASES = (
+    _load_case("read-4k-d32", "one server, 4 KiB reads, depth 32", 1, DEEP_READ, MEMORY, 1.4),
+    _load_case("write-4k-d32", "one server, 4 KiB writes, depth 32", 1, DEEP_WRITE, MEMORY, 1.4),
+    _load_case("read-4k-d1", "one server, 4 KiB reads, depth 1", 1, ONE_READ, MEMORY, 1.0),
+    _load_case("write-4k-d1", "one server, 4 KiB writes, depth 1", 1, ONE_WRITE, MEMORY, 1.0),
+    _load_case("read-1m", "one server, 1 MiB reads", 1, LONG_READ, MEMORY, 2.3),
+    _load_case("write-1m", "one server, 1 MiB writes", 1, LONG_WRITE, MEMORY, 1.5),
+    _load_case("four-read-4k", "4 servers, 4 KiB reads, depth 32", 4, DEEP_READ, PROXY, 2.4),
+    _load_case("four-write-4k", "4 servers, 4 KiB writes, depth 32", 4, DEEP_WRITE, PROXY, 2.4),
+    _load_case("four-read-4k-direct", "4 servers, 4 KiB reads, depth 32", 4, DEEP_READ, MEMORY, 1.0),
+    _load_case("four-write-4k-direct", "4 servers, 4 KiB writes, depth 32", 4, DEEP_WRITE, MEMORY, 1.0),
+    _load_case("four-read-1m", "4 servers, 1 MiB reads", 4, LONG_READ, PROXY, 1.3),
+    _load_case("four-write-1m", "4 servers, 1 MiB writes", 4, LONG_WRITE, PROXY, 1.2),
+    Case(
+        name="log",
+        title="the log on, 4 KiB reads, depth 32",
+        unit="IOPS",
+        peer="the log off",
+        target=0.93,
+        prepare=_loads(cluster, lambda: cluster(logs={"level": "off"}), DEEP_READ, _iops),
+    ),
+    Case(
+        name="p99",
+        title="p99 of 4 KiB reads, depth 1, beside a 1 MiB stream",
+        unit="µs",
+        peer=MEMORY,
+        target=1.0,
+        prepare=_tails,
+        lower=True,
+    ),
+    Case(
+        name="idle-1000",
+        title="memory of an idle client, of 1,000",
+        unit="KiB",
+        peer=MEMORY,
+        target=1.0,
+        prepare=_idle(lambda plan: min(1000, plan.many)),
+        lower=True,
+        pairs=3,
+    ),
+    Case(
+        name="idle-10000",
+        title="memory of an idle client, of 10,000",
+        unit="KiB",
+        peer=f"{MEMORY}, as many as it takes",
+        target=1.0,
+        prepare=_idle(lambda plan: plan.many),
+        lower=True,
+        pairs=1,
+    ),
+    Case(
+        name="clients",
+        title="idle clients let in, of 10,000",
+        unit="clients",
+        peer=MEMORY,
+        target=1.0,
+        prepare=_taken,
+        pairs=1,
+    ),
+    Case(
+        name="shard-1g",
+        title="memory beyond a full shard of 1 GiB",
+        unit="MiB",
+        peer=MEMORY,
+        target=1.0,
+        prepare=_beyond,
+        lower=True,
+        pairs=3,
+    ),
+    Case(
+        name="up",
+        title=f"`up -d` of {starts.SERVERS} servers and {starts.SERVERS} loggers",
+        unit="s",
+        peer=f"honcho, {starts.PROCESSES} servers",
+        target=1.0,
+        prepare=starts.starting,
+        lower=True,
+    ),
+    Case(
+        name="down",
+        title="`down` of the same",
+        unit="s",
+        peer=f"honcho, {starts.PROCESSES} servers",
+        target=1.0,
+        prepare=starts.stopping,
+        lower=True,
+    ),
+)

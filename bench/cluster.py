@@ -1,0 +1,61 @@
+"""The cluster that is measured: made from a cluster.yaml in a folder of its own, with the defaults but for its keys."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.peers import MEMORY
+from bench.processes import Service, fill, run
+
+COMMAND = (sys.executable, "-m", "launcher.cli")
+_numbers = itertools.count()
+
+
+class Cluster:
+    """A cluster.yaml and the commands on it; `prefix` goes before each command, such as `ip netns exec …`."""
+
+    def __init__(self, folder: str | Path, prefix: Sequence[str] = (), **keys: Any) -> None:
+        self.folder = Path(folder)
+        self.prefix = prefix
+        name = f"bench-{os.getpid()}-{next(_numbers)}"
+        defaults = {"name": name, "memory": MEMORY, "servers": 1, "listen": "127.0.0.1:0"}
+        (self.folder / "cluster.yaml").write_text(yaml.safe_dump(defaults | keys))
+
+    def command(self, *words: str) -> str:
+        return run(*self.prefix, *COMMAND, *words, cwd=self.folder)
+
+    def up(self) -> None:
+        self.command("up", "-d")
+
+    def down(self) -> None:
+        self.command("down")
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(self.command("status", "--json"))
+        return status
+
+
+@contextmanager
+def cluster(*, filled: bool = True, prefix: Sequence[str] = (), **keys: Any) -> Iterator[Service]:
+    """A running cluster, as a service whose process is server 0."""
+    with tempfile.TemporaryDirectory(prefix="memcluster-bench-") as folder:
+        subject = Cluster(folder, prefix, **keys)
+        subject.up()
+        try:
+            status = subject.status()
+            service = Service(status["uri"], status["nodes"][0]["pid"])
+            if filled:
+                fill(service, status["memory"])
+            yield service
+        finally:
+            subject.down()
