@@ -3,6 +3,7 @@
 from client.discover import DiscoverError, NotRunning
 from client.errors import (
     ClusterError,
+    ConnectionProblem,
     Disconnected,
     InvalidRequest,
     NoSpace,
@@ -17,6 +18,7 @@ from client.memory import Extent, Future, Memory, connect
 
 __all__ = [
     "ClusterError",
+    "ConnectionProblem",
     "Disconnected",
     "DiscoverError",
     "Extent",

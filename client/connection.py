@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Sequence
 
-from client.errors import ClusterError, Disconnected, Refused, Timeout, request_error
+from client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout, request_error
 from client.uri import Target
 from node.nbd import errors as nbd
 from node.nbd.client import ClientSession, Reply
@@ -252,17 +252,25 @@ class Connection:
     def _restore(self, deadline: float) -> None:
         """Connect again and repeat what is in flight; or give up, which is the outcome of all of it, and raise that."""
         pause = FIRST_PAUSE
+        reason = ""
         while True:
             try:
                 if not self.reconnect or self._closed:
                     raise Disconnected(self.target, f"the connection is lost: {self._trouble}")
                 self._sock, self.session = _open(self.target, deadline)
                 break
-            except ClusterError as error:
-                final = isinstance(error, Refused) and error.reply != Rep.ERR_SHUTDOWN
-                if final or not self.reconnect or self._closed or not _pause(pause, deadline):
+            except ConnectionProblem as error:
+                refused = isinstance(error, Refused) and error.reply != Rep.ERR_SHUTDOWN
+                if refused or not self.reconnect or self._closed:
                     self._fail(error)
                     raise
+                if not (reason and isinstance(error, Timeout)):  # that time is up explains less than what was before
+                    reason = error.reason
+                if not _pause(pause, deadline):
+                    words = f"the connection was lost ({self._trouble}) and could not be made again: {reason}"
+                    failure = Disconnected(self.target, words)
+                    self._fail(failure)
+                    raise failure from error
                 pause = min(2 * pause, LONGEST_PAUSE)
         self._watch()
         self.reconnections += 1
@@ -352,8 +360,9 @@ def _remaining(deadline: float) -> float:
 
 
 def _pause(seconds: float, deadline: float) -> bool:
-    """Wait; false if that would pass the deadline."""
-    if time.monotonic() + seconds > deadline:
+    """Wait, but not beyond the deadline; false if that has passed."""
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
         return False
-    select.poll().poll(seconds * 1000)
+    select.poll().poll(min(seconds, remaining) * 1000)
     return True

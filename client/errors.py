@@ -13,43 +13,37 @@ class ClusterError(Exception):
     """Base of everything that the client library raises on its own account."""
 
 
-class Refused(ClusterError):
-    """The server does not let this client in: no such export, no free slot, a shutdown. Says why.
+class ConnectionProblem(ClusterError):
+    """Something is wrong between here and the server at `target`; `reason` says what."""
+
+    def __init__(self, target: object, reason: str) -> None:
+        self.target = str(target)
+        self.reason = reason
+        super().__init__(f"{target}: {reason}")
+
+
+class Refused(ConnectionProblem):
+    """The server does not let this client in: no such export, no free slot, a shutdown.
 
     `reply` is the wire.Rep, `message` the server's own words.
     """
 
     def __init__(self, target: object, refusal: nbd.Refused) -> None:
-        self.target = str(target)
         self.reply = refusal.reply
         self.message = refusal.message
-        self._sentence = str(refusal)
-        super().__init__(self.target, self.reply, self.message)
-
-    def __str__(self) -> str:
-        return f"{self.target}: {self._sentence}"
+        super().__init__(target, str(refusal))
 
 
-class Disconnected(ClusterError):
-    """There is no connection, and for `reason` none could be made; or the server broke the protocol."""
-
-    def __init__(self, target: object, reason: str) -> None:
-        self.target = str(target)
-        self.reason = reason
-        super().__init__(self.target, reason)
-
-    def __str__(self) -> str:
-        return f"{self.target}: {self.reason}"
+class Disconnected(ConnectionProblem):
+    """There is no connection and none could be made, or the server broke the protocol."""
 
 
-class Timeout(ClusterError, TimeoutError):
-    """No answer in time. A request may still be carried out, and `result` be asked for again."""
+class Timeout(ConnectionProblem, TimeoutError):
+    """No answer in `seconds`. A request may still be carried out, and its result be asked for again."""
 
-    def __init__(self, target: object, waiting: str, seconds: float) -> None:
-        self.target = str(target)
-        self.waiting = waiting
+    def __init__(self, target: object, waiting_for: str, seconds: float) -> None:
         self.seconds = seconds
-        super().__init__(f"{self.target}: no {waiting} in {seconds:.3g} s")  # an OSError takes two for errno, strerror
+        super().__init__(target, f"no {waiting_for} in {seconds:.3g} s")
 
 
 class RequestError(ClusterError):

@@ -14,7 +14,7 @@ from harness import need
 
 from node.nbd.errors import ProtocolError, Refused
 from node.nbd.server import Export, Request, ServerSession
-from node.nbd.wire import Rep, TransmissionFlag
+from node.nbd.wire import Command, Rep, Status, TransmissionFlag
 
 SIZE = 1 << 30
 FLAGS = (
@@ -176,16 +176,21 @@ def wait_for_goodbye(peer: Peer) -> None:
 
 
 def serving(memory: bytearray) -> Script:
-    """A script that reads and writes `memory`, one request at a time."""
+    """A script that reads and writes `memory`, one request at a time, until the client goes."""
 
     def run(peer: Peer) -> None:
         for request in peer.serve():
             span = slice(request.offset, request.offset + request.length)
             if request.payload is not None:
                 memory[span] = request.payload
-                peer.answer(request)
-            else:
-                peer.answer(request, bytes(memory[span]) or None)
+            try:
+                if request.command == Command.BLOCK_STATUS:
+                    peer.session.reply_extents(request, [(request.length, Status.DATA)])
+                    peer.send()
+                else:
+                    peer.answer(request, bytes(memory[span]) if request.command == Command.READ else None)
+            except ConnectionError:
+                return
 
     return opened(run)
 
