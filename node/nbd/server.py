@@ -114,6 +114,7 @@ class ServerSession:
         self._sunk = 0
         self._receiving: Request | None = None
         self._skip = 0  # bytes of a refused payload still to be read away
+        self._refused: Request | None = None  # whose payload that is; answered when it has been read away
         self._allowed: dict[int, int] = {}  # command -> the flags it may carry on this export
         self._context_of: str | None = None  # the export for which base:allocation was selected
         self._no_zeroes = False
@@ -164,9 +165,9 @@ class ServerSession:
             self._rest = b""
 
     def _parse(self, budget: int) -> list[Request]:
-        position = self._read_away(0) if self._skip else 0
         self.waiting = False
         requests: list[Request] = []
+        position = self._read_away(0, requests) if self._refused else 0
         if self._handshake is not None:
             position = self._feed(position)
         if self._handshake is None and not self.finished:
@@ -174,9 +175,12 @@ class ServerSession:
         self._rest = b"" if self.finished else bytes(self._scratch[position : self._end])
         return requests
 
-    def _read_away(self, position: int) -> int:
+    def _read_away(self, position: int, requests: list[Request]) -> int:
         count = min(self._skip, self._end - position)
         self._skip -= count
+        if self._refused and not self._skip:
+            requests.append(self._refused)
+            self._refused = None
         return position + count
 
     def _parse_requests(self, position: int, budget: int, requests: list[Request]) -> int:
@@ -198,8 +202,7 @@ class ServerSession:
                 if command == Command.WRITE:
                     start = position + header
                     if request.error:
-                        position = self._refuse_payload(request, start)
-                        requests.append(request)
+                        position = self._refuse_payload(request, start, requests)
                         budget -= REQUEST_COST
                         continue
                     if length > end - start:
@@ -243,19 +246,21 @@ class ServerSession:
             error = Error.ENOSPC if writing else Error.EINVAL
             request.refuse(error, f"{name} of {request.length} bytes at {request.offset} is beyond the end, {size}")
 
-    def _refuse_payload(self, request: Request, start: int) -> int:
-        """Read the payload of a refused write away, or give up if it is absurd."""
+    def _refuse_payload(self, request: Request, start: int, requests: list[Request]) -> int:
+        """Read the payload of a refused write away, or give up if it is absurd.
+
+        The answer waits for its end: libnbd does not know a reply to a request that it is still sending.
+        """
         if request.length > MAX_SKIP:
             raise ProtocolError(f"a write of {request.length} bytes is too long to be read away")
-        self._skip = request.length
-        return self._read_away(start)
+        self._skip, self._refused = request.length, request
+        return self._read_away(start, requests)
 
     def _receive_in_place(self, request: Request, start: int, requests: list[Request]) -> int:
         """The payload is large and still arriving: let it be received where it belongs."""
         sink = self._place(request)
         if sink is None:
-            requests.append(request)
-            return self._refuse_payload(request, start)
+            return self._refuse_payload(request, start, requests)
         here = self._end - start
         sink[:here] = self._scratch[start : self._end]
         request.payload = sink
