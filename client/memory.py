@@ -123,10 +123,8 @@ class Memory:
 
     @property
     def _longest(self) -> int:
-        """Bytes in one READ or WRITE, at most: whole blocks."""
-        session = self._connection.session
-        longest = min(session.maximum, wire.MAX_PAYLOAD)
-        return max(longest - longest % session.minimum, session.minimum)
+        """Bytes in one READ or WRITE, at most; a server that has no limit of its own says 0xffffffff."""
+        return min(self._connection.session.maximum, wire.MAX_PAYLOAD)
 
     @property
     def reconnections(self) -> int:

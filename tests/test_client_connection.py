@@ -72,9 +72,8 @@ def test_a_full_pipe_both_ways_is_no_deadlock():
 
     @opened
     def script(peer: Peer) -> None:
-        for request in peer.take(16):
+        for request in peer.serve():
             peer.answer(request, bytes(block) if request.command == Command.READ else None)
-        wait_for_goodbye(peer)
 
     with scripted(script) as uri, connected(uri) as connection:
         pending = [read(connection, 0, block) for _ in range(8)]
@@ -108,6 +107,14 @@ def test_what_is_in_flight_is_bounded(monkeypatch):
         with pytest.raises(Timeout):
             write(connection, 0, b"x")
         stop.set()
+
+
+def test_what_is_answered_gives_its_room_back(monkeypatch):
+    """Ten times the limit goes through a server that answers."""
+    monkeypatch.setattr(client.connection, "MAX_IN_FLIGHT", 1 << 20)
+    with scripted(serving(bytearray(100_000))) as uri, connected(uri, timeout=5) as connection:
+        pending = [write(connection, 0, bytes(100_000)) for _ in range(100)]
+        assert not any(item.wait().error for item in pending)
 
 
 # -- errors --------------------------------------------------------------------------------------------------------

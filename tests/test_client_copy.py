@@ -62,6 +62,14 @@ def test_a_sparse_file_there_and_back(memory, tmp_path, seed):
     assert os.stat(tmp_path / "out").st_blocks * 512 < 6 * MIB
 
 
+def test_a_hole_at_the_end_has_its_length(memory, tmp_path):
+    """A copy of nothing but zeroes is a file of that size, without a block."""
+    with open(tmp_path / "out", "wb") as file:
+        copy(MemorySource(memory, 5, 2 * MIB), FileSink(file, fresh=True))
+    status = os.stat(tmp_path / "out")
+    assert (status.st_size, status.st_blocks) == (2 * MIB, 0)
+
+
 def test_a_memory_into_another(memory, tmp_path):
     """Zeroes overwrite what the other held."""
     whole, parts = content(7)

@@ -159,6 +159,7 @@ def test_replies_may_follow_the_handshake_in_the_same_receive():
     ("structured", "contexts"),
     [(STRUCTURED, answer(Option.SET_META_CONTEXT, Rep.ERR_UNSUP)),
      (STRUCTURED, answer(Option.SET_META_CONTEXT, Rep.ACK)),
+     (STRUCTURED, CONTEXTS[:-20] + answer(Option.SET_META_CONTEXT, Rep.ERR_TOO_BIG)),
      (answer(Option.STRUCTURED_REPLY, Rep.ERR_UNSUP), answer(Option.SET_META_CONTEXT, Rep.ERR_INVALID, b"no"))],
 )  # fmt: skip
 def test_a_server_without_structured_replies_or_contexts_is_done_without(structured, contexts):
@@ -377,6 +378,14 @@ def test_an_error_chunk_fails_the_request_also_after_data(kind):
     ]
 
 
+def test_the_first_of_several_errors_is_kept():
+    """What follows from it explains less."""
+    session = ready()
+    ask(session, Command.READ, 1)
+    [reply] = feed(session, error_chunk(1, Error.EIO, "cause", done=False) + error_chunk(1, Error.EINVAL, "effect"))
+    assert (reply.error, reply.message) == (Error.EIO, "cause")
+
+
 def test_a_read_of_nothing_succeeds_with_nothing():
     """Zero bytes come as NONE, or as a simple reply where there are no chunks."""
     session = ready()
@@ -411,6 +420,9 @@ def test_a_read_of_nothing_succeeds_with_nothing():
         data_chunk(1, 0, b"abcd", False) + data_chunk(1, 0, b"abcd"),
         data_chunk(1, 0, b"abcdef", False) + data_chunk(1, 4, b"abcd"),
         data_chunk(1, 4, b"ab", False) + data_chunk(1, 4, b"cd", False) + data_chunk(1, 0, b"abcd"),
+        data_chunk(1, 6, b"gh", False) + data_chunk(1, 5, b"fg", False) + data_chunk(1, 0, b"abcd"),
+        data_chunk(1, 4, b"x", False) * 9,
+        data_chunk(4, 98, b"ab", False),
         data_chunk(2, 0, b"abcdefgh"),
         chunk(Chunk.OFFSET_DATA, 1, b"1234"),
         hole(1, 0, 0),
@@ -436,6 +448,7 @@ def test_a_server_that_breaks_the_protocol_is_not_believed(data, step):
     ask(session, Command.READ, 1)
     ask(session, Command.WRITE, 2)
     ask(session, Command.BLOCK_STATUS, 3)
+    ask(session, Command.READ, 4, 100)
     with pytest.raises(ProtocolError):
         feed(session, data, step)
 
