@@ -212,3 +212,8 @@ CASES = (
         lower=True,
     ),
 )
+
+
+def in_order(known: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The figures of those cases that have any, in the order of the table."""
+    return [known[case.name] for case in CASES if case.name in known]

@@ -1,0 +1,51 @@
+"""What a figure depends on and may be told: processors, kernel, versions. No names and no paths."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from importlib.metadata import version
+from typing import Any
+
+from bench.processes import ROOT, Failed, Missing, need, run
+
+
+def facts() -> dict[str, Any]:
+    """Of this machine and of the programs that take part."""
+    return {
+        "processors": len(os.sched_getaffinity(0)),
+        "processor": _processor(),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30), 1),
+        "kernel": platform.release(),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "memcluster": f"{version('memcluster')} {_commit()}".strip(),
+        "nbdkit": _version("nbdkit"),
+        "fio": _version("fio"),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+    }
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo") as file:
+        found = re.search(r"^model name\s*:\s*(.+)$", file.read(), re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
+
+
+def _version(command: str) -> str:
+    """The first number that `--version` prints."""
+    try:
+        found = re.search(r"\d+(\.\d+)+", run(need(command), "--version"))
+    except (Missing, Failed):
+        return ""
+    return found[0] if found else ""
+
+
+def _commit() -> str:
+    """What was measured: a commit, with a + if files have been changed since."""
+    try:
+        commit = run("git", "rev-parse", "--short", "HEAD", cwd=ROOT).strip()
+        measured = "node", "launcher", "client"
+        return commit + "+" * bool(run("git", "status", "--porcelain", "--", *measured, cwd=ROOT).strip())
+    except (Failed, OSError):
+        return ""

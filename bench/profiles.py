@@ -1,0 +1,142 @@
+"""Where the time goes: how busy a server's process is, in the kernel and outside, its system calls, its functions."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.cluster import cluster
+from bench.fio import Load, measure
+from bench.pairs import Plan
+from bench.peers import nbdkit_memory, nbdkit_proxy
+from bench.processes import Service, need
+from bench.results import Found
+
+KIB, MIB = 1 << 10, 1 << 20
+Progress = Callable[[str], object]
+LOADS = {
+    "4 KiB reads, depth 1": Load("randread", 4 * KIB, 1),
+    "4 KiB reads, depth 32": Load("randread", 4 * KIB, 32),
+    "4 KiB writes, depth 32": Load("randwrite", 4 * KIB, 32),
+    "1 MiB reads, depth 8": Load("read", MIB, 8),
+    "1 MiB writes, depth 8": Load("write", MIB, 8),
+}
+OURS: dict[str, Callable[[], AbstractContextManager[Service]]] = {
+    "1 server": cluster,
+    "primary of 4": lambda: cluster(servers=4),
+}
+ALL = OURS | {"nbdkit memory": nbdkit_memory, "nbdkit proxy": nbdkit_proxy}
+MOST = 12
+"""Functions shown for a load."""
+_CALLS = re.compile(r"^\s*[\d.]+\s+[\d.]+\s+\d+\s+(\d+)\s+(?:\d+\s+)?(\w+)$", re.MULTILINE)
+
+
+def busy(plan: Plan, progress: Progress) -> Found:
+    """The processor's time that the serving process takes, of one core."""
+    columns = ("process", "load", "requests/s:", "busy:", "in the kernel:", "µs a request:", "fio busy:")
+    for name, start in ALL.items():
+        rows: list[list[Any]] = []
+        with start() as service:
+            for what, load in LOADS.items():
+                progress(f"{name}, {what}")
+                process = psutil.Process(service.pid)
+                before, began = process.cpu_times(), time.perf_counter()
+                figures = measure(service.uri, load, plan.runtime)
+                after, passed = process.cpu_times(), time.perf_counter() - began
+                kernel = after.system - before.system
+                total = max(kernel + after.user - before.user, 1e-9)
+                requests = max(figures.iops * plan.runtime, 1.0)
+                # fio's start and end, in which nothing is asked, are no part of the load.
+                share = total / min(passed, plan.runtime)
+                rows.append(
+                    [name, what, figures.iops, f"{share:.0%}", f"{kernel / total:.0%}", total / requests * 1e6,
+                     f"{figures.cpu / 100:.0%}"]
+                )  # fmt: skip
+        yield name, {"columns": columns, "rows": rows}
+
+
+def calls(plan: Plan, progress: Progress) -> Found:
+    """System calls for each request, counted by strace (which slows everything down: these are no times)."""
+    columns = ("process", "load", "system calls for each request")
+    strace = need("strace")
+    for name, start in OURS.items():
+        rows = []
+        with start() as service:
+            for what, load in LOADS.items():
+                progress(f"{name}, {what}")
+                with tempfile.NamedTemporaryFile() as output:
+                    command = [strace, "-c", "-f", "-q", "-o", output.name, "-p", str(service.pid)]
+                    with _attached(command, service.pid):
+                        figures = measure(service.uri, load, plan.runtime)
+                    counted = _CALLS.findall(output.read().decode())
+                requests = max(figures.iops * plan.runtime, 1.0)
+                most = sorted(((int(count) / requests, call) for count, call in counted), reverse=True)[:4]
+                said = ", ".join(f"{call} {each:.2g}" for each, call in most if call != "total" and each >= 0.005)
+                rows.append([name, what, said])
+        yield name, {"columns": columns, "rows": rows}
+
+
+def functions(plan: Plan, progress: Progress) -> Found:
+    """The functions in which the interpreter of server 0 is found, sampled by py-spy; calls into the kernel count for
+    the function that makes them."""
+    columns = ("process", "load", "share:", "function")
+    py_spy = need("py-spy")
+    for name, start in OURS.items():
+        rows: list[list[Any]] = []
+        with start() as service:
+            for what, load in LOADS.items():
+                progress(f"{name}, {what}")
+                found = _sample(py_spy, service, load, plan.runtime)
+                total = max(found.total(), 1)
+                rows += [[name, what, f"{count / total:.0%}", where] for where, count in found.most_common(MOST)]
+        yield name, {"columns": columns, "rows": rows}
+
+
+def _sample(py_spy: str, service: Service, load: Load, runtime: float) -> Counter[str]:
+    """Samples by function."""
+    found: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix="memcluster-bench-") as folder:
+        output = Path(folder) / "stacks"
+        command = [py_spy, "record", "--format=raw", "--rate=250", "--nonblocking", f"--pid={service.pid}"]
+        command += [f"--duration={max(1, round(runtime))}", "--idle", f"--output={output}"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sampling:
+            measure(service.uri, load, max(1.0, runtime) + 0.5)
+            sampling.wait()
+        for line in output.read_text().splitlines() if output.exists() else ():
+            stack, _, count = line.rpartition(" ")
+            found[re.sub(r" \(.*/(\w+/\w+/?\w*\.py):\d+\)$", r" (\1)", stack.split(";")[-1])] += int(count)
+    return found
+
+
+@contextmanager
+def _attached(command: list[str], pid: int) -> Iterator[None]:
+    """A tracer on a process for as long as the block lasts."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as tracer:
+        try:
+            deadline = time.monotonic() + 5
+            while not _traced(pid) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            yield
+        finally:
+            tracer.send_signal(signal.SIGINT)
+
+
+def _traced(pid: int) -> bool:
+    return "TracerPid:\t0" not in Path(f"/proc/{pid}/status").read_text()
+
+
+SECTIONS: dict[str, Callable[[Plan, Progress], Found]] = {
+    "profiles": busy,
+    "calls": calls,
+    "functions": functions,
+}
