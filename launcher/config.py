@@ -308,6 +308,7 @@ def dump(config: ClusterConfig) -> str:
         "clients": {
             "limit": config.clients.limit,
             "handshake_timeout": format_duration(config.clients.handshake_timeout),
+            "stall_timeout": format_duration(config.clients.stall_timeout),
         },
         "storage": str(config.storage or "memory"),
         "logs": {

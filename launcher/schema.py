@@ -83,11 +83,19 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Clients(_Strict):
-    """`limit` clients at a time; each has `handshake_timeout` seconds to get from its connection to an export."""
+_Limit = Annotated[
+    Annotated[int, Field(ge=1, le=100_000), Tag("as a number")] | Annotated[Literal["auto"], Tag("as a word")],
+    Discriminator(lambda value: "as a word" if isinstance(value, str) else "as a number"),
+]
 
-    limit: int = Field(default=64, ge=1, le=100_000)
+
+class Clients(_Strict):
+    """`limit` clients at a time, or `auto`: as many as the machine bears. Each has `handshake_timeout` seconds to get
+    from its connection to an export, and `stall_timeout` for the payload of a write or a mebibyte of replies."""
+
+    limit: _Limit = 64
     handshake_timeout: Span = 10.0
+    stall_timeout: Span = 30.0
 
 
 class Logs(_Strict):
@@ -127,7 +135,7 @@ _Layout = Annotated[
     Annotated[Literal["linear"], Tag("as a word")] | Annotated[Stripes, Tag("as stripes")],
     Discriminator(lambda value: "as stripes" if isinstance(value, dict) else "as a word"),
 ]
-TAGS = {"as a count", "as a list", "as a word", "as stripes"}
+TAGS = {"as a number", "as a count", "as a list", "as a word", "as stripes"}
 
 """What pydantic puts into an error's place to say which form a value was taken for."""
 

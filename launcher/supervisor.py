@@ -94,7 +94,13 @@ class Supervisor:
 
     def _make_specs(self) -> list[NodeSpec]:
         config = self.config
-        bounds = Bounds(config.clients.limit, config.clients.handshake_timeout, config.retry_timeout)
+        clients = config.clients
+        bounds = Bounds(
+            clients=None if clients.limit == "auto" else clients.limit,
+            handshake_timeout=clients.handshake_timeout,
+            stall_timeout=clients.stall_timeout,
+            retry_timeout=config.retry_timeout,
+        )
         shards = config.storage or self.run_directory.path
         logs = config.logs.directory / config.name
         return [

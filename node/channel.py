@@ -85,7 +85,9 @@ class Channel(Stream):
     def _lost(self, reason: str) -> None:  # noqa: ARG002 - whatever the reason
         self.close()
 
-    def _drained(self) -> None:
+    def _flushed(self) -> None:
+        if self.queued:
+            return
         if self._last:
             self.close()
         else:

@@ -8,9 +8,12 @@ flight or unsent is not read from until it takes its replies.
 from __future__ import annotations
 
 import socket
+import struct
+import time
 from collections.abc import Callable
 from typing import Protocol
 
+from node.budget import Budget
 from node.loop import Loop
 from node.nbd.errors import ProtocolError
 from node.nbd.server import REQUEST_COST, Exports, Request, ServerSession
@@ -19,6 +22,8 @@ from node.stream import Stream
 
 ROOM = 2 * MAX_PAYLOAD
 """Bytes of a client's requests in flight and replies unsent, at most (one request may pass it)."""
+TRICKLE = 1 << 20
+"""Bytes of replies that a client takes in its stall_timeout, at least, when more wait."""
 TURN_BUDGET = 4 << 20
 """Bytes' worth of requests of one client that are dealt with in one turn of the loop."""
 LINGER = 0.25
@@ -44,6 +49,7 @@ class Connection(Stream):
         exports: Callable[[Connection], Exports],
         number: int,
         scratch: memoryview,
+        budget: Budget,
     ) -> None:
         self.session = ServerSession(exports(self), self._place, scratch)
         super().__init__(loop, sock, self.session.outgoing)
@@ -52,7 +58,10 @@ class Connection(Stream):
         self.owner = owner
         self.number = number
         self.in_flight = 0
-        self.bytes_in_flight = 0
+        self._budget = budget
+        self._bytes_in_flight = 0
+        self._held = 0  # bytes that the budget counts for this client
+        self._seen: tuple[float, int, memoryview | None] | None = None  # for `stalled`: when, bytes sent, payload
         self.slot: int | None = None
         self.route: Callable[[Connection, Request, int], None] = _no_route
         """What serves the requests; the owner sets it when the client opens an export."""
@@ -72,12 +81,13 @@ class Connection(Stream):
     def begin(self, request: Request) -> None:
         """The request will be answered in a later turn."""
         self.in_flight += 1
-        self.bytes_in_flight += request.length
+        self._bytes_in_flight += request.weight
+        self._account()
 
     def end(self, request: Request) -> None:
         """The request has just been answered, in a later turn than it came."""
         self.in_flight -= 1
-        self.bytes_in_flight -= request.length
+        self._bytes_in_flight -= request.weight
         self.send_soon()
 
     def finish(self) -> None:
@@ -98,7 +108,30 @@ class Connection(Stream):
 
     @property
     def _room(self) -> int:
-        return ROOM - self.bytes_in_flight - self.queued
+        """Bytes' worth of requests that may be begun now; a client with nothing in flight may always begin one."""
+        return max(min(ROOM - self._held, self._budget.left), 0 if self._held else 1)
+
+    def _account(self) -> None:
+        """Tell the budget what this client takes up. Whoever holds something comes here again when it gets less."""
+        held = self._bytes_in_flight + self.queued + self.session.awaited if self.open else 0
+        self._budget.used += held - self._held
+        self._held = held
+
+    def stalled(self, seconds: float) -> str:
+        """Why this client has to go, if it holds memory and has made too little use of the time; to be asked now and
+        then, and at least twice in `seconds`."""
+        payload = self.session.sink
+        if not self.queued and payload is None:
+            self._seen = None
+            return ""
+        now = time.monotonic()
+        if self._seen is None or payload is not self._seen[2] or (self.queued and self.sent - self._seen[1] >= TRICKLE):
+            self._seen = now, self.sent, payload
+        if now - self._seen[0] < seconds:
+            return ""
+        if payload is not None:
+            return f"the payload of a write did not come in {seconds:g} s"
+        return f"took {self.sent - self._seen[1]} bytes in {seconds:g} s while {self.queued} wait"
 
     def _readable(self) -> None:
         if self.closing:
@@ -141,7 +174,10 @@ class Connection(Stream):
     def _place(self, request: Request) -> memoryview | None:
         return self.owner.place(self, request)
 
-    def _drained(self) -> None:
+    def _flushed(self) -> None:
+        self._account()
+        if self.queued:
+            return
         if (self.closing or self._leaving) and not self.in_flight:
             self._half_close()
         elif self.session.waiting and self._room > 0:
@@ -170,14 +206,17 @@ class Connection(Stream):
         if gone:
             self._lost("")
 
-    def lose(self, reason: str) -> None:
-        """Cut the client off, for this reason."""
-        self._lost(reason)
+    def cut_off(self, reason: str) -> None:
+        """End the connection at once: what it was to receive is given up, in the kernel's buffers, too."""
+        if self.open:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._lost(reason)
 
     def _lost(self, reason: str) -> None:
         """The client is gone, or has to go; an empty reason means that nothing was wrong."""
         if self.open:
             self.close()
+            self._account()
             self.owner.lost(self, reason)
 
 

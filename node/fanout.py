@@ -113,9 +113,17 @@ class Fanout:
             elif request.command == Command.BLOCK_STATUS:
                 self._extents.append((piece, shard.extents(piece.offset, piece.length)))
             else:
-                self._server.change(request.command, request.flags, piece.offset, piece.length)
+                self._server.change_in_slices(
+                    request.command, request.flags, piece.offset, piece.length, self._changed
+                )
+                return
         except OSError as error:
             self._server.refuse(request, error)
+        self._one_done()
+
+    def _changed(self, error: OSError | None) -> None:
+        if error is not None:
+            self._server.refuse(self._request, error)
         self._one_done()
 
     def _replied(self, piece: Piece, reply: Reply) -> None:

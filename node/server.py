@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from time import time_ns
 from typing import Any
 
+from node.admission import SAMPLE, Admission, look_at_the_machine
+from node.budget import Budget
 from node.connection import Connection
 from node.listener import Listener
 from node.loop import Loop
@@ -23,7 +25,6 @@ from node.nbd.server import RECEIVE_BUFFER, Export, Request
 from node.nbd.wire import Buffer, Command, CommandFlag, Error, Rep, TransmissionFlag
 from node.record import Kind, first_identifier
 from node.segments import LogWriter
-from node.slots import SlotTable
 from node.spec import NodeSpec
 
 MEMORY_FLAGS = (
@@ -37,6 +38,11 @@ MEMORY_FLAGS = (
     | TransmissionFlag.SEND_FAST_ZERO
 )
 REQUEST = int(Kind.REQUEST)
+CLIENTS_MEMORY = 512 << 20
+"""Bytes that all clients' requests in flight and unsent replies may take up."""
+ZEROING = (int(Command.TRIM), int(Command.WRITE_ZEROES))
+SLICE = 64 << 20
+"""Bytes that a TRIM or WRITE_ZEROES clears in one turn of the loop; longer ones take several."""
 GRACE = 0.1
 """Seconds in which clients that are to go still get ESHUTDOWN for what they send."""
 WIRE_ERRORS = {
@@ -61,7 +67,9 @@ class Server:
         self.report = report
         self.shard = Shard(spec.shard, spec.cluster.servers[spec.index].memory, durable=spec.durable)
         self.log = LogWriter(spec.log_directory, spec.index, spec.log_retain, cluster=spec.cluster.name)
-        self.slots = SlotTable(spec.bounds.clients)
+        limit = spec.bounds.clients
+        self.admission = Admission(limit, look_at_the_machine() if limit is None else None)
+        self.budget = Budget(CLIENTS_MEMORY)
         self.connections: dict[int, Connection] = {}
         self.scratch = memoryview(bytearray(RECEIVE_BUFFER))
         self.draining = False
@@ -69,7 +77,6 @@ class Server:
         self.stopping = False
         """New requests are answered ESHUTDOWN."""
         self.requests = 0
-        self.refused = 0
         self.bad_input = 0
         self._identifier = first_identifier(spec.index, self.log.incarnation)
         self._accepted = 0
@@ -96,6 +103,9 @@ class Server:
         """Let clients in."""
         for listener in self._listeners:
             listener.start()
+        self._watch_clients()
+        if self.admission.limit is None:
+            self._sample()
         self.report({"event": "ready"})
 
     def status(self) -> dict[str, Any]:
@@ -103,7 +113,8 @@ class Server:
         return {
             "clients": len(self.connections),
             "requests": self.requests,
-            "refused": self.refused,
+            "refused": sum(self.admission.refusals.values()),
+            "refusals": dict(self.admission.refusals),
             "bad_input": self.bad_input,
             "records_lost": self.log.lost,
             "memory_used": self.shard.used,
@@ -149,19 +160,38 @@ class Server:
 
     def _accept(self, sock: socket.socket) -> None:
         self._accepted += 1
-        connection = Connection(self.loop, sock, self, lambda client: _Door(self, client), self._accepted, self.scratch)
+        connection = Connection(
+            self.loop,
+            sock,
+            self,
+            lambda client: _Door(self, client),
+            number=self._accepted,
+            scratch=self.scratch,
+            budget=self.budget,
+        )
         self.connections[self._accepted] = connection
         self.loop.after(self.spec.bounds.handshake_timeout, lambda: self._check_handshake(connection))
 
     def _check_handshake(self, connection: Connection) -> None:
         if connection.open and connection.session.export is None:
-            connection.lose(f"no end of the handshake in {self.spec.bounds.handshake_timeout:g} s")
+            connection.cut_off(f"no end of the handshake in {self.spec.bounds.handshake_timeout:g} s")
+
+    def _sample(self) -> None:
+        self.admission.sample()
+        self.loop.after(SAMPLE, self._sample)
+
+    def _watch_clients(self) -> None:
+        """Cut off those that hold memory and make no use of it; twice in the time they have, to see progress."""
+        for connection in list(self.connections.values()):
+            if reason := connection.stalled(self.spec.bounds.stall_timeout):
+                connection.cut_off(reason)
+        self.loop.after(self.spec.bounds.stall_timeout / 2, self._watch_clients)
 
     def lost(self, connection: Connection, reason: str) -> None:
         """A client is gone; with a reason, it had to go."""
         del self.connections[connection.number]
         if connection.slot is not None:
-            self.slots.give_back(connection.slot)
+            self.admission.give_back(connection.slot)
         if reason:
             self.bad_input += 1
             self.notice(f"client {connection.number}: {reason}")
@@ -169,13 +199,9 @@ class Server:
 
     def take_slot(self, connection: Connection) -> None:
         """Give the client its place; raises Refused, with the reason for people, if it gets none."""
-        slot = self.slots.take()
-        if slot is None:
-            self.refused += 1
-            raise Refused(
-                Rep.ERR_POLICY,
-                f"all {self.slots.limit} client slots are taken (clients.limit: {self.slots.limit} in cluster.yaml)",
-            )
+        slot = self.admission.take()
+        if isinstance(slot, str):
+            raise Refused(Rep.ERR_POLICY, slot)
         connection.slot = slot
 
     def notice(self, text: str) -> None:
@@ -248,6 +274,9 @@ class Server:
         data: list[Buffer] | None = None
         extents: list[tuple[int, int]] | None = None
         command, length = request.command, request.length
+        if length > SLICE and command in ZEROING:
+            self._carry_out_slowly(connection, request, start, identifier, offset, kind)
+            return
         try:
             if command == Command.READ:
                 data = self.shard.read(offset, length) if length else None
@@ -266,11 +295,41 @@ class Server:
             self.refuse(request, error)
         self.complete(connection, request, start, identifier, data, extents, kind)
 
+    def _carry_out_slowly(
+        self, connection: Connection, request: Request, start: int, identifier: int, offset: int, kind: int
+    ) -> None:
+        connection.begin(request)
+
+        def changed(error: OSError | None) -> None:
+            if error is not None:
+                self.refuse(request, error)
+            self.complete(connection, request, start, identifier, kind=kind)
+            connection.end(request)
+
+        self.change_in_slices(request.command, request.flags, offset, request.length, changed)
+
+    def change_in_slices(
+        self, command: int, flags: int, offset: int, length: int, changed: Callable[[OSError | None], None]
+    ) -> None:
+        """As `change`, a slice a turn of the loop, so that nobody waits long; `changed` is called at the end."""
+        size = min(SLICE, length)
+        try:
+            self.change(command, flags, offset, size)
+        except OSError as error:
+            changed(error)
+            return
+        if size == length:
+            changed(None)
+        else:
+            self.loop.soon(
+                lambda: self.change_in_slices(command, flags, offset + size, length - size, changed)
+            )
+
     def change(self, command: int, flags: int, offset: int, length: int) -> None:
         """Carry out a command on the shard that takes and gives no bytes. Raises OSError."""
         if command == Command.FLUSH:
             self.shard.sync_all()
-        elif command in (Command.TRIM, Command.WRITE_ZEROES) and length:
+        elif command in ZEROING and length:
             self.shard.zero(offset, length, keep=bool(flags & CommandFlag.NO_HOLE))
             if flags & CommandFlag.FUA:
                 self.shard.sync_all()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 class SlotTable:
-    """`limit` places, numbered from 0."""
+    """`limit` places, numbered from 0; without a limit there is always one more."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int | None) -> None:
         self.limit = limit
         self._free: list[int] = []  # given back, the last one on top
         self._fresh = 0  # from here on no slot was ever taken
@@ -23,7 +23,7 @@ class SlotTable:
         """A free slot, or None when there is none."""
         if self._free:
             slot = self._free.pop()
-        elif self._fresh < self.limit:
+        elif self.limit is None or self._fresh < self.limit:
             slot = self._fresh
             self._fresh += 1
         else:

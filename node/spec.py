@@ -11,9 +11,12 @@ from node.cluster_map import ClusterMap
 class Bounds:
     """How much of everything a node lends its clients."""
 
-    clients: int = 64
+    clients: int | None = 64
+    """At a time; None: as many as the machine bears."""
     handshake_timeout: float = 10.0
     """Seconds a client has from its connection to its GO."""
+    stall_timeout: float = 30.0
+    """Seconds for the whole payload of a write, and for a mebibyte of replies when more wait."""
     retry_timeout: float = 30.0
     """Seconds a piece may wait for its server before the client gets EIO."""
 

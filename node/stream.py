@@ -48,8 +48,8 @@ class Stream:
         """The connection cannot be used any more; must close it."""
         raise NotImplementedError
 
-    def _drained(self) -> None:
-        """Everything queued has gone out."""
+    def _flushed(self) -> None:
+        """The socket has taken what it could; `queued` is what is left."""
 
     # -- sending -----------------------------------------------------------------------------------------------------
 
@@ -85,8 +85,7 @@ class Stream:
             elif _drop(outgoing, sent) or whole:
                 break  # the socket is full
         self.queued = queued
-        if not queued:
-            self._drained()
+        self._flushed()
         self.update()
 
     # -- the loop ----------------------------------------------------------------------------------------------------

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from harness import Cluster
+from hypothesis import settings
+
+# No deadline: a shared machine may be slow at any moment. In CI the same examples each time.
+settings.register_profile("memcluster", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
+settings.load_profile("memcluster")
 
 
 @pytest.fixture

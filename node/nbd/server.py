@@ -77,6 +77,11 @@ class Request:
         self.error = 0
         self.message = ""
 
+    @property
+    def weight(self) -> int:
+        """Bytes of data that go with the request or its reply."""
+        return self.length if self.command <= Command.WRITE else 0
+
     def refuse(self, error: int, message: str) -> None:
         """The request is to be answered with this error and not carried out."""
         self.error = error
@@ -110,7 +115,8 @@ class ServerSession:
         self._scratch = memoryview(bytearray(RECEIVE_BUFFER)) if scratch is None else scratch
         self._rest = b""  # received, not yet parsed, parked outside the shared buffer
         self._end = 0  # bytes of the receive buffer in use
-        self._sink: memoryview | None = None  # the payload being received in its place
+        self.sink: memoryview | None = None
+        """The payload that is being received in its place."""
         self._sunk = 0
         self._receiving: Request | None = None
         self._skip = 0  # bytes of a refused payload still to be read away
@@ -127,10 +133,15 @@ class ServerSession:
 
     # -- receiving ---------------------------------------------------------------------------------------------------
 
+    @property
+    def awaited(self) -> int:
+        """Bytes of the payload that is being received in its place."""
+        return len(self.sink) if self.sink is not None else 0
+
     def receive_buffer(self) -> memoryview:
         """Where the next bytes belong; never empty."""
-        if self._sink is not None:
-            return self._sink[self._sunk :]
+        if self.sink is not None:
+            return self.sink[self._sunk :]
         self._load()
         return self._scratch[self._end :]
 
@@ -140,14 +151,14 @@ class ServerSession:
         Stops when they are worth more than `budget` bytes: `waiting` is then true, and `resume` goes on. Raises
         ProtocolError when the connection cannot go on.
         """
-        if self._sink is None:
+        if self.sink is None:
             self._end += count
             return self._parse(budget)
         self._sunk += count
-        if self._sunk < len(self._sink):
+        if self._sunk < len(self.sink):
             return []
         assert self._receiving is not None
-        request, self._receiving, self._sink = self._receiving, None, None
+        request, self._receiving, self.sink = self._receiving, None, None
         return [request]
 
     def resume(self, budget: int) -> list[Request]:
@@ -265,7 +276,7 @@ class ServerSession:
         sink[:here] = self._scratch[start : self._end]
         request.payload = sink
         request.owned = True
-        self._sink, self._sunk, self._receiving = sink, here, request
+        self.sink, self._sunk, self._receiving = sink, here, request
         return self._end
 
     # -- replying ----------------------------------------------------------------------------------------------------

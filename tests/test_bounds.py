@@ -1,0 +1,131 @@
+"""What one client may do to the others, and to the memory of the server: bounds, deadlines, fairness."""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+
+import psutil
+import pytest
+from harness import Cluster
+
+from node.connection import ROOM
+from node.nbd import wire
+from node.nbd.client import ClientSession
+from node.nbd.wire import Command
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def raw_client(cluster: Cluster) -> socket.socket:
+    """A plain socket in the transmission phase, with small buffers."""
+    address = cluster.uri.removeprefix("nbd://")
+    host, port = address.split(":")
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.settimeout(60)
+    sock.connect((host, int(port)))
+    session = ClientSession("", structured=False)
+    while not session.ready:
+        if session.outgoing:
+            sock.sendmsg(session.outgoing)
+            session.outgoing.clear()
+        session.received(sock.recv_into(session.receive_buffer(), 1))
+    return sock
+
+
+def request(command: int, offset: int, length: int) -> bytes:
+    return wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, command, 1, offset, length)
+
+
+def ended(sock: socket.socket) -> bool:
+    """The server closed it; everything that was on the way is read away."""
+    try:
+        while sock.recv(1 << 20):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+def cut_off(sock: socket.socket) -> bool:
+    """The server reset the connection, although nothing of what it sent was taken."""
+    poll = select.poll()
+    poll.register(sock, select.POLLHUP)
+    return bool(poll.poll(60_000))
+
+
+@pytest.fixture
+def cluster(make_cluster):
+    return make_cluster(memory="256MiB", servers=2, clients={"stall_timeout": "1s", "limit": 20})
+
+
+def test_a_client_that_never_reads_its_replies_is_bounded_and_then_cut_off(cluster):
+    """It asks for gigabytes from both servers and takes nothing: the primary keeps what one client may have, and ends
+    it after stall_timeout; another client works meanwhile."""
+    primary = psutil.Process(cluster.pid("server0"))
+    with cluster.connect() as other:
+        for start in range(0, other.size, 32 << 20):
+            other.pwrite(b"x" * (32 << 20), start)
+        before = primary.memory_info().rss - primary.memory_info().shared
+        greedy = raw_client(cluster)
+        greedy.sendall(request(Command.READ, 160 << 20, 32 << 20) * 100)
+        for number in range(200):
+            other.pwrite(bytes([number]), 5)
+        during = primary.memory_info().rss - primary.memory_info().shared
+        assert during - before < ROOM + (48 << 20)
+        assert cut_off(greedy)
+        assert other.pread(1, 5) == bytes([199])
+    status = cluster.status()["nodes"][0]
+    assert status["restarts"] == 0
+    assert status["bad_input"] == 1
+
+
+def test_a_write_whose_payload_never_comes_is_cut_off(cluster):
+    """It holds a buffer: it has stall_timeout for the whole payload, however it trickles."""
+    with raw_client(cluster) as slow:
+        slow.sendall(request(Command.WRITE, 0, 32 << 20) + b"the beginning")
+        assert ended(slow)
+    assert cluster.status()["nodes"][0]["bad_input"] == 1
+    with cluster.connect() as memory:
+        assert memory.pread(1, memory.size - 1) == b"\0"
+
+
+def test_an_idle_client_may_stay(cluster):
+    """Idleness holds nothing: no deadline applies to a client that owes nothing and is owed nothing."""
+    with cluster.connect(reconnect=False) as idle, raw_client(cluster) as slow:
+        slow.sendall(request(Command.WRITE, 0, 32 << 20))
+        assert ended(slow)  # longer than stall_timeout has passed
+        assert idle.pread(1, 0) == b"\0"
+
+
+def test_zeroing_everything_does_not_hold_the_others_up(cluster):
+    """A request over the whole memory is done in slices: another client's requests go on between them."""
+    with cluster.connect() as one, cluster.connect() as other:
+        one.pwrite(b"x" * 1000, 0)
+        zeroing = one.start_zero(one.size, 0, no_hole=True)
+        assert other.pread(1, one.size - 1) == b"\0"
+        zeroing.result()
+        assert one.pread(1000, 0) == bytes(1000)
+        assert all(not extent.hole for extent in one.extents(one.size, 0))
+
+
+def test_auto_counts_and_shows_in_status(make_cluster):
+    """clients.limit: auto starts, lets clients in while the machine is well, and status has the refusals by reason."""
+    cluster = make_cluster(clients={"limit": "auto"})
+    memories = [cluster.connect() for _ in range(100)]
+    assert cluster.status()["nodes"][0]["refusals"] == {}
+    for memory in memories:
+        memory.close()
+
+
+def test_a_handshake_that_stalls_is_ended(make_cluster):
+    """A connection that never gets to an export has handshake_timeout, and counts as bad input."""
+    cluster = make_cluster(clients={"handshake_timeout": "500ms"})
+    host, port = cluster.uri.removeprefix("nbd://").split(":")
+    with socket.create_connection((host, int(port))) as silent:
+        silent.settimeout(60)
+        assert silent.recv(18)[:8] == struct.pack(">Q", wire.NBDMAGIC)
+        assert ended(silent)
+    assert cluster.status()["nodes"][0]["bad_input"] == 1
