@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from pathlib import Path
 
 import pytest
 from peers import Peer, nbdkit, opened, scripted, serving, wait_for_goodbye
@@ -381,3 +383,18 @@ def test_a_memory_shows_its_state(memory):
     assert repr(future) == "<Future under way, 1 of 1 parts missing>"
     future.result()
     assert repr(future) == "<Future done>"
+
+
+# -- the documentation ---------------------------------------------------------------------------------------------
+
+
+def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch):
+    """Each block of Python in docs/client.md, as it stands there."""
+    text = (Path(__file__).parent.parent / "docs" / "client.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    with nbdkit(tmp_path, "memory", "1M") as uri:
+        monkeypatch.setenv("MEMCLUSTER_URI", uri)
+        for block in blocks:
+            with memcluster.connect() as memory:
+                exec(block, {"memory": memory})
