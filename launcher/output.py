@@ -91,6 +91,8 @@ def verdict(status: dict[str, Any]) -> str:
         for node in status["nodes"]
         if not node["ready"]
     ]
+    for name, problem in (("no_space", "requests found no room"), ("records_lost", "log records were not written")):
+        reasons += [f"{node['name']}: {node[name]} {problem}" for node in status["nodes"] if node.get(name)]
     served = f"{status['topology']}, {servers} server{'s' if servers > 1 else ''}, {format_bytes(status['memory'])}"
     return f"{head}: {served} at {status['uri']}" + (f"; {', '.join(reasons)}" if reasons else "")
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from setproctitle import setproctitle
+
 from client.console import EXIT_ERROR
 from launcher import leftovers, sockets
 from launcher.child import start_fork_server, stop_fork_server
@@ -61,6 +63,7 @@ def up(config: ClusterConfig, *, detach: bool, wait_timeout: float, tell: Tell) 
         raise
 
     def supervise(tell: Tell) -> int:
+        setproctitle(f"memcluster {config.name}: supervisor")
         start_fork_server()
         step()
         try:

@@ -18,8 +18,10 @@ from typing import NamedTuple
 
 RECORD = Struct("<QQQQIIBBHH10xQ")
 RECORD_SIZE = RECORD.size
-KEY = Struct("<Q8xQ16xB23x")
-"""What the merge needs of a record: start, identifier, kind."""
+KEY = Struct("<Q8xQ16xBxH20x")
+"""What the merge needs of a record: start, identifier, kind, flags."""
+REPEATED = 1 << 15
+"""A flag of a piece: a link sent it again after it had lost a connection, so it may be in the log already."""
 
 SERVER_BITS = 10
 INCARNATION_BITS = 14
@@ -37,7 +39,54 @@ class Kind(IntEnum):
 
     REQUEST = 1  # a client's request, on the server that took it
     PIECE = 2  # a piece of one, on the server that did it; its client is the server that asked for it
-    EVENT = 3  # for later: something that happened to a process
+    EVENT = 3  # something that happened to a process, or to a client's connection
+    MAP = 4  # a client's request on the export cluster.json: it touches no byte of the memory
+
+
+class Event(IntEnum):
+    """The operation of a record of kind EVENT. What its value means stands beside it; most have none."""
+
+    STARTED = 1  # the process's incarnation
+    READY = 2
+    DRAINING = 3
+    STOPPED = 4
+    DIED = 5  # status, or minus the signal; 0 where it is not known
+    RESTARTED = 6  # how many times so far
+    FAILED = 7
+    HUNG = 8
+    CONNECTED = 9
+    REFUSED = 10  # Reason
+    LEFT = 11
+    BAD_INPUT = 12
+    PAUSED = 13  # for how many ms; 0: until somebody ends it
+    RESUMED = 14
+    KILLED = 15  # stays down for how many ms
+    SLOWED = 16  # by how many ms
+    PARTITIONED = 17  # from the node of this number
+    HEALED = 18
+    LOG_STOPPED = 19  # records lost; it is written when there is room again
+
+
+TROUBLE = frozenset(
+    (Event.DIED, Event.FAILED, Event.HUNG, Event.REFUSED, Event.BAD_INPUT, Event.KILLED, Event.LOG_STOPPED)
+)
+"""Events that `--errors` shows."""
+
+
+class Reason(IntEnum):
+    """Why a client was refused: the value of a REFUSED."""
+
+    OTHER = 0
+    SLOTS = 1
+    MEMORY = 2
+    DESCRIPTORS = 3
+    CPU = 4
+    SHUTDOWN = 5
+    UNKNOWN_EXPORT = 6
+
+
+LOGGER = 1 << 16
+"""Added to the number of a node where a subject is a logger and not a server."""
 
 
 class Record(NamedTuple):
@@ -49,15 +98,17 @@ class Record(NamedTuple):
     """ns."""
     identifier: int
     offset: int
+    """Of an event: its value, a signed number."""
     length: int
+    """Of an event: its subject, a server's number or LOGGER and a logger's."""
     client: int
     """The number of the client's connection on this server; 0: none."""
     kind: int
     """Kind."""
     operation: int
-    """node.nbd.wire.Command."""
+    """node.nbd.wire.Command, or an Event."""
     flags: int
-    """node.nbd.wire.CommandFlag."""
+    """node.nbd.wire.CommandFlag, and REPEATED."""
     error: int
     """node.nbd.wire.Error."""
     sequence: int
@@ -74,6 +125,28 @@ def clamp(record: Record) -> Record:
         min(max(value, 0), (1 << 8 * size) - 1)
         for value, size in zip(record, (8, 8, 8, 8, 4, 4, 1, 1, 2, 2, 8), strict=True)
     )
+
+
+# -- events ------------------------------------------------------------------------------------------------------
+
+
+def subject_of(name: str) -> int:
+    """The subject that stands for `server1` or `logger1`. Raises ValueError."""
+    for kind, base in (("server", 0), ("logger", LOGGER)):
+        number = name.removeprefix(kind)
+        if number != name and number.isdecimal() and int(number) < MAX_SERVERS:
+            return base + int(number)
+    raise ValueError(f"{name!r} is no node")
+
+
+def subject_name(subject: int) -> str:
+    """`server1` or `logger1`."""
+    return f"logger{subject - LOGGER}" if subject >= LOGGER else f"server{subject}"
+
+
+def signed(value: int) -> int:
+    """An event's value as it was meant: the field is unsigned."""
+    return value - (1 << 64) if value >> 63 else value
 
 
 # -- identifiers -------------------------------------------------------------------------------------------------

@@ -22,12 +22,12 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
-from node.record import MAX_INCARNATION, RECORD, RECORD_SIZE, Record, clamp, first_identifier
+from node.record import MAX_INCARNATION, RECORD, RECORD_SIZE, Event, Kind, Record, clamp, first_identifier
 
 MAGIC = b"memclog\0"
 VERSION = 1
@@ -41,6 +41,8 @@ SEGMENTS_KEPT = 4
 """`retain` has room for this many segments at least: they are made smaller if need be."""
 RETRY = 4096
 """Records lost between two attempts to write again."""
+YOUNG = 8
+"""With a `retain_age` a segment is closed after this part of it, so that it can go when its time has come."""
 
 SEQUENCE = Struct("<Q")
 SEQUENCE_AT = RECORD_SIZE - SEQUENCE.size
@@ -127,6 +129,9 @@ class LogWriter:
     `sequence` is the number of the last record, `lost` how many of them could not be written: when the disk is full
     the log stops, the service does not, and every RETRY records the log tries again. With a `retain` of 0 there is no
     log: nothing is written and nothing counted. `clock` (ns since 1970) must be the one the records' times come from.
+
+    `level` "errors" keeps what failed, and `sample` N the stories of one request in N: what is left out is not counted
+    either, so it is no gap. Events are always kept. With a `retain_age` (seconds) `expire` is to be called now and then.
     """
 
     def __init__(
@@ -137,6 +142,9 @@ class LogWriter:
         segment_size: int = SEGMENT_SIZE,
         cluster: str = "",
         clock: Callable[[], int] = time.time_ns,
+        level: str = "requests",
+        sample: int = 1,
+        retain_age: float = 0.0,
     ) -> None:
         """Raises SegmentError if the directory holds another log, and OSError if it cannot be used at all."""
         self.directory = Path(directory)
@@ -149,17 +157,25 @@ class LogWriter:
         self.incarnation = 0
         self.error: OSError | None = None
         """Why the log stopped, while it is stopped."""
+        self.sample = sample
+        self.retain_age = retain_age
         self._clock = clock
+        self._created = 0
+        self._lost_before = 0
         self._pack = RECORD.pack_into
         self._number = 0
         self._descriptor = -1
         self._map: mmap.mmap | None = None
         self._slots = memoryview(bytearray())  # of the map; empty while the log is stopped
         self._position = 0
-        if retain:
-            self._open()
-        else:
+        if not retain:
             self.append = _no_append  # type: ignore[method-assign, assignment]
+            return
+        self._open()
+        if level == "errors":
+            self.append = self._append_error  # type: ignore[method-assign]
+        elif sample > 1:
+            self.append = self._append_sample  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         state = "off" if not self.retain else f"stopped: {self.error}" if self.error else "writing"
@@ -199,9 +215,68 @@ class LogWriter:
             self.sequence = sequence
             self._position = position + RECORD_SIZE
 
+    def event(self, event: Event, subject: int, *, client: int = 0, value: int = 0, start: int | None = None) -> None:
+        """Write what happened to a node or a client, now or at `start`."""
+        if self.retain:
+            start = self._clock() if start is None else start
+            value &= (1 << 64) - 1
+            LogWriter.append(self, start, 0, 0, value, subject, client, Kind.EVENT, event, 0, 0)
+
+    def expire(self) -> None:
+        """Drop the segments whose last record is older than `retain_age`."""
+        if not (self.retain and self.retain_age):
+            return
+        age = int(self.retain_age * 1e9)
+        now = self._clock()
+        if self._map is not None and self._position > HEADER_SIZE and now - self._created > age // YOUNG:
+            self._rotate()
+        try:
+            segments = list_segments(self.directory)
+            for segment, neighbour in pairwise(segments):
+                if neighbour.created < now - age:  # which is when its last record was written
+                    segment.path.unlink(missing_ok=True)
+        except (OSError, SegmentError):
+            pass  # the next time perhaps
+
     def close(self) -> None:
         """Give back the space that was reserved and not used."""
         self._let_go()
+
+    def _append_error(
+        self,
+        start: int,
+        duration: int,
+        identifier: int,
+        offset: int,
+        length: int,
+        client: int,
+        kind: int,
+        operation: int,
+        flags: int,
+        error: int,
+    ) -> None:
+        if error:
+            LogWriter.append(
+                self, start, duration, identifier, offset, length, client, kind, operation, flags, error
+            )  # fmt: skip
+
+    def _append_sample(
+        self,
+        start: int,
+        duration: int,
+        identifier: int,
+        offset: int,
+        length: int,
+        client: int,
+        kind: int,
+        operation: int,
+        flags: int,
+        error: int,
+    ) -> None:
+        if is_sampled(identifier, self.sample):
+            LogWriter.append(
+                self, start, duration, identifier, offset, length, client, kind, operation, flags, error
+            )  # fmt: skip
 
     # -- segments --------------------------------------------------------------------------------------------------
 
@@ -214,6 +289,15 @@ class LogWriter:
         if self.error:
             self.lost += 1
             return
+        if self.lost > self._lost_before:  # there is room again
+            self._lost_before = self.lost
+            stopped = Record(
+                self._clock(), 0, 0, self.lost, self.server, 0, Kind.EVENT, Event.LOG_STOPPED, 0, 0, self.sequence
+            )
+            RECORD.pack_into(self._slots, self._position, *stopped)
+            self._position += RECORD_SIZE
+            self.sequence += 1
+            record = record._replace(sequence=self.sequence)
         RECORD.pack_into(self._slots, self._position, *clamp(record))
         self._position += RECORD_SIZE
 
@@ -246,6 +330,7 @@ class LogWriter:
         self._let_go()
         path = self.directory / f"{self._number + 1:06d}{SUFFIX}"
         new = path.with_suffix(".new")  # a segment has its name only when it has its header
+        created = self._clock()
         try:
             self._drop_oldest()
             descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
@@ -253,7 +338,7 @@ class LogWriter:
                 os.posix_fallocate(descriptor, 0, self.segment_size)
                 mapped = mmap.mmap(descriptor, self.segment_size)
                 HEADER.pack_into(
-                    mapped, 0, MAGIC, VERSION, self.server, self.incarnation, self.sequence + 1, self._clock(),
+                    mapped, 0, MAGIC, VERSION, self.server, self.incarnation, self.sequence + 1, created,
                     self._cluster_name(),
                 )  # fmt: skip
                 os.rename(new, path)
@@ -265,6 +350,7 @@ class LogWriter:
             self.error = error
             return
         self.error = None
+        self._created = created
         self._number += 1
         self._descriptor = descriptor
         self._map = mapped
@@ -301,6 +387,12 @@ class LogWriter:
 
 def _no_append(*_: int) -> None:
     """The log is off."""
+
+
+def is_sampled(identifier: int, sample: int) -> bool:
+    """Whether a story is among the one in `sample` that is kept: the same answer on every server, and no pattern in
+    the numbers of requests."""
+    return (identifier * 0x9E3779B97F4A7C15 >> 32 & 0xFFFFFFFF) % sample == 0
 
 
 # -- reading -----------------------------------------------------------------------------------------------------

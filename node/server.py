@@ -43,6 +43,8 @@ CLIENTS_MEMORY = 512 << 20
 ZEROING = (int(Command.TRIM), int(Command.WRITE_ZEROES))
 SLICE = 64 << 20
 """Bytes that a TRIM or WRITE_ZEROES clears in one turn of the loop; longer ones take several."""
+MAX_NOTICES = 1000
+"""Lines of complaint that a process writes: whoever sends rubbish must not fill the disk."""
 GRACE = 0.1
 """Seconds in which clients that are to go still get ESHUTDOWN for what they send."""
 WIRE_ERRORS = {
@@ -78,6 +80,8 @@ class Server:
         """New requests are answered ESHUTDOWN."""
         self.requests = 0
         self.bad_input = 0
+        self.no_space = 0
+        self._notices = 0
         self._identifier = first_identifier(spec.index, self.log.incarnation)
         self._accepted = 0
         self._drained: Callable[[], None] | None = None
@@ -116,6 +120,7 @@ class Server:
             "refused": sum(self.admission.refusals.values()),
             "refusals": dict(self.admission.refusals),
             "bad_input": self.bad_input,
+            "no_space": self.no_space,
             "records_lost": self.log.lost,
             "memory_used": self.shard.used,
         }
@@ -205,8 +210,11 @@ class Server:
         connection.slot = slot
 
     def notice(self, text: str) -> None:
-        """A line for people in the process's own output."""
-        print(f"{self.spec.name}: {text}", file=sys.stderr, flush=True)
+        """A line for people in the process's own output, as long as there are not too many."""
+        self._notices += 1
+        if self._notices <= MAX_NOTICES:
+            last = "; this was the last of these lines" if self._notices == MAX_NOTICES else ""
+            print(f"{self.spec.name}: {text}{last}", file=sys.stderr, flush=True)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -337,6 +345,7 @@ class Server:
     def refuse(self, request: Request, error: OSError) -> None:
         """The system could not do it: say so to the client."""
         code = WIRE_ERRORS.get(error.errno or 0, Error.EIO)
+        self.no_space += code == Error.ENOSPC
         request.refuse(code, f"{self.spec.name}: {os.strerror(error.errno or errno.EIO)}")
 
     def place_here(self, request: Request, offset: int) -> memoryview | None:

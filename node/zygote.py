@@ -11,6 +11,8 @@ import ctypes
 import os
 import signal
 
+from setproctitle import setproctitle
+
 PR_SET_PDEATHSIG = 1
 SUPERVISOR = "MEMCLUSTER_SUPERVISOR"
 """The environment variable that tells the fork server its supervisor's pid."""
@@ -24,4 +26,5 @@ def die_with(parent: int) -> None:
 
 
 if SUPERVISOR in os.environ:
-    die_with(int(os.environ.pop(SUPERVISOR)))
+    die_with(int(os.environ[SUPERVISOR]))
+    setproctitle(f"memcluster: fork server of {os.environ.pop(SUPERVISOR)}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import struct
 
 import psutil
 import pytest
-from harness import Cluster
+from harness import Cluster, memclient_command, memcluster_command, run
 
 from node.connection import ROOM
 from node.nbd import wire
@@ -129,3 +130,29 @@ def test_a_handshake_that_stalls_is_ended(make_cluster):
         assert silent.recv(18)[:8] == struct.pack(">Q", wire.NBDMAGIC)
         assert ended(silent)
     assert cluster.status()["nodes"][0]["bad_input"] == 1
+
+FULL_STORAGE = """
+set -e
+mount -t tmpfs -o size=3m tmpfs data
+$memcluster up -d >/dev/null
+head -c 4194304 /dev/urandom > big
+$memclient copy big memory: && exit 9
+$memclient read 0 100 | cmp -n 100 - big
+$memcluster status
+$memcluster down >/dev/null
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs takes root")
+def test_a_full_storage_is_enospc_for_the_client_and_shows_in_status(tmp_path):
+    """No room: the client's error says so, what was written before stays, every process lives, status tells."""
+    cluster = Cluster(tmp_path, memory="8MiB", storage="data")
+    (tmp_path / "data").mkdir()
+    words = {"memcluster": " ".join(memcluster_command()), "memclient": " ".join(memclient_command())}
+    done = run("unshare", "--mount", "sh", "-c", FULL_STORAGE, cwd=tmp_path, check=False, **words)
+    if b"ermission" in done.stderr:
+        pytest.skip("this container may not mount: " + done.stderr.decode())
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert b"No space left on device (ENOSPC)" in done.stderr
+    assert b"requests found no room" in done.stdout
+    assert cluster.left_behind() == []
