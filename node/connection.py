@@ -143,7 +143,7 @@ class Connection(Stream):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._lost(error.strerror or "receive failed")
+            self._failed(error)
             return
         if not count:
             self._lost("")
@@ -211,6 +211,13 @@ class Connection(Stream):
         if self.open:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._lost(reason)
+
+    def _failed(self, error: OSError) -> None:
+        """A client that resets the connection is gone like one that closes it: port probes do, and killed clients."""
+        if isinstance(error, ConnectionError):
+            self._lost("")
+        else:
+            super()._failed(error)
 
     def _lost(self, reason: str) -> None:
         """The client is gone, or has to go; an empty reason means that nothing was wrong."""

@@ -51,6 +51,10 @@ class Stream:
     def _flushed(self) -> None:
         """The socket has taken what it could; `queued` is what is left."""
 
+    def _failed(self, error: OSError) -> None:
+        """The system could not receive or send."""
+        self._lost(error.strerror or "receive or send failed")
+
     # -- sending -----------------------------------------------------------------------------------------------------
 
     def send_soon(self) -> None:
@@ -76,7 +80,7 @@ class Stream:
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
-                self._lost(error.strerror or "send failed")
+                self._failed(error)
                 return
             self.sent += sent
             queued -= sent
