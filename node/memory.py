@@ -56,8 +56,11 @@ class Shard:
 
     def read(self, offset: int, length: int) -> list[Buffer]:
         """Views of the bytes as they are when they are looked at; holes are views of zeroes."""
-        if self._pages.find(0, offset // PAGE, (offset + length - 1) // PAGE + 1) < 0:
+        first, last = offset // PAGE, (offset + length - 1) // PAGE + 1
+        if self._pages.find(0, first, last) < 0:
             return [self._view[offset : offset + length]]
+        if length <= len(ZEROES) and self._pages.find(1, first, last) < 0:
+            return [ZEROES[:length]]
         views: list[Buffer] = []
         for start, end, data in self._runs(offset, length):
             if data:
