@@ -41,9 +41,13 @@ class ServerConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
+    """`retain_age` is in seconds, 0 for no bound."""
+
     directory: Path
     retain: int
     level: str
+    retain_age: float
+    sample: int
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,13 @@ def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
         stripe=stripe,
         clients=parsed.clients,
         storage=None if parsed.storage == "memory" else folder / parsed.storage,
-        logs=LogConfig(folder / parsed.logs.directory, parsed.logs.retain, parsed.logs.level),
+        logs=LogConfig(
+            directory=folder / parsed.logs.directory,
+            retain=parsed.logs.retain,
+            level=parsed.logs.level,
+            retain_age=parsed.logs.retain_age or 0.0,
+            sample=parsed.logs.sample,
+        ),
         restart=parsed.restart,
         stop_timeout=parsed.stop_timeout,
         retry_timeout=parsed.retry_timeout,
@@ -314,7 +324,9 @@ def dump(config: ClusterConfig) -> str:
         "logs": {
             "directory": str(config.logs.directory),
             "retain": format_size(config.logs.retain),
+            **({"retain_age": format_duration(config.logs.retain_age)} if config.logs.retain_age else {}),
             "level": config.logs.level,
+            "sample": config.logs.sample,
         },
         "restart": {
             "cap": format_duration(config.restart.cap),

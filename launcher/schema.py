@@ -99,11 +99,14 @@ class Clients(_Strict):
 
 
 class Logs(_Strict):
-    """`retain`: bytes of log segments that each server keeps on disk, at most."""
+    """`retain`: bytes of log segments that each server keeps on disk, at most, and for `retain_age` at most. `level`
+    `errors` keeps what failed; `sample` N keeps the whole story of one request in N."""
 
     directory: Directory = "logs"
     retain: Size = 64 << 20
-    level: Literal["requests", "off"] = "requests"
+    retain_age: Span | None = None
+    level: Literal["requests", "errors", "off"] = "requests"
+    sample: int = Field(default=1, ge=1, le=1_000_000)
 
 
 class Restart(_Strict):

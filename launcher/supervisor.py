@@ -115,6 +115,9 @@ class Supervisor:
                 log_retain=config.logs.retain if config.logs.level != "off" else 0,
                 merged_log=str(config.logs.directory / f"{config.name}.log"),
                 bounds=bounds,
+                log_retain_age=config.logs.retain_age,
+                log_level=config.logs.level,
+                log_sample=config.logs.sample,
             )
             for kind in ("server", "logger")
             for index in range(len(config.servers))

@@ -65,6 +65,8 @@ class Admission:
     def __init__(self, limit: int | None, look: Callable[[], Usage] | None = None) -> None:
         self.limit = limit
         self.refusals: Counter[str] = Counter()
+        self.short_of = ""
+        """What the last refusal was for: a key of `refusals`."""
         self._slots = SlotTable(limit)
         self._shortage = Shortage()
         self._look = look
@@ -82,13 +84,17 @@ class Admission:
     def take(self) -> int | str:
         """A slot, or a sentence that says why there is none."""
         for name, value in self._shortage.short.items():
-            self.refusals[name] += 1
+            self._count(name)
             return f"{WORDS[name]} of this machine ran short: {value:.0%} in use (clients.limit: auto)"
         slot = self._slots.take()
         if slot is None:
-            self.refusals["slots"] += 1
+            self._count("slots")
             return f"all {self.limit} client slots are taken (clients.limit: {self.limit} in cluster.yaml)"
         return slot
+
+    def _count(self, reason: str) -> None:
+        self.refusals[reason] += 1
+        self.short_of = reason
 
     def give_back(self, slot: int) -> None:
         self._slots.give_back(slot)

@@ -14,10 +14,12 @@ from node.link import Link
 from node.nbd.client import Reply
 from node.nbd.server import Request
 from node.nbd.wire import Buffer, Command, CommandFlag
+from node.record import Kind
 from node.server import Server
 
 PASSED_ON = 0xFFFF ^ int(CommandFlag.DF)
 """The flags of a request that its pieces carry: whether the answer is cut up is the client's affair."""
+PIECE = int(Kind.PIECE)
 
 Extents = Sequence[tuple[int, int]]
 
@@ -96,6 +98,7 @@ class Fanout:
     def _carry_out(self, piece: Piece) -> None:
         """This server's own piece."""
         request, shard = self._request, self._server.shard
+        start = self._server.now()
         try:
             if request.command == Command.READ:
                 offset = piece.offset
@@ -114,16 +117,35 @@ class Fanout:
                 self._extents.append((piece, shard.extents(piece.offset, piece.length)))
             else:
                 self._server.change_in_slices(
-                    request.command, request.flags, piece.offset, piece.length, self._changed
+                    request.command,
+                    request.flags,
+                    piece.offset,
+                    piece.length,
+                    lambda error: self._changed(piece, start, error),
                 )
                 return
         except OSError as error:
-            self._server.refuse(request, error)
-        self._one_done()
+            self._changed(piece, start, error)
+        else:
+            self._changed(piece, start, None)
 
-    def _changed(self, error: OSError | None) -> None:
+    def _changed(self, piece: Piece, start: int, error: OSError | None) -> None:
+        """This server's own piece is done: it stands in the log as the others' do."""
+        server, request = self._server, self._request
         if error is not None:
-            self._server.refuse(self._request, error)
+            server.refuse(request, error)
+        server.log.append(
+            start,
+            server.now() - start,
+            self._identifier,
+            piece.offset,
+            piece.length,
+            0,
+            PIECE,
+            request.command,
+            request.flags & PASSED_ON,
+            request.error if error is not None else 0,
+        )
         self._one_done()
 
     def _replied(self, piece: Piece, reply: Reply) -> None:

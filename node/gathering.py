@@ -9,9 +9,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
-from node.history import MAX_TIME, Filter, History
+from node.filter import MAX_TIME, Filter
+from node.history import History
 from node.loop import Loop, Timer
 from node.merge import Entry, Live, Merger
 from node.shares import BATCH, POLL, LocalShare, RemoteShare
@@ -57,6 +59,7 @@ class Gathering:
         self.wanted = wanted
         self.follow = follow
         self.output = output
+        self._began = time.time_ns()
         self.live = False
         """The histories are given; now it is news."""
         self._trouble: dict[str, str] = {}
@@ -68,6 +71,7 @@ class Gathering:
         self._pump_is_due = False
         self._closed = False
         self._timer: Timer | None = None
+        self._lost: dict[int, RemoteShare] = {}  # to be tried again
         if follow:
             patience = int((spec.bounds.retry_timeout + 5) * 1e9)
             begin = MAX_TIME if wanted.last else wanted.since  # of the last N, their first entry tells
@@ -117,17 +121,41 @@ class Gathering:
         self._asked.discard(server)
         if self._gate is not None and self._gate.causes.get(server) == MAX_TIME:
             self._gate.causes[server] = 0  # its log is empty: all its requests are still to come
-        self._gaps += [{"node": f"server{server}", "after": after, "records": count} for after, count in gaps]
+        found = [{"node": f"server{server}", "after": after, "records": count} for after, count in gaps]
         if trouble:
-            self._trouble[f"logger{server}"] = trouble
+            self._lose(server, trouble)
+        if not self.live:
+            self._gaps += found
+            self._merger.end(server)
+        elif found:
+            self.output.tell({"gaps": found})
+        self.go_on()
+
+    def back(self, server: int) -> None:
+        self._lost.pop(server)
+        self._trouble.pop(f"logger{server}", None)
+        assert self._gate is not None
+        self._gate.causes.setdefault(server, 0)
+        self.output.tell({"back": [f"logger{server}"]})
+        self.go_on()
+
+    def _lose(self, server: int, trouble: str) -> None:
+        """A logger is gone; one that is followed is expected back, so what it may still tell is waited for."""
+        name = f"logger{server}"
+        self._trouble[name] = trouble
+        share = self._shares[server]
+        if not (self.follow and isinstance(share, RemoteShare)):
             del self._shares[server]
             if self._gate is not None:
                 self._gate.causes.pop(server, None)
-        if not self.live:
-            self._merger.end(server)
-        elif trouble:
-            self.output.tell({"missing": [f"logger{server}"], "trouble": {f"logger{server}": trouble}})
-        self.go_on()
+        else:
+            self._lost[server] = share
+            if self.live:
+                share.retry()
+            elif self._gate is not None:
+                self._gate.causes.pop(server, None)
+        if self.live:
+            self.output.tell({"missing": [name], "trouble": {name: trouble}})
 
     # -- to the output ---------------------------------------------------------------------------------------------
 
@@ -154,7 +182,7 @@ class Gathering:
     def _ask(self, servers: Iterable[int]) -> None:
         """Ask each of these servers for a batch, if that is not done yet."""
         for server in servers:
-            if server not in self._asked and server in self._shares:
+            if server not in self._asked and server in self._shares and server not in self._lost:
                 self._asked.add(server)
                 self._shares[server].more()
 
@@ -178,6 +206,10 @@ class Gathering:
         self._tail = None
         self.output.tell({"live": True, "missing": sorted(self._trouble), "trouble": self._trouble, "gaps": self._gaps})
         self._gaps = []
+        for share in self._lost.values():
+            if self.wanted.last:
+                share.wanted = replace(share.wanted, last=0, since=max(self.wanted.since, self._began))
+            share.retry()
         self._tick()
         self.go_on()
 

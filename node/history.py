@@ -1,69 +1,28 @@
 """What one server's log holds, in the order of starts: the share that its logger gives. Files, but no sockets.
 
 The segments are read twice, one at a time: once to find what is late in each (see node/merge.py), which is remembered
-for segments that will not change any more, and once to give the records. In between, and after each segment, the
-reading stops for a breath, so that a loop can do other things.
+for segments that will not change any more, and once to give the records. A summary of each segment, remembered too,
+tells which ones need not be read at all for the times or the request that are wanted. In between, and after each
+segment, the reading stops for a breath, so that a loop can do other things.
+
+A link that loses its connection sends again what was not answered, so a piece may be done and logged twice: by the
+process that was killed before its reply left, and by the next one. Such a piece is marked when it is sent again
+(REPEATED), and only marked pieces are looked up in what was logged before; so nothing is remembered for the others.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from node.merge import Bound, Entry, Stretch, entries, in_order, survey
-from node.record import MAX_IDENTIFIER
+from node.filter import MAX_TIME, Filter
+from node.layout import Layout
+from node.merge import PIECE, Bound, Entry, Stretch, entries, in_order, survey
+from node.record import KEY, RECORD_SIZE, Summary, has_repeats, is_repeat, summarise
 from node.segments import Segment, SegmentReader, list_segments
-
-MAX_LAST = 1_000_000
-"""What `last` may ask for: it is held in memory."""
-MAX_TIME = (1 << 64) - 1
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Which records are wanted. `after` is a sequence number, `last` 0 for all."""
-
-    since: int = 0
-    until: int = MAX_TIME
-    request: int | None = None
-    last: int = 0
-    after: int = 0
-
-    @classmethod
-    def from_head(cls, head: Mapping[str, Any]) -> Filter:
-        """The filter in a query. Raises ValueError with a sentence."""
-        request = head.get("request")
-        return cls(
-            since=_number(head, "since", 0, MAX_TIME),
-            until=_number(head, "until", MAX_TIME, MAX_TIME),
-            request=None if request is None else _number(head, "request", 0, MAX_IDENTIFIER),
-            last=_number(head, "last", 0, MAX_LAST),
-            after=_number(head, "after", 0, MAX_TIME),
-        )
-
-    def to_head(self) -> dict[str, int]:
-        """As a part of a query; only what differs from the default."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: value for name, value in fields.items() if value != getattr(Filter, name)}
-
-    def keep(self, batch: list[Entry]) -> list[Entry]:
-        """The entries that are wanted, whatever `last` says."""
-        if self.since or self.until != MAX_TIME:
-            batch = [entry for entry in batch if self.since <= entry[0] <= self.until]
-        if self.request is not None:
-            batch = [entry for entry in batch if entry[2] == self.request]
-        return batch
-
-
-def _number(head: Mapping[str, Any], name: str, default: int, most: int) -> int:
-    value = head.get(name, default)
-    if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"{name} must be a whole number from 0 to {most}, not {value!r}")
-    return value
 
 
 class _Part(NamedTuple):
@@ -76,12 +35,16 @@ class _Part(NamedTuple):
 
 
 class History:
-    """The log of one server, as a reader of its directory finds it."""
+    """The log of one server, as a reader of its directory finds it; `layout` tells which bytes that server holds."""
 
-    def __init__(self, directory: str | Path, server: int) -> None:
+    def __init__(self, directory: str | Path, server: int, layout: Layout | None = None) -> None:
         self.directory = Path(directory)
         self.server = server
+        self.layout = layout
+        self.read_segments = 0
+        """How often records of a segment were read, whole or in part, to be given."""
         self._surveys: dict[tuple[int, int, int], tuple[Bound, Stretch]] = {}
+        self._summaries: dict[int, Summary | None] = {}
 
     def read(self, wanted: Filter) -> Reading:
         return Reading(self, wanted)
@@ -92,23 +55,93 @@ class History:
         known = self._surveys.get(key)
         if known is not None and known[0] == bound:
             return known[1]
-        stretch = survey(self.load(segment, start, stop), bound)
+        stretch = survey(self.load(segment, start, stop)[0], bound)
         if final:
             self._surveys[key] = bound, stretch
         return stretch
+
+    def summary(self, segment: Segment, stop: int, *, final: bool) -> Summary | None:
+        """What the first `stop` slots of a segment say at a glance, remembered if it is final; None if they are gone
+        or none."""
+        if final and segment.number in self._summaries:
+            return self._summaries[segment.number]
+        data = self._slots(segment, 0, stop)
+        found = summarise(data) if data else None
+        if final:
+            self._summaries[segment.number] = found
+        return found
+
+    def look_ahead(self) -> bool:
+        """Summarise one more of the segments that will not change, so that no reader has to; false if none is left."""
+        segments = list_segments(self.directory)
+        for segment in segments[:-1]:
+            if segment.number not in self._summaries:
+                try:
+                    with SegmentReader(segment) as reader:
+                        stop = reader.committed()
+                except FileNotFoundError:
+                    continue
+                self.summary(segment, stop, final=True)
+                return True
+        if segments:
+            self.forget(segments[0].number)
+        return False
 
     def forget(self, oldest: int) -> None:
         """Drop what is remembered of segments before `oldest`."""
         for key in [key for key in self._surveys if key[0] < oldest]:
             del self._surveys[key]
+        for number in [number for number in self._summaries if number < oldest]:
+            del self._summaries[number]
 
-    def load(self, segment: Segment, start: int, stop: int) -> list[Entry]:
-        """The entries in the slots [start, stop); none if the segment is gone."""
+    def load(self, segment: Segment, start: int, stop: int) -> tuple[list[Entry], int]:
+        """The entries in the slots [start, stop), and how many records there are not; all if the segment is gone."""
+        data = self._slots(segment, start, stop)
+        self.read_segments += 1
+        found = entries(self.server, data)
+        return self.without_doubles(segment.first + start, data, found), stop - start - len(found)
+
+    def without_doubles(self, first: int, data: bytes, batch: list[Entry]) -> list[Entry]:
+        """The batch, in the order of the log, without pieces that are in the log before; `data` are its slots, `first`
+        the sequence number of the first one."""
+        if not has_repeats(data):
+            return batch
+        suspects = {entry[2] for entry in batch if entry[1] == PIECE and is_repeat(entry[4])}
+        logged = self._logged_before(first, set(suspects))
+        kept = []
+        for entry in batch:
+            if entry[1] == PIECE and entry[2] in suspects:
+                if entry[2] in logged and is_repeat(entry[4]):
+                    continue
+                logged.add(entry[2])
+            kept.append(entry)
+        return kept
+
+    def _logged_before(self, first: int, sought: set[int]) -> set[int]:
+        """Those identifiers under which a piece was logged before the record `first`."""
+        logged: set[int] = set()
+        segments = [segment for segment in list_segments(self.directory) if segment.first < first]
+        for index in range(len(segments) - 1, -1, -1):
+            segment = segments[index]
+            final = index < len(segments) - 1
+            stop = (segments[index + 1].first if final else first) - segment.first
+            summary = self.summary(segment, stop, final=final)
+            if summary is not None and any(summary.lowest <= identifier <= summary.highest for identifier in sought):
+                found = {key[1] for key in KEY.iter_unpack(self._slots(segment, 0, stop)) if key[2] == PIECE} & sought
+                logged |= found
+                sought -= found
+            if not sought:
+                break
+        return logged
+
+    def _slots(self, segment: Segment, start: int, stop: int) -> bytes:
+        """What is there of these slots."""
         try:
             with SegmentReader(segment) as reader:
-                return entries(self.server, reader.read(start, stop))
+                data = reader.read(start, stop)
         except FileNotFoundError:
-            return []
+            return b""
+        return data[: len(data) // RECORD_SIZE * RECORD_SIZE]
 
 
 class Reading:
@@ -123,25 +156,31 @@ class Reading:
         self.wanted = wanted
         self.after = wanted.after
         self.gaps: list[tuple[int, int]] = []
+        self._here = wanted.within(history.layout, history.server)
+
+    def keep(self, batch: list[Entry]) -> list[Entry]:
+        """The entries that are wanted, whatever `last` says."""
+        return self.wanted.keep(batch, self._here)
 
     def __iter__(self) -> Iterator[list[Entry]]:
         parts: list[_Part] = []
         for part in self._survey():
-            parts.append(part)
+            if part is not None:
+                parts.append(part)
             yield []
         batches = in_order([part.stretch for part in parts], map(self._load, parts))
         if not self.wanted.last:
             for batch in batches:
-                yield self.wanted.keep(batch)
+                yield self.keep(batch)
             return
         last: deque[Entry] = deque(maxlen=self.wanted.last)
         for batch in batches:
-            last += self.wanted.keep(batch)
+            last += self.keep(batch)
             yield []
         yield list(last)
 
-    def _survey(self) -> Iterator[_Part]:
-        """The parts that may hold what is wanted; fixes how far each is read."""
+    def _survey(self) -> Iterator[_Part | None]:
+        """The parts that may hold what is wanted; fixes how far each is read. None is a segment that does not."""
         segments = list_segments(self.history.directory)
         if segments:
             self.history.forget(segments[0].number)
@@ -151,6 +190,7 @@ class Reading:
         bound: Bound = ()
         incarnation = -1
         for segment in segments[first:]:
+            final = segment is not segments[-1]
             try:
                 with SegmentReader(segment) as reader:
                     stop = reader.committed()
@@ -162,32 +202,39 @@ class Reading:
             if segment.first > self.after + 1:
                 self.gaps.append((self.after, segment.first - self.after - 1))
             self.after = segment.first + stop - 1
+            if self._by_summary and not self.wanted.may_hold(self.history.summary(segment, stop, final=final)):
+                yield None
+                continue
             if segment.incarnation != incarnation:
                 bound, incarnation = (), segment.incarnation  # nothing was in flight when the process started
-            stretch = self.history.survey(segment, start, stop, bound, final=segment is not segments[-1])
+            stretch = self.history.survey(segment, start, stop, bound, final=final)
             bound = stretch.latest
             yield _Part(segment, start, stop, stretch)
 
+    @property
+    def _by_summary(self) -> bool:
+        """Whether a summary may tell that a segment need not be read."""
+        wanted = self.wanted
+        return bool(wanted.since) or wanted.until != MAX_TIME or wanted.request is not None
+
     def _first(self, segments: list[Segment]) -> int:
-        """The index of the first segment that must be read."""
+        """The index of the first segment that must be looked at."""
         wanted = self.wanted
         first = 0
         for index, (segment, neighbour) in enumerate(pairwise(segments)):
-            # Records are written when they end; only within an incarnation is the clock known not to go back.
-            if neighbour.incarnation != segment.incarnation or neighbour.created >= wanted.since:
+            # Records are written when they end; but only where the clock did not go back does that say anything.
+            if neighbour.created >= wanted.since or neighbour.created < segment.created:
                 break
             first = index + 1
-        if wanted.last and wanted.request is None and wanted.until == MAX_TIME:
+        if wanted.last and wanted.is_plain and wanted.until == MAX_TIME:
             while first + 1 < len(segments) and segments[-1].first - segments[first + 1].first >= wanted.last:
                 first += 1
         return first
 
     def _load(self, part: _Part) -> list[Entry]:
-        """A part's entries, unless its times tell that none is wanted."""
-        segment, start, stop, (bound, latest, _) = part
-        if (latest and latest[0] < self.wanted.since) or (bound and bound[0] > self.wanted.until):
-            return []
-        found = self.history.load(segment, start, stop)
-        if len(found) < stop - start:  # dropped since it was surveyed, or not whole
-            self.gaps.append((segment.first + start - 1, stop - start - len(found)))
+        """A part's entries."""
+        segment, start, stop, _ = part
+        found, missing = self.history.load(segment, start, stop)
+        if missing:  # dropped since it was surveyed, or not whole
+            self.gaps.append((segment.first + start - 1, missing))
         return found

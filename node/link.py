@@ -17,6 +17,7 @@ from node.loop import Loop, Timer
 from node.nbd.client import ClientSession, Reply
 from node.nbd.errors import NBDError
 from node.nbd.wire import Buffer, Error
+from node.record import REPEATED
 from node.stream import Stream
 
 RECONNECT_AT_MOST = 0.5
@@ -144,7 +145,8 @@ class Link:
         self.connections += 1
         self.trouble = ""
         for sent in self._in_flight.values():
-            wire.session.submit(sent.command, sent.cookie, sent.offset, sent.length, sent.flags, sent.payload)
+            flags = sent.flags | REPEATED if self.connections > 1 else sent.flags
+            wire.session.submit(sent.command, sent.cookie, sent.offset, sent.length, flags, sent.payload)
         wire.send_soon()
         self._ready(self)
 

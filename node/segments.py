@@ -131,7 +131,7 @@ class LogWriter:
     log: nothing is written and nothing counted. `clock` (ns since 1970) must be the one the records' times come from.
 
     `level` "errors" keeps what failed, and `sample` N the stories of one request in N: what is left out is not counted
-    either, so it is no gap. Events are always kept. With a `retain_age` (seconds) `expire` is to be called now and then.
+    either, so it is no gap. Events are always kept. With a `retain_age` (seconds) `expire` is to be called regularly.
     """
 
     def __init__(
@@ -173,9 +173,9 @@ class LogWriter:
             return
         self._open()
         if level == "errors":
-            self.append = self._append_error  # type: ignore[method-assign]
+            self.append = self._append_error  # type: ignore[method-assign, assignment]
         elif sample > 1:
-            self.append = self._append_sample  # type: ignore[method-assign]
+            self.append = self._append_sample  # type: ignore[method-assign, assignment]
 
     def __repr__(self) -> str:
         state = "off" if not self.retain else f"stopped: {self.error}" if self.error else "writing"
@@ -242,41 +242,13 @@ class LogWriter:
         """Give back the space that was reserved and not used."""
         self._let_go()
 
-    def _append_error(
-        self,
-        start: int,
-        duration: int,
-        identifier: int,
-        offset: int,
-        length: int,
-        client: int,
-        kind: int,
-        operation: int,
-        flags: int,
-        error: int,
-    ) -> None:
-        if error:
-            LogWriter.append(
-                self, start, duration, identifier, offset, length, client, kind, operation, flags, error
-            )  # fmt: skip
+    def _append_error(self, *fields: int) -> None:
+        if fields[9]:
+            LogWriter.append(self, *fields)
 
-    def _append_sample(
-        self,
-        start: int,
-        duration: int,
-        identifier: int,
-        offset: int,
-        length: int,
-        client: int,
-        kind: int,
-        operation: int,
-        flags: int,
-        error: int,
-    ) -> None:
-        if is_sampled(identifier, self.sample):
-            LogWriter.append(
-                self, start, duration, identifier, offset, length, client, kind, operation, flags, error
-            )  # fmt: skip
+    def _append_sample(self, *fields: int) -> None:
+        if is_sampled(fields[2], self.sample):
+            LogWriter.append(self, *fields)
 
     # -- segments --------------------------------------------------------------------------------------------------
 

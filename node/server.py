@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from time import time_ns
+from time import monotonic_ns, time_ns
 from typing import Any
 
 from node.admission import SAMPLE, Admission, look_at_the_machine
@@ -23,7 +23,7 @@ from node.memory import Shard
 from node.nbd.errors import Refused
 from node.nbd.server import RECEIVE_BUFFER, Export, Request
 from node.nbd.wire import Buffer, Command, CommandFlag, Error, Rep, TransmissionFlag
-from node.record import Kind, first_identifier
+from node.record import REPEATED, Event, Kind, Reason, first_identifier, subject_of
 from node.segments import LogWriter
 from node.spec import NodeSpec
 
@@ -38,6 +38,8 @@ MEMORY_FLAGS = (
     | TransmissionFlag.SEND_FAST_ZERO
 )
 REQUEST = int(Kind.REQUEST)
+AGE_CHECKS = 16
+"""Looks at the age of log segments in the time that records are kept; but not more than one a second."""
 CLIENTS_MEMORY = 512 << 20
 """Bytes that all clients' requests in flight and unsent replies may take up."""
 ZEROING = (int(Command.TRIM), int(Command.WRITE_ZEROES))
@@ -68,7 +70,19 @@ class Server:
         self.spec = spec
         self.report = report
         self.shard = Shard(spec.shard, spec.cluster.servers[spec.index].memory, durable=spec.durable)
-        self.log = LogWriter(spec.log_directory, spec.index, spec.log_retain, cluster=spec.cluster.name)
+        # Wall clock, but steady: it is set once, and goes on with the monotonic clock. Spans cannot be negative then.
+        self._epoch = time_ns() - monotonic_ns()
+        self.log = LogWriter(
+            spec.log_directory,
+            spec.index,
+            spec.log_retain,
+            cluster=spec.cluster.name,
+            clock=self.now,
+            level=spec.log_level,
+            sample=spec.log_sample,
+            retain_age=spec.log_retain_age,
+        )
+        self.event(Event.STARTED, value=self.log.incarnation)
         limit = spec.bounds.clients
         self.admission = Admission(limit, look_at_the_machine() if limit is None else None)
         self.budget = Budget(CLIENTS_MEMORY)
@@ -108,6 +122,9 @@ class Server:
         for listener in self._listeners:
             listener.start()
         self._watch_clients()
+        if self.spec.log_retain_age:
+            self._expire_log()
+        self.event(Event.READY)
         if self.admission.limit is None:
             self._sample()
         self.report({"event": "ready"})
@@ -122,12 +139,15 @@ class Server:
             "bad_input": self.bad_input,
             "no_space": self.no_space,
             "records_lost": self.log.lost,
+            "log_trouble": (self.log.error.strerror or str(self.log.error)) if self.log.error else "",
             "memory_used": self.shard.used,
         }
 
     def drain(self, mode: str, done: Callable[[], None]) -> None:
         """Stop gracefully and call `done`: with mode "finish" when the present clients have gone by themselves, with
         "now" when their requests in flight are answered."""
+        if not self.draining:
+            self.event(Event.DRAINING)
         self.draining = True
         self._drained = done
         if mode == "now" and not self.stopping:
@@ -138,7 +158,11 @@ class Server:
         self._check_drained()
 
     def command(self, head: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
-        """A word from the supervisor that only some roles understand."""
+        """A word from the supervisor: {"do": "event"}, to be written into the log, or one for some roles only."""
+        if head.get("do") == "event":
+            event, about = Event[head["event"].upper()], subject_of(head["about"])
+            self.log.event(event, about, value=head["value"], start=head["time_ns"])
+            return
         answer({"error": f"{self.spec.name} does not understand {head.get('do')!r}"})
 
     def cut(self, peer: str, cut: bool) -> None:
@@ -148,6 +172,7 @@ class Server:
         """Give everything back; nothing is served any more."""
         for listener in self._listeners:
             listener.stop()
+        self.event(Event.STOPPED)
         self.log.close()
 
     def _dismiss(self) -> None:
@@ -185,6 +210,10 @@ class Server:
         self.admission.sample()
         self.loop.after(SAMPLE, self._sample)
 
+    def _expire_log(self) -> None:
+        self.log.expire()
+        self.loop.after(max(1.0, self.spec.log_retain_age / AGE_CHECKS), self._expire_log)
+
     def _watch_clients(self) -> None:
         """Cut off those that hold memory and make no use of it; twice in the time they have, to see progress."""
         for connection in list(self.connections.values()):
@@ -199,6 +228,10 @@ class Server:
             self.admission.give_back(connection.slot)
         if reason:
             self.bad_input += 1
+            self.event(Event.BAD_INPUT, client=connection.number)
+        if connection.session.export is not None:
+            self.event(Event.LEFT, client=connection.number)
+        if reason:
             self.notice(f"client {connection.number}: {reason}")
         self._check_drained()
 
@@ -208,6 +241,10 @@ class Server:
         if isinstance(slot, str):
             raise Refused(Rep.ERR_POLICY, slot)
         connection.slot = slot
+
+    def event(self, event: Event, *, client: int = 0, value: int = 0) -> None:
+        """Write into the log what happened to this server, or to a client of it."""
+        self.log.event(event, self.spec.index, client=client, value=value)
 
     def notice(self, text: str) -> None:
         """A line for people in the process's own output, as long as there are not too many."""
@@ -220,17 +257,24 @@ class Server:
 
     def serve(self, connection: Connection, requests: list[Request]) -> None:
         """Answer the requests of one client and turn, or begin to."""
-        now = time_ns()
+        now = self._epoch + monotonic_ns()
         route = connection.route
         self.requests += len(requests)
         for request in requests:
-            if request.error:
-                self.complete(connection, request, now, self.next_identifier())
-            elif self.stopping:
+            if self.stopping and not request.error:
                 request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
-                self.complete(connection, request, now, self.next_identifier())
+            if request.error:
+                self.turn_away(connection, request, now)
             else:
                 route(connection, request, now)
+
+    def now(self) -> int:
+        """The time as the log has it, ns since 1970."""
+        return self._epoch + monotonic_ns()
+
+    def turn_away(self, connection: Connection, request: Request, start: int) -> None:
+        """Answer a request that is not carried out."""
+        self.complete(connection, request, start, self.next_identifier())
 
     def next_identifier(self) -> int:
         self._identifier += 1
@@ -249,7 +293,7 @@ class Server:
         """Log the request and answer it: with `request.error`, with `data` or `extents`, or plainly."""
         self.log.append(
             start,
-            time_ns() - start,
+            self._epoch + monotonic_ns() - start,
             identifier,
             request.offset,
             request.length,
@@ -311,6 +355,8 @@ class Server:
         def changed(error: OSError | None) -> None:
             if error is not None:
                 self.refuse(request, error)
+            if kind != REQUEST and not connection.open:  # the link that asked has asked again meanwhile
+                request.flags |= REPEATED
             self.complete(connection, request, start, identifier, kind=kind)
             connection.end(request)
 
@@ -379,7 +425,21 @@ class _Door:
         raise Refused(Rep.ERR_UNKNOWN, f"there is no export {name!r} here")
 
     def open(self, name: str) -> Export:
-        export = self.find(name)
-        self.connection.route = self.server.route(self.connection, export)
+        try:
+            export = self.find(name)
+            self.connection.route = self.server.route(self.connection, export)
+        except Refused as refused:
+            self.server.event(Event.REFUSED, client=self.connection.number, value=_reason(refused, self.server))
+            raise
+        self.server.event(Event.CONNECTED, client=self.connection.number)
         return export
+
+
+def _reason(refused: Refused, server: Server) -> Reason:
+    """Why a client was refused, for the log."""
+    if refused.reply == Rep.ERR_POLICY:
+        return Reason.__members__.get(server.admission.short_of.upper(), Reason.OTHER)
+    return {Rep.ERR_SHUTDOWN: Reason.SHUTDOWN, Rep.ERR_UNKNOWN: Reason.UNKNOWN_EXPORT}.get(
+        Rep(refused.reply), Reason.OTHER
+    )
 

@@ -10,14 +10,16 @@ import os
 import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from node.address import Address
 from node.channel import Channel
+from node.filter import Filter
 from node.frames import Frame
-from node.history import Filter, History, Reading
+from node.history import History, Reading
 from node.loop import WRITE, Loop, Timer
-from node.merge import Entry, entries
+from node.merge import Bound, Entry, entries
 from node.record import RECORD_SIZE
 from node.segments import LogReader, SegmentError
 
@@ -29,6 +31,8 @@ FIRST_ANSWER = 2.0
 """Seconds a logger has to answer at all: it has little else to do, so silence means that it is not there."""
 NEXT_ANSWER = 10.0
 """Seconds between its answers."""
+RETRY_AT_MOST = 2.0
+"""Seconds between two attempts to reach a lost logger, at most, while somebody follows."""
 POLL = 0.05
 """Seconds between two looks at the segments while somebody follows."""
 
@@ -40,7 +44,11 @@ class Sink(Protocol):
         """The next entries, not none; `missing` records should have stood before them (only after the history)."""
 
     def ended(self, server: int, gaps: Sequence[tuple[int, int]], trouble: str) -> None:
-        """The history's end. When the log is followed `more` may be called on; else, or in trouble, it is the end."""
+        """The history's end. When the log is followed `more` may be called on; else, or in trouble, it is the end, but
+        for a RemoteShare's `retry`."""
+
+    def back(self, server: int) -> None:
+        """A share that was in trouble goes on where it stopped."""
 
 
 class LocalShare:
@@ -59,8 +67,8 @@ class LocalShare:
 
     @property
     def after(self) -> int:
-        """The sequence number of the last record that the history holds, once it is given."""
-        return self._reading.after
+        """The sequence number of the last record that was looked at, once the history is given."""
+        return self._reading.after if self._reader is None else self._reader.after
 
     def more(self) -> None:
         self.loop.soon(self._step if self._reader is None else self._poll)
@@ -104,7 +112,8 @@ class LocalShare:
         if block is None:
             self._timer = self.loop.after(POLL, self._poll)
             return
-        batch = self.wanted.keep(entries(self.history.server, block.data))
+        found = entries(self.history.server, block.data)
+        batch = self._reading.keep(self.history.without_doubles(block.first, block.data, found))
         if batch or block.missing:
             self.sink.fed(self.history.server, batch, block.missing)
         else:
@@ -112,39 +121,49 @@ class LocalShare:
 
 
 class RemoteShare:
-    """Another logger's share, over TCP."""
+    """Another logger's share, over TCP. `retry` takes one that is followed up again where it was lost."""
 
     def __init__(self, loop: Loop, server: int, address: str, wanted: Filter, follow: bool, sink: Sink) -> None:
         self.loop = loop
         self.server = server
+        self.address = address
         self.wanted = wanted
         self.follow = follow
         self.sink = sink
         self._frames: deque[Frame] = deque()  # come but not yet asked for: AHEAD of them at most
         self._asked = False
         self._history = True
+        self._lost = False
+        self._attempts = 0
+        self._given: Bound = ()  # the last entry of the history that was handed over, before its end
         self._channel: Channel | None = None
         self._closed = False
-        self._deadline: Timer | None = loop.after(FIRST_ANSWER, lambda: self._fail("does not answer"))
+        self._deadline: Timer | None = None
         self._socket: socket.socket | None = None
-        try:
-            self._connect(Address.parse(address))
-        except (OSError, ValueError) as error:
-            reason = str(error)
-            loop.soon(lambda: self._fail(reason))
+        self._open()
 
     def more(self) -> None:
         self._asked = True
         self.loop.soon(self._deliver)
 
+    def retry(self) -> None:
+        """Try to reach the logger again in a moment; the sink hears `back` if that succeeds."""
+        self._lost = True
+        delay = min(RETRY_AT_MOST, 0.05 * 2**self._attempts)
+        self._attempts = min(self._attempts + 1, 10)
+        self._deadline = self.loop.after(delay, self._open)
+
     def close(self) -> None:
         self._closed = True
-        self._set_deadline(None)
-        if self._channel is not None:
-            self._channel.close()
-        elif self._socket is not None:
-            self.loop.unwatch(self._socket)
-            self._socket.close()
+        self._hang_up()
+
+    def _open(self) -> None:
+        self._set_deadline(FIRST_ANSWER, "does not answer")
+        try:
+            self._connect(Address.parse(self.address))
+        except (OSError, ValueError) as error:
+            reason = str(error)
+            self.loop.soon(lambda: self._fail(reason))
 
     def _connect(self, address: Address) -> None:
         self._socket = socket.socket(address.family, socket.SOCK_STREAM)
@@ -161,7 +180,7 @@ class RemoteShare:
         if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._fail(os.strerror(error))
             return
-        self._channel = Channel(self.loop, self._socket, self._received, lambda _: self._hung_up())
+        self._channel = Channel(self.loop, self._socket, self._received, self._hung_up)
         self._channel.send({"ask": "share", "window": AHEAD, "follow": self.follow, **self.wanted.to_head()})
 
     def _received(self, _channel: Channel, frame: Frame) -> None:
@@ -171,7 +190,11 @@ class RemoteShare:
         elif not _is_sound(frame) or len(self._frames) > AHEAD:
             self._fail("does not keep to the protocol")
         else:
-            self._set_deadline(NEXT_ANSWER if self._history else None)
+            if self._lost:
+                self._lost = False
+                self._attempts = 0
+                self.sink.back(self.server)
+            self._set_deadline(NEXT_ANSWER, "has fallen silent")
             if head.get("records") or head.get("missing") or head.get("end"):  # else it is a sign of life
                 self._frames.append(frame)
                 self._deliver()
@@ -182,42 +205,75 @@ class RemoteShare:
             return
         frame = self._frames.popleft()
         self._asked = False
+        if "after" in frame.head:
+            self.wanted = replace(self.wanted, after=frame.head["after"])
         if frame.head.get("end"):
             self._history = False
-            self._set_deadline(None)
+            self._given = ()
+            self.wanted = replace(self.wanted, last=0)
             if not self.follow:
                 self.close()
             self.sink.ended(self.server, [(gap["after"], gap["records"]) for gap in frame.head.get("gaps", [])], "")
         else:
-            self.sink.fed(self.server, entries(self.server, frame.body), frame.head.get("missing", 0))
+            batch = entries(self.server, frame.body)
+            if self._history and self.follow and batch:
+                batch = [entry for entry in batch if entry > self._given]  # what was given before it was lost
+                self._given = max(batch, default=self._given)
+            if batch or frame.head.get("missing"):
+                self.sink.fed(self.server, batch, frame.head.get("missing", 0))
+            else:
+                self._asked = True
+                self.loop.soon(self._deliver)
         if self._channel is not None:
             self._channel.send({"ask": "more"})
 
-    def _set_deadline(self, seconds: float | None) -> None:
+    def _set_deadline(self, seconds: float, reason: str) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline = None if seconds is None else self.loop.after(seconds, lambda: self._fail("has fallen silent"))
+        self._deadline = self.loop.after(seconds, lambda: self._fail(reason))
 
-    def _hung_up(self) -> None:
+    def _hung_up(self, channel: Channel) -> None:
         """That is well if it has sent all it had, asked for or not."""
-        if not (self._frames and self._frames[-1].head.get("end")):
+        if channel is not self._channel:
+            return  # it was this side that did
+        if self.follow or not (self._frames and self._frames[-1].head.get("end")):
             self._fail("hung up")
+        elif self._deadline is not None:
+            self._deadline.cancel()
 
     def _fail(self, reason: str) -> None:
-        if not self._closed:
-            self.close()
+        if self._closed:
+            return
+        self._hang_up()
+        if self._lost:
+            self.retry()
+        else:
             self.sink.ended(self.server, [], reason)
+
+    def _hang_up(self) -> None:
+        """Give the connection back; what came and was not asked for will come again."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._frames.clear()
+        self._history = True
+        channel, self._channel = self._channel, None
+        sock, self._socket = self._socket, None
+        if channel is not None:
+            channel.close()
+        elif sock is not None:
+            self.loop.unwatch(sock)
+            sock.close()
 
 
 def _is_sound(frame: Frame) -> bool:
     """Whether a logger's answer can be taken for one."""
-    records, missing, gaps = (frame.head.get(name, default) for name, default in _ANSWER)
+    records, missing, after, gaps = (frame.head.get(name, default) for name, default in _ANSWER)
     return (
-        type(records) is type(missing) is int
+        type(records) is type(missing) is type(after) is int
         and len(frame.body) == records * RECORD_SIZE
         and isinstance(gaps, list)
         and all(isinstance(gap, dict) and type(gap.get("after")) is type(gap.get("records")) is int for gap in gaps)
     )
 
 
-_ANSWER: tuple[tuple[str, Any], ...] = (("records", 0), ("missing", 0), ("gaps", []))
+_ANSWER: tuple[tuple[str, Any], ...] = (("records", 0), ("missing", 0), ("after", 0), ("gaps", []))

@@ -40,3 +40,9 @@ class NodeSpec:
     merged_log: str
     """The file into which logger 0 writes the merged log at the stop."""
     bounds: Bounds = field(default_factory=Bounds)
+    log_retain_age: float = 0.0
+    """Seconds that log records are kept, at most; 0: as long as there is room."""
+    log_level: str = "requests"
+    """requests, or errors: only what failed."""
+    log_sample: int = 1
+    """The story of one request in so many is kept."""

@@ -17,7 +17,7 @@ from node import shares
 from node.channel import Channel
 from node.cluster_map import ClusterMap, ServerEntry
 from node.frames import Frame
-from node.history import MAX_LAST
+from node.filter import MAX_LAST
 from node.loop import Loop
 from node.nbd.wire import Command
 from node.record import RECORD_SIZE, Kind, Record, format_identifier, make_identifier, unpack
@@ -669,5 +669,5 @@ def test_status_counts(make: Callable[..., Loggers]) -> None:
     loggers.request(1, 1)
     loggers.request(2, 1)
     loggers.read()
-    assert loggers.loggers[0].status() == {"clients": 0, "requests": 1, "records": 2}
+    loggers.turn_until(lambda: loggers.loggers[0].status() == {"clients": 0, "requests": 1, "records": 2})
     assert json.dumps(loggers.loggers[1].status())

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.record import MAX_INCARNATION, RECORD_SIZE, Record, unpack
+from node.record import MAX_INCARNATION, RECORD_SIZE, Event, Kind, Record, unpack
 from node.segments import (
     HEADER_SIZE,
     MAGIC,
@@ -240,7 +240,10 @@ def test_a_full_disk_stops_the_log_and_not_the_service(tmp_path: Path) -> None:
     assert log.lost == lost
     found = records(read_segments(tmp_path))
     check([r for r in found if r.sequence <= SLOTS], 1, SLOTS)
-    check([r for r in found if r.sequence > SLOTS], SLOTS + lost + 1, log.sequence)
+    stopped, displaced, *rest = (r for r in found if r.sequence > SLOTS)
+    assert (stopped.kind, stopped.operation, stopped.offset) == (Kind.EVENT, Event.LOG_STOPPED, lost)
+    assert [stopped.sequence, displaced.sequence] == [SLOTS + lost + 1, SLOTS + lost + 2]
+    check(rest, SLOTS + lost + 3, log.sequence)
     assert [block.missing for block in read_segments(tmp_path) if block.missing] == [lost]
 
 

@@ -47,6 +47,8 @@ class Export:
     size: int
     flags: TransmissionFlag
     description: str = ""
+    own_flags: int = 0
+    """Flags that requests may carry beside the standard's: an agreement between the owner and its peers."""
 
 
 class Exports(Protocol):
@@ -462,7 +464,7 @@ class ServerSession:
         if self._context_of == export.name:
             allowed[Command.BLOCK_STATUS] = fua | CommandFlag.REQ_ONE
         # Plain numbers: an IntFlag inverts within its known bits only, and is slow.
-        self._allowed = {command: int(flags) for command, flags in allowed.items()}
+        self._allowed = {command: int(flags) | export.own_flags for command, flags in allowed.items()}
 
 
 # -- parts of option data --------------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from node.channel import Channel
+from node.filter import Filter, flag
 from node.frames import Frame
 from node.gathering import Gathering
-from node.history import Filter, History
+from node.history import History
 from node.listener import Listener
 from node.logtext import LogEntry, format_text
 from node.loop import Loop, Timer
@@ -38,6 +39,10 @@ ASK_TIMEOUT = 10.0
 LINGER = 1.0
 """Seconds an asker has to hang up once it has got everything. Who closes with words unread may cost the other side the
 end of the answer, so the asker, who knows the end when it sees it, closes first."""
+SIGN = 2.0
+"""Seconds between two signs of life to one who follows."""
+LOOK_AHEAD = 1.0
+"""Seconds between two looks for segments that can be summarised before anybody asks."""
 DRAIN = 5.0
 """Seconds that answers under way have to come to their end when the logger is to stop."""
 
@@ -59,7 +64,7 @@ class ShareAnswer:
         window = head.get("window")
         if window is not None and (type(window) is not int or window < 1):
             raise QueryError(f"window must be a whole number from 1, not {window!r}")
-        self.follow = _flag(head, "follow")
+        self.follow = flag(head, "follow")
         self.channel = channel
         self._done = done
         self._credit: int | None = window
@@ -67,6 +72,8 @@ class ShareAnswer:
         self._ready: deque[tuple[dict[str, Any], bytes]] = deque()
         self._asked = False
         self._history = True
+        self._loop = logger.loop
+        self._alive: Timer | None = None
         self._share = LocalShare(logger.loop, logger.history, wanted, self)
         channel.send({"node": self._node, "records": 0})  # a sign of life
         self.go_on()
@@ -82,6 +89,8 @@ class ShareAnswer:
         for position in range(0, max(1, len(batch)), BATCH):
             part = batch[position : position + BATCH]
             head: dict[str, Any] = {"node": self._node, "records": len(part)}
+            if not self._history:
+                head["after"] = self._share.after
             if missing:
                 head["missing"], missing = missing, 0
             self._ready.append((head, b"".join([entry[4] for entry in part])))
@@ -96,7 +105,17 @@ class ShareAnswer:
         self._history = False
         found = [{"after": after, "records": count} for after, count in gaps]
         self._ready.append(({"node": self._node, "end": True, "after": self._share.after, "gaps": found}, b""))
+        self._sign()
         self.go_on()
+
+    def back(self, server: int) -> None:
+        """A local share is never lost for a time."""
+
+    def _sign(self) -> None:
+        """A sign of life now and then, when there may be nothing else to say for long."""
+        if self.follow:
+            self.channel.send({"node": self._node, "records": 0})
+            self._alive = self._loop.after(SIGN, self._sign)
 
     def go_on(self) -> None:
         """Send what may be sent; then see to it that there is more."""
@@ -119,6 +138,8 @@ class ShareAnswer:
 
     def close(self) -> None:
         self._share.close()
+        if self._alive is not None:
+            self._alive.cancel()
 
     def _close(self) -> None:
         self.close()
@@ -136,7 +157,7 @@ class MergedAnswer:
         names = {f"server{server}": server for server in range(count)}
         if node is not None and node not in tuple(names):
             raise QueryError(f"there is no node {node!r} with a log; there are {', '.join(names)}")
-        follow = _flag(head, "follow")
+        follow = flag(head, "follow")
         wanted = Filter.from_head(head)
         self.channel = channel
         self._done = done
@@ -337,7 +358,7 @@ class Logger:
         self.loop = loop
         self.spec = spec
         self.report = report
-        self.history = History(spec.log_directory, spec.index)
+        self.history = History(spec.log_directory, spec.index, spec.cluster.layout)
         self.answered = 0
         self._queries: set[Query] = set()
         self._collections: set[Collection] = set()
@@ -358,6 +379,7 @@ class Logger:
         for listener in self._listeners:
             listener.start()
         self.report({"event": "ready"})
+        self.loop.after(LOOK_AHEAD, self._look_ahead)
 
     def status(self) -> dict[str, Any]:
         """The counters, for `memcluster status`."""
@@ -416,6 +438,14 @@ class Logger:
         else:
             sock.close()
 
+    def _look_ahead(self) -> None:
+        """One segment a turn, so that nobody waits."""
+        try:
+            more = self.history.look_ahead()
+        except (OSError, SegmentError):
+            more = False  # who asks will be told
+        self.loop.after(0.0 if more else LOOK_AHEAD, self._look_ahead)
+
     def _collected(self, collection: Collection) -> None:
         self._collections.discard(collection)
         self._check_drained()
@@ -434,10 +464,3 @@ class Logger:
             if self._deadline is not None:
                 self._deadline.cancel()
             done()
-
-
-def _flag(head: Mapping[str, Any], name: str) -> bool:
-    value = head.get(name, False)
-    if type(value) is not bool:
-        raise QueryError(f"{name} must be true or false, not {value!r}")
-    return value

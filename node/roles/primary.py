@@ -14,8 +14,11 @@ from node.link import Link
 from node.loop import Loop
 from node.nbd.server import RECEIVE_BUFFER, Export, Request
 from node.nbd.wire import Command, Status, TransmissionFlag
-from node.server import MEMORY_FLAGS, Report, Route, Server
+from node.record import Kind
+from node.server import MEMORY_FLAGS, REQUEST, Report, Route, Server
 from node.spec import NodeSpec
+
+MAP = int(Kind.MAP)
 
 
 class Primary(Server):
@@ -95,6 +98,10 @@ class Primary(Server):
             self._starting = False
             super().start()
 
+    def turn_away(self, connection: Connection, request: Request, start: int) -> None:
+        kind = MAP if connection.route == self._read_map else REQUEST
+        self.complete(connection, request, start, self.next_identifier(), kind=kind)
+
     def _request(self, connection: Connection, request: Request, start: int) -> None:
         identifier = self.next_identifier()
         offset, length = request.offset, request.length
@@ -117,4 +124,4 @@ class Primary(Server):
         end = request.offset + request.length
         data = [self._map[request.offset : end]] if request.command == Command.READ and request.length else None
         extents = [(request.length, int(Status.DATA))] if request.command == Command.BLOCK_STATUS else None
-        self.complete(connection, request, start, self.next_identifier(), data, extents)
+        self.complete(connection, request, start, self.next_identifier(), data, extents, MAP)
