@@ -102,9 +102,10 @@ class Connection(Stream):
         # 1. A client that does not take its replies gets no new ones made.
         # 2. One that was told goodbye is still read from, so that its end of file is seen.
         # 3. One whose requests are parked is read from when they are served.
+        # 4. A payload under way is counted already, and only reading can end what it holds.
         if self.closing:
             return self._half_closed
-        return self._room > 0 and not self.session.waiting
+        return self.session.sink is not None or (self._room > 0 and not self.session.waiting)
 
     @property
     def _room(self) -> int:
