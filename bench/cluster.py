@@ -8,14 +8,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from bench.peers import MEMORY
-from bench.processes import Service, fill, run
+from bench.processes import Failed, Service, fill, run
 
 COMMAND = (sys.executable, "-m", "launcher.cli")
 _numbers = itertools.count()
@@ -50,7 +50,12 @@ def cluster(*, filled: bool = True, prefix: Sequence[str] = (), **keys: Any) -> 
     """A running cluster, as a service whose process is server 0."""
     with tempfile.TemporaryDirectory(prefix="memcluster-bench-") as folder:
         subject = Cluster(folder, prefix, **keys)
-        subject.up()
+        try:
+            subject.up()
+        except BaseException:
+            with suppress(Failed):
+                subject.down()
+            raise
         try:
             status = subject.status()
             service = Service(status["uri"], status["nodes"][0]["pid"])

@@ -27,6 +27,8 @@ PACKAGES = {
     "honcho": "honcho (pip install honcho)",
     "ip": "iproute2",
     "nbdkit": "nbdkit",
+    "nsenter": "util-linux",
+    "perf": "linux-perf",
     "py-spy": "py-spy (pip install py-spy)",
     "strace": "strace",
 }

@@ -19,7 +19,7 @@ from bench.cluster import cluster
 from bench.fio import Load, measure
 from bench.pairs import Plan
 from bench.peers import nbdkit_memory, nbdkit_proxy
-from bench.processes import Service, need
+from bench.processes import ROOT, Service, need, run
 from bench.results import Found
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -36,8 +36,21 @@ OURS: dict[str, Callable[[], AbstractContextManager[Service]]] = {
     "primary of 4": lambda: cluster(servers=4),
 }
 ALL = OURS | {"nbdkit memory": nbdkit_memory, "nbdkit proxy": nbdkit_proxy}
-MOST = 12
+MOST = 6
 """Functions shown for a load."""
+WAITS = "EpollSelector.select"
+KINDS = ("program", "copying", "memory pages", "network", "calls and switches")
+"""What the time goes into, by the symbol that a sample fell in: copying and memory pages wherever they are done, else
+the program outside the kernel (the interpreter, for us); inside it the network, or system calls and switches."""
+OUTSIDE = ((1, r"mem(move|cpy)"), (2, "memset"), (0, ""))
+INSIDE = (
+    (1, r"copy_(from|to)_iter|copy_user|mem(move|cpy)|rep_movs|copy_page"),
+    (2, r"fault|clear_page|unmap|zap_|folio|anon_|lru_|pte_|pmd|pages|page_|mmap"),
+    (3, r"tcp|skb|ip_|inet|sock|softirq|unix_|dev_|sk_|nf_|loopback|net_|napi|qdisc|csum|backlog"),
+)
+"""(number of the kind, pattern of the symbols), the first that fits."""
+_SAMPLE = re.compile(r"^\s*([\d.]+)%\s+(\S+)\s+\[[k.]\]\s+(\S+)", re.MULTILINE)
+_FRAME = re.compile(r"^(.+) \((.+?)(?::\d+)?\)$")
 _CALLS = re.compile(r"^\s*[\d.]+\s+[\d.]+\s+\d+\s+(\d+)\s+(?:\d+\s+)?(\w+)$", re.MULTILINE)
 
 
@@ -65,6 +78,39 @@ def busy(plan: Plan, progress: Progress) -> Found:
         yield name, {"columns": columns, "rows": rows}
 
 
+def kinds(plan: Plan, progress: Progress) -> Found:
+    """What the serving process does with its time, sampled by perf, in the kernel and outside."""
+    columns = ("process", "load", *(f"{kind}:" for kind in KINDS))
+    perf = need("perf")
+    for name, start in ALL.items():
+        rows: list[list[Any]] = []
+        with start() as service, tempfile.TemporaryDirectory(prefix="memcluster-bench-") as folder:
+            data = f"--output={folder}/data"
+            for what, load in LOADS.items():
+                progress(f"{name}, {what}")
+                command = [perf, "record", "-q", "-e", "cpu-clock", "-F", "997", data, "-p", str(service.pid)]
+                with subprocess.Popen(
+                    [*command, "--", "sleep", str(plan.runtime)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                ) as recording:
+                    measure(service.uri, load, plan.runtime)
+                    recording.wait()
+                printed = run(perf, "report", f"--input={folder}/data", "--stdio", "-q", "--sort=dso,symbol")
+                shares = _shares(printed)
+                rows.append([name, what, *(f"{share:.0%}" for share in shares)])
+        yield name, {"columns": columns, "rows": rows}
+
+
+def _shares(printed: str) -> list[float]:
+    """The share of each of KINDS in what perf reports."""
+    found = [0.0] * len(KINDS)
+    for percent, file, symbol in _SAMPLE.findall(printed):
+        patterns = OUTSIDE if "kernel" not in file else INSIDE
+        number = next((number for number, pattern in patterns if re.search(pattern, symbol)), len(KINDS) - 1)
+        found[number] += float(percent)
+    total = sum(found) or 1.0
+    return [share / total for share in found]
+
+
 def calls(plan: Plan, progress: Progress) -> Found:
     """System calls for each request, counted by strace (which slows everything down: these are no times)."""
     columns = ("process", "load", "system calls for each request")
@@ -87,8 +133,9 @@ def calls(plan: Plan, progress: Progress) -> Found:
 
 
 def functions(plan: Plan, progress: Progress) -> Found:
-    """The functions in which the interpreter of server 0 is found, sampled by py-spy; calls into the kernel count for
-    the function that makes them."""
+    """The functions in which server 0 is found outside its wait for something to do, sampled by py-spy; calls into the
+    kernel count for the function that makes them. (The wait is left out because py-spy needs a processor, too, and on
+    a full machine gets it when the server waits.)"""
     columns = ("process", "load", "share:", "function")
     py_spy = need("py-spy")
     for name, start in OURS.items():
@@ -107,15 +154,24 @@ def _sample(py_spy: str, service: Service, load: Load, runtime: float) -> Counte
     found: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="memcluster-bench-") as folder:
         output = Path(folder) / "stacks"
-        command = [py_spy, "record", "--format=raw", "--rate=250", "--nonblocking", f"--pid={service.pid}"]
-        command += [f"--duration={max(1, round(runtime))}", "--idle", f"--output={output}"]
+        command = [py_spy, "record", "--format=raw", "--function", "--rate=250", f"--pid={service.pid}"]
+        command += ["--full-filenames", f"--duration={max(1, round(runtime))}", f"--output={output}"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sampling:
             measure(service.uri, load, max(1.0, runtime) + 0.5)
             sampling.wait()
         for line in output.read_text().splitlines() if output.exists() else ():
             stack, _, count = line.rpartition(" ")
-            found[re.sub(r" \(.*/(\w+/\w+/?\w*\.py):\d+\)$", r" (\1)", stack.split(";")[-1])] += int(count)
+            frame = _FRAME.sub(_name, stack.split(";")[-1])
+            if WAITS not in frame:
+                found[frame] += int(count)
     return found
+
+
+def _name(frame: re.Match[str]) -> str:
+    """`Stream.flush (node/stream.py)`: the file as the repository names it."""
+    function, file = frame.groups()
+    path = Path(file)
+    return f"{function} ({path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name})"
 
 
 @contextmanager
@@ -137,6 +193,7 @@ def _traced(pid: int) -> bool:
 
 SECTIONS: dict[str, Callable[[Plan, Progress], Found]] = {
     "profiles": busy,
+    "kinds": kinds,
     "calls": calls,
     "functions": functions,
 }

@@ -91,6 +91,7 @@ TABLES = {
     "link": figures("link"),
     "datagrams": figures("datagrams"),
     "profiles": figures("profiles"),
+    "kinds": figures("kinds"),
     "calls": figures("calls"),
     "functions": figures("functions"),
 }

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import click
 
+from client import bench
 from client.console import EXIT_ERROR, EXIT_NOT_RUNNING, EXIT_TIMEOUT, EXIT_USAGE, Failure, run, seconds
 from client.console import size as size_type
 from client.copy import FileSink, FileSource, MemorySink, MemorySource, Sink, Source, copy
@@ -125,6 +126,9 @@ def copy_command(
         shown = sys.stderr.isatty() if progress is None else progress
         with _bar(shown, reader.length) as advance:
             copy(reader, writer, advance)
+
+
+cli.add_command(bench.command)
 
 
 def _source(name: str, length: int | None, opened: Callable[..., Memory], stack: contextlib.ExitStack) -> Source:
