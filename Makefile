@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint install install-test clean
+.PHONY: demo test lint bench install install-test install-bench clean
 
 install: .venv/installed
 install-test: .venv/installed-test
+install-bench: .venv/installed-bench
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("memcluster needs Python 3.11 or later; try make PYTHON=python3.12")'
@@ -17,6 +18,10 @@ install-test: .venv/installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
+.venv/installed-bench: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check honcho py-spy
+	@touch $@
+
 demo: install
 	@sh docs/demo.sh $(BIN)
 
@@ -26,6 +31,10 @@ test: install-test
 lint: install-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# ARGS="--quick" shows that it works, ARGS="--all --write-docs" makes docs/performance.md anew; --help has the rest.
+bench: install-bench
+	$(BIN)/python -m bench $(ARGS)
 
 clean:
 	rm -rf .venv build *.egg-info

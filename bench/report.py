@@ -126,6 +126,11 @@ def write_documents(results: Results, paths: Iterable[Path] = DOCUMENTS) -> list
     return changed
 
 
+def markers(text: str) -> list[str]:
+    """The names of the tables that a document has a place for."""
+    return [place["name"] for place in _PLACE.finditer(text)]
+
+
 def markdown(rows: Rows) -> str:
     """A table; nothing for one without rows."""
     if len(rows) < 2:

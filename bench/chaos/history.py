@@ -1,0 +1,92 @@
+"""What clients did and saw, and the bytes that tell who wrote them. Pure, but for the files of operations.
+
+Every write has a tag of its own and fills whole blocks with cells of 16 bytes: the tag, and where the cell lies. So a
+read tells of each block which write it comes from; a block that is made up of several, or is in the wrong place, is
+kept as it was. Tag 0 stands for zeroes: what was never written, trimmed or zeroed.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+BLOCK = 1024
+CELL = 16
+ACKNOWLEDGED, UNKNOWN, ERROR = "acknowledged", "unknown", "error"
+WRITING = ("WRITE", "WRITE_ZEROES", "TRIM")
+"""Operations, by their names in the log, that change bytes."""
+Seen = list[int | str]
+"""Of each block the tag, or its bytes in hexadecimal if it is not one write's."""
+
+
+class Operation(NamedTuple):
+    """One operation of one client. Times are those of the monotonic clock, ns."""
+
+    client: str
+    number: int
+    kind: str
+    offset: int
+    length: int
+    tag: int
+    invoked: int
+    returned: int
+    outcome: str
+    repeats: int
+    """How often the client's connection was lost meanwhile: each time the request was sent again."""
+    seen: Seen
+    """Of an acknowledged READ."""
+    why: str
+    """Of an outcome that is not `acknowledged`."""
+
+    @property
+    def acknowledged(self) -> bool:
+        return self.outcome == ACKNOWLEDGED
+
+
+def pattern(tag: int, offset: int, length: int) -> bytes:
+    """What the write `tag` puts into these bytes, whole cells."""
+    words = array("Q", bytes(length))
+    if tag:
+        cells = length // CELL
+        words[0::2] = array("Q", [tag]) * cells
+        words[1::2] = array("Q", range(offset, offset + length, CELL))
+    return words.tobytes()
+
+
+def identify(data: bytes, offset: int) -> Seen:
+    """Who wrote the blocks that were read at `offset`."""
+    seen: Seen = []
+    tags = memoryview(data).cast("Q")[:: BLOCK // 8].tolist()
+    start = 0
+    while start < len(tags):
+        end = start + 1
+        while end < len(tags) and tags[end] == tags[start]:
+            end += 1
+        first, last = start * BLOCK, end * BLOCK
+        if data[first:last] == pattern(tags[start], offset + first, last - first):
+            seen += tags[start:end]
+        else:
+            seen += [_identify_block(data[at : at + BLOCK], offset + at) for at in range(first, last, BLOCK)]
+        start = end
+    return seen
+
+
+def _identify_block(block: bytes, offset: int) -> int | str:
+    tag = int.from_bytes(block[:8], "little")
+    return tag if block == pattern(tag, offset, BLOCK) else block.hex()
+
+
+def write_operations(path: Path, operations: Iterable[Operation]) -> None:
+    """Append them as lines of JSON."""
+    with path.open("a") as file:
+        file.writelines(json.dumps(operation) + "\n" for operation in operations)
+
+
+def read_operations(paths: Iterable[Path]) -> Iterator[Operation]:
+    for path in paths:
+        with path.open() as file:
+            for line in file:
+                yield Operation(*json.loads(line))

@@ -1,0 +1,85 @@
+"""The benchmark runs, keeps what it finds, draws it, and leaves nothing. What the figures are is no test's affair."""
+
+from __future__ import annotations
+
+import json
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+from harness import ROOT, need, run
+
+SHORT = ("--quick", "--pairs", "1", "--runtime", "0.2")
+
+
+def bench(*words: str, check: bool = True, **environment: str):
+    return run(sys.executable, "-m", "bench", *words, cwd=ROOT, check=check, timeout=100, **environment)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """(what one small case printed, its results, what it left in its folder for temporary files)"""
+    for command in ("fio", "nbdkit"):
+        need(command, command)
+    folder = tmp_path_factory.mktemp("bench")
+    path = tmp_path_factory.mktemp("results") / "latest.json"
+    done = bench(*SHORT, "--only", "read-4k-d1", "--results", str(path), TMPDIR=str(folder))
+    return done.stdout.decode(), json.loads(path.read_text()), list(folder.glob("memcluster-*"))
+
+
+def test_a_case_is_measured_beside_its_peer(measured):
+    printed, results, _ = measured
+    (case,) = results["cases"].values()
+    assert len(case["memcluster_figures"]) == len(case["peer_figures"]) == len(case["ratios"]) == 1
+    assert min(*case["memcluster_figures"], *case["peer_figures"], case["limit"]) > 0
+    assert case["ratio_min"] <= case["ratio_median"] <= case["ratio_max"]
+    assert case["met"] == (case["ratio_median"] >= case["target"])
+    for word in ("memcluster", "peer", "ratio", "target", "met", "limit"):
+        assert word in printed
+
+
+def test_the_machine_is_described_without_names_and_paths(measured):
+    _, results, _ = measured
+    machine = results["machine"]
+    assert {"processors", "kernel", "python", "nbdkit", "fio"} <= machine.keys()
+    assert "/" not in json.dumps(machine)
+
+
+def test_nothing_is_left(measured):
+    _, _, left = measured
+    assert not left
+
+
+def test_the_pictures_are_svg_and_the_tables_find_their_place(measured, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from bench import plots, report
+
+    _, results, _ = measured
+    curve = {"title": "a <b>", "x_label": "x", "y_label": "y", "x_is_size": True, "log_y": True}
+    results["curves"] = {"block": curve | {"series": {"one": [[1, 3.0], [1 << 20, 4000.0]], "two": [[1, 7], [64, 8]]}}}
+    for path in plots.draw(results, tmp_path):
+        assert ET.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    assert {path.name for path in tmp_path.iterdir()} == {"performance-ratios.svg", "performance-block.svg"}
+    document = tmp_path / "page.md"
+    document.write_text("before\n<!-- bench: cases -->\nold\n<!-- bench end -->\nafter\n")
+    assert report.write_documents(results, [document]) == [document]
+    text = document.read_text()
+    assert text.startswith("before\n<!-- bench: cases -->\n| case |")
+    assert text.endswith("|\n<!-- bench end -->\nafter\n")
+    assert "old" not in text
+    assert report.write_documents(results, [document]) == []
+
+
+def test_an_unknown_case_is_a_usage_error():
+    done = bench("--only", "nonsense", check=False)
+    assert done.returncode == 2
+    assert b"--list" in done.stderr
+
+
+def test_every_marker_of_the_documents_has_a_table(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from bench import report
+
+    for path in report.DOCUMENTS:
+        for name in report.markers(path.read_text()):
+            assert name in report.TABLES
