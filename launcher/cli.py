@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -13,19 +11,11 @@ from typing import Any
 
 import click
 
-from client.console import EXIT_IN_USE, EXIT_NOT_RUNNING, EXIT_USAGE, Failure, run, seconds
+from client.console import EXIT_IN_USE, EXIT_NOT_RUNNING, Failure, run, seconds
 from launcher import config as configuration
-from launcher.config import ClusterConfig, ConfigError
+from launcher import logcommands
+from launcher.checked import load as _load
 from launcher.output import happening_line, status_table
-
-
-def _since(value: str) -> int:
-    from launcher.logs import parse_since
-
-    try:
-        return parse_since(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,45 +101,6 @@ def status(file: Path, as_json: bool, watch: bool) -> int:
 
 
 @cli.command()
-@click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
-@click.option("-n", "--last", type=click.IntRange(min=0), metavar="N", help="The last N records.")
-@click.option("--since", metavar="T", type=_since, help="Records since T: 5m, or 2026-01-31T12:00:00.")
-@click.option("--node", metavar="NAME", help="Records of one server.")
-@click.option("--request", metavar="ID", help="One request, with its pieces.")
-@click.option("--json", "as_json", is_flag=True, help="JSON lines.")
-@click.pass_obj
-def logs(
-    file: Path, follow: bool, last: int | None, since: int | None, node: str | None, request: str | None, as_json: bool
-) -> int:
-    """Show the merged log, through logger 0."""
-    from launcher.logs import LogsError, read_batches, render
-    from launcher.rundir import RunDirectory
-
-    cluster = _load(file)
-    record = RunDirectory(cluster.name).record()
-    address = next((found.address for found in record.nodes if found.name == "logger0"), None) if record else None
-    if address is None:
-        merged = cluster.logs.directory / f"{cluster.name}.log"
-        hint = f"; the log of its last run is {merged}" if merged.exists() else ""
-        raise Failure(f"cluster {cluster.name} is not running{hint}", EXIT_NOT_RUNNING)
-    batches = read_batches(
-        address, follow=follow, last=last, since=since, node=node, request=request,
-        told=lambda sentence: click.echo(f"memcluster: {sentence}", err=True),
-    )  # fmt: skip
-    terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else 0
-    colour = terminal and not os.environ.get("NO_COLOR")
-    try:
-        for text in render(batches, as_json=as_json, colour=colour, width=width):
-            sys.stdout.write(text)
-            if follow:
-                sys.stdout.flush()
-    except LogsError as error:
-        raise Failure(str(error)) from error
-    return 0
-
-
-@cli.command()
 @click.argument("kind", type=click.Choice(["pause", "resume", "kill", "slow", "hang", "partition"]))
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET [PEER]")
 @click.option("--for", "span", type=seconds, metavar="TIME", help="Heal by itself after this time.")
@@ -184,6 +135,10 @@ def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, d
     click.echo(f"{kind}: {', '.join(answer['done'])}{f' for {span:g} s' if span else ''}")
 
 
+for command in logcommands.COMMANDS:
+    cli.add_command(command)
+
+
 @cli.command("config")
 @click.option("--json-schema", is_flag=True, help="The schema of cluster.yaml, for editors.")
 @click.pass_obj
@@ -198,13 +153,6 @@ def show_config(file: Path, json_schema: bool) -> None:
 def main() -> None:
     """The entry point."""
     run(cli, "memcluster")
-
-
-def _load(file: Path) -> ClusterConfig:
-    try:
-        return configuration.load(file)
-    except ConfigError as error:
-        raise Failure(str(error), EXIT_USAGE, prefix="") from error
 
 
 def _stop_command(file: Path) -> str:

@@ -10,17 +10,24 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 from node.address import Address
 from node.frames import Frame, FrameError, FrameReader
-from node.logtext import LogEntry, format_json, format_text
-from node.record import RECORD_SIZE, parse_identifier, unpack
+from node.logtext import COLOURS, LogEntry, format_json, format_text
+from node.record import RECORD_SIZE, Kind, parse_identifier, unpack
 
 RECEIVE = 1 << 18
+REMEMBERED = 1 << 17
+"""Records of a followed log that are remembered as shown."""
+ATTEMPTS = 60
+"""To reach a logger 0 that was lost, some two minutes."""
+IN_FLIGHT = 60 * 10**9
+"""ns before the last record shown in which requests may have begun that are logged only now."""
 TIMEOUT = 15.0
 """Seconds of silence: more than logger 0 itself waits for another logger."""
 _UNITS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
@@ -43,6 +50,43 @@ def parse_since(text: str, now: int | None = None) -> int:
         ) from None
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which part of the log: times in ns since 1970, `request` an identifier as text, `slower` in ns, `span` bytes of
+    the memory as (offset, length). The loggers sort out what does not fit, so it is not even sent."""
+
+    last: int | None = None
+    since: int | None = None
+    until: int | None = None
+    node: str | None = None
+    request: str | None = None
+    client: int | None = None
+    operations: Sequence[str] = ()
+    slower: int | None = None
+    errors: bool = False
+    span: tuple[int, int] | None = None
+
+    def to_head(self) -> dict[str, Any]:
+        """As a part of a query. Raises LogsError."""
+        head: dict[str, Any] = {}
+        for name in ("last", "since", "until", "node", "client", "slower"):
+            value = getattr(self, name)
+            if value is not None and (value or name == "client"):
+                head[name] = value
+        if self.operations:
+            head["operations"] = [name.upper() for name in self.operations]
+        if self.errors:
+            head["errors"] = True
+        if self.span is not None:
+            head["offset"], head["length"] = self.span
+        if self.request is not None:
+            try:
+                head["request"] = parse_identifier(self.request)
+            except ValueError as error:
+                raise LogsError(str(error)) from error
+        return head
+
+
 def read_log(address: str, **wanted: Any) -> Iterator[LogEntry]:
     """The entries that `read_batches` gives."""
     for batch in read_batches(address, **wanted):
@@ -53,35 +97,87 @@ def read_batches(
     address: str,
     *,
     follow: bool = False,
-    last: int | None = None,
-    since: int | None = None,
-    node: str | None = None,
-    request: str | None = None,
     timeout: float = TIMEOUT,
     told: Callable[[str], object] = lambda _: None,
+    **wanted: Any,
 ) -> Iterator[list[LogEntry]]:
     """The merged log, as it comes from the logger 0 at `address`; when it is followed it has no end.
 
-    `since` is in ns since 1970, `request` an identifier as text. `told` is called with sentences about what is not
-    there. Raises LogsError.
+    `wanted` are the fields of Wanted. `told` is called with sentences about what is not there. When logger 0 is lost
+    while it is followed, it is tried again, and the log goes on where it stopped. Raises LogsError.
     """
-    ask: dict[str, Any] = {"ask": "merged", "follow": follow}
-    if last == 0:
+    part = Wanted(**wanted)
+    if part.last == 0:
         if not follow:
             return
-        since = max(since or 0, time.time_ns())
-    for name, value in (("last", last or None), ("since", since), ("node", node)):
-        if value is not None:
-            ask[name] = value
-    if request is not None:
+        part = replace(part, last=None, since=max(part.since or 0, time.time_ns()))
+    seen = _Seen()
+    attempts = 0
+    while True:
+        live = False
         try:
-            ask["request"] = parse_identifier(request)
-        except ValueError as error:
-            raise LogsError(str(error)) from error
+            for batch in _ask(address, part.to_head(), follow, timeout, told):
+                if batch is None:
+                    live, attempts = True, 0
+                    if seen.lost:
+                        seen.lost = False
+                        told("logger0 is back; the log goes on")
+                elif follow:
+                    if fresh := seen.add(batch):
+                        yield fresh
+                else:
+                    yield batch
+        except _LostError as error:
+            if not follow or not (live or seen.lost) or attempts > ATTEMPTS:
+                raise
+            if not seen.lost:
+                told(f"{error}; trying again until it is back")
+            seen.lost = True
+            part = replace(part, last=None, since=seen.resume(part.since))
+            time.sleep(min(2.0, 0.05 * 2**attempts))
+            attempts += 1
+        else:
+            return
+
+
+class _Seen:
+    """What has been shown of a log that is followed, so that after a loss nothing is shown twice; bounded."""
+
+    def __init__(self) -> None:
+        self.lost = False
+        self._shown: dict[tuple[int, int], int] = {}  # (server, sequence number): start, the latest last
+        self._latest = time.time_ns()
+
+    def add(self, batch: list[LogEntry]) -> list[LogEntry]:
+        """The entries that are new."""
+        shown = self._shown
+        fresh = [entry for entry in batch if (entry.server, entry.record.sequence) not in shown]
+        for server, record in fresh:
+            shown[server, record.sequence] = record.start
+            self._latest = max(self._latest, record.start)
+        while len(shown) > REMEMBERED:
+            del shown[next(iter(shown))]
+        return fresh
+
+    def resume(self, since: int | None) -> int:
+        """The time from which on to ask again: early enough for requests that were in flight at the loss, late enough
+        for everything that has been shown to be remembered."""
+        oldest = min(self._shown.values(), default=0) if len(self._shown) == REMEMBERED else 0
+        return max(since or 0, self._latest - IN_FLIGHT, oldest)
+
+
+class _LostError(LogsError):
+    """The connection to logger 0 is gone, or there is none."""
+
+
+def _ask(
+    address: str, head: dict[str, Any], follow: bool, timeout: float, told: Callable[[str], object]
+) -> Iterator[list[LogEntry] | None]:
+    """One connection's batches; None where the history ends and what happens now begins."""
     reader = FrameReader()
     try:
         with _connect(address, timeout) as sock:
-            sock.sendall(Frame(ask).encode())
+            sock.sendall(Frame({"ask": "merged", "follow": follow, **head}).encode())
             while data := sock.recv(RECEIVE):
                 for frame in reader.receive(data):
                     head = frame.head
@@ -95,13 +191,14 @@ def read_batches(
                         return
                     if head.get("live"):
                         sock.settimeout(None)
+                        yield None
     except TimeoutError:
-        raise LogsError(f"logger0 at {address} is silent for {timeout:g} s") from None
+        raise _LostError(f"logger0 at {address} is silent for {timeout:g} s") from None
     except FrameError as error:
         raise LogsError(f"what answers at {address} is not logger0: {error}") from error
     except OSError as error:
-        raise LogsError(f"logger0 at {address} cannot be reached: {error.strerror or error}") from error
-    raise LogsError(f"logger0 at {address} ended in the middle of the log")
+        raise _LostError(f"logger0 at {address} cannot be reached: {error.strerror or error}") from error
+    raise _LostError(f"logger0 at {address} ended in the middle of the log")
 
 
 def render(
@@ -111,6 +208,28 @@ def render(
     line = format_json if as_json else partial(format_text, colour=colour, width=width)
     for batch in batches:
         yield "\n".join(map(line, batch)) + "\n"
+
+
+BAR = 32
+"""Columns of the picture of a request's time."""
+
+
+def tree(story: Sequence[LogEntry], *, colour: bool = False) -> str:
+    """One request with its pieces below it: when each began after the first, how long it took, and what it did."""
+    begin = min(record.start for _, record in story)
+    whole = max(1, max(record.start + record.duration for _, record in story) - begin)
+    lines = []
+    for index, entry in enumerate(story):
+        server, record = entry
+        piece = record.kind == Kind.PIECE
+        branch = ("└ " if index == len(story) - 1 else "├ ") if piece else ""
+        first = (record.start - begin) * BAR // whole
+        last = max(first + 1, -(-(record.start + record.duration - begin) * BAR // whole))
+        bar = (" " * first + "█" * (last - first))[:BAR]
+        what = format_text(LogEntry(server, record)).split(maxsplit=2)[2].removeprefix("└ ")
+        line = f"{branch + f'server{server}':<12} ▕{bar:<{BAR}}▏ +{(record.start - begin) / 1e6:.3f} ms  {what}"
+        lines.append(f"\x1b[{COLOURS[server % len(COLOURS)]}m{line}\x1b[0m" if colour else line)
+    return "\n".join(lines) + "\n"
 
 
 def _connect(address: str, timeout: float) -> socket.socket:
@@ -139,6 +258,8 @@ def _entries(frame: Frame) -> list[LogEntry]:
 
 def _sentences(head: dict[str, Any]) -> Iterator[str]:
     """What is to be told of a frame that says what is not there."""
+    for name in head.get("back", []):
+        yield f"{name} is back; its share follows"
     trouble = head.get("trouble", {})
     for name in head.get("missing", []):
         yield f"{name} is missing ({trouble.get(name, 'no reason known')}); the log is without its share"

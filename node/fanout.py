@@ -98,7 +98,7 @@ class Fanout:
     def _carry_out(self, piece: Piece) -> None:
         """This server's own piece."""
         request, shard = self._request, self._server.shard
-        start = self._server.now()
+        began = self._server.now()
         try:
             if request.command == Command.READ:
                 offset = piece.offset
@@ -121,22 +121,22 @@ class Fanout:
                     request.flags,
                     piece.offset,
                     piece.length,
-                    lambda error: self._changed(piece, start, error),
+                    lambda error: self._changed(piece, began, error),
                 )
                 return
         except OSError as error:
-            self._changed(piece, start, error)
+            self._changed(piece, began, error)
         else:
-            self._changed(piece, start, None)
+            self._changed(piece, began, None)
 
-    def _changed(self, piece: Piece, start: int, error: OSError | None) -> None:
+    def _changed(self, piece: Piece, began: int, error: OSError | None) -> None:
         """This server's own piece is done: it stands in the log as the others' do."""
         server, request = self._server, self._request
         if error is not None:
             server.refuse(request, error)
         server.log.append(
-            start,
-            server.now() - start,
+            began,
+            server.now() - began,
             self._identifier,
             piece.offset,
             piece.length,

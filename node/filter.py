@@ -142,11 +142,16 @@ def flag(head: Mapping[str, Any], name: str) -> bool:
     return value
 
 
+def known_operations() -> tuple[str, ...]:
+    """The names that `operations` may hold."""
+    return (*_COMMANDS, *_EVENTS)
+
+
 def _operations(names: Any) -> tuple[str, ...]:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"operations must be a list of names, not {names!r}")
     for name in names:
         if name not in _COMMANDS and name not in _EVENTS:
-            known = ", ".join(map(str.lower, (*_COMMANDS, *_EVENTS)))
+            known = ", ".join(map(str.lower, known_operations()))
             raise ValueError(f"there is no operation {name.lower()!r}; there are {known}")
     return tuple(names)

@@ -96,7 +96,7 @@ class Server:
         self.bad_input = 0
         self.no_space = 0
         self._notices = 0
-        self._identifier = first_identifier(spec.index, self.log.incarnation)
+        self._identifier = first_identifier(spec.index, self.log.incarnation) - 1
         self._accepted = 0
         self._drained: Callable[[], None] | None = None
         self._listeners = [Listener(loop, sock, self._accept) for sock in listeners]

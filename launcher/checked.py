@@ -1,0 +1,30 @@
+"""cluster.yaml for the commands: what is wrong with it ends the command with a sentence a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from client.console import EXIT_NOT_RUNNING, EXIT_USAGE, Failure
+from launcher import config as configuration
+from launcher.config import ClusterConfig, ConfigError
+
+
+def load(file: Path) -> ClusterConfig:
+    """Raises Failure."""
+    try:
+        return configuration.load(file)
+    except ConfigError as error:
+        raise Failure(str(error), EXIT_USAGE, prefix="") from error
+
+
+def logger0(cluster: ClusterConfig) -> str:
+    """Where logger 0 of a running cluster listens. Raises Failure."""
+    from launcher.rundir import RunDirectory
+
+    record = RunDirectory(cluster.name).record()
+    address = next((found.address for found in record.nodes if found.name == "logger0"), None) if record else None
+    if address is None:
+        merged = cluster.logs.directory / f"{cluster.name}.log"
+        hint = f"; the log of its last run is {merged}" if merged.exists() else ""
+        raise Failure(f"cluster {cluster.name} is not running{hint}", EXIT_NOT_RUNNING)
+    return address

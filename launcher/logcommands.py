@@ -1,0 +1,133 @@
+"""`memcluster logs`, `timeline` and `stats`: which part of the log is wanted, and in what form it is shown."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from client.console import Failure, seconds
+from launcher.checked import load, logger0
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _time(value: str) -> int:
+    from launcher.logs import parse_since
+
+    try:
+        return parse_since(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _range(value: str) -> tuple[int, int]:
+    from client.units import parse_size
+
+    offset, colon, length = value.partition(":")
+    try:
+        span = parse_size(offset), parse_size(length) if colon else 1
+    except ValueError as error:
+        raise click.BadParameter(f"{error}; write OFFSET:LENGTH, such as 0x1000:4KiB") from error
+    if not span[1]:
+        raise click.BadParameter("a range of no bytes; write OFFSET:LENGTH, such as 0x1000:4KiB")
+    return span
+
+
+def _operation(value: str) -> str:
+    from node.filter import known_operations
+
+    if value.upper() not in known_operations():
+        raise click.BadParameter(f"there is no {value!r}; there are {', '.join(map(str.lower, known_operations()))}")
+    return value.upper()
+
+
+_OPTIONS = (
+    click.option("--since", metavar="T", type=_time, help="From T on: 5m (ago), or 2026-01-31T12:00:00."),
+    click.option("--until", metavar="T", type=_time, help="What started at T or before."),
+    click.option("--node", metavar="NAME", help="What one server wrote."),
+    click.option("--client", metavar="N", type=click.IntRange(min=1), help="The requests and events of one client."),
+    click.option("--op", "operations", metavar="NAME", type=_operation, multiple=True,
+                 help="One operation, such as write, or event, such as died; again for more."),
+    click.option("--slower-than", "slower", metavar="TIME", type=seconds, help="What took longer, such as 1ms."),
+    click.option("--errors", is_flag=True, help="What failed, and events that mean trouble."),
+    click.option("--range", "span", metavar="OFFSET:LENGTH", type=_range, help="Who touched these bytes?"),
+    click.option("--request", metavar="ID", help="One request with its pieces."),
+)  # fmt: skip
+
+
+def _filters(command: F) -> F:
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def _wanted(options: dict[str, Any]) -> dict[str, Any]:
+    """The options as launcher.logs.Wanted has them."""
+    slower = options.pop("slower")
+    return {**options, "slower": None if slower is None else int(slower * 1e9)}
+
+
+def _tell(sentence: str) -> None:
+    click.echo(f"memcluster: {sentence}", err=True)
+
+
+@click.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
+@click.option("-n", "--last", type=click.IntRange(min=0), metavar="N", help="The last N records.")
+@_filters
+@click.option("--json", "as_json", is_flag=True, help="JSON lines.")
+@click.option("--trace", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write the records as a trace for Perfetto and chrome://tracing.")  # fmt: skip
+@click.pass_obj
+def logs(
+    file: Path,
+    /,
+    follow: bool,
+    last: int | None,
+    as_json: bool,
+    trace: Path | None,
+    request: str | None,
+    **options: Any,
+) -> int:
+    """Show the merged log, through logger 0."""
+    from launcher.logs import LogsError, read_batches, render, tree
+
+    if trace is not None and (follow or as_json):
+        raise click.UsageError("--trace goes neither with --follow nor with --json")
+    address = logger0(load(file))
+    batches = read_batches(address, follow=follow, last=last, request=request, told=_tell, **_wanted(options))
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else 0
+    colour = terminal and not os.environ.get("NO_COLOR")
+    try:
+        if trace is not None:
+            from launcher.trace import write_trace
+
+            count = write_trace(trace, (entry for batch in batches for entry in batch))
+            click.echo(f"{count} records in {trace}: open it in https://ui.perfetto.dev or chrome://tracing")
+        elif request is not None and not (follow or as_json):
+            story = [entry for batch in batches for entry in batch]
+            if not story:
+                raise Failure(f"the log has no request {request}")
+            sys.stdout.write(tree(story, colour=colour))
+        else:
+            for text in render(batches, as_json=as_json, colour=colour, width=width):
+                sys.stdout.write(text)
+                if follow:
+                    sys.stdout.flush()
+    except LogsError as error:
+        raise Failure(str(error)) from error
+    except OSError as error:
+        if trace is None or isinstance(error, BrokenPipeError):
+            raise
+        raise Failure(f"{trace} cannot be written: {error.strerror}") from error
+    return 0
+
+
+COMMANDS = (logs,)
