@@ -63,6 +63,8 @@ class _Block:
 
     def __init__(self, writes: list[_Write]) -> None:
         self.writes = [_NOTHING, *writes]
+        self.by_tag = {write.tag: [write] for write in writes if not write.zeroes}
+        self.by_tag[0] = [write for write in self.writes if write.zeroes]
         acknowledged = sorted((write for write in self.writes if write.until != NEVER), key=lambda write: write.until)
         self._ends = [write.until for write in acknowledged]
         self._latest = list(accumulate(acknowledged, lambda one, other: max(one, other, key=lambda w: w.invoked)))
@@ -95,7 +97,6 @@ class _Block:
 def check(operations: Iterable[Operation], *, ordered: bool = False) -> Verdict:
     """Check the whole history of a memory that was all zeroes at first."""
     writes: dict[int, list[_Write]] = defaultdict(list)
-    by_tag: dict[int, Operation] = {}
     reads = []
     for operation in operations:
         if operation.kind in WRITING:
@@ -104,7 +105,6 @@ def check(operations: Iterable[Operation], *, ordered: bool = False) -> Verdict:
             write = _Write(
                 operation.client, operation.number, operation.tag, operation.invoked, until, operation.returned, zeroes
             )
-            by_tag[operation.tag] = operation
             for block in _blocks(operation):
                 writes[block].append(write)
         elif operation.kind == "READ" and operation.acknowledged:
@@ -132,7 +132,7 @@ def _check_block(
     """False if the value may be, or is a lost write's doing."""
     if isinstance(value, str):
         return _check_mix(block, offset, bytes.fromhex(value), read, verdict, ordered)
-    matching = [write for write in block.writes if (write.zeroes if value == 0 else write.tag == value)]
+    matching = block.by_tag.get(value, [])
     begun = [write for write in matching if write.invoked < read.returned]
     hider = None
     for write in reversed(begun):
@@ -159,9 +159,7 @@ def _is_late(block: _Block, write: _Write, read: Operation) -> bool:
     return block.hider(write._replace(until=write.given_up), read, ordered=False) is not None
 
 
-def _check_mix(
-    block: _Block, offset: int, data: bytes, read: Operation, verdict: Verdict, ordered: bool
-) -> bool:
+def _check_mix(block: _Block, offset: int, data: bytes, read: Operation, verdict: Verdict, ordered: bool) -> bool:
     """Every byte must come from some write that may be read."""
     allowed = [
         write

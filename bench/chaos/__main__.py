@@ -1,0 +1,90 @@
+"""The command: one run from a seed, or an earlier run once more."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from threading import Event
+
+import click
+
+from bench.chaos.report import Report
+from bench.chaos.run import Options, replay, run
+from bench.chaos.schedule import Fault, plan
+from client.units import parse_duration
+
+
+def _seconds(_context: click.Context, _parameter: click.Parameter, text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--seed", type=int, default=1, show_default=True, help="What is broken when follows from it.")
+@click.option("--for", "seconds", callback=_seconds, default="60s", show_default=True, help="How long.")
+@click.option("--servers", type=click.IntRange(1, 16), default=3, show_default=True)
+@click.option("--layout", type=click.Choice(["linear", "stripe"]), default="linear", show_default=True)
+@click.option("--fan-out", type=click.Choice(["parallel", "serial"]), default="parallel", show_default=True)
+@click.option("--storage", type=click.Choice(["memory", "directory"]), default="memory", show_default=True)
+@click.option("--clients", type=click.IntRange(1, 16), default=4, show_default=True, help="Our own ones.")
+@click.option("--rate", type=click.FloatRange(1), default=250.0, show_default=True, help="Operations a second of each.")
+@click.option("--every", type=click.FloatRange(0.05), default=1.0, show_default=True, help="Seconds between faults.")
+@click.option("--no-real", is_flag=True, help="Without fio and nbdcopy.")
+@click.option("--keep", is_flag=True, help="Keep the folder of a run that went well, too.")
+@click.option("--replay", "earlier", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
+              help="Check the history in FOLDER again, then run its schedule again.")  # fmt: skip
+@click.option("--check-only", is_flag=True, help="With --replay: do not run it again.")
+def main(
+    seed: int,
+    seconds: float,
+    servers: int,
+    layout: str,
+    fan_out: str,
+    storage: str,
+    clients: int,
+    rate: float,
+    every: float,
+    no_real: bool,
+    keep: bool,
+    earlier: Path | None,
+    check_only: bool,
+) -> None:
+    """Break a cluster under verified load, and tell what became of the bytes and of the log."""
+    if earlier is not None:
+        options, schedule, report = replay(earlier)
+        _show(report)
+        if check_only:
+            sys.exit(report.failed)
+    else:
+        storage = "data" if storage == "directory" else storage
+        options = Options(seed, seconds, servers, layout, fan_out, storage, clients, rate, not no_real)
+        schedule = plan(seed, seconds, servers, every)
+    sys.exit(_run(options, schedule, keep=keep))
+
+
+def _run(options: Options, schedule: list[Fault], *, keep: bool) -> int:
+    end = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: end.set())
+    folder = Path(tempfile.mkdtemp(prefix="memcluster-chaos-"))
+    report = run(options, schedule, folder, end, lambda text: click.echo(text, err=True))
+    _show(report)
+    (folder / "report").write_text("\n".join(report.lines()) + "\n")
+    if report.failed or keep:
+        click.echo(f"everything about it is in {folder}; again: python -m bench.chaos --replay {folder}", err=True)
+    else:
+        shutil.rmtree(folder)
+    return int(report.failed)
+
+
+def _show(report: Report) -> None:
+    click.echo("\n".join(report.lines()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Carries the schedule out: kills and stops processes by their identity, asks the cluster for the other faults."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterable
+from threading import Event
+from typing import Any
+
+from bench.chaos.schedule import Fault
+from bench.chaos.subject import Subject
+from launcher.identity import Identity
+from launcher.leftovers import wait_gone
+
+FAULTS = {
+    "slow": ["slow", "--delay", "20ms"],
+    "hang": ["hang"],
+    "partition": ["partition", "server0"],
+}
+COMMAND_PATIENCE = 15.0
+
+
+class Breaker:
+    """`done` has a line for each fault: when it was, and what became of it."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.kills: Counter[str] = Counter()
+        self.others: Counter[str] = Counter()
+        self.done: list[dict[str, Any]] = []
+        self.failed_ups = 0
+        self.deaths_unasked: list[str] = []
+        """Times at which the supervisor was dead although nobody had killed it."""
+        self._subject = subject
+        self._paused: dict[str, Identity] = {}
+        self._commands: list[tuple[Fault, subprocess.Popen[bytes]]] = []
+
+    def run(self, schedule: Iterable[Fault], seconds: float, end: Event) -> None:
+        """Do each at its time, and come back after `seconds` or when `end` is set. Raises NotUp."""
+        began = time.monotonic()
+        for fault in schedule:
+            if end.wait(max(0.0, began + fault.at - time.monotonic())):
+                return
+            self._see_that_it_lives(time.monotonic() - began)
+            late = round(time.monotonic() - began - fault.at, 3)
+            self.done.append(fault._asdict() | {"late": late, "outcome": self._do(fault)})
+        end.wait(max(0.0, began + seconds - time.monotonic()))
+        self._see_that_it_lives(time.monotonic() - began)
+
+    def heal(self) -> None:
+        """Let everything go on that is paused, and wait for the commands. Spans end by themselves."""
+        for identity in self._paused.values():
+            identity.signal(signal.SIGCONT)
+        self._paused.clear()
+        self._reap(COMMAND_PATIENCE)
+
+    def _do(self, fault: Fault) -> str:
+        self._reap(0.0)
+        if fault.kind == "kill":
+            return self._kill(fault.target)
+        if fault.kind == "pause":
+            identity = self._find(fault.target)
+            if identity is None or not identity.signal(signal.SIGSTOP):
+                return "not alive"
+            self._paused[fault.target] = identity
+            self.others[f"pause {fault.target.rstrip('0123456789')}"] += 1
+            return f"pid {identity.pid}"
+        if fault.kind == "resume":
+            paused = self._paused.pop(fault.target, None)
+            return "resumed" if paused and paused.signal(signal.SIGCONT) else "not alive"
+        kind, *options = FAULTS[fault.kind]
+        words = ["fault", kind, *options[-1:], fault.target] if kind == "partition" else ["fault", kind, fault.target]
+        words += options if kind == "slow" else []
+        self._commands.append((fault, self._subject.begin(*words, "--for", f"{fault.span:g}s")))
+        self.others[fault.kind] += 1
+        return "asked"
+
+    def _kill(self, target: str) -> str:
+        record = self._subject.record()
+        if record is None:
+            return "no record"
+        if target == "all":
+            victims = [record.supervisor, *record.helpers, *(node.identity for node in record.nodes)]
+        elif target == "fork server":
+            victims = list(record.helpers)
+        else:
+            victims = [identity for identity in [self._find(target)] if identity]
+        killed = [identity for identity in victims if identity.signal(signal.SIGKILL)]
+        if not killed:
+            return "not alive"
+        self.kills[target.rstrip("0123456789")] += 1
+        if target in ("all", "supervisor"):
+            self._up(record.supervisor)
+        return f"pids {' '.join(str(identity.pid) for identity in killed)}"
+
+    def _up(self, dead: Identity) -> None:
+        self._paused.pop("supervisor", None)
+        wait_gone([dead], COMMAND_PATIENCE)
+        self.failed_ups += self._subject.up()
+
+    def _see_that_it_lives(self, at: float) -> None:
+        """Start the cluster again if its supervisor has died by itself: the load is to go on."""
+        record = self._subject.record()
+        if record is None or not record.supervisor.alive:
+            self.deaths_unasked.append(f"{at:.3f} s")
+            self.failed_ups += self._subject.up()
+
+    def _find(self, target: str) -> Identity | None:
+        record = self._subject.record()
+        if record is None:
+            return None
+        if target == "supervisor":
+            return record.supervisor
+        return next((node.identity for node in record.nodes if node.name == target), None)
+
+    def _reap(self, seconds: float) -> None:
+        """Take note of the commands that have ended; those that are late are ended."""
+        left = []
+        for fault, process in self._commands:
+            try:
+                _, said = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                if not seconds:
+                    left.append((fault, process))
+                    continue
+                process.kill()
+                _, said = process.communicate()
+            if process.returncode:
+                self.done.append(fault._asdict() | {"failed": said.decode(errors="replace").strip()})
+        self._commands = left

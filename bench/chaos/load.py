@@ -1,0 +1,209 @@
+"""Our own clients: processes that write, read, zero and trim, and note each operation with its times and its outcome.
+
+Each uses memcluster's client as it is, which connects again by itself and repeats what was in flight. A client works
+mostly on a region of its own, and sometimes on those that all share. Operations begin in rounds, one or several at
+once, and a round is over when all of its outcomes are known.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import memcluster
+from bench.chaos.history import ACKNOWLEDGED, BLOCK, ERROR, UNKNOWN, Operation, identify, pattern, write_operations
+from bench.chaos.places import Region
+from client.memory import Future, Memory
+
+DEEPEST = 16
+"""Operations in one round, at most."""
+LONGEST = 32
+"""Blocks in one operation, at most."""
+RECONNECT = 20.0
+"""Seconds after which a lost connection is given up, and what was in flight is unknown."""
+PATIENCE = 90.0
+"""Seconds after which an operation without an answer is given up."""
+KINDS = {"WRITE": 45, "READ": 42, "WRITE_ZEROES": 5, "TRIM": 4, "FLUSH": 4}
+SHARED = 0.25
+"""Of the operations, in the regions that all share."""
+TAG_SHIFT = 40
+FLUSH_EVERY = 1000
+"""Operations that are held before they are written to the file."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One client: `rate` is in operations a second; `limit` is when it ends at the latest, by the monotonic clock."""
+
+    uri: str
+    number: int
+    seed: int
+    rate: float
+    limit: float
+    private: Region
+    shared: tuple[Region, ...]
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return f"client{self.number}"
+
+
+class Begun:
+    """An operation whose outcome is not known yet. `future` is None if it could not even be sent."""
+
+    def __init__(self, number: int, kind: str, offset: int, length: int, tag: int) -> None:
+        self.number = number
+        self.kind = kind
+        self.offset = offset
+        self.length = length
+        self.tag = tag
+        self.future: Future[Any] | None = None
+        self.invoked = time.monotonic_ns()
+        self.lost_before = 0
+
+
+class Client:
+    """The loop of one client."""
+
+    def __init__(self, job: Job, stop: Event) -> None:
+        self._job = job
+        self._stop = stop
+        self._rng = random.Random(f"client {job.seed} {job.number}")
+        self._memory: Memory | None = None
+        self._done: list[Operation] = []
+        self._number = 0
+        self._lost = 0  # connections of earlier memories
+
+    def run(self) -> None:
+        began = time.monotonic()
+        try:
+            while not self._stop.is_set() and time.monotonic() < self._job.limit:
+                if self._connect():
+                    self._round()
+                if len(self._done) >= FLUSH_EVERY:
+                    self._save()
+                self._stop.wait(max(0.0, began + self._number / self._job.rate - time.monotonic()))
+        finally:
+            self._save()
+            if self._memory is not None:
+                self._memory.close()
+
+    def _save(self) -> None:
+        write_operations(self._job.path, self._done)
+        self._done.clear()
+
+    def _connect(self) -> bool:
+        if self._memory is None:
+            try:
+                self._memory = memcluster.connect(self._job.uri, timeout=RECONNECT)
+            except memcluster.ClusterError:
+                self._stop.wait(0.05)
+                return False
+        return True
+
+    def _round(self) -> None:
+        depth = self._rng.choice((1, 1, 1, 2, 4, DEEPEST))
+        begun = [self._begin() for _ in range(depth)]
+        for operation in begun:
+            self._done.append(self._finish(operation))
+        if any(done.outcome == UNKNOWN for done in self._done[-depth:]) and self._memory is not None:
+            self._lost += self._memory.reconnections + 1
+            self._memory.close()
+            self._memory = None
+
+    def _begin(self) -> Begun:
+        rng, job, memory = self._rng, self._job, self._memory
+        assert memory is not None
+        [kind] = rng.choices(list(KINDS), list(KINDS.values()))
+        region = rng.choice(job.shared) if rng.random() < SHARED else job.private
+        blocks = min(LONGEST, 1 + int(rng.expovariate(0.25)))
+        offset = region.offset + rng.randrange(region.length // BLOCK - blocks + 1) * BLOCK
+        self._number += 1
+        length = blocks * BLOCK
+        if kind == "FLUSH":
+            offset = length = 0
+        begun = Begun(self._number, kind, offset, length, (job.number + 1) << TAG_SHIFT | self._number)
+        begun.lost_before = self._lost + memory.reconnections
+        try:
+            if kind == "WRITE":
+                data = pattern(begun.tag, offset, length)
+                begun.future = memory.start_pwrite(data, offset, fua=rng.random() < 0.05)
+            elif kind == "READ":
+                begun.future = memory.start_pread(length, offset)
+            elif kind == "WRITE_ZEROES":
+                begun.future = memory.start_zero(length, offset, no_hole=rng.random() < 0.5)
+            elif kind == "TRIM":
+                begun.future = memory.start_trim(length, offset)
+            else:
+                begun.future = memory.start_flush()
+        except memcluster.ClusterError:
+            pass  # it may have been sent all the same
+        return begun
+
+    def _finish(self, begun: Begun) -> Operation:
+        assert self._memory is not None
+        outcome, why, data = UNKNOWN, "could not be sent", None
+        if begun.future is not None:
+            outcome, why, data = self._wait(begun.future)
+        returned = time.monotonic_ns()
+        seen = identify(data, begun.offset) if begun.kind == "READ" and data is not None else []
+        repeats = self._lost + self._memory.reconnections - begun.lost_before
+        return Operation(
+            self._job.name,
+            begun.number,
+            begun.kind,
+            begun.offset,
+            begun.length,
+            begun.tag,
+            begun.invoked,
+            returned,
+            outcome,
+            repeats,
+            seen,
+            why,
+        )
+
+    @staticmethod
+    def _wait(future: Future[Any]) -> tuple[str, str, Any]:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return ACKNOWLEDGED, "", future.result()
+            except memcluster.Timeout as error:
+                if time.monotonic() > deadline:
+                    return UNKNOWN, str(error), None
+            except memcluster.RequestError as error:
+                return ERROR, str(error), None
+            except memcluster.ClusterError as error:
+                return UNKNOWN, str(error), None
+
+
+def start(context: Any, job: Job, stop: Event) -> SpawnProcess:
+    """A process of its own for a client."""
+    process: SpawnProcess = context.Process(target=_main, args=(job, stop), name=job.name, daemon=True)
+    process.start()
+    return process
+
+
+def _main(job: Job, stop: Event) -> None:
+    Client(job, stop).run()
+
+
+def read_all(uri: str, regions: list[Region], path: Path) -> None:
+    """A last look at every region, by a client of its own: what it reads stands in the history as well."""
+    with memcluster.connect(uri) as memory:
+        for number, region in enumerate(regions):
+            invoked = time.monotonic_ns()
+            data = memory.pread(region.length, region.offset)
+            seen = identify(data, region.offset)
+            operation = Operation(
+                "last", number, "READ", region.offset, region.length, 0, invoked, time.monotonic_ns(), ACKNOWLEDGED,
+                memory.reconnections, seen, "",
+            )  # fmt: skip
+            write_operations(path, [operation])

@@ -1,0 +1,162 @@
+"""Holds the merged log against what clients were told. Pure.
+
+Each acknowledged request must be in the log, with the same operation, offset and length, at a time between its
+beginning and its acknowledgement. A request that was sent again because its connection was lost may be there once
+more for each time; any other record of a request in our clients' regions is one too many. Of each acknowledged
+request, every server that holds bytes of it must have logged its piece exactly once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import Any, NamedTuple
+
+from bench.chaos.history import Operation
+from bench.chaos.places import Region
+from node.layout import Layout
+
+SLACK = 50_000_000
+"""ns by which the clocks of processes may disagree."""
+MAX_TOLD = 20
+PROBE = 1
+"""Bytes that `up` reads of each server, to see that it answers: not a request of a client of ours."""
+Key = tuple[str, int, int]
+
+
+@dataclass
+class LogVerdict:
+    """What is wrong with the log. Doubles are records that nothing explains."""
+
+    requests: int = 0
+    pieces: int = 0
+    missing: int = 0
+    missing_pieces: int = 0
+    double: int = 0
+    double_pieces: int = 0
+    told: list[str] = field(default_factory=list)
+
+    def tell(self, sentence: str) -> None:
+        if len(self.told) < MAX_TOLD:
+            self.told.append(sentence)
+
+
+class _Span(NamedTuple):
+    """When an operation may have been logged, and how often."""
+
+    begin: int
+    end: int
+    times: int
+    operation: Operation
+
+
+def check_log(
+    entries: Iterable[Mapping[str, Any]],
+    operations: Iterable[Operation],
+    regions: Sequence[Region],
+    layout: Layout,
+    clock: int,
+    slack: int = SLACK,
+) -> LogVerdict:
+    """`clock` is what must be added to the operations' times to get the log's."""
+    verdict = LogVerdict()
+    records: dict[Key, list[tuple[int, str]]] = defaultdict(list)
+    pieces: Counter[tuple[str, str]] = Counter()
+    for entry in entries:
+        if entry["kind"] == "piece":
+            verdict.pieces += 1
+            pieces[entry["request"], entry["node"]] += 1
+        elif entry["kind"] == "request" and entry["error"] is None:
+            verdict.requests += 1
+            key = entry["operation"], entry["offset"], entry["length"]
+            records[key].append((entry["time_ns"], entry["request"]))
+    issued: dict[Key, list[Operation]] = defaultdict(list)
+    for operation in operations:
+        issued[operation.kind, operation.offset, operation.length].append(operation)
+    for key, found in issued.items():
+        _check_key(key, found, records.pop(key, []), pieces, layout, clock, slack, verdict)
+    for (kind, offset, length), left in records.items():
+        if length != PROBE and any(region.offset <= offset < region.offset + region.length for region in regions):
+            verdict.double += len(left)
+            verdict.tell(f"{len(left)} records of {kind} {length} bytes at {offset:#x}, which nobody asked for")
+    doubles = [(identity, count) for identity, count in pieces.items() if count > 1]
+    verdict.double_pieces = sum(count - 1 for _, count in doubles)
+    for (request, node), count in doubles[:5]:
+        verdict.tell(f"the piece of {request} on {node} is there {count} times")
+    return verdict
+
+
+def _check_key(
+    key: Key,
+    operations: list[Operation],
+    records: list[tuple[int, str]],
+    pieces: Mapping[tuple[str, str], int],
+    layout: Layout,
+    clock: int,
+    slack: int,
+    verdict: LogVerdict,
+) -> None:
+    """The operations of one kind on the same bytes."""
+
+    def span(operation: Operation, times: int) -> _Span:
+        return _Span(operation.invoked + clock - slack, operation.returned + clock + slack, times, operation)
+
+    must = [span(operation, 1) for operation in operations if operation.acknowledged]
+    matched, left, absent = _match(must, sorted(records))
+    verdict.missing += len(absent)
+    for operation in absent:
+        verdict.tell(f"no record of {key[0]} {operation.number} of {operation.client}, acknowledged")
+    for operation, request in matched:
+        for node in _nodes(operation, layout):
+            if not pieces.get((request, node)):
+                verdict.missing_pieces += 1
+                verdict.tell(f"no piece of {request} ({key[0]} {key[2]} bytes at {key[1]:#x}) on {node}")
+    # A request whose outcome is not known may still be carried out when its client has given up.
+    may = [span(operation, operation.repeats) for operation in operations if operation.acknowledged]
+    may += [
+        span(operation, operation.repeats + 1)._replace(end=1 << 63)
+        for operation in operations
+        if not operation.acknowledged
+    ]
+    _, doubles, _ = _match(may, left)
+    if key[0] != "FLUSH":  # others flush, too, and their flushes look the same
+        verdict.double += len(doubles)
+        for _, request in doubles:
+            verdict.tell(f"{request} ({key[0]} {key[2]} bytes at {key[1]:#x}) is one record too many")
+
+
+def _match(
+    spans: list[_Span], records: list[tuple[int, str]]
+) -> tuple[list[tuple[Operation, str]], list[tuple[int, str]], list[Operation]]:
+    """Give each record, in order of time, to the open span that ends first; returns the pairs, the records left over,
+    and the operations that got none of theirs."""
+    waiting = sorted(spans, key=lambda span: span.begin, reverse=True)
+    opened: list[tuple[int, int, _Span]] = []
+    pairs, left, absent = [], [], []
+    for time, request in records:
+        while waiting and waiting[-1].begin <= time:
+            span = waiting.pop()
+            heappush(opened, (span.end, len(waiting), span))
+        while opened and (opened[0][0] < time or not opened[0][2].times):
+            span = heappop(opened)[2]
+            if span.times:
+                absent.append(span.operation)
+        if opened:
+            end, order, span = heappop(opened)
+            pairs.append((span.operation, request))
+            if span.times > 1:
+                heappush(opened, (end, order, span._replace(times=span.times - 1)))
+        else:
+            left.append((time, request))
+    absent += [span.operation for span in (*waiting, *(span for *_, span in opened)) if span.times]
+    return pairs, left, absent
+
+
+def _nodes(operation: Operation, layout: Layout) -> list[str]:
+    """Where pieces of the request are logged: nowhere if the first server carries it out alone."""
+    if operation.kind == "FLUSH":
+        return [f"server{server}" for server in range(len(layout.sizes))]
+    servers = [piece.server for piece in layout.split(operation.offset, operation.length)]
+    return [] if servers == [0] else [f"server{server}" for server in servers]

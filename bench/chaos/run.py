@@ -1,0 +1,201 @@
+"""One run in one folder, from the first `up` to the last `down`, and the checks; and a run's history checked again."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import memcluster
+from bench.chaos import load
+from bench.chaos.breaker import Breaker
+from bench.chaos.checker import check
+from bench.chaos.history import Operation, read_operations
+from bench.chaos.logcheck import SLACK, check_log
+from bench.chaos.places import Places, choose
+from bench.chaos.realclients import Copy, Fio, RealClient
+from bench.chaos.report import Report
+from bench.chaos.schedule import Fault
+from bench.chaos.subject import NotUp, Subject
+from launcher import config
+from node.layout import Layout, Linear, Striped
+
+HEAL_WITHIN = 60.0
+CLIENTS_WITHIN = load.PATIENCE + load.RECONNECT + 10.0
+Tell = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is made of, beside its schedule."""
+
+    seed: int
+    seconds: float
+    servers: int = 3
+    layout: str = "linear"
+    fan_out: str = "parallel"
+    storage: str = "memory"
+    clients: int = 4
+    rate: float = 250.0
+    real: bool = True
+
+    @property
+    def title(self) -> str:
+        return (
+            f"seed {self.seed}, {self.seconds:g} s, {self.servers} servers, {self.layout}, {self.fan_out}, "
+            f"storage {self.storage}, {self.clients} clients of {self.rate:g} operations a second"
+        )
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """Of cluster.yaml."""
+        layout = {"stripe": "64KiB"} if self.layout == "stripe" else "linear"
+        return {"servers": self.servers, "layout": layout, "fan_out": self.fan_out, "storage": self.storage}
+
+
+def run(options: Options, schedule: list[Fault], folder: Path, end: Event, tell: Tell) -> Report:
+    """Do it all. What can be looked at afterwards is in `folder`; nothing else is left."""
+    report = Report(options.title)
+    subject = Subject(folder, **options.keys)
+    report.breaker = breaker = Breaker(subject)
+    (folder / "schedule.json").write_text(json.dumps(schedule))
+    history = folder / "history"
+    history.mkdir()
+    began = _clock()
+    try:
+        subject.up()
+        places = _places(folder, options)
+        tell(f"{options.title}: {len(schedule)} faults in {folder}")
+        _put_under_load(options, schedule, subject, places, breaker, report, end)
+        _look_at_the_end(subject, places, report)
+    except NotUp as error:
+        report.trouble.append(f"the cluster does not come up: {error}")
+    except (memcluster.ClusterError, OSError) as error:
+        report.trouble.append(f"the end of the run: {type(error).__name__}: {error}")
+    finally:
+        done = subject.command("down", timeout=120.0)
+        (folder / "down").write_bytes(done.stdout + done.stderr)
+        if done.returncode:
+            report.trouble.append(f"down: exit {done.returncode}: {done.stderr.decode(errors='replace').strip()}")
+        report.left = subject.left_behind()
+        subject.end_leftovers()
+        (folder / "faults.json").write_text("".join(json.dumps(line) + "\n" for line in breaker.done))
+        facts = {"options": asdict(options), "clock": began, "drift": _clock() - began, "machine": platform.platform()}
+        (folder / "run.json").write_text(json.dumps(facts, indent=2))
+    if breaker.deaths_unasked:
+        report.trouble.append(f"the supervisor died by itself: {', '.join(breaker.deaths_unasked)}")
+    tell("checking")
+    _check(folder, report)
+    return report
+
+
+def replay(folder: Path) -> tuple[Options, list[Fault], Report]:
+    """Check the history of an earlier run again; also what is needed to run it again."""
+    options = Options(**json.loads((folder / "run.json").read_text())["options"])
+    schedule = [Fault(*fault) for fault in json.loads((folder / "schedule.json").read_text())]
+    report = Report(f"{options.title}, as it was recorded")
+    _check(folder, report)
+    return options, schedule, report
+
+
+def _put_under_load(
+    options: Options,
+    schedule: list[Fault],
+    subject: Subject,
+    places: Places,
+    breaker: Breaker,
+    report: Report,
+    end: Event,
+) -> None:
+    """The load, and the faults meanwhile; over when every client has ended."""
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    stop_real = Event()
+    limit = time.monotonic() + options.seconds + CLIENTS_WITHIN
+    processes = []
+    real: list[RealClient] = []
+    if options.real:
+        real = [
+            Fio("fio", subject.uri, places.fio, options.seed, subject.folder, stop_real),
+            Copy("nbdcopy", subject.uri, places.copy, options.seed, subject.folder, stop_real),
+        ]
+    report.tallies = [client.tally for client in real]
+    try:
+        for number, private in enumerate(places.private):
+            path = subject.folder / "history" / f"client{number}.jsonl"
+            job = load.Job(subject.uri, number, options.seed, options.rate, limit, private, tuple(places.shared), path)
+            processes.append(load.start(context, job, stop))
+        for client in real:
+            client.start()
+        breaker.run(schedule, options.seconds, end)
+    finally:
+        stop.set()
+        stop_real.set()
+        breaker.heal()
+        for process in processes:
+            process.join(max(0.0, limit - time.monotonic()))
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+            if process.exitcode:
+                report.trouble.append(f"{process.name} ended with {process.exitcode}")
+        for client in real:
+            client.join()
+
+
+def _look_at_the_end(subject: Subject, places: Places, report: Report) -> None:
+    """Everything heals, every byte is read once more, and the log is fetched."""
+    state = subject.wait_until_running(HEAL_WITHIN)
+    if state != "running":
+        report.trouble.append(f"the cluster has not healed: {state}")
+    load.read_all(subject.uri, [*places.private, *places.shared], subject.folder / "history" / "last.jsonl")
+    done = subject.command("logs", "--json", timeout=300.0)
+    (subject.folder / "log.jsonl").write_bytes(done.stdout)
+    subject.record()
+    if done.returncode or done.stderr:
+        report.trouble.append(f"logs: exit {done.returncode}: {done.stderr.decode(errors='replace').strip()}")
+
+
+def _check(folder: Path, report: Report) -> None:
+    """Everything that can be told from the files."""
+    facts = json.loads((folder / "run.json").read_text())
+    options = Options(**facts["options"])
+    operations: list[Operation] = list(read_operations(sorted((folder / "history").glob("*.jsonl"))))
+    report.count(operations)
+    report.verdict = check(operations, ordered=options.fan_out == "parallel")
+    places = _places(folder, options)
+    log = folder / "log.jsonl"
+    if not log.exists():
+        report.trouble.append("there is no log")
+        return
+    slack = SLACK + abs(facts["drift"])
+    with log.open() as lines:
+        report.log = check_log(
+            map(json.loads, lines),
+            operations,
+            [*places.private, *places.shared],
+            _layout(folder),
+            facts["clock"],
+            slack,
+        )
+
+
+def _places(folder: Path, options: Options) -> Places:
+    return choose(_layout(folder), options.clients)
+
+
+def _layout(folder: Path) -> Layout:
+    found = config.load(folder / "cluster.yaml")
+    sizes = tuple(server.memory for server in found.servers)
+    return Striped(sizes, found.stripe) if found.stripe else Linear(sizes)
+
+
+def _clock() -> int:
+    """What the wall clock shows more than the monotonic one, ns."""
+    return time.time_ns() - time.monotonic_ns()

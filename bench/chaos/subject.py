@@ -1,0 +1,162 @@
+"""The cluster that is broken: its cluster.yaml, the commands on it, and every process that it was ever seen to have."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from launcher.identity import Identity
+from launcher.leftovers import wait_gone
+from launcher.rundir import RunDirectory, RunRecord
+
+ROOT = Path(__file__).parent.parent.parent
+PORTS = range(20_000, 32_000)
+"""Not those that the system gives away: the port must be free while there is no supervisor."""
+COMMAND_TIMEOUT = 60.0
+UP_WITHIN = 60.0
+"""Seconds in which a cluster whose supervisor was killed must be up again."""
+
+
+class NotUp(Exception):
+    """The cluster does not come up; says what it said."""
+
+
+class Subject:
+    """A cluster in `folder`, with `keys` of cluster.yaml beside those that a chaos run needs."""
+
+    def __init__(self, folder: Path, **keys: Any) -> None:
+        self.folder = folder
+        self.name = f"chaos-{os.getpid()}-{folder.name[-8:]}"
+        self.keys = {
+            "name": self.name,
+            "memory": "24MiB",
+            "listen": f"127.0.0.1:{_free_port()}",
+            "restart": {"deaths": 1000, "cap": "1s"},
+            "logs": {"directory": "logs", "retain": "8GiB"},
+            "hang_timeout": "2s",
+            **keys,
+        }
+        (folder / "cluster.yaml").write_text(yaml.safe_dump(self.keys))
+        self.directory = RunDirectory(self.name)
+        self._seen: dict[Identity, None] = {}
+
+    @property
+    def uri(self) -> str:
+        return f"nbd://{self.keys['listen']}"
+
+    def command(self, *words: str, timeout: float = COMMAND_TIMEOUT) -> subprocess.CompletedProcess[bytes]:
+        """`memcluster WORDS`, whatever its exit code."""
+        return subprocess.run(
+            [sys.executable, "-m", "launcher.cli", *words],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+            env=environment(),
+        )
+
+    def begin(self, *words: str) -> subprocess.Popen[bytes]:
+        """`memcluster WORDS`, not waited for."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "launcher.cli", *words],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        )
+
+    def record(self) -> RunRecord | None:
+        """Who runs now; all of them are remembered."""
+        record = self.directory.record()
+        if record is not None:
+            everyone = (record.supervisor, *record.helpers, *(node.identity for node in record.nodes))
+            self._seen.update(dict.fromkeys(everyone))
+        return record
+
+    def up(self) -> int:
+        """Start it, again and again until it runs; returns how many attempts failed. Raises NotUp."""
+        deadline = time.monotonic() + UP_WITHIN
+        failures = 0
+        while True:
+            done = self.command("up", "-d")
+            record = self.record()
+            if done.returncode == 0 and record is not None and record.supervisor.alive:
+                return failures
+            failures += 1
+            if time.monotonic() > deadline:
+                raise NotUp(f"exit {done.returncode}: {(done.stderr or done.stdout).decode(errors='replace')}")
+
+    def wait_until_running(self, seconds: float) -> str:
+        """The state in which it is when everything has healed, or time is up: each question waits for an answer."""
+        deadline = time.monotonic() + seconds
+        while True:
+            done = self.command("status", "--json")
+            try:
+                state = str(json.loads(done.stdout)["state"])
+            except (ValueError, KeyError):
+                state = f"unknown: {done.stderr.decode(errors='replace').strip()}"
+            if state == "running" or time.monotonic() > deadline:
+                return state
+
+    def left_behind(self, seconds: float = 10.0) -> list[str]:
+        """Processes and files that are there after `down`."""
+        wait_gone(list(self._seen), seconds)
+        strangers = {identity for identity in self._seen if identity.alive} | set(self._search())
+        wait_gone(list(strangers), seconds)
+        problems = [f"process {identity.pid}" for identity in strangers if identity.alive]
+        if self.directory.path.exists():
+            names = ", ".join(sorted(entry.name for entry in self.directory.path.iterdir()))
+            problems.append(f"{self.directory.path.name}: {names}")
+        return problems
+
+    def end_leftovers(self) -> None:
+        """Kill what should not be there any more; to be called when it has been told."""
+        self.record()
+        for identity in {*self._seen, *self._search()}:
+            identity.signal(9)
+        self.directory.remove()
+
+    def _search(self) -> list[Identity]:
+        """Every process with the cluster's name in its title, recorded or not."""
+        return _identities(lambda process: f"memcluster {self.name}:" in " ".join(process.cmdline()))
+
+
+def _identities(wanted: Callable[[psutil.Process], bool]) -> list[Identity]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if wanted(process) and (identity := Identity.of(process.pid)) is not None and identity.alive:
+                found.append(identity)
+        except psutil.Error:
+            continue
+    return found
+
+
+def environment() -> dict[str, str]:
+    """For a Python that has this checkout's packages."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def _free_port() -> int:
+    """A port that nobody has now, and that the system gives to nobody by itself."""
+    for port in random.sample(PORTS, 100):
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no free port found")
