@@ -66,7 +66,7 @@ def test_the_owner_of_a_byte_can_be_killed_and_kept_down(make_cluster):
     offset = offset_of(cluster, "server2") + 5
     with cluster.connect(reconnect=False) as memory:
         memory.pwrite(b"kept", offset)
-        done = cluster.command("fault", "kill", f"owner:{offset:#x}", "--for", "1s")
+        done = cluster.command("fault", "kill", f"owner:{offset:#x}", "--for", "4s")
         assert b"kill: server2" in done.stdout
         assert wait_gone([victim], TIMEOUT)
         assert node(cluster, "server2")["state"] == "restarting"
