@@ -58,6 +58,11 @@ _NOTHING = _Write("", -1, 0, -1, -1, -1, True)
 """What the memory holds before the first write."""
 
 
+def _later(one: _Write, other: _Write) -> _Write:
+    """Of two the one that began later."""
+    return other if other.invoked > one.invoked else one
+
+
 class _Block:
     """The writes to one block."""
 
@@ -67,7 +72,7 @@ class _Block:
         self.by_tag[0] = [write for write in self.writes if write.zeroes]
         acknowledged = sorted((write for write in self.writes if write.until != NEVER), key=lambda write: write.until)
         self._ends = [write.until for write in acknowledged]
-        self._latest = list(accumulate(acknowledged, lambda one, other: max(one, other, key=lambda w: w.invoked)))
+        self._latest: list[_Write] = list(accumulate(acknowledged, _later))
         self._by_client: dict[str, list[_Write]] = defaultdict(list)
         for write in acknowledged:
             self._by_client[write.client].append(write)

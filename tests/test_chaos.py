@@ -1,0 +1,290 @@
+"""The chaos run: its checkers find what they are there for, and a short run from a fixed seed finds nothing.
+
+Longer ones by hand: `python -m bench.chaos --seed 7 --for 60s`.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from harness import ROOT, need, run
+
+sys.path.insert(0, str(ROOT))  # `bench` is not installed
+
+from bench.chaos import places
+from bench.chaos.checker import Verdict, check
+from bench.chaos.history import BLOCK, Operation, identify, pattern, read_operations, write_operations
+from bench.chaos.logcheck import LogVerdict, check_log
+from bench.chaos.schedule import QUIET, WEIGHTS, plan
+from node.layout import Linear, Striped
+
+A, B, C, ZERO = 0xA, 0xB, 0xC, 0
+MIXED = "mixed"
+
+
+def write(tag: int, begin: int, end: int, outcome: str = "acknowledged", *, client: str = "one", number: int = 0,
+          kind: str = "WRITE", block: int = 0, blocks: int = 1, repeats: int = 0) -> Operation:  # fmt: skip
+    """A write of `blocks` blocks."""
+    return Operation(
+        client, number or begin, kind, block * BLOCK, blocks * BLOCK, tag, begin, end, outcome, repeats, [], ""
+    )
+
+
+def read(value: int | str, begin: int, end: int, *, client: str = "two", number: int = 0, block: int = 0) -> Operation:
+    """A read of one block."""
+    seen = [value.hex() if isinstance(value, bytes) else value]
+    return Operation(client, number or begin, "READ", block * BLOCK, BLOCK, 0, begin, end, "acknowledged", 0, seen, "")
+
+
+def mix(*tags: int, block: int = 0) -> bytes:
+    """A block of parts of several writes."""
+    size = BLOCK // len(tags)
+    whole = [pattern(tag, block * BLOCK, BLOCK) for tag in tags]
+    return b"".join(content[index * size : (index + 1) * size] for index, content in enumerate(whole))
+
+
+RIGHT = {
+    "nothing was written": [read(ZERO, 1, 2)],
+    "what was written": [write(A, 1, 2), read(A, 3, 4)],
+    "the later of two": [write(A, 1, 2), write(B, 3, 4), read(B, 5, 6)],
+    "before a write that goes on": [write(A, 1, 2), write(B, 3, 9), read(A, 4, 5)],
+    "after a write that goes on": [write(A, 1, 2), write(B, 3, 9), read(B, 4, 5)],
+    "either of two at once": [write(A, 1, 5), write(B, 2, 4, client="two"), read(A, 6, 7), read(B, 6, 7)],
+    "an unknown write, there": [write(A, 1, 2), write(B, 3, 4, "unknown"), read(B, 5, 6)],
+    "an unknown write, not there": [write(A, 1, 2), write(B, 3, 4, "unknown"), read(A, 5, 6)],
+    "an unknown write, late": [write(A, 1, 2, "unknown"), write(B, 3, 4), read(B, 5, 6), read(A, 7, 8)],
+    "a refused write, there in part": [write(A, 1, 2), write(B, 3, 4, "error"), read(mix(A, B), 5, 6)],
+    "zeroes by a trim": [write(A, 1, 2), write(B, 3, 4, kind="TRIM"), read(ZERO, 5, 6)],
+    "old zeroes beside a trim that goes on": [write(A, 1, 2), write(B, 3, 9, kind="TRIM"), read(ZERO, 5, 6)],
+    "a mix of two at once": [write(A, 1, 5), write(B, 2, 4, client="two"), read(mix(A, B), 6, 7)],
+    "another block": [write(A, 1, 2, block=1), read(ZERO, 3, 4)],
+    "each block of a long write": [write(A, 1, 2, blocks=3), read(A, 3, 4, block=2)],
+    "a failed read tells nothing": [write(A, 1, 2), read(C, 3, 4)._replace(outcome="unknown")],
+}
+LOST = {
+    "not there": ([write(A, 1, 2), read(ZERO, 3, 4)], {A}),
+    "undone": ([write(A, 1, 2), write(B, 3, 4), read(B, 5, 6), read(A, 7, 8)], {B}),
+    "undone under another's eyes": ([write(A, 1, 2), write(B, 3, 4, client="two"), read(A, 5, 6)], {B}),
+    "undone by zeroes from before": ([write(A, 1, 2, kind="TRIM"), write(B, 3, 4), read(ZERO, 5, 6)], {B}),
+    "a trim undone": ([write(A, 1, 2), write(B, 3, 4, kind="TRIM"), read(A, 5, 6)], {B}),
+    "one block of a long one": ([write(A, 1, 2, blocks=3), read(A, 3, 4), read(ZERO, 3, 4, block=2)], {A}),
+    "hidden by the latest only": ([write(A, 1, 2), write(B, 3, 4), write(C, 5, 6), read(A, 7, 8)], {C}),
+    "each once": ([write(A, 1, 2), read(ZERO, 3, 4), read(ZERO, 5, 6)], {A}),
+    "although an unknown one is about": ([write(A, 1, 2), write(B, 3, 4, "unknown"), read(ZERO, 5, 6)], {A}),
+}
+WRONG = {
+    "nobody's": [write(A, 1, 2), read(C, 3, 4)],
+    "from the future": [read(A, 1, 2), write(A, 3, 4)],
+    "another block's": [write(A, 1, 2, block=1), read(A, 3, 4)],
+    "torn": [write(A, 1, 2), write(B, 3, 4), read(mix(A, B), 5, 6)],
+    "torn by zeroes": [write(A, 1, 2), read(mix(A, ZERO), 3, 4)],
+    "displaced": [write(A, 1, 2, blocks=2), read(pattern(A, BLOCK, BLOCK), 3, 4)],
+    "one byte": [write(A, 1, 2), read(pattern(A, 0, BLOCK)[:-1] + b"\1", 3, 4)],
+}
+IN_ORDER = {
+    "a later write that did not wait": ([write(A, 1, 5, number=1), write(B, 2, 6, number=2), read(A, 7, 8)], {B}),
+    "an own write that is not waited for": (
+        [write(A, 1, 2), write(B, 3, 9, number=3), read(A, 4, 8, client="one", number=4)], {B}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RIGHT)
+@pytest.mark.parametrize("ordered", [False, True])
+def test_what_may_be_read_is_accepted(case, ordered):
+    """Histories in which everything is right."""
+    verdict = check(RIGHT[case], ordered=ordered)
+    assert (verdict.lost, verdict.wrong, verdict.told) == (set(), 0, [])
+
+
+@pytest.mark.parametrize("case", LOST)
+@pytest.mark.parametrize("ordered", [False, True])
+def test_lost_writes_are_found(case, ordered):
+    """A read shows what an acknowledged write had replaced: that write is lost, once."""
+    history, lost = LOST[case]
+    verdict = check(history, ordered=ordered)
+    assert (verdict.lost, verdict.wrong, len(verdict.told)) == (lost, 0, len(lost))
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_reads_are_found(case):
+    """A read shows what nobody can have written there by then."""
+    verdict = check(WRONG[case])
+    assert (verdict.lost, verdict.wrong, len(verdict.told)) == (set(), 1, 1)
+
+
+@pytest.mark.parametrize("case", IN_ORDER)
+def test_the_order_of_one_client_is_held_against_reads_where_it_is_promised(case):
+    """Requests in flight at once are concurrent, unless a client's requests are known to keep their order."""
+    history, lost = IN_ORDER[case]
+    assert check(history) == Verdict(blocks_read=1)
+    assert check(history, ordered=True).lost == lost
+
+
+def test_the_late_effect_of_a_write_that_was_given_up_is_counted():
+    """It is allowed, but told apart from one that is seen before anything has replaced it."""
+    history = [write(A, 1, 2, "unknown"), read(A, 3, 4), write(B, 5, 6), read(A, 7, 8)]
+    assert check(history) == Verdict(blocks_read=2, late=1)
+
+
+def test_the_order_in_which_operations_are_given_does_not_matter():
+    """Histories of several clients are read one after another."""
+    history = [write(A, 1, 2), write(B, 3, 4), read(B, 5, 6), read(A, 7, 8)]
+    assert check(history) == check(history[::-1])
+
+
+# -- history -----------------------------------------------------------------------------------------------------
+
+
+def test_blocks_tell_who_wrote_them():
+    """Runs of writes, zeroes, and blocks that are nobody's."""
+    first = BLOCK * 5 + 24
+    parts = [pattern(A, first, 2 * BLOCK), bytes(BLOCK), pattern(B, first + 3 * BLOCK, BLOCK), mix(A, B, block=9)]
+    assert identify(b"".join(parts), first) == [A, A, 0, B, mix(A, B, block=9).hex()]
+    assert identify(pattern(A, first + BLOCK, BLOCK), first) == [pattern(A, first + BLOCK, BLOCK).hex()]
+
+
+def test_operations_survive_their_file(tmp_path):
+    """What is written is read back, file after file."""
+    history = [write(A, 1, 2), read(mix(A, B), 3, 4)]
+    for number in range(2):
+        write_operations(tmp_path / f"{number}", history)
+    assert list(read_operations([tmp_path / "0", tmp_path / "1"])) == history * 2
+
+
+# -- the log -----------------------------------------------------------------------------------------------------
+
+LAYOUT = Linear((2 * BLOCK, 2 * BLOCK))
+REGION = [places.Region("all", 0, 4 * BLOCK)]
+CLOCK = 1000
+
+
+def logged(time: int, request: str = "0.1.1", *, kind: str = "request", node: str = "server0", block: int = 0,
+           blocks: int = 1, operation: str = "WRITE", error: str | None = None) -> dict:  # fmt: skip
+    return {
+        "time_ns": time + CLOCK, "request": request, "kind": kind, "node": node, "operation": operation,
+        "offset": block * BLOCK, "length": blocks * BLOCK, "error": error,
+    }  # fmt: skip
+
+
+def piece(request: str, node: str) -> dict:
+    return logged(1, request, kind="piece", node=node)
+
+
+SPANNING = [logged(2, block=1, blocks=2), piece("0.1.1", "server0"), piece("0.1.1", "server1")]
+LOGS = {
+    "each once": ([logged(2), logged(4, "0.1.2")], [write(A, 1, 3), write(B, 3, 5)], {}),
+    "missing": ([logged(2)], [write(A, 1, 3), write(B, 3, 5)], {"missing": 1}),
+    "at another time": ([logged(9)], [write(A, 1, 3)], {"missing": 1, "double": 1}),
+    "of another length": ([logged(2, blocks=2)], [write(A, 1, 3)], {"missing": 1, "double": 1}),
+    "another operation": ([logged(2, operation="TRIM")], [write(A, 1, 3)], {"missing": 1, "double": 1}),
+    "an error is no record of success": ([logged(2, error="EIO")], [write(A, 1, 3)], {"missing": 1}),
+    "twice": ([logged(2), logged(3, "0.1.2")], [write(A, 1, 3)], {"double": 1}),
+    "sent again": ([logged(2), logged(3, "0.1.2")], [write(A, 1, 3, repeats=1)], {}),
+    "sent again once": (
+        [logged(2), logged(2, "0.1.2"), logged(3, "0.1.3")],
+        [write(A, 1, 3, repeats=1)],
+        {"double": 1},
+    ),
+    "unknown, there, late": ([logged(9)], [write(A, 1, 3, "unknown")], {}),
+    "unknown, not there": ([], [write(A, 1, 3, "unknown")], {}),
+    "shared out so that all have one": ([logged(2), logged(5)], [write(A, 1, 6), write(B, 1, 3)], {}),
+    "a probe": ([logged(2) | {"operation": "READ", "length": 1}], [], {}),
+    "pieces of both": (SPANNING, [write(A, 1, 3, block=1, blocks=2)], {}),
+    "a piece missing": (SPANNING[:2], [write(A, 1, 3, block=1, blocks=2)], {"missing_pieces": 1}),
+    "a piece twice": ([*SPANNING, SPANNING[2]], [write(A, 1, 3, block=1, blocks=2)], {"double_pieces": 1}),
+    "a remote piece alone": ([logged(2, block=3), piece("0.1.1", "server1")], [write(A, 1, 3, block=3)], {}),
+    "a remote piece missing": ([logged(2, block=3)], [write(A, 1, 3, block=3)], {"missing_pieces": 1}),
+}
+
+
+@pytest.mark.parametrize("case", LOGS)
+def test_the_log_is_held_against_what_was_acknowledged(case):
+    """Missing and double records are counted, each where it belongs."""
+    entries, operations, wanted = LOGS[case]
+    verdict = check_log(entries, operations, REGION, LAYOUT, CLOCK, slack=0)
+    counts = {name: getattr(verdict, name) for name in ("missing", "double", "missing_pieces", "double_pieces")}
+    assert {name: count for name, count in counts.items() if count} == wanted
+    assert bool(verdict.told) == bool(wanted)
+
+
+def test_a_flush_is_logged_everywhere():
+    """Its pieces have no bytes; flushes of others do not count as too many."""
+    flush = Operation("one", 1, "FLUSH", 0, 0, A, 1, 3, "acknowledged", 0, [], "")
+    entry = logged(2, blocks=0, operation="FLUSH")
+    pieces = [piece("0.1.1", "server0"), piece("0.1.1", "server1")]
+    verdict = check_log([entry, *pieces, entry | {"request": "0.1.2"}], [flush], REGION, LAYOUT, CLOCK, slack=0)
+    assert verdict == LogVerdict(requests=2, pieces=2)
+
+
+# -- schedule and places -----------------------------------------------------------------------------------------
+
+
+def test_a_schedule_follows_from_its_seed():
+    """The same seed, the same faults; in their order, within the time, and of every kind."""
+    assert plan(7, 60.0, 3) == plan(7, 60.0, 3) != plan(8, 60.0, 3)
+    faults = plan(7, 1000.0, 3)
+    assert all(one.at <= other.at for one, other in pairwise(faults))
+    assert all(0 < fault.at < 1000 - QUIET for fault in faults if fault.kind != "resume")
+    targets = {fault.target for fault in faults}
+    assert targets >= {"server0", "server1", "server2", "logger0", "fork server", "supervisor", "all"}
+    assert {fault.kind for fault in faults} == {"kill", "pause", "resume", "slow", "partition", "hang"}
+    assert len(faults) > 800
+    assert sum(WEIGHTS.values()) == 100
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_pause_ends(seed):
+    """Each has its resume."""
+    faults = plan(seed, 100.0, 3)
+    for name in ("pause", "resume"):
+        assert any(fault.kind == name for fault in faults)
+    pauses = sorted(fault.target for fault in faults if fault.kind == "pause")
+    assert pauses == sorted(fault.target for fault in faults if fault.kind == "resume")
+
+
+def test_one_server_has_no_links_to_cut():
+    """Nothing is asked of a cluster that makes no sense there."""
+    assert {fault.target for fault in plan(1, 500.0, 1)} <= {"server0", "logger0", "supervisor", "fork server", "all"}
+
+
+@pytest.mark.parametrize("layout", [
+    Linear((8 << 20,) * 3), Linear((24 << 20,)), Linear((3 << 20,) * 8), Striped((8 << 20,) * 3, 65536),
+])  # fmt: skip
+@pytest.mark.parametrize("clients", [1, 4, 16])
+def test_regions_do_not_overlap(layout, clients):
+    """And lie within the memory; with several servers, shared bytes are on more than one of them."""
+    chosen = places.choose(layout, clients)
+    regions = sorted((*chosen.private, *chosen.shared, chosen.fio, chosen.copy), key=lambda region: region.offset)
+    assert len(regions) == clients + 4
+    assert all(one.offset + one.length <= other.offset for one, other in pairwise(regions))
+    assert regions[-1].offset + regions[-1].length <= layout.size
+    if len(layout.sizes) > 1:
+        for region in (chosen.shared[0], chosen.copy):
+            assert len(layout.split(region.offset, region.length)) > 1
+
+
+# -- a run -------------------------------------------------------------------------------------------------------
+
+RUNS = {
+    "parallel-linear": ["--seed", "7"],
+    "serial-stripe": ["--seed", "8", "--fan-out", "serial", "--layout", "stripe", "--storage", "directory"],
+}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("combination", RUNS)
+def test_a_short_run_loses_nothing_and_leaves_nothing(tmp_path: Path, combination: str, capsys):
+    """Ten seconds of load and faults; the report is printed whatever it says, and a failure leaves its folder."""
+    need("fio", "fio")
+    need("nbdcopy", "libnbd-bin")
+    need("nbdkit", "nbdkit")
+    words = [sys.executable, "-m", "bench.chaos", "--for", "10s", "--every", "0.8", *RUNS[combination]]
+    done = run(*words, cwd=tmp_path, timeout=280, check=False)
+    with capsys.disabled():
+        print("", done.stdout.decode(), sep="\n")
+    assert done.returncode == 0, (done.stdout.decode(), done.stderr.decode())
+    for name in ("lost writes", "wrong reads", "missing log records"):
+        assert any(line.startswith(name) for line in done.stdout.decode().splitlines())
