@@ -130,4 +130,30 @@ def logs(
     return 0
 
 
-COMMANDS = (logs,)
+@click.command()
+@click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
+              help="[default: CLUSTER-timeline.html]")  # fmt: skip
+@click.option("-n", "--last", type=click.IntRange(min=1), metavar="N", default=30_000, show_default=True,
+              help="The last N records.")  # fmt: skip
+@_filters
+@click.pass_obj
+def timeline(file: Path, /, output: Path | None, last: int, **options: Any) -> int:
+    """Draw a stretch of the log as a page: who did what when, and who asked whom."""
+    from launcher.logs import LogsError, read_log
+    from launcher.timeline import make_page
+
+    cluster = load(file)
+    entries = read_log(logger0(cluster), last=last, told=_tell, **_wanted(options))
+    path = output or Path(f"{cluster.name}-timeline.html")
+    try:
+        page = make_page(cluster.name, cluster.topology, entries)
+        path.write_text(page, encoding="utf-8")
+    except LogsError as error:
+        raise Failure(str(error)) from error
+    except OSError as error:
+        raise Failure(f"{path} cannot be written: {error.strerror}") from error
+    click.echo(f"{path}: open it in a browser")
+    return 0
+
+
+COMMANDS = (logs, timeline)

@@ -1,0 +1,229 @@
+"""The log as a picture: `memcluster timeline` in a real browser, `memcluster logs --trace` as Perfetto reads it."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import need
+
+from launcher.timeline import make_page
+from launcher.trace import Tracks, write_trace
+from node.logtext import LogEntry
+from node.nbd.wire import Command, Error
+from node.record import Event, Kind, Record, make_identifier
+
+pytestmark = pytest.mark.timeout(180)
+START = 1_700_000_000 * 10**9
+US = 1000
+
+
+def request(number: int, *pieces: int, start: int = 0, client: int = 1, error: int = 0) -> list[LogEntry]:
+    """A request of `number` that takes 100 µs, with pieces of 30 µs on these servers."""
+    begin = START + (start or number * 150) * US
+    identifier = make_identifier(0, 1, number)
+    record = Record(
+        begin, 100 * US, identifier, 4096, 512, client, Kind.REQUEST, Command.WRITE, 0, error, number
+    )  # fmt: skip
+    story = [LogEntry(0, record)]
+    for place, server in enumerate(pieces):
+        record = Record(
+            begin + (20 + place) * US, 30 * US, identifier, 0, 256, 1, Kind.PIECE, Command.WRITE, 0, 0, number
+        )
+        story.append(LogEntry(server, record))
+    return story
+
+
+def event(server: int, kind: Event, start: int, value: int = 0, client: int = 0) -> LogEntry:
+    value &= (1 << 64) - 1
+    return LogEntry(server, Record(START + start * US, 0, 0, value, server, client, Kind.EVENT, kind, 0, 0, 1))
+
+
+class Browser:
+    """Debian's chromium without a window."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.command = need("chromium", "chromium")
+
+    def open(self, page: str | Path, fragment: str = "", then: str = "") -> dict[str, str]:
+        """What the page says of itself when it is drawn: the body's data attributes. `then` is run after that."""
+        path = self.folder / "shown.html"
+        text = page.read_text() if isinstance(page, Path) else page
+        path.write_text(text.replace("</body>", f"<script>{then}</script></body>"))
+        document = subprocess.run(
+            [
+                self.command, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                f"--user-data-dir={self.folder / 'profile'}", "--window-size=1400,800", "--dump-dom",
+                f"{path.as_uri()}{fragment}",
+            ],
+            capture_output=True, text=True, timeout=120, check=True,
+        ).stdout  # fmt: skip
+        body = re.search("<body([^>]*)>", document)
+        assert body is not None, document[-2000:]
+        return {name: html.unescape(value) for name, value in re.findall(r'data-([a-z-]+)="([^"]*)"', body[1])}
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Browser:
+    return Browser(tmp_path)
+
+
+def page(*entries: LogEntry) -> str:
+    return make_page("demo", "primary-secondary", entries)
+
+
+# -- the page ----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_has_a_bar_for_each_record_and_an_arrow_for_each_question(browser: Browser) -> None:
+    """Two clients wait for three requests, which have four pieces, one of them on the server itself."""
+    story = [*request(1, 1, 2), *request(2, 1), *request(3, 0, client=2, error=Error.EIO)]
+    said = browser.open(page(event(0, Event.READY, 1), *story))
+    assert said["ready"] == "true"
+    assert [said[name] for name in ("requests", "pieces", "waits", "bars", "events")] == ["3", "4", "3", "10", "1"]
+    assert (said["arrows"], said["piece-arrows"]) == ("6", "3")
+    assert (said["drawn-bars"], said["drawn-arrows"]) == ("10", "6")
+    assert said["lanes"] == "5"  # two clients, three servers
+    assert said["flows"] == "clients>server0:3 server0>server1:2 server0>server2:1"
+
+
+def test_ten_thousand_requests_are_drawn(browser: Browser) -> None:
+    story = [entry for number in range(1, 10_001) for entry in request(number, 1, 2, client=number % 5 + 1)]
+    said = browser.open(page(*story))
+    assert (said["requests"], said["pieces"], said["bars"]) == ("10000", "20000", "40000")
+    assert (said["drawn-bars"], said["drawn-arrows"]) == ("40000", "30000")
+
+
+def test_zoom_hover_and_click(browser: Browser) -> None:
+    """The wheel narrows the view around the pointer, what the pointer is on is told, a click picks its story."""
+    then = """
+        const send = (name, options) =>
+            canvas.dispatchEvent(new PointerEvent(name, { pointerId: 1, bubbles: true, ...options }));
+        canvas.setPointerCapture = () => {};
+        const bar = bars.find(one => one[KIND] === "request" && one[REQUEST] === "0.1.2");
+        const at = () => ({ clientX: canvas.getBoundingClientRect().left + x(bar[START] + bar[SPAN] / 2),
+                            clientY: canvas.getBoundingClientRect().top + y(bar) + 3 });
+        send("pointermove", at());
+        document.body.dataset.tip = tip.textContent;
+        send("pointerdown", at()); send("pointerup", at());
+        const before = view[1] - view[0];
+        canvas.dispatchEvent(new WheelEvent("wheel", { deltaY: -120, cancelable: true, ...at() }));
+        const around = view[0] < bar[START] && view[1] > bar[START];
+        document.body.dataset.narrower = String(view[1] - view[0] < before && around);
+        zoomTo("0.1.2"); draw();
+    """
+    said = browser.open(page(*request(1, 1), *request(2, 1, 2), *request(30, 1)), then=then)
+    assert said["tip"].startswith("WRITE 0.1.2, request\n0x1000 +512 bytes, 100 µs\n")
+    assert "└ server1  +20 µs  30 µs\n└ server2  +21 µs  30 µs" in said["tip"]
+    assert said["chosen"] == "0.1.2"
+    assert said["narrower"] == "true"
+    assert (said["drawn-bars"], said["drawn-arrows"]) == ("4", "3")
+
+
+def test_the_page_needs_no_network() -> None:
+    """Nothing is named that could be loaded, and the page forbids it to itself."""
+    text = page(*request(1, 1))
+    assert "default-src 'none'" in text
+    assert set(re.findall(r"https?://[^\"' ]*", text)) == {"http://www.w3.org/2000/svg"}
+
+
+def test_a_name_cannot_break_out_of_the_page(browser: Browser) -> None:
+    name = "</script><script>document.body.dataset.hit=1</script>"
+    said = browser.open(make_page(name, name, request(1)))
+    assert "hit" not in said
+    assert said["ready"] == "true"
+
+
+def test_an_empty_log_makes_a_page(browser: Browser) -> None:
+    assert browser.open(page())["bars"] == "0"
+
+
+def test_a_process_is_down_between_its_death_and_its_next_start() -> None:
+    def down(*entries: LogEntry) -> list[list[float]]:
+        data = re.search(r"const DATA = (\{.*\});", page(*entries))
+        assert data is not None
+        return next(lane["down"] for lane in json.loads(data[1])["lanes"] if lane["kind"] == "process")
+
+    assert down(event(1, Event.STARTED, 0), event(1, Event.DIED, 100, -9), event(1, Event.STARTED, 250)) == [[100, 250]]
+    assert down(event(0, Event.READY, 0), event(0, Event.STOPPED, 50), *request(1, 1)) == [[50, 250]]
+
+
+def test_timeline_of_a_cluster(make_cluster: Callable, browser: Browser) -> None:
+    """What the page draws is what the log holds, with a server killed in between."""
+    cluster = make_cluster(layout={"stripe": "4KiB"})
+    with cluster.connect() as memory:
+        for number in range(20):
+            memory.pwrite(bytes(16384), number * 8192)
+        cluster.command("fault", "kill", "server1")
+        for number in range(20):
+            memory.pread(16384, number * 8192)
+    cluster.remember()
+    path = cluster.folder / "out.html"
+    done = cluster.command("timeline", "-o", str(path), "--op", "write", "--op", "read", "--op", "died")
+    assert b"open it in a browser" in done.stdout
+    lines = map(json.loads, cluster.command("logs", "--json").stdout.splitlines())
+    kinds = Counter(line["kind"] for line in lines if line["operation"] in ("WRITE", "READ", "died"))
+    said = browser.open(path)
+    assert [int(said[name]) for name in ("requests", "pieces", "events")] == [
+        kinds["request"],
+        kinds["piece"],
+        kinds["event"],
+    ]
+    assert kinds["request"] >= 40
+    assert said["drawn-bars"] == said["bars"]
+
+
+# -- the trace ---------------------------------------------------------------------------------------------------
+
+
+def test_a_trace_has_spans_arrows_and_names(tmp_path: Path) -> None:
+    """Every arrow starts in the span of its request and ends in that of its piece; a track holds one at a time."""
+    path = tmp_path / "trace.json"
+    story = [*request(1, 1, 2), *request(2, 1, start=160), event(1, Event.DIED, 300, -9)]
+    assert write_trace(path, story) == 6
+    trace = json.loads(path.read_text())["traceEvents"]
+    spans = [one for one in trace if one["ph"] == "X"]
+    assert Counter(one["cat"] for one in spans) == {"request": 2, "piece": 3, "wait": 2}
+    starts, ends = ({one["id"]: one for one in trace if one["ph"] == phase} for phase in "sf")
+    assert len(starts) == len(ends) == 3
+    assert starts.keys() == ends.keys()
+    for arrow in (*starts.values(), *ends.values()):
+        there = [one for one in spans if (one["pid"], one["tid"]) == (arrow["pid"], arrow["tid"])]
+        assert any(one["ts"] <= arrow["ts"] <= one["ts"] + one["dur"] for one in there)
+    tracks: dict[tuple[int, int], float] = {}
+    for one in spans:
+        assert one["ts"] >= tracks.get((one["pid"], one["tid"]), 0)
+        tracks[one["pid"], one["tid"]] = one["ts"] + one["dur"]
+    names = {one["args"]["name"] for one in trace if one["name"] == "process_name"}
+    assert names == {"server0", "server1", "server2", "client 1"}
+    [died] = [one for one in trace if one["ph"] == "i"]
+    assert died["name"] == "died killed by SIGKILL"
+
+
+def test_what_overlaps_goes_to_another_track() -> None:
+    tracks = Tracks()
+    assert [tracks.place(*span) for span in ((0, 10), (5, 7), (7, 9), (9, 30), (10, 12))] == [0, 1, 1, 1, 0]
+
+
+def test_an_empty_trace_is_json(tmp_path: Path) -> None:
+    assert write_trace(tmp_path / "trace.json", []) == 0
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"] == []
+
+
+def test_trace_of_a_cluster(make_cluster: Callable) -> None:
+    cluster = make_cluster()
+    with cluster.connect() as memory:
+        memory.pwrite(bytes(1 << 20), 0)
+    done = cluster.command("logs", "--trace", "out.json", "--op", "write")
+    trace = json.loads((cluster.folder / "out.json").read_text())["traceEvents"]
+    assert {one["cat"] for one in trace if one["ph"] == "X"} == {"request", "piece", "wait"}
+    assert str(sum(one["ph"] == "X" and one["cat"] != "wait" for one in trace)) in done.stdout.decode()
+    assert cluster.command("logs", "--trace", "out.json", "-f", check=False).returncode == 2
