@@ -36,7 +36,7 @@ class Identity:
         """A pidfd of this very process, or None if it is gone: readable when the process ends."""
         try:
             pidfd = os.pidfd_open(self.pid)
-        except ProcessLookupError:
+        except (ProcessLookupError, FileNotFoundError):  # gone, or (Linux 6.16) just being buried
             return None
         if self.alive:  # the pid was not given to another one before the pidfd pinned it
             return pidfd
