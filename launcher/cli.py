@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from client.console import EXIT_IN_USE, EXIT_NOT_RUNNING, Failure, run, seconds
 from launcher import config as configuration
 from launcher import logcommands
 from launcher.checked import load as _load
-from launcher.output import happening_line, status_table
+from launcher.output import happening_line, show_again, status_table
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,7 +92,7 @@ def status(file: Path, as_json: bool, watch: bool) -> int:
         return json.dumps(found) if as_json else status_table(found)
 
     if watch:
-        _watch(show, live=sys.stdout.isatty() and not as_json)
+        show_again(show, live=sys.stdout.isatty() and not as_json)
         return 0
     found = read_status(cluster)
     click.echo(json.dumps(found, indent=2) if as_json else status_table(found))
@@ -167,21 +166,6 @@ def _printer(file: Path, detach: bool) -> Callable[[dict[str, Any]], None]:
             click.echo(line, err=happening["event"] in ("gave-up", "died", "failed", "late", "unresponsive"))
 
     return tell
-
-
-def _watch(show: Callable[[], str], *, live: bool) -> None:
-    """Show again every second: in place on a terminal, one after another elsewhere."""
-    if not live:
-        while True:
-            click.echo(show())
-            time.sleep(1)
-    from rich.live import Live
-    from rich.text import Text
-
-    with Live(Text(show()), auto_refresh=False) as view:
-        while True:
-            time.sleep(1)
-            view.update(Text(show()), refresh=True)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ class ClusterConfig:
     storage: Path | None
     logs: LogConfig
     restart: Restart
+    metrics: Address | None
     stop_timeout: float
     retry_timeout: float
     hang_timeout: float
@@ -166,6 +167,7 @@ def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
             sample=parsed.logs.sample,
         ),
         restart=parsed.restart,
+        metrics=None if parsed.metrics is None else _absolute(parsed.metrics, folder),
         stop_timeout=parsed.stop_timeout,
         retry_timeout=parsed.retry_timeout,
         hang_timeout=parsed.hang_timeout,
@@ -334,6 +336,7 @@ def dump(config: ClusterConfig) -> str:
             "deaths": config.restart.deaths,
             "within": format_duration(config.restart.within),
         },
+        **({"metrics": str(config.metrics)} if config.metrics else {}),
         "stop_timeout": format_duration(config.stop_timeout),
         "retry_timeout": format_duration(config.retry_timeout),
         "hang_timeout": format_duration(config.hang_timeout),

@@ -156,4 +156,33 @@ def timeline(file: Path, /, output: Path | None, last: int, **options: Any) -> i
     return 0
 
 
-COMMANDS = (logs, timeline)
+@click.command()
+@click.option("--over", metavar="TIME", type=seconds, default=10.0, show_default=True, help="Of the last TIME.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
+@click.pass_obj
+def stats(file: Path, /, over: float, as_json: bool, watch: bool) -> int:
+    """Show how often, how much and how fast: by node and operation, from the log."""
+    import json
+
+    from launcher.logs import LogsError
+    from launcher.output import show_again
+    from launcher.stats import read_stats, stats_table
+
+    cluster = load(file)
+
+    def show(indent: int | None = None) -> str:
+        try:
+            found = read_stats(logger0(cluster), over, sample=cluster.logs.sample)
+        except LogsError as error:
+            raise Failure(str(error)) from error
+        return json.dumps(found, indent=indent) if as_json else stats_table(found)
+
+    if watch:
+        show_again(show, live=sys.stdout.isatty() and not as_json)
+    else:
+        click.echo(show(2))
+    return 0
+
+
+COMMANDS = (logs, timeline, stats)

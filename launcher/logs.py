@@ -176,7 +176,7 @@ def _ask(
     """One connection's batches; None where the history ends and what happens now begins."""
     reader = FrameReader()
     try:
-        with _connect(address, timeout) as sock:
+        with connect(address, timeout) as sock:
             sock.sendall(Frame({"ask": "merged", "follow": follow, **head}).encode())
             while data := sock.recv(RECEIVE):
                 for frame in reader.receive(data):
@@ -232,7 +232,8 @@ def tree(story: Sequence[LogEntry], *, colour: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _connect(address: str, timeout: float) -> socket.socket:
+def connect(address: str, timeout: float) -> socket.socket:
+    """A connection to a logger. Raises LogsError and OSError."""
     try:
         parsed = Address.parse(address)
     except ValueError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 COLUMNS = {
@@ -132,3 +134,18 @@ def format_bytes(count: float) -> str:
         count /= 1024
         unit, *larger = larger
     return f"{count:.0f}{unit}" if count == int(count) else f"{count:.1f}{unit}"
+
+
+def show_again(show: Callable[[], str], *, live: bool) -> None:
+    """Show again every second: in place on a terminal, one after another elsewhere."""
+    if not live:
+        while True:
+            print(show(), flush=True)
+            time.sleep(1)
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(Text(show()), auto_refresh=False) as view:
+        while True:
+            time.sleep(1)
+            view.update(Text(show()), refresh=True)

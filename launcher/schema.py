@@ -161,6 +161,7 @@ class ClusterFile(_Strict):
     storage: Directory = "memory"
     logs: Annotated[Logs, BeforeValidator(_none_is_empty)] = Logs()
     restart: Annotated[Restart, BeforeValidator(_none_is_empty)] = Restart()
+    metrics: Listen | None = None
     stop_timeout: Span = 10.0
     retry_timeout: Span = 30.0
     hang_timeout: Span = 10.0

@@ -118,6 +118,7 @@ class Supervisor:
                 log_retain_age=config.logs.retain_age,
                 log_level=config.logs.level,
                 log_sample=config.logs.sample,
+                metrics=config.metrics is not None,
             )
             for kind in ("server", "logger")
             for index in range(len(config.servers))
@@ -212,7 +213,10 @@ class Supervisor:
     def _start(self, name: str) -> None:
         spec = self.specs[name]
         index = spec.index + (len(self.map.servers) if spec.role == "logger" else 0)
-        child = Child(self.loop, spec, [self._listeners[index]], self._told, self._gone)
+        listeners = [self._listeners[index]]
+        if name == "logger0":
+            listeners += self._listeners[2 * len(self.map.servers) :]  # the one for metrics
+        child = Child(self.loop, spec, listeners, self._told, self._gone)
         self.children[name] = child
         if not self._record_is_due:
             self._record_is_due = True

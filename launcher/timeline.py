@@ -64,7 +64,7 @@ class Timeline:
         index = self._add_bar(self._process(f"server{server}"), entry, start)
         if record.kind == Kind.PIECE:
             cause = self._causes.get(record.identifier)
-            if cause is not None and self._bars[cause][0] is not self._bars[index][0]:  # a server's own piece needs none
+            if cause is not None and self._bars[cause][0] is not self._bars[index][0]:  # its own piece needs none
                 self._arrows.append([cause, index])
         elif record.kind == Kind.REQUEST:
             self._causes[record.identifier] = index

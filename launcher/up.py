@@ -99,8 +99,9 @@ def _prepare_directories(config: ClusterConfig, run: RunDirectory) -> None:
 
 
 def _addresses(config: ClusterConfig) -> list[Address]:
-    """The servers' addresses, then one on loopback for each logger."""
-    return [server.listen for server in config.servers] + [Address("127.0.0.1", 0)] * len(config.servers)
+    """The servers' addresses, then one on loopback for each logger, then that of the metrics if there is one."""
+    loggers = [Address("127.0.0.1", 0)] * len(config.servers)
+    return [server.listen for server in config.servers] + loggers + ([config.metrics] if config.metrics else [])
 
 
 def _detach(

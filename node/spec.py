@@ -46,3 +46,5 @@ class NodeSpec:
     """requests, or errors: only what failed."""
     log_sample: int = 1
     """The story of one request in so many is kept."""
+    metrics: bool = False
+    """Figures are kept for Prometheus; logger 0 has a second listening socket, for the page."""

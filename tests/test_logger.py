@@ -546,10 +546,10 @@ def test_drain_with_nothing_to_do(make: Callable[..., Loggers]) -> None:
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
-        ({}, "ask must be share or merged, not None"),
-        ({"ask": "everything"}, "ask must be share or merged, not 'everything'"),
-        ({"ask": "more"}, "ask must be share or merged, not 'more'"),
-        ({"ask": ["merged"]}, "ask must be share or merged, not ['merged']"),
+        ({}, "ask must be merged, share, stats or tally, not None"),
+        ({"ask": "everything"}, "ask must be merged, share, stats or tally, not 'everything'"),
+        ({"ask": "more"}, "ask must be merged, share, stats or tally, not 'more'"),
+        ({"ask": ["merged"]}, "ask must be merged, share, stats or tally, not ['merged']"),
         ({"ask": "merged", "since": "yesterday"}, "since must be a whole number from 0 to"),
         ({"ask": "merged", "last": -1}, "last must be a whole number from 0 to 1000000, not -1"),
         ({"ask": "merged", "last": True}, "last must be a whole number"),

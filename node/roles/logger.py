@@ -24,10 +24,13 @@ from node.listener import Listener
 from node.logtext import LogEntry, format_text
 from node.loop import Loop, Timer
 from node.merge import Entry
+from node.metrics import MetricsPage, Page, exposition
 from node.record import RECORD, Record
 from node.segments import SegmentError, last_sequence
 from node.shares import BATCH, LocalShare
 from node.spec import NodeSpec
+from node.tally import Tally
+from node.tallying import Census, Count
 
 QUEUE = 1 << 20
 """Bytes that may wait to be sent to one asker before its answer pauses."""
@@ -261,6 +264,53 @@ class Collection:
         self._done(self)
 
 
+class TallyAnswer:
+    """Sends the figures of this logger's server: of a stretch of time, or those that are kept for Prometheus."""
+
+    follow = False
+
+    def __init__(self, logger: Logger, channel: Channel, head: Mapping[str, Any], done: Callable[[], None]) -> None:
+        self.channel = channel
+        self._done = done
+        self._close = logger.tally(head, self._counted)
+
+    def _counted(self, tally: Tally | None, trouble: str) -> None:
+        self.channel.send({"error": trouble} if tally is None else {"tally": tally.to_head()})
+        self._done()
+
+    def more(self) -> None:
+        """There is one answer."""
+
+    go_on = stop = more
+
+    def close(self) -> None:
+        self._close()
+
+
+class StatsAnswer:
+    """Sends the figures of all servers; logger 0 only."""
+
+    def __init__(self, logger: Logger, channel: Channel, head: Mapping[str, Any], done: Callable[[], None]) -> None:
+        if logger.spec.index:
+            raise QueryError(f"logger{logger.spec.index} counts its own server only; logger0 has everybody's figures")
+        self.channel = channel
+        self._done = done
+        self._census = logger.census(Filter.from_head(head).to_head(), self._counted)
+
+    def _counted(self, tallies: dict[int, Tally], trouble: dict[str, str]) -> None:
+        found = {f"server{server}": tally.to_head() for server, tally in tallies.items()}
+        self.channel.send({"stats": found, "missing": sorted(trouble), "trouble": trouble})
+        self._done()
+
+    def more(self) -> None:
+        """There is one answer."""
+
+    go_on = stop = more
+
+    def close(self) -> None:
+        self._census.close()
+
+
 # -- the role ----------------------------------------------------------------------------------------------------
 
 
@@ -269,7 +319,7 @@ class Query:
 
     def __init__(self, logger: Logger, sock: socket.socket) -> None:
         self.logger = logger
-        self.answer: ShareAnswer | MergedAnswer | None = None
+        self.answer: ShareAnswer | MergedAnswer | TallyAnswer | StatsAnswer | None = None
         self._over = False
         self.channel = Channel(logger.loop, sock, self._received, self._closed)
         self.channel.drained = self._drained
@@ -302,8 +352,12 @@ class Query:
             self.answer = ShareAnswer(self.logger, self.channel, head, self._done)
         elif ask == "merged":
             self.answer = MergedAnswer(self.logger, self.channel, head, self._done)
+        elif ask == "tally":
+            self.answer = TallyAnswer(self.logger, self.channel, head, self._done)
+        elif ask == "stats":
+            self.answer = StatsAnswer(self.logger, self.channel, head, self._done)
         else:
-            raise QueryError(f"ask must be share or merged, not {ask!r}")
+            raise QueryError(f"ask must be merged, share, stats or tally, not {ask!r}")
 
     def _drained(self, _channel: Channel) -> None:
         if self._over:
@@ -364,7 +418,16 @@ class Logger:
         self._collections: set[Collection] = set()
         self._drained: Callable[[], None] | None = None
         self._deadline: Timer | None = None
-        self._listeners = [Listener(loop, sock, self._accept) for sock in listeners]
+        self._listeners = [Listener(loop, sock, self._accept) for sock in listeners[:1]]
+        self._running: Count | None = None
+        self._censuses: set[Census] = set()
+        self._page = MetricsPage(loop, listeners[1], self._make_page) if len(listeners) > 1 else None
+        if spec.metrics:
+            try:
+                end = Filter(after=last_sequence(Path(spec.log_directory)))
+            except (OSError, SegmentError):
+                end = Filter()
+            self._running = Count(loop, self.history, spec.cluster.memory, end, lambda _: None, follow=True)
 
     def __repr__(self) -> str:
         return f"<Logger {self.spec.index}, {self.busy} of {len(self._queries)} connections answered>"
@@ -387,7 +450,8 @@ class Logger:
             records = last_sequence(Path(self.spec.log_directory))
         except (OSError, SegmentError):
             records = 0
-        return {"clients": len(self._queries), "requests": self.answered, "records": records}
+        counters: dict[str, Any] = {"clients": len(self._queries), "requests": self.answered, "records": records}
+        return counters | {"metrics": self._page.address} if self._page is not None else counters
 
     def command(self, head: dict[str, Any], answer: Answer) -> None:
         """{"do": "collect"}: write the merged log to `spec.merged_log`."""
@@ -415,6 +479,8 @@ class Logger:
         self._deadline = self.loop.after(DRAIN, self._cut_off)
         for listener in self._listeners:
             listener.stop()
+        if self._page is not None:
+            self._page.close()
         for query in tuple(self._queries):
             query.drain()
         self._check_drained()
@@ -423,7 +489,49 @@ class Logger:
         """Give everything back."""
         for listener in self._listeners:
             listener.stop()
+        if self._page is not None:
+            self._page.close()
+        if self._running is not None:
+            self._running.close()
+        for census in self._censuses:
+            census.close()
         self._cut_off()
+
+    # -- figures ---------------------------------------------------------------------------------------------------
+
+    def tally(self, head: Mapping[str, Any], done: Callable[[Tally | None, str], None]) -> Callable[[], None]:
+        """Count this server's records; returns what ends that. Raises ValueError if the query makes no sense."""
+        if flag(head, "running"):
+            running = self._running
+            found = None if running is None else running.tally
+            self.loop.soon(lambda: done(found, "no figures are kept: cluster.yaml names no address for metrics"))
+            return lambda: None
+
+        def counted(trouble: str) -> None:
+            done(None if trouble else count.tally, trouble)
+
+        wanted = Filter.from_head(head)
+        count = Count(self.loop, self.history, self.spec.cluster.memory, wanted, counted, follow=False)
+        return count.close
+
+    def census(
+        self, head: dict[str, Any], done: Callable[[dict[int, Tally], dict[str, str]], None]
+    ) -> Census:
+        """Ask all loggers for their figures."""
+
+        def finish(tallies: dict[int, Tally], trouble: dict[str, str]) -> None:
+            self._censuses.discard(census)
+            done(tallies, trouble)
+
+        census = Census(self.loop, self.spec, head, lambda told: self.tally(head, told), finish)
+        self._censuses.add(census)
+        return census
+
+    def _make_page(self, answer: Callable[[Page], None]) -> None:
+        self.census(
+            {"running": True},
+            lambda tallies, _: answer(exposition(tallies, len(self.spec.cluster.servers), self.spec.log_sample)),
+        )
 
     # -- the queries' side -----------------------------------------------------------------------------------------
 

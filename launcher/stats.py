@@ -1,0 +1,149 @@
+"""`memcluster stats`: asks logger 0 for the figures of the last seconds, and shows them as a table or as JSON."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any
+
+from launcher.logs import LogsError, connect
+from launcher.output import format_bytes
+from node.frames import Frame, FrameError, FrameReader
+from node.logtext import event_name, operation_name
+from node.record import Kind
+from node.tally import Figures, Tally
+
+TIMEOUT = 10.0
+BUSIEST = 5
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
+
+
+def read_stats(address: str, seconds: float, *, sample: int = 1, timeout: float = TIMEOUT) -> dict[str, Any]:
+    """The figures of the last `seconds`, as `stats --json` prints them. Counts of a log that keeps one story in
+    `sample` are scaled up. Raises LogsError."""
+    now = time.time_ns()
+    answer = _ask(address, {"ask": "stats", "since": now - int(seconds * 1e9)}, timeout)
+    try:
+        tallies = {node: Tally.from_head(head) for node, head in answer["stats"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise LogsError(f"what answers at {address} is not logger0: it sent no figures") from error
+    operations = [
+        _row(node, kind, operation, figures, seconds, sample)
+        for node, tally in tallies.items()
+        for (kind, operation), figures in sorted(tally.figures.items())
+    ]
+    whole = Tally()
+    for tally in tallies.values():
+        whole.join(tally)
+        whole.cell = tally.cell
+    return {
+        "seconds": seconds,
+        "sample": sample,
+        "operations": operations,
+        "busiest": [
+            {
+                "range": [index * whole.cell, (index + 1) * whole.cell],
+                "requests": count * sample,
+                "bytes": whole.cell_bytes[index] * sample,
+            }
+            for index, count in sorted(whole.cells.items(), key=lambda pair: (-pair[1], pair[0]))[:BUSIEST]
+        ],
+        "events": {
+            node: {event_name(event): count for event, count in sorted(tally.events.items())}
+            for node, tally in tallies.items()
+        },
+        "records_missing": {node: tally.missing for node, tally in tallies.items() if tally.missing},
+        "missing": {name: str(why) for name, why in answer.get("trouble", {}).items()},
+    }
+
+
+def _row(node: str, kind: int, operation: int, figures: Figures, seconds: float, sample: int) -> dict[str, Any]:
+    return {
+        "node": node,
+        "kind": Kind(kind).name.lower() if kind in Kind.__members__.values() else str(kind),
+        "operation": operation_name(operation),
+        "count": figures.count * sample,
+        "rate": round(figures.count * sample / seconds, 3),
+        "bytes_per_second": round(figures.bytes * sample / seconds, 3),
+        "errors": figures.errors * sample,
+        "latency_us": {
+            "mean": round(figures.time / figures.count / 1000, 3),
+            **{name: round(figures.percentile(part) / 1000, 3) for name, part in PERCENTILES.items()},
+            "max": round(figures.longest / 1000, 3),
+        },
+    }
+
+
+def _ask(address: str, head: dict[str, Any], timeout: float) -> dict[str, Any]:
+    reader = FrameReader()
+    try:
+        with connect(address, timeout) as sock:
+            sock.sendall(Frame(head).encode())
+            while data := sock.recv(1 << 18):
+                for frame in reader.receive(data):
+                    if "error" in frame.head:
+                        raise LogsError(f"logger0: {frame.head['error']}")
+                    sock.shutdown(socket.SHUT_RDWR)
+                    return frame.head
+    except TimeoutError:
+        raise LogsError(f"logger0 at {address} is silent for {timeout:g} s") from None
+    except FrameError as error:
+        raise LogsError(f"what answers at {address} is not logger0: {error}") from error
+    except OSError as error:
+        raise LogsError(f"logger0 at {address} cannot be reached: {error.strerror or error}") from error
+    raise LogsError(f"logger0 at {address} hung up")
+
+
+# -- the table ---------------------------------------------------------------------------------------------------
+
+COLUMNS = ("NODE", "KIND", "OPERATION", "RATE", "BANDWIDTH", "ERRORS", "MEAN", "P50", "P90", "P99", "P99.9", "MAX")
+_LEFT = 3
+"""Columns of words; the others are numbers and stand to the right."""
+
+
+def stats_table(stats: dict[str, Any]) -> str:
+    """The figures for people."""
+    rows = [COLUMNS, *map(_cells, stats["operations"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column < _LEFT else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    if not stats["operations"]:
+        lines = [f"nothing was asked in the last {stats['seconds']:g} s"]
+    if stats["busiest"]:
+        lines.append("busiest ranges:")
+        lines += [
+            f"  {first:#x}-{end:#x}  {found['requests']} requests, {format_bytes(found['bytes'])}"
+            for found in stats["busiest"]
+            for first, end in [found["range"]]
+        ]
+    for node, events in stats["events"].items():
+        if events:
+            lines.append(f"{node}: " + ", ".join(f"{name} {count}" for name, count in events.items()))
+    for name, why in stats["missing"].items():
+        lines.append(f"{name} is missing ({why}); these figures are without its share")
+    lines += [f"{count} records of {node} are not there" for node, count in stats["records_missing"].items()]
+    if stats["sample"] > 1:
+        lines.append(f"scaled up from one request in {stats['sample']} (logs.sample)")
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    latency = row["latency_us"]
+    return (
+        row["node"],
+        row["kind"],
+        row["operation"],
+        f"{row['rate']:,.1f}/s",
+        f"{format_bytes(round(row['bytes_per_second']))}/s",
+        str(row["errors"]),
+        *(_span(latency[name]) for name in ("mean", *PERCENTILES, "max")),
+    )
+
+
+def _span(us: float) -> str:
+    return f"{us:.0f}us" if us < 1000 else f"{us / 1000:.2f}ms" if us < 1e6 else f"{us / 1e6:.2f}s"
