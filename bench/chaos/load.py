@@ -26,6 +26,8 @@ LONGEST = 32
 """Blocks in one operation, at most."""
 RECONNECT = 20.0
 """Seconds after which a lost connection is given up, and what was in flight is unknown."""
+IMPATIENT, HASTE = 4, 0.4
+"""One client in so many gives up after so many seconds, goes on with a new connection, and leaves much unknown."""
 PATIENCE = 90.0
 """Seconds after which an operation without an answer is given up."""
 KINDS = {"WRITE": 45, "READ": 42, "WRITE_ZEROES": 5, "TRIM": 4, "FLUSH": 4}
@@ -52,6 +54,11 @@ class Job:
     @property
     def name(self) -> str:
         return f"client{self.number}"
+
+    @property
+    def reconnect(self) -> float:
+        """Seconds in which a lost connection is made again."""
+        return HASTE if self.number % IMPATIENT == IMPATIENT - 1 else RECONNECT
 
 
 class Begun:
@@ -101,7 +108,7 @@ class Client:
     def _connect(self) -> bool:
         if self._memory is None:
             try:
-                self._memory = memcluster.connect(self._job.uri, timeout=RECONNECT)
+                self._memory = memcluster.connect(self._job.uri, timeout=self._job.reconnect)
             except memcluster.ClusterError:
                 self._stop.wait(0.05)
                 return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -24,7 +24,10 @@ class Report:
     tallies: list[Tally] = field(default_factory=list)
     breaker: Breaker | None = None
     outcomes: dict[str, int] = field(default_factory=dict)
-    longest_pause: float = 0.0
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Why operations were not acknowledged."""
+    longest_pause: tuple[float, float, str] = 0.0, 0.0, ""
+    """Seconds, when it began, and which client saw it."""
     left: list[str] = field(default_factory=list)
     trouble: list[str] = field(default_factory=list)
 
@@ -34,12 +37,17 @@ class Report:
         self.outcomes = dict.fromkeys((ACKNOWLEDGED, UNKNOWN, ERROR), 0)
         for operation in operations:
             self.outcomes[operation.outcome] += 1
+            if not operation.acknowledged:
+                self.reasons[operation.why.rpartition(": ")[2]] += 1
             if operation.acknowledged and operation.client != "last":
                 ends[operation.client].append(operation.returned)
-        for found in ends.values():
-            found.sort()
-            pauses = (later - earlier for earlier, later in pairwise(found))
-            self.longest_pause = max(self.longest_pause, max(pauses, default=0) / 1e9)
+        began = min((min(found) for found in ends.values()), default=0)
+        pauses = [
+            ((later - earlier) / 1e9, (earlier - began) / 1e9, client)
+            for client, found in ends.items()
+            for earlier, later in pairwise(sorted(found))
+        ]
+        self.longest_pause = max(pauses, default=self.longest_pause)
 
     @property
     def wrong_reads(self) -> int:
@@ -64,6 +72,7 @@ class Report:
             ]
         rows += [
             ("requests", f"{sum(self.outcomes.values())}, {_counts(self.outcomes)}"),
+            *(("not acknowledged", f"{count}: {reason}") for reason, count in self.reasons.most_common(5)),
             ("blocks read", f"{verdict.blocks_read}, {verdict.late} of writes that had been given up"),
             *((tally.name, f"{tally.jobs} jobs verified, {tally.reruns} run again") for tally in self.tallies),
             ("lost writes", str(len(verdict.lost))),
@@ -71,7 +80,7 @@ class Report:
             ("log", f"{log.requests} requests, {log.pieces} pieces"),
             ("missing log records", f"{log.missing} requests, {log.missing_pieces} pieces"),
             ("double log records", f"{log.double} requests, {log.double_pieces} pieces"),
-            ("longest pause", f"{self.longest_pause:.2f} s"),
+            ("longest pause", "{:.2f} s, {:.1f} s after the first answer, seen by {}".format(*self.longest_pause)),
             ("left behind", ", ".join(self.left) or "nothing"),
         ]
         details = [*verdict.told, *log.told, *self.trouble]

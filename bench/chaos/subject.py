@@ -45,6 +45,7 @@ class Subject:
             "restart": {"deaths": 1000, "cap": "1s"},
             "logs": {"directory": "logs", "retain": "8GiB"},
             "hang_timeout": "2s",
+            "stop_timeout": "60s",
             **keys,
         }
         (folder / "cluster.yaml").write_text(yaml.safe_dump(self.keys))
@@ -120,6 +121,7 @@ class Subject:
         if self.directory.path.exists():
             names = ", ".join(sorted(entry.name for entry in self.directory.path.iterdir()))
             problems.append(f"{self.directory.path.name}: {names}")
+        problems += [f"logs/{path.name}" for path in (self.folder / "logs").glob(".*")]
         return problems
 
     def end_leftovers(self) -> None:
