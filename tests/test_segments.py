@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.record import MAX_INCARNATION, RECORD_SIZE, Event, Kind, Record, unpack
+from node.record import MAX_INCARNATION, RECORD_SIZE, Event, Kind, Record, make_identifier, signed, unpack
 from node.segments import (
     HEADER_SIZE,
     MAGIC,
     MIN_SEGMENT,
     RETRY,
+    YOUNG,
     Block,
     LogReader,
     LogWriter,
@@ -253,6 +254,66 @@ def test_a_disk_that_is_full_from_the_start(tmp_path: Path) -> None:
         append(log, 3)
     assert (log.lost, log.sequence) == (3, 3)
     log.close()
+
+
+# -- what is kept, and for how long ------------------------------------------------------------------------------
+
+
+def test_events_are_kept_at_any_level(tmp_path: Path) -> None:
+    log = LogWriter(tmp_path, 3, 1 << 20, level="errors")
+    log.append(1, 1, 1, 0, 512, 1, Kind.REQUEST, 0, 0, 0)
+    log.append(2, 1, 2, 0, 512, 1, Kind.REQUEST, 0, 0, 5)
+    log.event(Event.DIED, 3, value=-9, start=7)
+    assert [(r.start, r.kind, r.error) for r in records(read_segments(tmp_path))] == [
+        (2, Kind.REQUEST, 5),
+        (7, Kind.EVENT, 0),
+    ]
+    [_, died] = records(read_segments(tmp_path))
+    assert (died.operation, died.length, signed(died.offset), died.sequence) == (Event.DIED, 3, -9, 2)
+    assert not [block.missing for block in read_segments(tmp_path) if block.missing]
+
+
+def test_a_log_that_is_off_has_no_events(tmp_path: Path) -> None:
+    LogWriter(tmp_path, 0, 0).event(Event.READY, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sample", [2, 10])
+def test_sampling_keeps_whole_stories(tmp_path: Path, sample: int) -> None:
+    """Every server makes the same choice, about one in N, whatever pattern the requests have; no gaps are seen."""
+    kept = []
+    for server in range(3):
+        log = LogWriter(tmp_path / str(server), server, 1 << 22, sample=sample)
+        for number in range(1, 4001):
+            log.append(number, 1, make_identifier(0, 1, number), 0, 512, 1, Kind.PIECE, 0, 0, 0)
+        found = records(read_segments(tmp_path / str(server)))
+        assert [record.sequence for record in found] == list(range(1, len(found) + 1))
+        kept.append([record.identifier for record in found])
+    assert kept[0] == kept[1] == kept[2]
+    assert 0.8 < len(kept[0]) * sample / 4000 < 1.2
+    assert 0.3 < sum(identifier % 2 for identifier in kept[0]) / len(kept[0]) < 0.7
+
+
+def test_records_go_when_their_time_has_come(tmp_path: Path) -> None:
+    """Also those of a server that has nothing to do, and never those that are younger."""
+    now = [0]
+    log = LogWriter(tmp_path, 0, 1 << 22, MIN_SEGMENT, clock=lambda: now[0], retain_age=80.0)
+    for second in range(0, 1000, 5):
+        now[0] = second * 10**9
+        log.append(now[0], 1, second + 1, 0, 512, 1, Kind.REQUEST, 0, 0, 0)
+        log.expire()
+        ages = [second - record.start // 10**9 for record in records(read_segments(tmp_path, after=0))]
+        assert max(ages) <= 80 + 2 * 80 / YOUNG + 5
+        assert set(range(0, min(second, 80), 5)) <= set(ages)
+    now[0] += 200 * 10**9
+    log.expire()
+    now[0] += 200 * 10**9
+    log.expire()
+    assert records(read_segments(tmp_path)) == []
+    assert len(list(tmp_path.iterdir())) == 1
+    sequence = log.sequence
+    log.close()
+    assert LogWriter(tmp_path, 0, 1 << 22, MIN_SEGMENT).sequence == sequence
 
 
 # -- reading -----------------------------------------------------------------------------------------------------
