@@ -139,7 +139,6 @@ _Layout = Annotated[
     Discriminator(lambda value: "as stripes" if isinstance(value, dict) else "as a word"),
 ]
 TAGS = {"as a number", "as a count", "as a list", "as a word", "as stripes"}
-
 """What pydantic puts into an error's place to say which form a value was taken for."""
 
 

@@ -1,0 +1,185 @@
+"""launcher/config.py: what a cluster.yaml may say, and where it is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from launcher.config import ConfigError, dump, json_schema, load
+from node.address import Address
+
+PLENTY = 1 << 50
+MACHINE = 1 << 30
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def problems(text: str | bytes, available: int = PLENTY) -> list[str]:
+    """What is wrong with a file of this text."""
+    Path("cluster.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    try:
+        load(Path("cluster.yaml"), available)
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
+
+
+def loaded(text: str, available: int = PLENTY):
+    Path("cluster.yaml").write_text(text)
+    return load(Path("cluster.yaml"), available)
+
+
+CASES = [
+    ("memory: 64XB", "1:9: memory: '64XB' is not a size; write 4096, 0x1000, 64KiB or 1GiB"),
+    ("memory: 0", "1:9: memory must be more than 0 bytes and less than 1 EiB (got 0)"),
+    ("memory: [1]", "1:9: memory must be a size; write 4096, 0x1000, 64KiB or 1GiB"),
+    ("name: x", "1:1: memory is missing"),
+    ("memory: 1MiB\nlisen: x", "2:1: unknown key 'lisen'; did you mean 'listen'?"),
+    ("memory: 1MiB\nclients: {limt: 3}", "2:11: unknown key 'limt'; did you mean 'limit'?"),
+    ("memory: 1MiB\ntopology: ring", "2:11: topology must be one of primary-secondary (got 'ring')"),
+    ("memory: 1MiB\nfan_out: fast", "2:10: fan_out must be parallel or serial (got 'fast')"),
+    ("memory: 1MiB\nlayout: {stripe: 1000}", "2:18: layout.stripe must be a power of two, 512 or more (got 1000)"),
+    ("memory: 1MiB\nlayout: round", "2:9: layout must be linear (got 'round')"),
+    ("memory: 1MiB\nservers: 0", "2:10: servers must be at least 1 (got 0)"),
+    ("memory: 1MiB\nservers: 65", "2:10: servers must be at most 64 (got 65)"),
+    ("memory: 1MiB\nservers: []", "2:10: servers must have 1 to 64 entries"),
+    ("memory: 1MiB\nservers: many", "2:10: servers must be a whole number or a list of {memory, listen} (got 'many')"),
+    ("memory: 1MiB\nservers: [{listen: 'a:1'}]", "2:11: servers[0].memory is missing"),
+    ("memory: 2MiB\nservers: [{memory: 1MiB}, {memory: 2MiB}]",
+     "2:10: servers add up to 3MiB (3145728 bytes), memory is 2MiB (2097152 bytes)"),
+    ("memory: 8KiB\nservers: 3",
+     "1:9: memory of 8KiB is less than one of the pages of 4096 bytes for each of 3 servers"),
+    ("memory: 100KiB\nlayout: {stripe: 64KiB}", "1:9: memory must be whole stripes of 64KiB"),
+    ("memory: 2GiB", "1:9: memory of 2GiB is more than this machine can hold (1024 MiB); make it smaller, or give a "
+     "directory as storage"),
+    ("memory: 1MiB\nlisten: nowhere",
+     "2:9: listen: 'nowhere' is not an address; write HOST:PORT, [::1]:PORT or unix:PATH"),
+    ("memory: 1MiB\nlisten: 'a:99999'", "2:9: listen: 'a:99999': the port must be a number from 0 to 65535"),
+    ("memory: 1MiB\nclients: {limit: 0}", "2:18: clients.limit must be at least 1 (got 0)"),
+    ("memory: 1MiB\nstop_timeout: never", "2:15: stop_timeout: 'never' is not a time span; write 500ms, 10s, 2m or 1h"),
+    ("memory: 1MiB\nname: de mo", "2:7: name must be 1 to 40 letters, digits, - or _, with a letter or digit first"),
+    ("memory: 1MiB\nmemory: 2MiB", "2:1: 'memory' is there twice"),
+    ("- 1", "1:1: must be keys and values, memory: 64MiB at least"),
+    ("", "1:1: must be keys and values, memory: 64MiB at least"),
+    ("memory: &a [*a]", "1:9: aliases make it endless"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), CASES, ids=[text for text, _ in CASES])
+def test_each_mistake_has_its_place_and_its_sentence(folder, text, message):
+    """One problem, exactly there, in words that say what would be right."""
+    assert problems(text, MACHINE) == [f"cluster.yaml:{message}"]
+
+
+def test_all_mistakes_are_told_at_once(folder):
+    """In the order of the lines, across keys and between keys."""
+    text = "memory: 3MiB\nservers: [{memory: 1MiB}]\ntopology: ring\nstop_timeout: x\nextra: 1\n"
+    assert [line.split(" ")[0] for line in problems(text)] == [
+        "cluster.yaml:2:10:", "cluster.yaml:3:11:", "cluster.yaml:4:15:", "cluster.yaml:5:1:",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["memory: [", "memory: 1MiB\n\tservers: 2", "memory: 'x", "a: b: c", b"\xff\xfe\x00"])
+def test_what_is_not_yaml_is_one_problem(folder, text):
+    """With the line and column where the parser gave up, if it got that far."""
+    assert len(problems(text)) == 1
+    assert problems(text)[0].startswith("cluster.yaml:")
+
+
+def test_a_file_that_is_not_there(folder):
+    """One sentence."""
+    with pytest.raises(ConfigError, match="no such file"):
+        load(Path("missing.yaml"))
+
+
+def test_every_key_but_memory_has_a_default(folder):
+    """And they are those of the documentation."""
+    config = loaded("memory: 1MiB")
+    assert config.name == folder.name[:40]
+    assert [(server.memory, server.listen) for server in config.servers] == [(1 << 20, Address("127.0.0.1", 10809))]
+    assert (config.topology, config.fan_out, config.stripe) == ("primary-secondary", "parallel", 0)
+    assert config.storage is None
+    assert (config.clients.limit, config.stop_timeout, config.retry_timeout) == (64, 10.0, 30.0)
+    assert config.logs.directory == folder / "logs"
+
+
+def test_values_are_read_as_yaml_1_2(folder):
+    """`off` is a word, numbers may be hexadecimal, keys beginning with x- are nobody's."""
+    config = loaded("memory: 0x100000\nlogs: {level: off}\nx-anything: [1, {}]\nrestart: {deaths: 010}")
+    assert (config.memory, config.logs.level, config.restart.deaths) == (1 << 20, "off", 10)
+
+
+def test_paths_are_relative_to_the_file(folder):
+    """Storage, logs and unix sockets."""
+    config = loaded("memory: 1MiB\nstorage: data\nlogs: {directory: /var/l}\nlisten: unix:s.sock")
+    assert config.storage == folder / "data"
+    assert config.logs.directory == Path("/var/l")
+    assert config.servers[0].listen == Address(path=str(folder / "s.sock"))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 20), st.integers(1, 1 << 30), st.sampled_from([0, 512, 4096, 1 << 16]))
+def test_a_count_of_servers_divides_the_memory(folder, servers, memory, stripe):
+    """Shards add up to the memory and differ by one page or stripe, and the odd tail, at most."""
+    unit = stripe or 4096
+    memory = max(memory, unit * servers)
+    memory -= memory % stripe if stripe else 0
+    layout = f"{{stripe: {stripe}}}" if stripe else "linear"
+    sizes = [server.memory for server in loaded(f"memory: {memory}\nservers: {servers}\nlayout: {layout}").servers]
+    assert sum(sizes) == memory
+    whole = [size - size % unit for size in sizes]
+    assert max(whole) - min(whole) <= unit
+
+
+SCRAPS = ["memory: 1", "servers:", " - {", "&a", "*a", "? x", "\n", ": ", "!!int"]
+FILES = st.builds(
+    lambda servers, fan_out, layout, limit, span, level: (
+        f"name: a-1\nmemory: 8MiB\nservers: {servers}\nfan_out: {fan_out}\nlayout: {layout}\n"
+        f"clients: {{limit: {limit}}}\nstop_timeout: {span}\nlogs: {{level: {level}}}\n"
+    ),
+    st.sampled_from(["1", "3", "[{memory: 1MiB}, {memory: 7MiB, listen: 'unix:x'}]"]),
+    st.sampled_from(["parallel", "serial"]),
+    st.sampled_from(["linear", "{stripe: 64KiB}"]),
+    st.sampled_from(["1", "64", "auto"]),
+    st.sampled_from(["500ms", "10s", "2m", "1.5"]),
+    st.sampled_from(["requests", "errors", "off"]),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(FILES)
+def test_what_config_prints_means_the_same(folder, text):
+    """The dump of a configuration loads to an equal one."""
+    config = loaded(text)
+    printed = dump(config)
+    assert loaded(printed) == config
+    assert dump(loaded(printed)) == printed
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(st.text(), st.lists(st.sampled_from(SCRAPS)).map("".join)))
+def test_arbitrary_text_raises_nothing_but_config_error(folder, text):
+    """Whatever a file says."""
+    problems(text.encode(errors="surrogatepass"))
+
+
+def test_the_schema_names_every_key():
+    """What editors complete and check is what is read."""
+    schema = json_schema()
+    assert {"name", "memory", "servers", "topology", "layout", "clients", "logs"} <= set(schema["properties"])
+    assert schema["required"] == ["memory"]
+    assert schema["additionalProperties"] is False
+
+
+def test_a_configuration_cannot_be_changed(folder):
+    """It is a fact, not a variable."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        loaded("memory: 1MiB").name = "other"

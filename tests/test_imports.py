@@ -1,0 +1,77 @@
+"""Who may import whom: the table of the architecture, read from the code's own imports."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("launcher", "node", "client")
+FILES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+WITH_IO = {"asyncio", "multiprocessing", "os", "select", "selectors", "signal", "socket", "subprocess", "time"}
+PURE = [
+    *(f"node/nbd/{name}.py" for name in ("wire", "server", "client", "errors")),
+    *(f"node/{name}.py" for name in ("layout", "record", "merge", "frames", "budget", "slots")),
+    "launcher/lifecycle.py",
+]
+CODEC = ("node.nbd", "node.layout")
+
+
+def imports(path: Path) -> set[str]:
+    """The dotted names that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    return {name for name in imports(path) if name.split(".")[0] in (*PACKAGES, "memcluster")}
+
+
+def module(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_a_module_imports_only_what_its_place_allows(path):
+    """node knows neither launcher nor client; client only the codec and the layout; roles not one another."""
+    name = module(path)
+    for other in ours(path):
+        top = other.split(".")[0]
+        if name.startswith("node/"):
+            assert top == "node", f"{name} imports {other}"
+        if name.startswith("client/"):
+            assert top == "client" or other == "node" or other.startswith(CODEC), f"{name} imports {other}"
+        if name.startswith("launcher/"):
+            assert top != "memcluster"
+            assert not other.startswith("node.roles"), f"{name} looks inside a role: {other}"
+        if name.startswith("node/roles/"):
+            assert not other.startswith("node.roles"), f"{name} imports a sister: {other}"
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_what_is_pure_does_no_io(name):
+    """No sockets, no processes, no time."""
+    tops = {found.split(".")[0] for found in imports(ROOT / name)}
+    assert not tops & WITH_IO, tops & WITH_IO
+
+
+def test_the_public_face_only_re_exports():
+    """memcluster.py imports the client and defines nothing."""
+    tree = ast.parse((ROOT / "memcluster.py").read_text())
+    assert all(isinstance(node, ast.Expr | ast.ImportFrom | ast.Assign) for node in tree.body)
+    assert all(name.startswith("client.") for name in ours(ROOT / "memcluster.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_every_module_says_what_it_is(path):
+    """A docstring at the top of each file that has code."""
+    text = path.read_text()
+    assert not text.strip() or ast.get_docstring(ast.parse(text)), path
