@@ -16,8 +16,8 @@ from launcher.logs import LogsError, read_log
 from node import shares
 from node.channel import Channel
 from node.cluster_map import ClusterMap, ServerEntry
-from node.frames import Frame
 from node.filter import MAX_LAST
+from node.frames import Frame
 from node.loop import Loop
 from node.nbd.wire import Command
 from node.record import RECORD_SIZE, Kind, Record, format_identifier, make_identifier, unpack

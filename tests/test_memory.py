@@ -92,7 +92,10 @@ def test_extents_can_be_bounded(shard):
 
 operations = st.lists(
     st.tuples(
-        st.sampled_from(["write", "zero", "keep"]), st.integers(0, SIZE - 1), st.integers(1, 4 * PAGE), st.integers(1, 255)
+        st.sampled_from(["write", "zero", "keep"]),
+        st.integers(0, SIZE - 1),
+        st.integers(1, 4 * PAGE),
+        st.integers(1, 255),
     ),
     max_size=15,
 )
@@ -104,8 +107,8 @@ def test_a_shard_is_a_bytearray_with_holes(tmp_path_factory, steps):
     """After any operations the bytes are a bytearray's, and what the extents call a hole is zero."""
     shard = Shard(str(tmp_path_factory.mktemp("shard") / "s"), SIZE)
     model = bytearray(SIZE)
-    for what, offset, length, value in steps:
-        length = min(length, SIZE - offset)
+    for what, offset, wanted, value in steps:
+        length = min(wanted, SIZE - offset)
         if what == "write":
             shard.write(offset, bytes([value]) * length)
             model[offset : offset + length] = bytes([value]) * length

@@ -91,7 +91,9 @@ OPEN = HELLO + go()
 OPEN_STRUCTURED = HELLO + option(Option.STRUCTURED_REPLY) + meta(Option.SET_META_CONTEXT, "", "base:allocation") + go()
 
 
-def request(command: int, offset: int = 0, length: int = 0, flags: int = 0, cookie: int = 7, payload: bytes = b"") -> bytes:
+def request(
+    command: int, offset: int = 0, length: int = 0, flags: int = 0, cookie: int = 7, payload: bytes = b""
+) -> bytes:
     return wire.REQUEST.pack(wire.REQUEST_MAGIC, flags, command, cookie, offset, length) + payload
 
 
@@ -301,7 +303,8 @@ def test_a_request_that_is_not_allowed_is_refused_and_the_stream_stays_in_step(d
 def test_writing_to_a_read_only_export_is_eperm(command):
     """EPERM, and the payload of the WRITE is gone."""
     payload = bytes(10) if command == Command.WRITE else b""
-    first, second = feed(opened(HELLO + go("ro")), request(command, 0, 10, payload=payload) + request(Command.READ, 0, 1))
+    data = request(command, 0, 10, payload=payload) + request(Command.READ, 0, 1)
+    first, second = feed(opened(HELLO + go("ro")), data)
     assert first.error == Error.EPERM
     assert not second.error
 
@@ -363,7 +366,7 @@ def test_an_empty_read_gets_no_data_chunk():
 def test_a_large_payload_is_received_where_place_says():
     """The bytes go to their place without lying in the receive buffer as a whole."""
     room = bytearray(1 << 20)
-    session = opened(place=lambda found: memoryview(room))
+    session = opened(place=lambda _: memoryview(room))
     data = bytes(range(256)) * 4096
     [found] = feed(session, request(Command.WRITE, 0, len(data), payload=data), step=100_000)
     assert found.owned
@@ -417,7 +420,7 @@ def test_however_the_bytes_are_cut_the_requests_are_the_same(parts, step):
     assert seen(step) == seen(1 << 30)
 
 
-@given(st.lists(st.one_of(st.binary(max_size=200), st.sampled_from([HELLO, OPEN, OPEN_STRUCTURED, go("ro")]), requests)))
+@given(st.lists(st.binary(max_size=200) | st.sampled_from([HELLO, OPEN, OPEN_STRUCTURED, go("ro")]) | requests))
 def test_arbitrary_bytes_raise_nothing_but_the_codecs_own_error(parts):
     """Whatever comes, the session answers, waits or gives up."""
     try:
