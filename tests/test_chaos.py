@@ -18,7 +18,7 @@ from bench.chaos import places
 from bench.chaos.checker import Verdict, check
 from bench.chaos.history import BLOCK, Operation, identify, pattern, read_operations, write_operations
 from bench.chaos.logcheck import LogVerdict, check_log
-from bench.chaos.schedule import QUIET, WEIGHTS, plan
+from bench.chaos.schedule import PHASE, QUIET, WEIGHTS, plan
 from node.layout import Linear, Striped
 
 A, B, C, ZERO = 0xA, 0xB, 0xC, 0
@@ -232,6 +232,12 @@ def test_a_schedule_follows_from_its_seed():
     assert targets >= {"server0", "server1", "server2", "logger0", "fork server", "supervisor", "all"}
     assert {fault.kind for fault in faults} == {"kill", "pause", "resume", "slow", "partition", "hang"}
     assert len(faults) > 800
+    assert not any(
+        fault.target in ("server0", "supervisor", "fork server", "all")
+        for fault in faults
+        if fault.kind == "kill" and fault.at % (2 * PHASE) < PHASE - 0.5
+        if fault.at % (2 * PHASE) > 0.5  # of a pair that has begun before
+    )
     assert sum(WEIGHTS.values()) == 100
 
 

@@ -21,6 +21,7 @@ FAULTS = {
     "partition": ["partition", "server0"],
 }
 COMMAND_PATIENCE = 15.0
+UP_AGAIN = "up again"
 
 
 class Breaker:
@@ -38,14 +39,23 @@ class Breaker:
         self._commands: list[tuple[Fault, subprocess.Popen[bytes]]] = []
 
     def run(self, schedule: Iterable[Fault], seconds: float, end: Event) -> None:
-        """Do each at its time, and come back after `seconds` or when `end` is set. Raises NotUp."""
+        """Do each at its time, and come back after `seconds` or when `end` is set. Raises NotUp.
+
+        When the cluster has to be started again, all that follows is so much later, and the last of it is left out.
+        """
         began = time.monotonic()
+        later = 0.0
         for fault in schedule:
-            if end.wait(max(0.0, began + fault.at - time.monotonic())):
+            if fault.at + later > seconds:
+                break
+            if end.wait(max(0.0, began + fault.at + later - time.monotonic())):
                 return
             self._see_that_it_lives(time.monotonic() - began)
-            late = round(time.monotonic() - began - fault.at, 3)
-            self.done.append(fault._asdict() | {"late": late, "outcome": self._do(fault)})
+            started = time.monotonic()
+            outcome = self._do(fault)
+            self.done.append(fault._asdict() | {"done_at": round(started - began, 3), "outcome": outcome})
+            if outcome.startswith(UP_AGAIN):
+                later += time.monotonic() - started
         end.wait(max(0.0, began + seconds - time.monotonic()))
         self._see_that_it_lives(time.monotonic() - began)
 
@@ -91,9 +101,11 @@ class Breaker:
         if not killed:
             return "not alive"
         self.kills[target.rstrip("0123456789")] += 1
-        if target in ("all", "supervisor"):
-            self._up(record.supervisor)
-        return f"pids {' '.join(str(identity.pid) for identity in killed)}"
+        pids = f"pids {' '.join(str(identity.pid) for identity in killed)}"
+        if target not in ("all", "supervisor"):
+            return pids
+        self._up(record.supervisor)
+        return f"{UP_AGAIN}: {pids}"
 
     def _up(self, dead: Identity) -> None:
         self._paused.pop("supervisor", None)

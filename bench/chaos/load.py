@@ -20,7 +20,7 @@ from bench.chaos.history import ACKNOWLEDGED, BLOCK, ERROR, UNKNOWN, Operation, 
 from bench.chaos.places import Region
 from client.memory import Future, Memory
 
-DEEPEST = 16
+DEEPEST = 32
 """Operations in one round, at most."""
 LONGEST = 32
 """Blocks in one operation, at most."""
@@ -33,6 +33,11 @@ PATIENCE = 90.0
 KINDS = {"WRITE": 45, "READ": 42, "WRITE_ZEROES": 5, "TRIM": 4, "FLUSH": 4}
 SHARED = 0.25
 """Of the operations, in the regions that all share."""
+HOT = 0.6
+"""Of the operations in the client's own region, in a small part of it, so that some overlap in flight."""
+HOT_BLOCKS = 24
+HOT_ROUNDS = 20
+"""Rounds after which another part is hot, on average."""
 TAG_SHIFT = 40
 FLUSH_EVERY = 1000
 """Operations that are held before they are written to the file."""
@@ -86,6 +91,7 @@ class Client:
         self._done: list[Operation] = []
         self._number = 0
         self._lost = 0  # connections of earlier memories
+        self._hot = job.private
 
     def run(self) -> None:
         began = time.monotonic()
@@ -115,7 +121,10 @@ class Client:
         return True
 
     def _round(self) -> None:
-        depth = self._rng.choice((1, 1, 1, 2, 4, DEEPEST))
+        depth = self._rng.choice((1, 1, 2, 4, DEEPEST, DEEPEST))
+        if self._rng.random() < 1 / HOT_ROUNDS:
+            start = self._rng.randrange(self._job.private.length // BLOCK - HOT_BLOCKS) * BLOCK
+            self._hot = Region("hot", self._job.private.offset + start, HOT_BLOCKS * BLOCK)
         begun = [self._begin() for _ in range(depth)]
         for operation in begun:
             self._done.append(self._finish(operation))
@@ -128,8 +137,10 @@ class Client:
         rng, job, memory = self._rng, self._job, self._memory
         assert memory is not None
         [kind] = rng.choices(list(KINDS), list(KINDS.values()))
-        region = rng.choice(job.shared) if rng.random() < SHARED else job.private
-        blocks = min(LONGEST, 1 + int(rng.expovariate(0.25)))
+        region = self._hot if rng.random() < HOT else job.private
+        if rng.random() < SHARED:
+            region = rng.choice(job.shared)
+        blocks = min(LONGEST, 1 + int(rng.expovariate(0.25)), region.length // BLOCK)
         offset = region.offset + rng.randrange(region.length // BLOCK - blocks + 1) * BLOCK
         self._number += 1
         length = blocks * BLOCK

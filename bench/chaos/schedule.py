@@ -9,21 +9,29 @@ FIRST = 0.5
 """Seconds before the first fault: the load has begun."""
 QUIET = 1.0
 """Seconds at the end in which nothing new is broken."""
+PHASE = 5.0
+"""Seconds in which the primary, and whatever it would die with, is spared; in as many that follow nothing is."""
 
 WEIGHTS = {
-    "kill server": 24,
+    "kill server": 18,
     "kill logger": 8,
     "kill fork server": 5,
     "kill supervisor": 7,
     "kill all": 3,
-    "pause server": 14,
+    "pause server": 10,
     "pause logger": 4,
     "pause supervisor": 3,
-    "pause, kill primary, resume": 8,
-    "slow": 10,
-    "partition": 12,
+    "pause, kill": 8,
+    "pause, kill primary": 7,
+    "pause, partition": 6,
+    "slow": 9,
+    "partition": 10,
     "hang": 2,
 }
+"""Of a hundred. What waits before a paused server is in flight for certain when that is killed, cut off, or asked again
+by the next primary."""
+FATAL = ("kill fork server", "kill supervisor", "kill all", "pause, kill primary")
+"""The primary dies with them."""
 
 
 class Fault(NamedTuple):
@@ -39,26 +47,32 @@ def plan(seed: int, seconds: float, servers: int, mean: float = 1.0) -> list[Fau
     """The faults of a run of so many seconds, `mean` seconds apart on average."""
     rng = random.Random(f"schedule {seed}")
     faults: list[Fault] = []
-    kinds, weights = list(WEIGHTS), list(WEIGHTS.values())
     at = FIRST + rng.expovariate(1 / mean)
     while at < seconds - QUIET:
-        [kind] = rng.choices(kinds, weights)
-        faults += _fault(rng, kind, round(at, 3), servers)
+        spared = servers > 1 and int(at / PHASE) % 2 == 0
+        kinds = [kind for kind in WEIGHTS if not (spared and kind in FATAL)]
+        [kind] = rng.choices(kinds, [WEIGHTS[kind] for kind in kinds])
+        faults += _fault(rng, kind, round(at, 3), servers, spared=spared)
         at += rng.expovariate(1 / mean)
     return sorted(faults)
 
 
-def _fault(rng: random.Random, kind: str, at: float, servers: int) -> list[Fault]:
+def _fault(rng: random.Random, kind: str, at: float, servers: int, *, spared: bool) -> list[Fault]:
     server, secondary = f"server{rng.randrange(servers)}", f"server{rng.randrange(1, max(2, servers))}"
+    if spared:
+        server = secondary
     logger = f"logger{rng.randrange(servers)}"
     span = round(rng.uniform(0.1, 1.5), 3)
     if kind.startswith("kill"):
         what = kind.removeprefix("kill ")
         return [Fault(at, "kill", {"server": server, "logger": logger}.get(what, what))]
-    if kind.startswith("pause, kill") and servers > 1:
-        # What the dead primary had sent lies unread before the paused secondary, while the next primary sends more.
-        kill = round(at + rng.uniform(0.05, 0.4), 3)
-        return [*_pause(at, secondary, span + 0.5), Fault(kill, "kill", "server0")]
+    if kind.startswith("pause, "):
+        then = round(at + rng.uniform(0.05, 0.4), 3)
+        if kind == "pause, kill" or servers == 1:
+            return [*_pause(at, server, span + 0.5), Fault(then, "kill", server)]
+        if kind == "pause, partition":
+            return [*_pause(at, secondary, span + 0.5), Fault(then, "partition", secondary, 0.1)]
+        return [*_pause(at, secondary, span + 0.5), Fault(then, "kill", "server0")]
     if kind.startswith("pause"):
         target = {"pause logger": logger, "pause supervisor": "supervisor"}.get(kind, server)
         return _pause(at, target, span)
