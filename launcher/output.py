@@ -93,6 +93,11 @@ def verdict(status: dict[str, Any]) -> str:
         for node in status["nodes"]
         if not node["ready"]
     ]
+    reasons += [
+        f"the log of {node['name']} has stopped ({node['log_trouble']}), the service goes on"
+        for node in status["nodes"]
+        if node.get("log_trouble")
+    ]
     for name, problem in (("no_space", "requests found no room"), ("records_lost", "log records were not written")):
         reasons += [f"{node['name']}: {node[name]} {problem}" for node in status["nodes"] if node.get(name)]
     served = f"{status['topology']}, {servers} server{'s' if servers > 1 else ''}, {format_bytes(status['memory'])}"

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import random
+import resource
 import select
 import subprocess
 import threading
@@ -348,3 +349,30 @@ def test_a_log_of_errors_only(make_cluster: Make) -> None:
     with cluster.connect() as memory:
         memory.pwrite(b"fine", 0)
     assert {line["kind"] for line in lines(cluster)} == {"event"}
+
+
+def test_a_full_disk_stops_the_log_and_not_the_service(make_cluster: Make) -> None:
+    """status says so; when there is room again the log goes on, and the gap is counted and named."""
+    cluster = make_cluster(servers=1, logs={"directory": "logs", "retain": "1MiB"})
+    pid = cluster.pid("server0")
+    limits = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+
+    def write(count: int) -> None:
+        with cluster.connect() as memory:
+            for future in [memory.start_pwrite(b"x", number) for number in range(count)]:
+                future.result()
+
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, limits[1]))  # no new segment can be made
+    write(6000)
+    [server] = [node for node in cluster.status()["nodes"] if node["name"] == "server0"]
+    assert server["records_lost"] > 0
+    assert server["state"] == "ready"
+    verdict = cluster.command("status").stdout.decode().splitlines()[-1]
+    assert "the log of server0 has stopped (File too large), the service goes on" in verdict
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+    write(10_000)
+    done = cluster.command("logs", "--json")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    [stopped] = [line for line in found if line["operation"] == "log_stopped"]
+    assert f"{stopped['value']} records of server0 are not there" in done.stderr.decode()
+    assert "has stopped" not in cluster.command("status").stdout.decode()
