@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 from harness import Cluster
-from hypothesis import HealthCheck, event, settings
+from hypothesis import HealthCheck, Phase, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from memcluster import Memory
 
-pytestmark = pytest.mark.timeout(120)
+IN_CI = bool(os.environ.get("MEMCLUSTER_REQUIRE_CLIENTS"))
+pytestmark = pytest.mark.timeout(120 if IN_CI else 400)  # hypothesis takes up to 300 s to shrink what it has found
 
 SIZE = 768 << 10
 STRIPE = 4096
@@ -34,14 +35,15 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     "unequal-stripe": {"servers": [{"memory": size << 10} for size in (64, 512, 192)], **STRIPES},
 }
 SETTINGS = settings(
-    max_examples=80,
+    max_examples=60,
     stateful_step_count=40,
     deadline=None,
     print_blob=True,
-    derandomize=bool(os.environ.get("MEMCLUSTER_REQUIRE_CLIENTS")),
+    derandomize=IN_CI,
+    phases=[phase for phase in Phase if phase not in (Phase.shrink, Phase.explain) or not IN_CI],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
-"""In CI the same histories are tried each time: a failure there can be repeated by whoever reads of it."""
+"""In CI the same histories are tried each time, so that whoever reads of a failure there can repeat and shrink it."""
 
 # -- where, and what ---------------------------------------------------------------------------------------------
 

@@ -305,6 +305,9 @@ assert h.pread(3000000, 1000001) == bytes(3000000)
 assert h.pread(size - 4000001, 4000001) == b"\\xff" * (size - 4000001)
 h.trim(1, 0)
 assert h.pread(2, 0) == b"\\0\\xff"
+h.trim(size, 0)
+h.zero(size - 20001, 10001, nbd.CMD_FLAG_NO_HOLE)  # a hole is filled
+assert holes(size - 20001, 10001) == 0
 """,
     )
 
