@@ -153,13 +153,24 @@ def format_json(entry: LogEntry) -> str:
             f'"kind":"event","operation":"{event_name(operation)}","about":"{about}","client":{client or "null"},'
             f'"value":{signed(offset)},"error":null,"sequence":{sequence}}}'
         )
+    head, middle, tail = _json_parts(server, kind, operation, flags, error)
     return (
-        f'{{"time":"{_utc(second)}.{fraction:09d}Z","time_ns":{start},"node":"server{server}","request":'
-        f'"{identifier >> SERVER_SHIFT}.{identifier >> COUNTER_BITS & MAX_INCARNATION}.{identifier & MAX_COUNTER}",'
-        f'"kind":"{_KINDS.get(kind, kind)}","operation":"{_OPERATIONS.get(operation, operation)}",'
-        f'"flags":[{_json_flags(flags) if flags else ""}],"offset":{offset},"length":{length},'
-        f'"client":{"null" if kind == PIECE else client},"error":{_json_error(error) if error else "null"},'
-        f'"duration_us":{duration / 1000:.3f},"sequence":{sequence}}}'
+        f'{{"time":"{_utc(second)}.{fraction:09d}Z","time_ns":{start},{head}'
+        f'{identifier >> SERVER_SHIFT}.{identifier >> COUNTER_BITS & MAX_INCARNATION}.{identifier & MAX_COUNTER}'
+        f'{middle}{offset},"length":{length},"client":{"null" if kind == PIECE else client}{tail}'
+        f'{duration / 1000:.3f},"sequence":{sequence}}}'
+    )
+
+
+@lru_cache(1024)
+def _json_parts(server: int, kind: int, operation: int, flags: int, error: int) -> tuple[str, str, str]:
+    """The parts of a line that many records share."""
+    names = ",".join(f'"{name}"' for name in _flag_names(flags))
+    failure = f'"{_ERRORS.get(error, error)}"' if error else "null"
+    return (
+        f'"node":"server{server}","request":"',
+        f'","kind":"{_KINDS.get(kind, kind)}","operation":"{operation_name(operation)}","flags":[{names}],"offset":',
+        f',"error":{failure},"duration_us":',
     )
 
 
@@ -183,19 +194,9 @@ def _flags(flags: int) -> str:
     return "".join(f" {name}" for name in _flag_names(flags))
 
 
-@lru_cache
-def _json_flags(flags: int) -> str:
-    return ",".join(f'"{name}"' for name in _flag_names(flags))
-
-
 def _flag_names(flags: int) -> list[str]:
     names = [str(flag.name) for flag in CommandFlag if flags & flag]
     if flags & REPEATED:
         names.append("REPEATED")
     unknown = flags & ~(sum(CommandFlag) | REPEATED)
     return [*names, f"0x{unknown:x}"] if unknown else names
-
-
-@lru_cache
-def _json_error(error: int) -> str:
-    return f'"{_ERRORS.get(error, error)}"'
