@@ -304,7 +304,8 @@ class Supervisor:
         """Have an event written into the log, by the server of the same number: now, or when it is back."""
         server = f"server{self.specs[about].index}"
         head = {"do": "event", "event": event, "about": about, "value": value, "time_ns": time.time_ns()}
-        if self.lifecycle.nodes[server].state is lifecycle.State.READY:
+        dying = event == "killed" and about == server  # it would not live to read it
+        if self.lifecycle.nodes[server].state is lifecycle.State.READY and not dying:
             self.children[server].tell(head)
         else:
             self._notes.setdefault(server, []).append(head)

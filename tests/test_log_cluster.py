@@ -176,6 +176,7 @@ def test_the_lives_of_nodes_and_clients_are_in_the_log(make_cluster: Make) -> No
     assert ("server0", "connected", "server0") in seen
     assert ("server0", "left", "server0") in seen
     assert {("server1", "paused", "server1"), ("server1", "resumed", "server1"), ("server1", "died", "server1")} <= seen
+    assert ("server1", "killed", "server1") in seen
     assert {("server2", "slowed", "server2"), ("server2", "healed", "server2"), ("server2", "died", "logger2")} <= seen
     [refused] = [line for line in found if line["operation"] == "refused"]
     assert refused["value"] == 1

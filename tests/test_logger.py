@@ -434,6 +434,54 @@ def test_following_tells_of_a_logger_that_goes(make: Callable[..., Loggers]) -> 
     assert story(asker.merged) == ["0:0.1.1", "1:-0.1.1"]
 
 
+def test_a_share_that_was_lost_comes_back(make: Callable[..., Loggers], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A paused logger is found out by its silence; then its share goes on after the last record that came."""
+    monkeypatch.setattr(role, "SIGN", 0.02)
+    monkeypatch.setattr(shares, "NEXT_ANSWER", 0.2)
+    loggers = make(2)
+    loggers.request(1, 1, start=time_ns())
+    asker = loggers.asker()
+    asker.channel.send({"ask": "merged", "follow": True})
+    loggers.turn_until(lambda: any("live" in frame.head for frame in asker.frames))
+    logger = loggers.loggers[1]
+    logger.cut("logger0", True)  # what it has is lost, and who asks it waits in the backlog
+    loggers.turn_until(lambda: asker.last.get("missing") == ["logger1"])
+    loggers.request(2, 1, start=time_ns())
+    logger.cut("logger0", False)
+    loggers.turn_until(lambda: any(frame.head.get("back") == ["logger1"] for frame in asker.frames))
+    loggers.request(3, 1, start=time_ns())
+    loggers.turn_until(lambda: len(asker.merged) == 6)
+    assert sorted(story(asker.merged)) == sorted(f"{who}0.1.{n}" for n in (1, 2, 3) for who in ("0:", "1:-"))
+
+
+def test_a_silent_logger_is_found_out_while_it_is_followed(
+    make: Callable[..., Loggers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "NEXT_ANSWER", 0.05)  # signs of life come every 2 s: too late
+    loggers = make(2)
+    asker = loggers.asker()
+    asker.channel.send({"ask": "merged", "follow": True})
+    said = {"logger1": "has fallen silent"}
+    loggers.turn_until(lambda: any(frame.head.get("trouble") == said for frame in asker.frames))
+
+
+def test_clocks_that_disagree_by_hours_do_not_harm_the_order(make: Callable[..., Loggers]) -> None:
+    """The pieces' servers are two hours behind and two hours ahead."""
+    loggers = make(3)
+    hours = 3600 * 10**9
+    for number in range(1, 201):
+        identifier = make_identifier(0, 1, number)
+        start = T + number * 1000
+        for server, skew in ((1, -2 * hours), (2, 2 * hours)):
+            loggers.writers[server].append(start + skew, 10, identifier, 0, 1, 0, Kind.PIECE, Command.READ, 0, 0)
+        loggers.request(number, start=start)
+    found = story(loggers.read())
+    assert len(found) == 600
+    for number in range(1, 201):
+        assert found.index(f"0:0.1.{number}") < found.index(f"1:-0.1.{number}")
+        assert found.index(f"0:0.1.{number}") < found.index(f"2:-0.1.{number}")
+
+
 def test_a_follower_that_leaves_costs_nothing(make: Callable[..., Loggers]) -> None:
     """The segments are not looked at any more, here and at the other loggers."""
     loggers = make(2)

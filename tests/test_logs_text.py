@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.logs import LogsError, parse_since, read_log, render
+from launcher.logs import LogsError, parse_since, read_log, render, tree
 from node.frames import Frame
 from node.logtext import LogEntry, format_json, format_text
 from node.nbd.wire import Command, CommandFlag, Error
-from node.record import RECORD, Kind, Record, make_identifier
+from node.record import LOGGER, RECORD, REPEATED, Event, Kind, Reason, Record, make_identifier
 
 START = 1_700_000_000_123_456_789
 REQUEST = LogEntry(
@@ -133,6 +133,71 @@ def test_flags_have_names_and_the_unknown_a_number() -> None:
     entry = LogEntry(0, REQUEST.record._replace(flags=flags))
     assert format_text(entry).endswith(" FUA NO_HOLE 0x200")
     assert json.loads(format_json(entry))["flags"] == ["FUA", "NO_HOLE", "0x200"]
+
+
+def event(kind: Event, value: int = 0, subject: int = 1, client: int = 0) -> LogEntry:
+    value &= (1 << 64) - 1
+    return LogEntry(1, Record(START, 0, 0, value, subject, client, Kind.EVENT, kind, 0, 0, 9))
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (event(Event.READY), "• ready"),
+        (event(Event.STARTED, 3), "• started     incarnation 3"),
+        (event(Event.DIED, -9), "• died        killed by SIGKILL"),
+        (event(Event.DIED, -200), "• died        killed by signal 200"),
+        (event(Event.DIED, 1), "• died        exited with status 1"),
+        (event(Event.DIED, -15, LOGGER + 1), "• died        logger1: killed by SIGTERM"),
+        (event(Event.RESTARTED, 2), "• restarted   2 times so far"),
+        (event(Event.CONNECTED, client=4), "• connected   client 4"),
+        (event(Event.REFUSED, Reason.SLOTS, client=4), "• refused     client 4: all slots are taken"),
+        (event(Event.REFUSED, 99, client=4), "• refused     client 4"),
+        (event(Event.PAUSED, 500), "• paused      for 500 ms"),
+        (event(Event.SLOWED, 20), "• slowed      by 20 ms"),
+        (event(Event.PARTITIONED, 2), "• partitioned from server2"),
+        (event(Event.PARTITIONED, 2, LOGGER), "• partitioned logger0: from logger2"),
+        (event(Event.HEALED, 2), "• healed      the link to server2"),
+        (event(Event.LOG_STOPPED, 12), "• log_stopped 12 records lost"),
+    ],
+)
+def test_a_line_of_an_event(entry: LogEntry, words: str) -> None:
+    assert format_text(entry) == f"22:13:20.123456 server1  {words}"
+    assert format_text(entry, width=30) == f"22:13:20.123456 server1  {words}"[:30]
+
+
+def test_a_line_of_json_of_an_event() -> None:
+    assert json.loads(format_json(event(Event.DIED, -9, LOGGER + 2))) == {
+        "time": "2023-11-14T22:13:20.123456789Z",
+        "time_ns": START,
+        "node": "server1",
+        "request": None,
+        "kind": "event",
+        "operation": "died",
+        "about": "logger2",
+        "client": None,
+        "value": -9,
+        "error": None,
+        "sequence": 9,
+    }
+
+
+def test_a_read_of_the_map_says_so() -> None:
+    entry = LogEntry(0, REQUEST.record._replace(kind=Kind.MAP, operation=Command.READ))
+    assert format_text(entry).endswith(" cluster.json")
+    assert json.loads(format_json(entry))["kind"] == "map"
+
+
+def test_a_piece_that_was_sent_again_says_so() -> None:
+    entry = LogEntry(1, PIECE.record._replace(flags=REPEATED | CommandFlag.FUA))
+    assert json.loads(format_json(entry))["flags"] == ["FUA", "REPEATED"]
+
+
+def test_a_tree() -> None:
+    """A bar for each part, where it began and how long it took."""
+    lines = tree([REQUEST, PIECE]).splitlines()
+    assert lines[0].startswith(f"server0      ▕{'█' * 32}▏ +0.000 ms  0.1.17")
+    assert lines[1].startswith(f"└ server1    ▕{'█' * 13}{' ' * 19}▏ +0.001 ms  0.1.17")
 
 
 def test_render() -> None:
