@@ -4,7 +4,8 @@ A block may read as a write that began before the read ended, unless it was over
 was acknowledged began after the first one's acknowledgement, and was acknowledged before the read began. A write whose
 outcome is unknown may take effect at any time, so it is never overwritten for certain; nor is one that was refused with
 an error. Where the requests of one client keep their order (`ordered`), a later write overwrites an earlier one and is
-there for a later read of the same client, whether or not one waited for the other.
+there for a later read of the same client, whether or not one waited for the other. But a request that the client had to
+send again, because it lost its connection, may come after later ones that had been answered.
 
 A read of a value that had been overwritten is a lost write: of the one that must have been there. Any other value that
 cannot be is a wrong read. A block may be a mix only of writes each of which may be read.
@@ -52,9 +53,10 @@ class _Write(NamedTuple):
     """When it was acknowledged; NEVER if it was not."""
     given_up: int
     zeroes: bool
+    repeated: bool
 
 
-_NOTHING = _Write("", -1, 0, -1, -1, -1, True)
+_NOTHING = _Write("", -1, 0, -1, -1, -1, True, False)
 """What the memory holds before the first write."""
 
 
@@ -87,7 +89,7 @@ class _Block:
             return latest
         if not ordered:
             return None
-        if write.until != NEVER:
+        if write.until != NEVER and not write.repeated:
             for later in reversed(self._by_client[write.client]):
                 if later.number <= write.number:
                     break
@@ -108,7 +110,14 @@ def check(operations: Iterable[Operation], *, ordered: bool = False) -> Verdict:
             zeroes = operation.kind != "WRITE"
             until = operation.returned if operation.acknowledged else NEVER
             write = _Write(
-                operation.client, operation.number, operation.tag, operation.invoked, until, operation.returned, zeroes
+                operation.client,
+                operation.number,
+                operation.tag,
+                operation.invoked,
+                until,
+                operation.returned,
+                zeroes,
+                operation.repeats > 0,
             )
             for block in _blocks(operation):
                 writes[block].append(write)
@@ -139,12 +148,22 @@ def _check_block(
         return _check_mix(block, offset, bytes.fromhex(value), read, verdict, ordered)
     matching = block.by_tag.get(value, [])
     begun = [write for write in matching if write.invoked < read.returned]
-    hider = None
+    hider, late = None, ""
     for write in reversed(begun):
         hider = block.hider(write, read, ordered=ordered)
         if hider is None:
-            verdict.late += _is_late(block, write, read)
-            return False
+            later = _replaced_late(block, write, read)
+            if later is None:
+                return False
+            late = (
+                f"late write: {write.tag:#x} of {write.client} (number {write.number}, given up at {write.given_up}) "
+                f"is in {_words(read)}, block {offset:#x}, in place of {later.tag:#x} of {later.client} (number "
+                f"{later.number}, began at {later.invoked}, acknowledged at {later.until})"
+            )
+    if late:
+        verdict.late += 1
+        verdict.tell(late)
+        return False
     if hider is None:
         why = "is of a write that had not begun" if matching else "is of no write to this block"
         verdict.tell(f"wrong read: {_words(read)}: block {offset:#x} reads as {value:#x}, which {why}")
@@ -158,10 +177,11 @@ def _check_block(
     return False
 
 
-def _is_late(block: _Block, write: _Write, read: Operation) -> bool:
+def _replaced_late(block: _Block, write: _Write, read: Operation) -> _Write | None:
+    """The acknowledged write that a write which had been given up has replaced."""
     if write.until != NEVER:
-        return False
-    return block.hider(write._replace(until=write.given_up), read, ordered=False) is not None
+        return None
+    return block.hider(write._replace(until=write.given_up), read, ordered=False)
 
 
 def _check_mix(block: _Block, offset: int, data: bytes, read: Operation, verdict: Verdict, ordered: bool) -> bool:
