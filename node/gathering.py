@@ -54,7 +54,10 @@ class Gathering:
         servers: Sequence[int],
         follow: bool,
         output: Output,
+        *,
+        last_of_each: bool = False,
     ) -> None:
+        """With `last_of_each` the filter's `last` is meant for each server, and nothing need be held for it."""
         self.loop = loop
         self.wanted = wanted
         self.follow = follow
@@ -65,7 +68,7 @@ class Gathering:
         self._trouble: dict[str, str] = {}
         self._gaps: list[dict[str, Any]] = []
         self._merger = Merger(servers)
-        self._tail: deque[Entry] | None = deque(maxlen=wanted.last) if wanted.last else None
+        self._tail: deque[Entry] | None = deque(maxlen=wanted.last) if wanted.last and not last_of_each else None
         self._gate: Live | None = None
         self._asked: set[int] = set()
         self._pump_is_due = False

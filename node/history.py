@@ -24,6 +24,10 @@ from node.merge import PIECE, Bound, Entry, Stretch, entries, in_order, survey
 from node.record import KEY, RECORD_SIZE, Summary, has_repeats, is_repeat, summarise
 from node.segments import Segment, SegmentReader, list_segments
 
+HELD = 10_000
+"""The last so many records are held until the end; of more, what comes before them is counted and passed over. (Records
+that turn out to be doubles, or not to be whole, are counted with the others, so it may be a few less.)"""
+
 
 class _Part(NamedTuple):
     """A segment in one reading: how many of its slots it gives (from `start` on), and its survey."""
@@ -173,6 +177,12 @@ class Reading:
             for batch in batches:
                 yield self.keep(batch)
             return
+        if self.wanted.last > HELD and self._by_count:
+            surplus = sum(part.stop - part.start for part in parts) - self.wanted.last
+            for batch in batches:
+                yield batch[surplus:] if surplus > 0 else batch
+                surplus -= len(batch)
+            return
         last: deque[Entry] = deque(maxlen=self.wanted.last)
         for batch in batches:
             last += self.keep(batch)
@@ -210,6 +220,11 @@ class Reading:
             stretch = self.history.survey(segment, start, stop, bound, final=final)
             bound = stretch.latest
             yield _Part(segment, start, stop, stretch)
+
+    @property
+    def _by_count(self) -> bool:
+        """Whether every record is wanted, so that it is known beforehand how many there are."""
+        return self.wanted.is_plain and not self.wanted.since and self.wanted.until == MAX_TIME
 
     @property
     def _by_summary(self) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node import history as history_module
 from node.filter import Filter
 from node.history import History
 from node.layout import make_layout
@@ -185,6 +186,16 @@ def test_a_long_request_is_found_where_it_ended(tmp_path: Path) -> None:
     history = History(tmp_path, 0)
     found = [entry for batch in history.read(Filter(until=2000)) for entry in batch]
     assert [entry[0] for entry in found] == [1000, 2000]
+
+
+@pytest.mark.parametrize("last", [1, 99, 500, 1000, 5000])
+def test_the_last_records_need_not_be_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int) -> None:
+    monkeypatch.setattr(history_module, "HELD", 10)
+    history = write(tmp_path, 1000)
+    batches = list(history.read(Filter(last=last)))
+    found = [entry[0] // 1000 for batch in batches for entry in batch]
+    assert found == list(range(max(1, 1001 - last), 1001))
+    assert last < 10 or max(map(len, batches)) <= MIN_SEGMENT // RECORD_SIZE
 
 
 # -- pieces that were sent twice ---------------------------------------------------------------------------------

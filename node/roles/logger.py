@@ -42,6 +42,8 @@ ASK_TIMEOUT = 10.0
 LINGER = 1.0
 """Seconds an asker has to hang up once it has got everything. Who closes with words unread may cost the other side the
 end of the answer, so the asker, who knows the end when it sees it, closes first."""
+COLLECTED = 600_000
+"""Records in the merged log that is written at the stop, at most: some 3 s of the time that a stop may take."""
 SIGN = 2.0
 """Seconds between two signs of life to one who follows."""
 LOOK_AHEAD = 1.0
@@ -220,7 +222,16 @@ class Collection:
         except OSError as error:
             self._fail(error)
         else:
-            self._gathering = Gathering(logger.loop, logger.spec, logger.history, Filter(), servers, False, self)
+            self._gathering = Gathering(
+                logger.loop,
+                logger.spec,
+                logger.history,
+                Filter(last=max(1, COLLECTED // len(servers))),
+                servers,
+                False,
+                self,
+                last_of_each=True,
+            )
 
     def write(self, batch: Sequence[Entry]) -> None:
         assert self._file is not None
