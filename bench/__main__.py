@@ -74,7 +74,7 @@ def main(
 
     chosen = [] if no_cases else [case for case in CASES if not only or case.name in only]
     if chosen or with_curves or with_transports or with_profiles or everything:
-        known["machine"] = machine.facts()
+        known["machine"] = machine.facts(str(plan))
     for case in chosen:
         attempt(case.name, lambda progress, case=case: _take(known, case, plan, progress))  # type: ignore[misc]
     if chosen:
@@ -88,7 +88,7 @@ def main(
     for section, measure in sections.items():
         tables.append(section)
         attempt(section, lambda progress, s=section, m=measure: _put_all(known, s, m(plan, progress)))  # type: ignore[misc]
-    report.show(known, Console(), tables)
+    report.show(known, Console(width=None if sys.stdout.isatty() else 160), tables)
     if write_docs:
         for written in [*plots.draw(known, ROOT / "docs"), *report.write_documents(known)]:
             click.echo(f"wrote {written.relative_to(ROOT)}")

@@ -147,7 +147,7 @@ CASES = (
     ),
     Case(
         name="p99",
-        title="p99 of 4 KiB reads, depth 1, beside a 1 MiB stream",
+        title="p99 of 4 KiB reads beside a 1 MiB stream",
         unit="µs",
         peer=MEMORY,
         target=1.0,

@@ -17,6 +17,8 @@ KIB, MIB = 1 << 10, 1 << 20
 LIMIT = {"limit": 1100}
 MANY = 32
 """Clients from which on each has a smaller part of the memory to itself: fio lays one map of it out per client."""
+JOBS = 100
+"""Clients from which on a load takes longer, in proportion: connecting them must not count for much."""
 
 Start = Callable[[], AbstractContextManager[Service]]
 
@@ -103,7 +105,9 @@ def measure_curve(curve: Curve, runtime: float, progress: Callable[[str], object
         for x in curve.xs:
             for name, service in services.items():
                 progress(f"{curve.x_text(x)}, {name}")
-                points[name].append((x, curve.figure(measure(service.uri, curve.load(x), runtime))))
+                load = curve.load(x)
+                seconds = runtime * max(1.0, load.jobs / JOBS)
+                points[name].append((x, curve.figure(measure(service.uri, load, seconds))))
     return {
         "title": curve.title,
         "x_label": curve.x_label,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,13 +55,19 @@ def measure_all(uri: str, loads: Sequence[Load], runtime: float, prefix: Sequenc
             *(f"--name=load{number}", "--new_group", f"--rw={load.rw}", f"--bs={load.block}"),
             *(f"--iodepth={load.depth}", f"--numjobs={load.jobs}", f"--size={load.size}"),
         ]
+    began = time.perf_counter()
     printed = run(*command, timeout=runtime + 120)
+    passed = time.perf_counter() - began
     document = json.loads(printed[printed.index("{\n") :])  # before it, fio says that it is connected
-    return [_figures(load, job) for load, job in zip(loads, document["jobs"], strict=True)]
+    return [_figures(load, job, passed) for load, job in zip(loads, document["jobs"], strict=True)]
 
 
-def _figures(load: Load, job: dict[str, Any]) -> Figures:
+def _figures(load: Load, job: dict[str, Any], passed: float) -> Figures:
+    """Of several connections fio adds up what each got in its own time. If these times are not the same, as with many
+    more connections than processors, that is more than there was; so for these the whole time counts."""
     side = job["write" if load.rw.endswith("write") else "read"]
+    if load.jobs > 1:
+        side = side | {"iops": side["total_ios"] / passed, "bw_bytes": side["io_bytes"] / passed}
     latency = {key: value / 1e9 for key, value in side["clat_ns"].get("percentile", {}).items()}
     return Figures(
         iops=side["iops"],

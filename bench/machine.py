@@ -11,9 +11,10 @@ from typing import Any
 from bench.processes import ROOT, Failed, Missing, need, run
 
 
-def facts() -> dict[str, Any]:
-    """Of this machine and of the programs that take part."""
+def facts(plan: str) -> dict[str, Any]:
+    """Of this machine and of the programs that take part, and how thorough the run is."""
     return {
+        "measured": plan,
         "processors": len(os.sched_getaffinity(0)),
         "processor": _processor(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30), 1),

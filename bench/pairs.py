@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+from client.units import format_size
+
 Measure = Callable[[], float]
 
 
@@ -25,6 +27,12 @@ class Plan:
     runtime: float = 3.0
     many: int = 10_000
     large: int = 1 << 30
+
+    def __str__(self) -> str:
+        return (
+            f"{self.pairs} pairs of {self.runtime:g} s; many idle clients are {self.many:,}, "
+            f"a large shard is {format_size(self.large)}"
+        )
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,29 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 720, 400
-LEFT, RIGHT, TOP, BOTTOM = 74, 16, 66, 52
+LEFT, RIGHT, TOP, BOTTOM = 74, 28, 66, 52
 ROW = 26
-NAMES, NUMBERS = 372, 104
+NAMES, NUMBERS = 384, 116
 """Pixels for the names and the numbers of a chart of ratios."""
 COLOURS = 5
-STYLE = """\
+_LIGHT = ("#0969da", "#bc4c00", "#8250df", "#1a7f37", "#6e7781")
+_DARK = ("#58a6ff", "#f0883e", "#bc8cff", "#3fb950", "#8b949e")
+
+
+def _theme(ink: str, faint: str, back: str, colours: Iterable[str]) -> str:
+    return f"text {{ fill: {ink}; }} .back {{ fill: {back}; }} .grid {{ stroke: {faint}; }} " + (
+        f".axis, .target {{ stroke: {ink}; }} "
+        + " ".join(f".f{n} {{ fill: {c}; }} .s{n} {{ stroke: {c}; }}" for n, c in enumerate(colours))
+    )
+
+
+STYLE = f"""\
 <style>
-svg { font: 13px system-ui, sans-serif; --ink: #24292f; --faint: #d0d7de; --back: #ffffff;
-  --c0: #0969da; --c1: #bc4c00; --c2: #8250df; --c3: #1a7f37; --c4: #6e7781; }
-@media (prefers-color-scheme: dark) { svg { --ink: #e6edf3; --faint: #30363d; --back: #0d1117;
-  --c0: #58a6ff; --c1: #f0883e; --c2: #bc8cff; --c3: #3fb950; --c4: #8b949e; } }
-text { fill: var(--ink); } .title { font-weight: 600; font-size: 15px; }
-.grid { stroke: var(--faint); } .axis { stroke: var(--ink); } .target { stroke: var(--ink); stroke-width: 2; }
-.line { fill: none; stroke-width: 2; }
+text {{ font: 13px system-ui, sans-serif; }} .title {{ font-weight: 600; font-size: 15px; }}
+.target {{ stroke-width: 2; }} .line {{ fill: none; stroke-width: 2; }}
+.spread {{ stroke-width: 5; stroke-opacity: 0.4; stroke-linecap: round; }}
+{_theme("#24292f", "#d0d7de", "#ffffff", _LIGHT)}
+@media (prefers-color-scheme: dark) {{ {_theme("#e6edf3", "#30363d", "#0d1117", _DARK)} }}
 </style>"""
 
 Point = tuple[float, float]
@@ -74,7 +83,7 @@ def lines(
     at = float(LEFT)
     for number, (name, points) in enumerate(series.items()):
         path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in points)
-        parts.append(f'<polyline class="line" stroke="{_colour(number)}" points="{path}"/>')
+        parts.append(f'<polyline class="line s{number % COLOURS}" points="{path}"/>')
         parts += [_mark(number, across(x), up(y)) for x, y in points]
         parts += [_mark(number, at + 5, 44), _text(at + 16, 48, name)]
         at += 34 + 7.2 * len(name)
@@ -99,12 +108,11 @@ def ratios(title: str, rows: Sequence[Ratio]) -> str:
             parts.append(_text(x, bottom + 18, f"{tick:g}×", anchor="middle"))
     for number, row in enumerate(rows):
         y = TOP + ROW * (number + 0.5)
-        colour = _colour(3 if row.median >= row.target else 1)
+        colour = 3 if row.median >= row.target else 1
         parts += [
             _text(16, y + 4, row.name),
-            f'<line x1="{across(row.least):.1f}" x2="{across(row.greatest):.1f}" y1="{y:.1f}" y2="{y:.1f}" '
-            f'stroke="{colour}" stroke-width="5" stroke-opacity="0.4" stroke-linecap="round"/>',
-            f'<circle cx="{across(row.median):.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>',
+            _line(across(row.least), y, across(row.greatest), y, f"spread s{colour}"),
+            f'<circle class="f{colour}" cx="{across(row.median):.1f}" cy="{y:.1f}" r="5"/>',
             _line(across(row.target), y - 9, across(row.target), y + 9, "target"),
             _text(WIDTH - RIGHT, y + 4, f"{row.median:.2f}×  ({row.target:g}×)", anchor="end"),
         ]
@@ -151,12 +159,8 @@ def _short(value: float) -> str:
 # -- shapes ------------------------------------------------------------------------------------------------------
 
 
-def _colour(number: int) -> str:
-    return f"var(--c{number % COLOURS})"
-
-
 def _mark(number: int, x: float, y: float) -> str:
-    fill = f'fill="{_colour(number)}"'
+    fill = f'class="f{number % COLOURS}"'
     match number % 4:
         case 0:
             return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {fill}/>'
@@ -179,5 +183,5 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 def _picture(height: float, parts: Iterable[str]) -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" role="img">'
-    back = '<rect width="100%" height="100%" fill="var(--back)"/>'
+    back = '<rect width="100%" height="100%" class="back"/>'
     return "\n".join([head, STYLE, back, *parts, "</svg>", ""])
