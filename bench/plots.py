@@ -10,7 +10,7 @@ from bench.results import Results
 from client.units import format_size
 
 BEYOND = 20.0
-"""A ratio from which on a row is left out of the picture: it would squeeze all others together."""
+"""A ratio from which on, either way, a row is left to the table: it would squeeze all others together."""
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
@@ -25,7 +25,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
             case["target"],
         )
         for case in in_order(results.get("cases", {}))
-        if case["ratio_median"] < BEYOND
+        if 1 / BEYOND < case["ratio_min"] and case["ratio_max"] < BEYOND
     ]
     if rows:
         pictures["ratios"] = svg.ratios("memcluster's figure over its peer's", rows)

@@ -101,7 +101,7 @@ def ratios(title: str, rows: Sequence[Ratio]) -> str:
         _text(16, 22, title, "title"),
         _text(16, 44, "dot: median of the pairs; bar: least to greatest; stroke: what is to be reached"),
     ]
-    for tick in (0.1, 0.25, 0.5, 1, 2, 4, 10, 100):
+    for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10):
         if least <= tick <= greatest:
             x = across(tick)
             parts.append(_line(x, TOP, x, bottom, "axis" if tick == 1 else "grid"))
