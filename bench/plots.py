@@ -25,7 +25,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
             case["target"],
         )
         for case in in_order(results.get("cases", {}))
-        if 1 / BEYOND < case["ratio_min"] and case["ratio_max"] < BEYOND
+        if case["ratio_min"] > 1 / BEYOND and case["ratio_max"] < BEYOND
     ]
     if rows:
         pictures["ratios"] = svg.ratios("memcluster's figure over its peer's", rows)
