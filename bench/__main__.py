@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -98,7 +99,8 @@ def main(
 
 
 def _take(known: results.Results, case: Case, plan: Plan, progress: Progress) -> None:
-    figures = take(case, plan, progress).to_json()
+    circumstances = {"measured": str(plan), "load_average": round(os.getloadavg()[0], 2)}
+    figures = circumstances | take(case, plan, progress).to_json()
     if case.wire:
         progress("the limit")
         replies = limits.wire(case.wire, plan.runtime)
