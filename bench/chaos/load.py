@@ -11,7 +11,7 @@ import random
 import time
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
-from multiprocessing.synchronize import Event
+from multiprocessing.synchronize import Event, Semaphore
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,9 @@ class Begun:
 class Client:
     """The loop of one client."""
 
-    def __init__(self, job: Job, stop: Event) -> None:
+    def __init__(self, job: Job, begun: Semaphore, stop: Event) -> None:
         self._job = job
+        self._begun: Semaphore | None = begun
         self._stop = stop
         self._rng = random.Random(f"client {job.seed} {job.number}")
         self._memory: Memory | None = None
@@ -99,6 +100,9 @@ class Client:
             while not self._stop.is_set() and time.monotonic() < self._job.limit:
                 if self._connect():
                     self._round()
+                    if self._begun is not None:
+                        self._begun.release()
+                        self._begun = None
                 if len(self._done) >= FLUSH_EVERY:
                     self._save()
                 self._stop.wait(max(0.0, began + self._number / self._job.rate - time.monotonic()))
@@ -202,15 +206,15 @@ class Client:
                 return UNKNOWN, str(error), None
 
 
-def start(context: Any, job: Job, stop: Event) -> SpawnProcess:
-    """A process of its own for a client."""
-    process: SpawnProcess = context.Process(target=_main, args=(job, stop), name=job.name, daemon=True)
+def start(context: Any, job: Job, begun: Semaphore, stop: Event) -> SpawnProcess:
+    """A process of its own for a client, which releases `begun` when it has had its first answers."""
+    process: SpawnProcess = context.Process(target=_main, args=(job, begun, stop), name=job.name, daemon=True)
     process.start()
     return process
 
 
-def _main(job: Job, stop: Event) -> None:
-    Client(job, stop).run()
+def _main(job: Job, begun: Semaphore, stop: Event) -> None:
+    Client(job, begun, stop).run()
 
 
 def read_all(uri: str, regions: list[Region], path: Path) -> None:

@@ -26,6 +26,8 @@ class Report:
     outcomes: dict[str, int] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     """Why operations were not acknowledged."""
+    loaded: tuple[int, int] = 0, 0
+    """From when to when there was load, by the monotonic clock, ns."""
     longest_pause: tuple[float, float, str] = 0.0, 0.0, ""
     """Seconds, when it began, and which client saw it."""
     left: list[str] = field(default_factory=list)
@@ -41,11 +43,11 @@ class Report:
                 self.reasons[operation.why.rpartition(": ")[2]] += 1
             if operation.acknowledged and operation.client != "last":
                 ends[operation.client].append(operation.returned)
-        began = min((min(found) for found in ends.values()), default=0)
+        first, last = self.loaded
         pauses = [
-            ((later - earlier) / 1e9, (earlier - began) / 1e9, client)
+            ((later - earlier) / 1e9, (earlier - first) / 1e9, client)
             for client, found in ends.items()
-            for earlier, later in pairwise(sorted(found))
+            for earlier, later in pairwise(sorted([*found, first, last]))
         ]
         self.longest_pause = max(pauses, default=self.longest_pause)
 
@@ -80,7 +82,7 @@ class Report:
             ("log", f"{log.requests} requests, {log.pieces} pieces"),
             ("missing log records", f"{log.missing} requests, {log.missing_pieces} pieces"),
             ("double log records", f"{log.double} requests, {log.double_pieces} pieces"),
-            ("longest pause", "{:.2f} s, {:.1f} s after the first answer, seen by {}".format(*self.longest_pause)),
+            ("longest pause", "{:.2f} s, {:.1f} s after the load began, seen by {}".format(*self.longest_pause)),
             ("left behind", ", ".join(self.left) or "nothing"),
         ]
         details = [*verdict.told, *log.told, *self.trouble]

@@ -15,7 +15,7 @@ from typing import Any
 import memcluster
 from bench.chaos import load
 from bench.chaos.breaker import Breaker
-from bench.chaos.checker import check
+from bench.chaos.checker import NEVER, check
 from bench.chaos.history import Operation, read_operations
 from bench.chaos.logcheck import SLACK, check_log
 from bench.chaos.places import Places, choose
@@ -26,6 +26,7 @@ from bench.chaos.subject import NotUp, Subject
 from launcher import config
 from node.layout import Layout, Linear, Striped
 
+BEGIN_WITHIN = 60.0
 HEAL_WITHIN = 60.0
 CLIENTS_WITHIN = load.PATIENCE + load.RECONNECT + 10.0
 Tell = Callable[[str], object]
@@ -86,7 +87,13 @@ def run(options: Options, schedule: list[Fault], folder: Path, end: Event, tell:
         report.left = subject.left_behind()
         subject.end_leftovers()
         (folder / "faults.json").write_text("".join(json.dumps(line) + "\n" for line in breaker.done))
-        facts = {"options": asdict(options), "clock": began, "drift": _clock() - began, "machine": platform.platform()}
+        facts = {
+            "options": asdict(options),
+            "clock": began,
+            "drift": _clock() - began,
+            "loaded": report.loaded,
+            "machine": platform.platform(),
+        }
         (folder / "run.json").write_text(json.dumps(facts, indent=2))
     if breaker.deaths_unasked:
         report.trouble.append(f"the supervisor died by itself: {', '.join(breaker.deaths_unasked)}")
@@ -115,9 +122,9 @@ def _put_under_load(
 ) -> None:
     """The load, and the faults meanwhile; over when every client has ended."""
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
+    stop, begun = context.Event(), context.Semaphore(0)
     stop_real = Event()
-    limit = time.monotonic() + options.seconds + CLIENTS_WITHIN
+    limit = time.monotonic() + BEGIN_WITHIN + options.seconds + CLIENTS_WITHIN
     processes = []
     real: list[RealClient] = []
     if options.real:
@@ -130,11 +137,16 @@ def _put_under_load(
         for number, private in enumerate(places.private):
             path = subject.folder / "history" / f"client{number}.jsonl"
             job = load.Job(subject.uri, number, options.seed, options.rate, limit, private, tuple(places.shared), path)
-            processes.append(load.start(context, job, stop))
+            processes.append(load.start(context, job, begun, stop))
+        for process in processes:
+            if not begun.acquire(timeout=BEGIN_WITHIN):
+                report.trouble.append(f"{process.name} has had no answer in {BEGIN_WITHIN:g} s")
         for client in real:
             client.start()
+        report.loaded = time.monotonic_ns(), NEVER
         breaker.run(schedule, options.seconds, end)
     finally:
+        report.loaded = report.loaded[0], time.monotonic_ns()
         stop.set()
         stop_real.set()
         breaker.heal()
@@ -167,6 +179,7 @@ def _check(folder: Path, report: Report) -> None:
     facts = json.loads((folder / "run.json").read_text())
     options = Options(**facts["options"])
     operations: list[Operation] = list(read_operations(sorted((folder / "history").glob("*.jsonl"))))
+    report.loaded = tuple(facts["loaded"])
     report.count(operations)
     report.verdict = check(operations, ordered=options.fan_out == "parallel")
     places = _places(folder, options)
