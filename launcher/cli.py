@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -14,6 +14,7 @@ from client.console import EXIT_IN_USE, EXIT_NOT_RUNNING, Failure, run, seconds
 from launcher import config as configuration
 from launcher import logcommands
 from launcher.checked import load as _load
+from launcher.orders import FaultKind
 from launcher.output import happening_line, show_again, status_table
 
 
@@ -100,7 +101,7 @@ def status(file: Path, as_json: bool, watch: bool) -> int:
 
 
 @cli.command()
-@click.argument("kind", type=click.Choice(["pause", "resume", "kill", "slow", "hang", "partition"]))
+@click.argument("kind", type=click.Choice(get_args(FaultKind)))
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET [PEER]")
 @click.option("--for", "span", type=seconds, metavar="TIME", help="Heal by itself after this time.")
 @click.option("--delay", type=seconds, default=0.05, show_default=True, help="With slow: how long each reply waits.")

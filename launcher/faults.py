@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from client.units import parse_size
 from launcher.child import Child
+from launcher.orders import Fault, FaultKind
 from node.layout import Layout
 from node.loop import Loop, Timer
 
@@ -46,16 +47,16 @@ class Faults:
         self._cut: set[frozenset[str]] = set()
         self._heal: dict[tuple[str, str], Timer] = {}
 
-    def apply(self, kind: str, targets: list[str], seconds: float | None, delay: float) -> list[str]:
+    def apply(self, order: Fault) -> list[str]:
         """Do it; returns the names of the nodes it was done to. Raises FaultError."""
-        if kind == "partition":
-            pair = self._pair(targets)
+        if order.kind == "partition":
+            pair = self._pair(order.targets)
             self._partition(pair, True)
-            self._heal_after("partition", "|".join(pair), seconds, lambda: self._partition(pair, False))
+            self._heal_after("partition", "|".join(pair), order.seconds, lambda: self._partition(pair, False))
             return pair
-        names = self._resolve(targets[0])
+        names = [name for target in order.targets for name in self._resolve(target)]
         for name in names:
-            self._break(kind, name, seconds, delay)
+            self._break(order.kind, name, order.seconds, order.delay)
         return names
 
     def restarted(self, name: str) -> None:
@@ -69,7 +70,7 @@ class Faults:
 
     # -- one fault each ----------------------------------------------------------------------------------------------
 
-    def _break(self, kind: str, name: str, seconds: float | None, delay: float) -> None:
+    def _break(self, kind: FaultKind, name: str, seconds: float | None, delay: float) -> None:
         child = self._cluster.child(name)
         if child is None:
             raise FaultError(f"{name} is not alive")
@@ -89,8 +90,6 @@ class Faults:
             self._heal_after(kind, name, seconds, lambda: self._set_pace(name, 0.0))
         elif kind == "hang":
             self._tell(name, {"kind": "hang", "seconds": HANG if seconds is None else seconds})
-        else:
-            raise FaultError(f"there is no fault {kind!r}")
 
     def _resume(self, name: str) -> None:
         """End every fault of a node."""

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from client.console import EXIT_TIMEOUT
-from launcher import lifecycle, sockets
+from launcher import lifecycle, orders, sockets
 from launcher.census import Census
 from launcher.child import Child, helpers
 from launcher.config import ClusterConfig
@@ -349,22 +349,25 @@ class Supervisor:
         self._channels.add(Channel(self.loop, sock, self._asked, self._channels.discard))
 
     def _asked(self, channel: Channel, frame: Frame) -> None:
-        do = frame.head.get("do")
-        if do == "status":
-            self._census.take(channel.send)
-        elif do == "down":
-            self._watchers.append(channel.send)
-            self.stop("finish" if frame.head.get("drain") else "now", frame.head.get("timeout"))
-        elif do == "fault":
-            channel.send(self._break(frame.head))
-        elif do == "kill":
-            self._keep_memory = False
-            self._do(self.lifecycle.kill(self._now()))
-        else:
-            channel.send({"error": f"the supervisor does not understand {do!r}"})
-
-    def _break(self, head: dict[str, Any]) -> dict[str, Any]:
         try:
-            return {"done": self._faults.apply(head["kind"], head["targets"], head["seconds"], head["delay"])}
+            order = orders.parse(frame.head)
+        except orders.OrderError as error:
+            channel.send({"error": f"the supervisor does not understand this: {error}"})
+            return
+        match order:
+            case orders.Status():
+                self._census.take(channel.send)
+            case orders.Down():
+                self._watchers.append(channel.send)
+                self.stop("finish" if order.drain else "now", order.timeout)
+            case orders.Kill():
+                self._keep_memory = False
+                self._do(self.lifecycle.kill(self._now()))
+            case orders.Fault():
+                channel.send(self._break(order))
+
+    def _break(self, order: orders.Fault) -> dict[str, Any]:
+        try:
+            return {"done": self._faults.apply(order)}
         except FaultError as error:
             return {"error": str(error)}

@@ -891,7 +891,6 @@ def test_strangers_at_the_supervisor_harm_nobody(world):
     assert world.cluster.record.supervisor.pid == supervisor
 
 
-@pytest.mark.xfail(strict=True, reason="the supervisor trusts the fields of fault and down, and dies of them")
 @pytest.mark.parametrize(
     "words",
     [
