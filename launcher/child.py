@@ -28,11 +28,11 @@ EXIT_STATUS_WAIT = 1.0
 """Seconds the fork server may take to tell the status of a process that is already gone."""
 
 
-def start_fork_server() -> None:
-    """Start the process from which all nodes are forked, with the nodes' modules loaded. The command line's own
-    modules are not for the nodes, so the main module is hidden from it."""
+def start_fork_server(*modules: str) -> None:
+    """Start the process from which all nodes are forked, with the nodes' modules and these loaded. The command line's
+    own modules are not for the nodes, so the main module is hidden from it."""
     sys.modules["__main__"] = types.ModuleType("__main__")
-    _context.set_forkserver_preload(["node.zygote", "node.process"])
+    _context.set_forkserver_preload(["node.zygote", "node.process", *modules])
     _fork_server_pid()
 
 

@@ -16,6 +16,7 @@ from launcher.child import Child
 from launcher.orders import Fault, FaultKind
 from node.layout import Layout
 from node.loop import Loop, Timer
+from node.record import LOGGER, subject_of
 
 HANG = 3600.0
 """Seconds a node hangs when nobody says how long; its supervisor will have ended it before."""
@@ -34,6 +35,7 @@ class Cluster(Protocol):
 
     def child(self, name: str) -> Child | None: ...
     def names(self) -> dict[str, str]: ...
+    def links(self) -> list[tuple[str, str]]: ...
     def hold(self, name: str, seconds: float) -> None: ...
     def note(self, event: str, about: str, value: int) -> None: ...
 
@@ -118,7 +120,7 @@ class Faults:
         self._cut ^= {frozenset(pair)}
         for name, peer in (pair, pair[::-1]):
             self._tell(name, {"kind": "cut", "peer": peer, "cut": cut})
-        self._cluster.note("partitioned" if cut else "healed", pair[0], int(pair[1][len("server") :]))
+        self._cluster.note("partitioned" if cut else "healed", pair[0], subject_of(pair[1]) % LOGGER)
 
     def _tell(self, name: str, head: dict[str, Any]) -> None:
         child = self._cluster.child(name)
@@ -161,12 +163,11 @@ class Faults:
         return self._cluster.layout.owner(offset)
 
     def _pair(self, targets: list[str]) -> list[str]:
-        """The two ends of a link, the smaller number first."""
-        pair = sorted({name for target in targets for name in self._resolve(target)})
-        linked = len(pair) == 2 and pair[0] in ("server0", "logger0") and pair[0][:6] == pair[1][:6]
-        if not linked:
-            raise FaultError(
-                f"there is no link between {' and '.join(targets)}: server0 has one to every other server, "
-                "logger0 one to every other logger"
-            )
-        return pair
+        """The two ends of a link, the one that connects first."""
+        pair = {name for target in targets for name in self._resolve(target)}
+        links = self._cluster.links()
+        found = next((link for link in links if set(link) == pair), None)
+        if found is None:
+            known = ", ".join(f"{one}-{other}" for one, other in links) or "none"
+            raise FaultError(f"there is no link between {' and '.join(targets)}; there are {known}")
+        return list(found)

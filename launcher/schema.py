@@ -11,10 +11,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from client.discover import NAME
 from client.units import parse_duration, parse_size
+from node import topology
 from node.address import Address
 
 MAX_SERVERS = 64
-TOPOLOGIES = ("primary-secondary",)
 
 
 def _size(value: Any) -> int:
@@ -48,8 +48,8 @@ def _name(value: Any) -> str:
 
 
 def _topology(value: Any) -> str:
-    if value not in TOPOLOGIES:
-        raise ValueError(f"must be one of {', '.join(TOPOLOGIES)} (got {value!r})")
+    if value not in topology.names():
+        raise ValueError(f"must be one of {', '.join(topology.names())} (got {value!r})")
     return str(value)
 
 
@@ -75,7 +75,7 @@ Span = Annotated[float, PlainValidator(_duration), WithJsonSchema(_SPAN_SCHEMA)]
 Listen = Annotated[Address, PlainValidator(_address), WithJsonSchema(_ADDRESS_SCHEMA)]
 Name = Annotated[str, PlainValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{NAME.pattern}$"})]
 Directory = Annotated[str, PlainValidator(_path), WithJsonSchema({"type": "string"})]
-Topology = Annotated[str, PlainValidator(_topology), WithJsonSchema({"enum": list(TOPOLOGIES)})]
+Topology = Annotated[str, PlainValidator(_topology), WithJsonSchema({"enum": list(topology.names())})]
 Stripe = Annotated[int, PlainValidator(_stripe), WithJsonSchema(_SIZE_SCHEMA)]
 
 

@@ -25,9 +25,11 @@ from launcher.faults import FaultError, Faults
 from launcher.heartbeats import Heartbeats, where_it_stands
 from launcher.identity import Identity
 from launcher.lifecycle import Action, Lifecycle, Phase
+from launcher.places import Place
 from launcher.probe import Probe
 from launcher.rundir import NodeRecord, RunDirectory, RunRecord
 from launcher.steps import step
+from node import topology
 from node.address import Address
 from node.channel import Channel
 from node.cluster_map import ClusterMap, ServerEntry
@@ -47,6 +49,7 @@ class Supervisor:
         self,
         config: ClusterConfig,
         run: RunDirectory,
+        places: Sequence[Place],
         listeners: Sequence[socket.socket],
         tell: Callable[[Happening], None],
         *,
@@ -65,7 +68,7 @@ class Supervisor:
         self.children: dict[str, Child] = {}
         self._interrupted = False
         self._keep_memory = keep_memory  # until somebody asks for the stop
-        count = len(config.servers)
+        count = len(places)
         addresses = [str(sockets.bound_address(sock)) for sock in listeners]
         self.uri = Address.parse(addresses[0]).uri()
         self.map = ClusterMap(
@@ -74,8 +77,8 @@ class Supervisor:
             config.fan_out,
             config.stripe,
             tuple(
-                ServerEntry(addresses[index], addresses[count + index], server.memory)
-                for index, server in enumerate(config.servers)
+                ServerEntry(addresses[index], addresses[count + index], place.memory, place.role)
+                for index, place in enumerate(places)
             ),
         )
         self.layout = self.map.layout
@@ -106,7 +109,7 @@ class Supervisor:
         return [
             NodeSpec(
                 name=f"{kind}{index}",
-                role="logger" if kind == "logger" else self.map.role(index),
+                role="logger" if kind == "logger" else self.map.servers[index].role,
                 index=index,
                 cluster=self.map,
                 shard=str(shards / f"shard{index}"),
@@ -121,7 +124,7 @@ class Supervisor:
                 metrics=config.metrics is not None,
             )
             for kind in ("server", "logger")
-            for index in range(len(config.servers))
+            for index in range(len(self.map.servers))
         ]
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -295,6 +298,14 @@ class Supervisor:
     def names(self) -> dict[str, str]:
         """The nodes and their roles."""
         return {name: spec.role for name, spec in self.specs.items()}
+
+    def links(self) -> list[tuple[str, str]]:
+        """Who talks to whom, the one that connects first."""
+        count = len(self.map.servers)
+        servers = topology.load(self.config.topology).links(count)
+        return [(f"server{one}", f"server{other}") for one, other in servers] + [
+            ("logger0", f"logger{index}") for index in range(1, count)
+        ]
 
     def hold(self, name: str, seconds: float) -> None:
         """The node is to stay down for so long when it is killed."""

@@ -18,9 +18,11 @@ from launcher.child import start_fork_server, stop_fork_server
 from launcher.config import ClusterConfig
 from launcher.control import FrameStream, NoAnswer
 from launcher.identity import Identity
+from launcher.places import Place, places
 from launcher.rundir import MemoryMismatch, NameInUse, RunDirectory, RunRecord, claim_memory
 from launcher.steps import step
 from launcher.supervisor import Supervisor
+from node import topology
 from node.address import Address
 from node.frames import Frame
 
@@ -53,9 +55,10 @@ def up(config: ClusterConfig, *, detach: bool, wait_timeout: float, tell: Tell) 
     try:
         _end_leftovers(run, tell)
         step()
-        _prepare_directories(config, run)
+        found = places(config, run)
+        _prepare_directories(config, run, found)
         step()
-        listeners = sockets.bind_all(_addresses(config))
+        listeners = sockets.bind_all(_addresses(config, found))
         step()
     except Exception:
         if not found_memory:
@@ -64,10 +67,10 @@ def up(config: ClusterConfig, *, detach: bool, wait_timeout: float, tell: Tell) 
 
     def supervise(tell: Tell) -> int:
         setproctitle(f"memcluster {config.name}: supervisor")
-        start_fork_server()
+        start_fork_server(topology.module(config.topology))
         step()
         try:
-            supervisor = Supervisor(config, run, listeners, tell, keep_memory=found_memory)
+            supervisor = Supervisor(config, run, found, listeners, tell, keep_memory=found_memory)
             return supervisor.run(wait_timeout)
         finally:
             stop_fork_server()
@@ -84,11 +87,11 @@ def _end_leftovers(run: RunDirectory, tell: Tell) -> None:
         run.forget()
 
 
-def _prepare_directories(config: ClusterConfig, run: RunDirectory) -> None:
+def _prepare_directories(config: ClusterConfig, run: RunDirectory, found: Sequence[Place]) -> None:
     directory = config.storage or run.path
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        sizes = [server.memory for server in config.servers]
+        sizes = [place.memory for place in found]
         claim_memory(directory, config.name, sizes, config.stripe)
         (config.logs.directory / config.name).mkdir(parents=True, exist_ok=True)
     except MemoryMismatch as error:
@@ -98,10 +101,10 @@ def _prepare_directories(config: ClusterConfig, run: RunDirectory) -> None:
         raise CannotStart(f"{error.filename}: {error.strerror}") from error
 
 
-def _addresses(config: ClusterConfig) -> list[Address]:
+def _addresses(config: ClusterConfig, found: Sequence[Place]) -> list[Address]:
     """The servers' addresses, then one on loopback for each logger, then that of the metrics if there is one."""
-    loggers = [Address("127.0.0.1", 0)] * len(config.servers)
-    return [server.listen for server in config.servers] + loggers + ([config.metrics] if config.metrics else [])
+    loggers = [Address("127.0.0.1", 0)] * len(found)
+    return [place.listen for place in found] + loggers + ([config.metrics] if config.metrics else [])
 
 
 def _detach(

@@ -19,6 +19,7 @@ class ServerEntry:
     address: str
     logger: str
     memory: int
+    role: str
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,13 @@ class ClusterMap:
         """Bytes in the whole memory."""
         return sum(server.memory for server in self.servers)
 
-    def role(self, server: int) -> str:
-        return "secondary" if server else "primary"
-
     def address(self, role: str, index: int) -> str:
         """Where a server, or its logger, listens."""
         return self.servers[index].logger if role == "logger" else self.servers[index].address
 
     def range(self, role: str, index: int) -> tuple[int, int] | None:
         """[start, end) of what a node owns of the memory, if that is one range."""
-        return None if role == "logger" else self.layout.range(index)
+        return None if role == "logger" or not self.servers[index].memory else self.layout.range(index)
 
     def to_json(self) -> bytes:
         """The content of the export cluster.json."""
@@ -63,10 +61,10 @@ class ClusterMap:
             "servers": [
                 {
                     "name": f"server{index}",
-                    "role": self.role(index),
+                    "role": server.role,
                     "address": server.address,
                     "memory": server.memory,
-                    "range": self.layout.range(index),
+                    "range": self.range(server.role, index),
                 }
                 for index, server in enumerate(self.servers)
             ],

@@ -20,13 +20,11 @@ from typing import Any, Protocol
 
 from setproctitle import setproctitle
 
+from node import topology
 from node.channel import Channel
 from node.frames import Frame
+from node.logger import Logger
 from node.loop import Loop
-from node.roles.logger import Logger
-from node.roles.primary import Primary
-from node.roles.secondary import Secondary
-from node.server import Report
 from node.spec import NodeSpec
 from node.zygote import die_with
 
@@ -56,13 +54,6 @@ class Role(Protocol):
         """Give everything back."""
 
 
-ROLES: dict[str, Callable[[Loop, NodeSpec, Sequence[socket.socket], Report], Role]] = {
-    "primary": Primary,
-    "secondary": Secondary,
-    "logger": Logger,
-}
-
-
 def run_node(spec: NodeSpec, listeners: Sequence[socket.socket], control: socket.socket, fork_server: int) -> None:
     """Be the node until it is time to go. The target of the process; runs in a child of the fork server, whose pid
     is given."""
@@ -89,7 +80,8 @@ class _Node:
         self.loop.on_signal(signal.SIGTERM, lambda: self._drain("now"))
         self.control = Channel(self.loop, control, self._told, lambda _: self._drain("now"))
         try:
-            self.role = ROLES[spec.role](self.loop, spec, listeners, self.control.send)
+            kinds = topology.load(spec.cluster.topology).roles | {"logger": Logger}
+            self.role: Role = kinds[spec.role](self.loop, spec, listeners, self.control.send)
         except Exception as error:
             self.control.send({"event": "failed", "reason": str(error)})
             raise

@@ -41,7 +41,7 @@ def module(path: Path) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=module)
 def test_a_module_imports_only_what_its_place_allows(path):
-    """node knows neither launcher nor client; client only the codec and the layout; roles not one another."""
+    """node knows neither launcher nor client; client only the codec and the layout; topologies not one another."""
     name = module(path)
     for other in ours(path):
         top = other.split(".")[0]
@@ -51,9 +51,9 @@ def test_a_module_imports_only_what_its_place_allows(path):
             assert top == "client" or other == "node" or other.startswith(CODEC), f"{name} imports {other}"
         if name.startswith("launcher/"):
             assert top != "memcluster"
-            assert not other.startswith("node.roles"), f"{name} looks inside a role: {other}"
-        if name.startswith("node/roles/"):
-            assert not other.startswith("node.roles"), f"{name} imports a sister: {other}"
+            assert not other.startswith("node.topologies"), f"{name} looks inside a topology: {other}"
+        if name.startswith("node/"):
+            assert not other.startswith("node.topologies"), f"{name} knows a topology: {other}"
 
 
 @pytest.mark.parametrize("name", PURE)

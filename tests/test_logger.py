@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 from launcher.logs import LogsError, read_log
+from node import logger as role
 from node import shares
 from node.channel import Channel
 from node.cluster_map import ClusterMap, ServerEntry
 from node.filter import MAX_LAST
 from node.frames import Frame
+from node.logger import Logger
 from node.loop import Loop
 from node.nbd.wire import Command
 from node.record import RECORD_SIZE, Kind, Record, format_identifier, make_identifier, unpack
-from node.roles import logger as role
-from node.roles.logger import Logger
 from node.segments import MIN_SEGMENT, LogWriter
 from node.spec import Bounds, NodeSpec
 
@@ -38,7 +38,7 @@ class Loggers:
         self.loop = Loop()
         self.listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
         self.addresses = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in self.listeners]
-        servers = tuple(ServerEntry("127.0.0.1:1", address, 4096) for address in self.addresses)
+        servers = tuple(ServerEntry("127.0.0.1:1", address, 4096, "secondary") for address in self.addresses)
         cluster = ClusterMap("demo", "primary-secondary", "parallel", 0, servers)
         self.events: list[dict[str, Any]] = []
         self.specs = [

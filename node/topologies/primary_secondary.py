@@ -1,4 +1,5 @@
-"""The primary: takes the clients' requests, serves what falls in its own shard, asks the secondaries for the rest."""
+"""primary-secondary: the primary takes the clients' requests, serves what falls in its own shard, asks the secondaries
+for the rest, and answers. A secondary serves its shard to the primary alone."""
 
 from __future__ import annotations
 
@@ -8,38 +9,28 @@ from typing import Any
 
 from node.address import Address
 from node.connection import Connection
+from node.door import Door
 from node.fanout import Fanout
 from node.layout import Linear, Piece
 from node.link import Link
 from node.loop import Loop
 from node.nbd.server import RECEIVE_BUFFER, Export, Request
-from node.nbd.wire import Command, Status, TransmissionFlag
-from node.record import Kind
-from node.server import MEMORY_FLAGS, REQUEST, Report, Route, Server
+from node.nbd.wire import Command, Error
+from node.record import REPEATED, Kind
+from node.server import MEMORY_FLAGS, Report, Route, Server
 from node.spec import NodeSpec
+from node.topology import Topology
 
-MAP = int(Kind.MAP)
+PIECE = int(Kind.PIECE)
 
 
-class Primary(Server):
-    """Exports the whole memory as "" and the cluster's map as cluster.json."""
+class Primary(Door):
+    """Holds a link to each secondary; pieces travel as NBD requests whose cookie is the identifier of the request."""
 
     def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
         super().__init__(loop, spec, listeners, report)
         cluster = spec.cluster
-        self.layout = cluster.layout
         self.serial = cluster.fan_out == "serial"
-        self._map = memoryview(cluster.to_json())
-        size = f"{cluster.memory} bytes over {len(cluster.servers)} servers"
-        self._exports = (
-            Export("", self.layout.size, MEMORY_FLAGS, f"the memory of {cluster.name}: {size}"),
-            Export(
-                "cluster.json",
-                len(self._map),
-                TransmissionFlag.HAS_FLAGS | TransmissionFlag.READ_ONLY | TransmissionFlag.CAN_MULTI_CONN,
-                f"the map of {cluster.name}",
-            ),
-        )
         # Below this offset every byte is in this server's shard, at the same offset there.
         alone = isinstance(self.layout, Linear) or len(cluster.servers) == 1
         self._own_end = self.shard.size if alone else 0
@@ -58,13 +49,6 @@ class Primary(Server):
             if index != spec.index
         }
         self._starting = False
-
-    def exports(self) -> Sequence[Export]:
-        return self._exports
-
-    def route(self, connection: Connection, export: Export) -> Route:
-        self.take_slot(connection)
-        return self._read_map if export.name else self._request
 
     def place(self, connection: Connection, request: Request) -> memoryview | None:  # noqa: ARG002
         if request.offset + request.length <= self._own_end or self.stopping:
@@ -98,11 +82,7 @@ class Primary(Server):
             self._starting = False
             super().start()
 
-    def turn_away(self, connection: Connection, request: Request, start: int) -> None:
-        kind = MAP if connection.route == self._read_map else REQUEST
-        self.complete(connection, request, start, self.next_identifier(), kind=kind)
-
-    def _request(self, connection: Connection, request: Request, start: int) -> None:
+    def request(self, connection: Connection, request: Request, start: int) -> None:
         identifier = self.next_identifier()
         offset, length = request.offset, request.length
         if request.command == Command.FLUSH:
@@ -120,8 +100,31 @@ class Primary(Server):
                 return
         Fanout(self, self._links, connection, request, start, identifier).begin(pieces, serial=self.serial)
 
-    def _read_map(self, connection: Connection, request: Request, start: int) -> None:
-        end = request.offset + request.length
-        data = [self._map[request.offset : end]] if request.command == Command.READ and request.length else None
-        extents = [(request.length, int(Status.DATA))] if request.command == Command.BLOCK_STATUS else None
-        self.complete(connection, request, start, self.next_identifier(), data, extents, MAP)
+
+class Secondary(Server):
+    """Every request on its one export is a piece: the cookie is the identifier."""
+
+    def exports(self) -> Sequence[Export]:
+        description = f"shard {self.spec.index} of the memory"
+        return [Export("shard", self.shard.size, MEMORY_FLAGS, description, own_flags=REPEATED)]
+
+    def route(self, connection: Connection, export: Export) -> Route:  # noqa: ARG002 - there is one
+        return self._piece
+
+    def place(self, connection: Connection, request: Request) -> memoryview | None:  # noqa: ARG002
+        return self.place_here(request, request.offset)
+
+    def turn_away(self, connection: Connection, request: Request, start: int) -> None:
+        """A link repeats what was shut out, so that is not in the log: the piece has not been done yet."""
+        if request.error == Error.ESHUTDOWN:
+            connection.session.reply_error(request, request.error, request.message)
+        else:
+            self.complete(connection, request, start, request.cookie, kind=PIECE)
+
+    def _piece(self, connection: Connection, request: Request, start: int) -> None:
+        self.carry_out(connection, request, start, request.cookie, request.offset, PIECE)
+
+
+TOPOLOGY = Topology(
+    roles={"primary": Primary, "secondary": Secondary}, links=lambda count: [(0, server) for server in range(1, count)]
+)
