@@ -42,7 +42,7 @@ class Shard:
         elif found != size:
             os.close(self._fd)
             raise ShardError(f"{path} has {found} bytes, the shard {size}: move it away, or give the old sizes back")
-        self._map = mmap.mmap(self._fd, size)
+        self._map = mmap.mmap(self._fd, size) if size else mmap.mmap(-1, PAGE)  # an empty file cannot be mapped
         self._view = memoryview(self._map)
         self._pages = _find_data(self._fd, size)
 

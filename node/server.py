@@ -63,7 +63,9 @@ Report = Callable[[dict[str, Any]], None]
 
 
 class Server:
-    """A process that serves NBD clients. Derived classes give `exports`, `open_export` and `place`."""
+    """A process that serves NBD clients. Derived classes give `exports`, `route` and `place`."""
+
+    connection_type = Connection
 
     def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
         self.loop = loop
@@ -190,7 +192,7 @@ class Server:
 
     def _accept(self, sock: socket.socket) -> None:
         self._accepted += 1
-        connection = Connection(
+        connection = self.connection_type(
             self.loop,
             sock,
             self,
@@ -388,11 +390,19 @@ class Server:
             if flags & CommandFlag.FUA:
                 self.shard.sync_all()
 
-    def refuse(self, request: Request, error: OSError) -> None:
-        """The system could not do it: say so to the client."""
+    def wire_error(self, error: OSError) -> int:
+        """What the system's failure is called in the protocol; counted if it is want of room."""
         code = WIRE_ERRORS.get(error.errno or 0, Error.EIO)
         self.no_space += code == Error.ENOSPC
-        request.refuse(code, f"{self.spec.name}: {os.strerror(error.errno or errno.EIO)}")
+        return int(code)
+
+    def refuse(self, request: Request, error: OSError) -> None:
+        """The system could not do it: say so to the client."""
+        request.refuse(self.wire_error(error), self.reason(error))
+
+    def reason(self, error: OSError) -> str:
+        """The system's failure in words."""
+        return f"{self.spec.name}: {os.strerror(error.errno or errno.EIO)}"
 
     def place_here(self, request: Request, offset: int) -> memoryview | None:
         """Room in the shard for a payload; refuses the request if there is none."""

@@ -86,7 +86,7 @@ class Stream:
             queued -= sent
             if not queued:
                 outgoing.clear()
-            elif _drop(outgoing, sent) or whole:
+            elif drop(outgoing, sent) or whole:
                 break  # the socket is full
         self.queued = queued
         self._flushed()
@@ -118,7 +118,7 @@ class Stream:
             self.outgoing.clear()
 
 
-def _drop(buffers: list[Buffer], count: int) -> bool:
+def drop(buffers: list[Buffer], count: int) -> bool:
     """Take the first `count` bytes off the list; true if that ends within a buffer."""
     for index, buffer in enumerate(buffers):
         if count < len(buffer):

@@ -22,7 +22,8 @@ from typing import Protocol
 
 from node.nbd import wire
 from node.nbd.errors import ProtocolError, Refused
-from node.nbd.wire import Buffer, Chunk, Command, CommandFlag, Error, HandshakeFlag, Info, Option, Rep, TransmissionFlag
+from node.nbd.replies import CONTEXT_ID, Replies
+from node.nbd.wire import Command, CommandFlag, Error, HandshakeFlag, Info, Option, Rep, TransmissionFlag
 
 RECEIVE_BUFFER = 1 << 18
 REQUEST_COST = 1024
@@ -31,12 +32,8 @@ MAX_OPTION = 1 << 16
 """Bytes of option data that are looked at; longer ones are read away up to MAX_SKIP, then the client is cut off."""
 MAX_SKIP = 2 * wire.MAX_PAYLOAD
 """Bytes of a refused payload that are read away so that the connection can go on."""
-CONTEXT_ID = 1
-"""The identifier under which this server speaks of base:allocation."""
-
 _U16 = Struct(">H")
 _U32 = Struct(">I")
-_ERROR_BODY = Struct(">IH")
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class Request:
         return f"<Request {name} {self.offset:#x} +{self.length} cookie {self.cookie:#x}>"
 
 
-class ServerSession:
+class ServerSession(Replies):
     """The protocol's state for one client.
 
     `place(request)` is asked for the memory that shall receive a WRITE's payload which is not yet complete in the
@@ -104,14 +101,13 @@ class ServerSession:
     def __init__(
         self, exports: Exports, place: Callable[[Request], memoryview | None], scratch: memoryview | None = None
     ) -> None:
-        self.outgoing: list[Buffer] = []
+        super().__init__()
         self.export: Export | None = None
         """Set once the client is in the transmission phase."""
         self.finished = False
         """The client said ABORT or DISC: nothing more is read; what is in flight is still answered."""
         self.waiting = False
         """Requests are parked for lack of budget: `resume` has something to return."""
-        self.structured = False
         self._exports = exports
         self._place = place
         self._scratch = memoryview(bytearray(RECEIVE_BUFFER)) if scratch is None else scratch
@@ -280,43 +276,6 @@ class ServerSession:
         request.owned = True
         self.sink, self._sunk, self._receiving = sink, here, request
         return self._end
-
-    # -- replying ----------------------------------------------------------------------------------------------------
-
-    def reply(self, request: Request) -> None:
-        """Success without data."""
-        if self.structured and request.command == Command.READ:
-            self.outgoing.append(wire.CHUNK.pack(wire.CHUNK_MAGIC, 1, Chunk.NONE, request.cookie, 0))
-        else:
-            self.outgoing.append(wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, 0, request.cookie))
-
-    def reply_data(self, request: Request, buffers: Sequence[Buffer]) -> None:
-        """Success with the bytes of a READ, `request.length` in all and at least one."""
-        outgoing = self.outgoing
-        if self.structured:
-            outgoing.append(
-                wire.CHUNK_DATA.pack(
-                    wire.CHUNK_MAGIC, 1, Chunk.OFFSET_DATA, request.cookie, request.length + 8, request.offset
-                )
-            )
-        else:
-            outgoing.append(wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, 0, request.cookie))
-        outgoing += buffers
-
-    def reply_extents(self, request: Request, extents: Sequence[tuple[int, int]]) -> None:
-        """Success of a BLOCK_STATUS: (length, Status) from the request's offset on, at least one."""
-        body = b"".join([_U32.pack(CONTEXT_ID), *(wire.EXTENT.pack(*extent) for extent in extents)])
-        head = wire.CHUNK.pack(wire.CHUNK_MAGIC, 1, Chunk.BLOCK_STATUS, request.cookie, len(body))
-        self.outgoing.append(head + body)
-
-    def reply_error(self, request: Request, error: int, message: str = "") -> None:
-        """Failure; the message reaches clients that have structured replies."""
-        if self.structured:
-            text = message.encode()[: wire.MAX_STRING]
-            body = _ERROR_BODY.pack(error, len(text)) + text
-            self.outgoing.append(wire.CHUNK.pack(wire.CHUNK_MAGIC, 1, Chunk.ERROR, request.cookie, len(body)) + body)
-        else:
-            self.outgoing.append(wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, error, request.cookie))
 
     # -- the handshake -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,281 @@
+"""Taking clients' requests that other servers answer: what dispatcher and chain have in common.
+
+The taker reads from the clients, hands their sockets over, passes requests on as orders, and counts those in flight, so
+that its connections are as bounded as if it answered itself. When a server that has orders dies, nobody knows how far
+it came with the replies: the clients that wait for it lose their connection, and nobody else.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from node.address import Address
+from node.answering import end_stream
+from node.connection import Connection
+from node.door import Door
+from node.gates import BrokenStream, Gates
+from node.handover import ADOPT, DATA, DONE, DROP, DROPPED, LOST, ORDER, Order, decode_done
+from node.loop import Loop, Timer
+from node.nbd.server import RECEIVE_BUFFER, Request
+from node.nbd.wire import Buffer, Error
+from node.passage import PassageLink
+from node.server import Report
+from node.spec import NodeSpec
+
+
+class HandedConnection(Connection):
+    """A client whose socket other servers may write to, too: with `gates`, through the `gate`."""
+
+    gates: Gates | None = None
+    gate = 0
+    adopted: set[int]
+    """The servers that have the socket."""
+    _held = False
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self.adopted = set()
+        super().__init__(*arguments, **named)
+
+    def hand_to(self, link: PassageLink) -> None:
+        """Give a server the socket if it has not got it yet."""
+        if link.number not in self.adopted:
+            assert link.passage is not None
+            if not self.adopted:
+                self.flush()  # the handshake's last words
+            self.adopted.add(link.number)
+            order = Order(ADOPT, client=self.number, ticket=self.gate, flags=int(self.session.structured))
+            link.passage.hand(order, self.sock.fileno())
+
+    def flush(self) -> None:
+        if self.gates is not None and self.adopted and self.outgoing and not self._held and self.open:
+            try:
+                self._held = self.gates.take(self.gate, self.flush)
+            except BrokenStream as error:
+                self._lost(str(error))
+                return
+            if not self._held:
+                self._flush_is_due = False
+                return
+        super().flush()
+
+    def _flushed(self) -> None:
+        if not self.queued:
+            self._let_go()
+        super()._flushed()
+
+    def _let_go(self) -> None:
+        if self._held and self.gates is not None:
+            self._held = False
+            self.gates.give_back(self.gate)
+
+    def close(self) -> None:
+        if self.open:
+            if self.adopted:
+                end_stream(self.sock)
+            super().close()
+            if self.gates is not None:
+                self.gates.forget(self.gate)
+            self._let_go()
+
+
+class Taken:
+    """A request in flight. Plain slots: this is the data path."""
+
+    __slots__ = ("awaiting", "connection", "identifier", "later", "parts", "request", "start", "ticket")
+
+    def __init__(self, connection: HandedConnection, request: Request, start: int, identifier: int) -> None:
+        self.connection = connection
+        self.request = request
+        self.start = start
+        self.identifier = identifier
+        self.awaiting = 0
+        """Orders that are not done."""
+        self.ticket = 0
+        self.later: list[Callable[[], None]] = []
+        """What is to be passed on when what was passed on is done; the next one last."""
+        self.parts: list[tuple[int, Buffer]] | None = None
+        """What has come back, if the taker answers itself."""
+
+    def order(self) -> Order:
+        """What is said to those who answer."""
+        request = self.request
+        return Order(
+            ORDER, request.command, request.flags, request.error, self.connection.number, self.ticket,
+            self.identifier, request.cookie, request.offset, self.start, request.length,
+        )  # fmt: skip
+
+
+class Taker(Door):
+    """Passes requests on over `links`, by the number of the server there."""
+
+    connection_type = HandedConnection
+
+    def __init__(
+        self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report, to: Sequence[int]
+    ) -> None:
+        super().__init__(loop, spec, listeners, report)
+        scratch = memoryview(bytearray(RECEIVE_BUFFER))
+        self._sent: dict[int, dict[int, Taken]] = {number: {} for number in to}
+        self._waiting: dict[int, list[tuple[Taken, Order, tuple[Buffer, ...]]]] = {number: [] for number in to}
+        self._expiry: Timer | None = None
+        self._starting = False
+        self.links = {
+            number: PassageLink(
+                loop,
+                number,
+                Address.parse(spec.cluster.servers[number].address),
+                spec.index,
+                scratch,
+                joined=self._joined,
+                answered=self._answered,
+                lost=self._link_lost,
+            )
+            for number in to
+        }
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Ready means that orders can be passed on to everybody."""
+        self._starting = True
+        self._check_links()
+
+    def status(self) -> dict[str, Any]:
+        waiting = [f"server{link.number}: {link.trouble}" for link in self.links.values() if link.passage is None]
+        return super().status() | {"waiting_for": waiting}
+
+    def cut(self, peer: str, cut: bool) -> None:
+        for link in self.links.values():
+            if peer == f"server{link.number}":
+                link.cut(cut)
+
+    def close(self) -> None:
+        super().close()
+        for link in self.links.values():
+            link.close()
+
+    def lost(self, connection: Connection, reason: str) -> None:
+        assert isinstance(connection, HandedConnection)
+        for number in connection.adopted:
+            passage = self.links[number].passage
+            if passage is not None:
+                passage.send(Order(DROP, client=connection.number))
+        super().lost(connection, reason)
+
+    def _check_links(self) -> None:
+        if self._starting and all(link.passage is not None for link in self.links.values()):
+            self._starting = False
+            super().start()
+
+    # -- passing on --------------------------------------------------------------------------------------------------
+
+    def take(self, connection: Connection, request: Request, start: int) -> Taken:
+        """Begin a request that others will answer; a payload that lies in the receive buffer is copied."""
+        assert isinstance(connection, HandedConnection)
+        connection.begin(request)
+        if request.payload is not None and not request.owned:
+            request.payload = memoryview(bytes(request.payload))
+        return Taken(connection, request, start, self.next_identifier())
+
+    def pass_on(self, taken: Taken, number: int, order: Order, *buffers: Buffer) -> None:
+        """Send an order to a server, or keep it until the server is back."""
+        taken.awaiting += 1
+        if self.links[number].passage is None:
+            self._waiting[number].append((taken, order, buffers))
+            if self._expiry is None:
+                self._expire()
+        else:
+            self._send(taken, number, order, buffers)
+
+    def _send(self, taken: Taken, number: int, order: Order, buffers: tuple[Buffer, ...]) -> None:
+        if not taken.connection.open:
+            self._one_done(taken)
+            return
+        link = self.links[number]
+        assert link.passage is not None
+        taken.connection.hand_to(link)
+        self._sent[number][taken.identifier] = taken
+        link.passage.send(order, *buffers)
+
+    def _one_done(self, taken: Taken) -> None:
+        taken.awaiting -= 1
+        if taken.later and taken.connection.open:
+            taken.later.pop()()
+        elif not taken.awaiting:
+            self.all_done(taken)
+            taken.connection.end(taken.request)
+
+    def all_done(self, taken: Taken) -> None:
+        """Everything that was passed on is done, or will never be."""
+
+    # -- what the servers say ----------------------------------------------------------------------------------------
+
+    def _joined(self, link: PassageLink) -> None:
+        waiting, self._waiting[link.number] = self._waiting[link.number], []
+        for taken, order, buffers in waiting:
+            self._send(taken, link.number, order, buffers)
+        self._check_links()
+
+    def _answered(self, link: PassageLink, orders: list[Order]) -> None:
+        sent = self._sent[link.number]
+        for order in orders:
+            if order.kind == DONE:
+                for identifier in decode_done(order):
+                    if (taken := sent.pop(identifier, None)) is not None:
+                        self._one_done(taken)
+            elif order.kind == DATA:
+                if (taken := sent.pop(order.identifier, None)) is not None:
+                    self.came_back(taken, link.number, order)
+                    self._one_done(taken)
+            elif order.kind == DROPPED:
+                self.dropped(link.number, order.client)
+            elif order.kind == LOST and (connection := self.connections.get(order.client)) is not None:
+                connection.cut_off(f"server{link.number} cannot send it anything")
+
+    def came_back(self, taken: Taken, number: int, order: Order) -> None:
+        """A server has sent back what was read."""
+
+    def dropped(self, number: int, client: int) -> None:
+        """A server has let go of a client that is gone."""
+
+    def _link_lost(self, link: PassageLink) -> None:
+        """The server is dead, or cut off: who waits for it cannot know how far its reply has come."""
+        sent, self._sent[link.number] = self._sent[link.number], {}
+        victims = {taken.connection for taken in sent.values()}
+        for connection in list(self.connections.values()):
+            assert isinstance(connection, HandedConnection)
+            if link.number in connection.adopted:
+                connection.adopted.discard(link.number)
+                if connection in victims:
+                    self.notice(f"client {connection.number} loses its connection: server{link.number} is gone")
+                    end_stream(connection.sock)
+                    connection._lost("")
+        for taken in sent.values():
+            self._one_done(taken)
+
+    def _expire(self) -> None:
+        """Give up what has waited for its server too long; asked now and then as long as something waits."""
+        limit = int(self.spec.bounds.retry_timeout * 1e9)
+        now = self.now()
+        for number, waiting in self._waiting.items():
+            late = [entry for entry in waiting if now - entry[0].start >= limit]
+            self._waiting[number] = [entry for entry in waiting if now - entry[0].start < limit]
+            for taken, _, _ in late:
+                self._give_up(taken, number)
+        self._expiry = None
+        if any(self._waiting.values()):
+            self._expiry = self.loop.after(self.spec.bounds.retry_timeout / 10, self._expire)
+
+    def _give_up(self, taken: Taken, number: int) -> None:
+        """The client gets EIO; but if others have a part in the answer it loses its connection."""
+        connection, request = taken.connection, taken.request
+        if taken.ticket or taken.awaiting > 1:
+            connection.cut_off(f"server{number} has been away too long")
+        elif connection.open:
+            text = f"no answer from server{number} for {self.spec.bounds.retry_timeout:g} s (retry_timeout)"
+            request.refuse(Error.EIO, text)
+            self.complete(connection, request, taken.start, taken.identifier)
+        taken.later.clear()
+        self._one_done(taken)

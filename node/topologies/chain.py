@@ -1,0 +1,215 @@
+"""chain: a request enters at the first server and passes along all of them; each adds or takes its part, and the last
+one answers the client, on the socket that was handed along before.
+
+What travels is one payload: of a read the pieces of the servers passed, in the order of the servers; of a write those
+of the servers to come. Only the last server writes to the client. A break anywhere is a break of the whole chain: what
+is under way is lost with the connections of the clients that wait for it, and the chain is made again from the head.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Sequence
+
+from node.address import Address
+from node.answering import Answerer
+from node.connection import Connection
+from node.handover import WELCOME, Order
+from node.layout import Piece
+from node.loop import Loop
+from node.nbd.server import RECEIVE_BUFFER, Request
+from node.nbd.wire import EXTENT, Buffer, Error
+from node.part import BLOCK_STATUS, READ, WRITE, Extents, Parts, do_part, own_piece
+from node.passage import Passage, PassageLink
+from node.server import Report
+from node.spec import NodeSpec
+from node.taking import Taker
+from node.topology import Topology
+
+
+class Head(Taker):
+    """The first server: reads from the clients, and answers them only if it is the last one as well."""
+
+    def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
+        self._alone = len(spec.cluster.servers) == 1
+        super().__init__(loop, spec, listeners, report, [] if self._alone else [1])
+
+    def place(self, connection: Connection, request: Request) -> memoryview | None:  # noqa: ARG002
+        if self._alone:
+            return self.place_here(request, request.offset)
+        if self.stopping:
+            request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
+            return None
+        return memoryview(bytearray(request.length))
+
+    def turn_away(self, connection: Connection, request: Request, start: int) -> None:
+        """Even a refusal is said by the last server: nobody else writes to the client."""
+        if self._alone or connection.route != self.request:
+            super().turn_away(connection, request, start)
+        else:
+            self._begin(connection, request, start)
+
+    def request(self, connection: Connection, request: Request, start: int) -> None:
+        if self._alone:
+            self.carry_out(connection, request, start, self.next_identifier(), request.offset)
+        else:
+            self._begin(connection, request, start)
+
+    def _begin(self, connection: Connection, request: Request, start: int) -> None:
+        if request.command == BLOCK_STATUS and request.length and not request.error:
+            # One server tells of the bytes that it holds first.
+            pieces = self.layout.split(request.offset, request.length)
+            request.length = next(piece.spans[0][1] for piece in pieces if piece.spans[0][0] == 0)
+        taken = self.take(connection, request, start)
+        order = taken.order()
+        pieces = [] if request.error else self.layout.split(request.offset, request.length)
+        ours, theirs = _cut(request, pieces, self.spec.index)
+        piece = own_piece(self.layout, self.spec.index, order)
+
+        def passed(order: Order, parts: Parts, extents: Extents | None) -> None:
+            self.pass_on(taken, 1, order, *_luggage(order, theirs, parts, extents))
+
+        order.message = request.message
+        do_part(self, order, piece, passed, ours)
+
+
+class Member(Answerer):
+    """A server behind the first: takes or adds its part and passes on what is left, or answers if it is the last."""
+
+    def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
+        super().__init__(loop, spec, listeners, report)
+        self._layout = spec.cluster.layout
+        self._before: Passage | None = None
+        """The server before this one."""
+        self._next: PassageLink | None = None
+        if spec.index + 1 < len(spec.cluster.servers):
+            self._next = PassageLink(
+                loop,
+                spec.index + 1,
+                Address.parse(spec.cluster.servers[spec.index + 1].address),
+                spec.index,
+                memoryview(bytearray(RECEIVE_BUFFER)),
+                joined=lambda _: self._welcome(),
+                answered=self._answered,
+                lost=lambda _: self._break(),
+            )
+
+    def cut(self, peer: str, cut: bool) -> None:
+        if self._next is not None and peer == f"server{self._next.number}":
+            self._next.cut(cut)
+
+    def close(self) -> None:
+        super().close()
+        if self._next is not None:
+            self._next.close()
+
+    # -- the chain ---------------------------------------------------------------------------------------------------
+
+    def hello(self, passage: Passage) -> None:
+        """Welcome when the chain stands from here on; a new one before this server needs a new one behind it."""
+        fresh = self._before is None
+        self._before = passage
+        if not fresh and self._next is not None:
+            self._next.renew()
+        self._welcome()
+
+    def _welcome(self) -> None:
+        if self._before is not None and (self._next is None or self._next.passage is not None):
+            self._before.send(Order(WELCOME))
+
+    def passage_gone(self, passage: Passage) -> None:
+        super().passage_gone(passage)
+        if passage is self._before:
+            self._before = None
+            if self._next is not None:
+                self._next.renew()
+
+    def _break(self) -> None:
+        """The chain behind is broken: so it is for all before."""
+        before, self._before = self._before, None
+        if before is not None:
+            before.close()
+            super().passage_gone(before)
+
+    def _answered(self, _link: PassageLink, orders: list[Order]) -> None:
+        if self._before is not None:
+            for order in orders:
+                self._before.send_bytes(order.encode(len(order.payload)) + bytes(order.payload))
+
+    # -- clients and orders ------------------------------------------------------------------------------------------
+
+    def adopt(self, passage: Passage, order: Order) -> None:
+        if self._next is None:
+            super().adopt(passage, order)
+        elif (descriptor := passage.take_descriptor()) is not None:
+            if self._next.passage is not None:
+                self._next.passage.hand(order, descriptor)
+            os.close(descriptor)
+
+    def drop(self, passage: Passage, order: Order) -> None:
+        if self._next is None:
+            super().drop(passage, order)
+        elif self._next.passage is not None:
+            self._next.passage.send(order)
+
+    def carry(self, passage: Passage, order: Order) -> None:
+        if order.error:
+            order.read_message()
+        payload = order.payload if order.owned else memoryview(bytes(order.payload))
+        piece = own_piece(self._layout, self.spec.index, order)
+        ours = None
+        if order.command == WRITE and piece is not None:
+            ours, payload = payload[: piece.length], payload[piece.length :]
+
+        def done(order: Order, parts: Parts, extents: Extents | None) -> None:
+            if self._next is None:
+                self._answer(passage, order, payload, parts, extents)
+            elif self._next.passage is not None:
+                before = (payload,) if len(payload) else ()
+                self._next.passage.send(order, *_luggage(order, before, parts, extents))
+
+        do_part(self, order, piece, done, ours)
+
+    def _answer(
+        self, passage: Passage, order: Order, payload: memoryview, parts: Parts, extents: Extents | None
+    ) -> None:
+        if order.command == READ and not order.error:
+            done = 0
+            for piece in self._layout.split(order.offset, order.length):
+                if piece.server != self.spec.index:
+                    for start, end in piece.spans:
+                        parts.append((start, payload[done : done + end - start]))
+                        done += end - start
+            parts.sort(key=lambda part: part[0])
+        elif order.command == BLOCK_STATUS and extents is None and not order.error:
+            extents = list(EXTENT.iter_unpack(payload))
+        self.answer(passage, order, parts, extents)
+
+
+def _luggage(order: Order, gathered: Sequence[Buffer], parts: Parts, extents: Extents | None) -> Iterable[Buffer]:
+    """What travels on with an order: what came so far and was added here, or why it failed."""
+    if order.error:
+        return (order.message.encode(),)
+    if extents is not None:
+        return [EXTENT.pack(*extent) for extent in extents]
+    return [*gathered, *(buffer for _, buffer in parts)]
+
+
+def _cut(request: Request, pieces: Sequence[Piece], server: int) -> tuple[memoryview | None, list[Buffer]]:
+    """The payload of a write: what this server takes, and what is for the others, in their order."""
+    payload = request.payload
+    if request.command != WRITE or request.error or payload is None:
+        return None, []
+    ours = [payload[start:end] for piece in pieces if piece.server == server for start, end in piece.spans]
+    theirs: list[Buffer] = [
+        payload[start:end] for piece in pieces if piece.server != server for start, end in piece.spans
+    ]
+    return (ours[0] if len(ours) == 1 else memoryview(b"".join(ours))), theirs
+
+
+TOPOLOGY = Topology(
+    roles={"primary": Head, "secondary": Member},
+    links=lambda count: [(server, server + 1) for server in range(count - 1)],
+    hands_over=True,
+)

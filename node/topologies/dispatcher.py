@@ -1,0 +1,203 @@
+"""dispatcher: a process that owns no memory takes all requests and passes each on to the servers that hold its pieces;
+they answer the client themselves. The bytes of a read never come to the dispatcher.
+
+The servers have the client's own socket. A read that spans several is answered by each with chunks that say where their
+bytes belong; every other request is answered by the one that is done last (see node/gates.py for both). A client that
+has no structured replies, or does not want its data cut up, cannot be answered by several: then, and only then, the
+pieces of a read that spans servers come back to the dispatcher, which answers.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from node.address import Address
+from node.answering import Answerer
+from node.connection import Connection
+from node.gates import MAX_GATES, MAX_TICKETS, Gates
+from node.handover import DATA, SEND_BACK, Order
+from node.layout import Piece
+from node.loop import Loop
+from node.nbd.server import Request
+from node.nbd.wire import CommandFlag, Error
+from node.part import BLOCK_STATUS, FLUSH, READ, WRITE, Extents, Parts, do_part, own_piece
+from node.passage import Passage
+from node.server import Report
+from node.slots import SlotTable
+from node.spec import NodeSpec
+from node.taking import HandedConnection, Taken, Taker
+from node.topology import Topology
+
+
+def gates_directory(spec: NodeSpec) -> Path:
+    """Where the gates lie: beside the servers' sockets."""
+    return Path(Address.parse(spec.cluster.servers[1].address).path).parent
+
+
+class Dispatcher(Taker):
+    """Gives each client a gate when its socket is handed over, and each request that spans servers a ticket."""
+
+    def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
+        self._owners = range(1, len(spec.cluster.servers))
+        self._gates = Gates(loop, gates_directory(spec), spec.index, create=True)
+        self._free_gates = SlotTable(MAX_GATES)
+        self._free_tickets = SlotTable(MAX_TICKETS - 1)
+        self._leaving: dict[int, tuple[int, set[int]]] = {}  # client -> its gate, the servers that still have it
+        self._serial = spec.cluster.fan_out == "serial"
+        super().__init__(loop, spec, listeners, report, self._owners)
+
+    def close(self) -> None:
+        super().close()
+        self._gates.close()
+
+    def place(self, connection: Connection, request: Request) -> memoryview | None:  # noqa: ARG002
+        if self.stopping:
+            request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
+            return None
+        return memoryview(bytearray(request.length))
+
+    def request(self, connection: Connection, request: Request, start: int) -> None:
+        pieces = self._pieces(request)
+        if not pieces:
+            self.complete(connection, request, start, self.next_identifier())
+            return
+        taken = self.take(connection, request, start)
+        self._give_gate(taken.connection)
+        together = len(pieces) > 1
+        if together and request.command == READ and self._wants_one_reply(taken.connection, request):
+            taken.parts = []
+        elif together:
+            ticket = self._free_tickets.take()
+            if ticket is None:
+                request.refuse(Error.ENOMEM, "too many requests in flight")
+                self.complete(connection, request, start, taken.identifier)
+                connection.end(request)
+                return
+            taken.ticket = ticket + 1
+            self._gates.open_ticket(taken.ticket, len(pieces))
+        do_part(self, taken.order(), None, lambda *_: None)  # in the log: it was here
+        if self._serial:
+            taken.later = [lambda piece=piece: self._pass_piece(taken, piece) for piece in reversed(pieces)]  # type: ignore[misc]
+            taken.later.pop()()
+        else:
+            for piece in pieces:
+                self._pass_piece(taken, piece)
+
+    def _pieces(self, request: Request) -> list[Piece]:
+        if request.command == FLUSH:
+            return [Piece(index, 0, 0, ()) for index in self._owners]
+        pieces = self.layout.split(request.offset, request.length)
+        if request.command == BLOCK_STATUS and len(pieces) > 1:
+            # One chunk must tell everything, so one server tells of the bytes that it holds first.
+            first = next(piece for piece in pieces if piece.spans[0][0] == 0)
+            request.length = first.spans[0][1]
+            return [first]
+        return pieces
+
+    @staticmethod
+    def _wants_one_reply(connection: HandedConnection, request: Request) -> bool:
+        return not connection.session.structured or bool(request.flags & CommandFlag.DF)
+
+    def _pass_piece(self, taken: Taken, piece: Piece) -> None:
+        order = taken.order()
+        if taken.parts is not None:
+            order.flags |= SEND_BACK
+        payload = taken.request.payload
+        buffers = [payload[start:end] for start, end in piece.spans] if payload is not None else ()
+        self.pass_on(taken, piece.server, order, *buffers)
+
+    def came_back(self, taken: Taken, number: int, order: Order) -> None:
+        if order.error:
+            order.read_message()
+            taken.request.refuse(order.error, order.message)
+            return
+        assert taken.parts is not None
+        piece = own_piece(self.layout, number, taken.order())
+        assert piece is not None
+        data, done = order.payload if order.owned else memoryview(bytes(order.payload)), 0
+        for start, end in piece.spans:
+            taken.parts.append((start, data[done : done + end - start]))
+            done += end - start
+
+    def all_done(self, taken: Taken) -> None:
+        if taken.ticket:
+            self._free_tickets.give_back(taken.ticket - 1)
+        if taken.parts is not None and taken.connection.open:
+            data = [buffer for _, buffer in sorted(taken.parts, key=lambda part: part[0])]
+            self.complete(taken.connection, taken.request, taken.start, taken.identifier, data)
+
+    # -- gates -------------------------------------------------------------------------------------------------------
+
+    def _give_gate(self, connection: HandedConnection) -> None:
+        if connection.gates is None:
+            gate = self._free_gates.take()
+            assert gate is not None, "more clients than gates"
+            self._gates.reset(gate)
+            connection.gates, connection.gate = self._gates, gate
+
+    def lost(self, connection: Connection, reason: str) -> None:
+        assert isinstance(connection, HandedConnection)
+        if connection.gates is not None:
+            if connection.adopted:
+                self._leaving[connection.number] = connection.gate, set(connection.adopted)
+            else:
+                self._free_gates.give_back(connection.gate)
+        super().lost(connection, reason)
+
+    def dropped(self, number: int, client: int) -> None:
+        gate, servers = self._leaving.get(client, (0, set()))
+        servers.discard(number)
+        if client in self._leaving and not servers:
+            del self._leaving[client]
+            self._free_gates.give_back(gate)
+
+    def _link_lost(self, link: object) -> None:
+        super()._link_lost(link)  # type: ignore[arg-type]
+        for client in list(self._leaving):
+            self.dropped(link.number, client)  # type: ignore[attr-defined]
+
+
+class Owner(Answerer):
+    """Holds a shard, and answers the clients of the dispatcher for it."""
+
+    def hello(self, passage: Passage) -> None:
+        if self.gates is not None:  # those of a dispatcher that is dead
+            self.gates.close()
+        self.gates = Gates(self.loop, gates_directory(self.spec), self.spec.index, create=False)
+        super().hello(passage)
+
+    def close(self) -> None:
+        super().close()
+        if self.gates is not None:
+            self.gates.close()
+
+    def place_order(self, order: Order) -> memoryview | None:
+        piece = own_piece(self.spec.cluster.layout, self.spec.index, order)
+        if order.command != WRITE or piece is None:
+            return None
+        try:
+            return self.shard.room(piece.offset, piece.length)
+        except OSError as error:
+            order.fail(self.wire_error(error), self.reason(error))
+            return None
+
+    def carry(self, passage: Passage, order: Order) -> None:
+        piece = own_piece(self.spec.cluster.layout, self.spec.index, order)
+        payload = None if order.command != WRITE or order.owned else order.payload
+        do_part(self, order, piece, lambda *said: self._carried(passage, *said), payload)
+
+    def _carried(self, passage: Passage, order: Order, parts: Parts, extents: Extents | None) -> None:
+        if order.flags & SEND_BACK:
+            back = Order(DATA, error=order.error, identifier=order.identifier)
+            passage.send(back, *(order.message.encode(),) if order.error else (buffer for _, buffer in parts))
+        else:
+            self.answer(passage, order, parts, extents)
+
+
+TOPOLOGY = Topology(
+    roles={"dispatcher": Dispatcher, "secondary": Owner},
+    links=lambda count: [(0, server) for server in range(1, count)],
+    hands_over=True,
+)
