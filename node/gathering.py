@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+from node import topology
 from node.filter import MAX_TIME, Filter
 from node.history import History
 from node.loop import Loop, Timer
@@ -67,7 +68,7 @@ class Gathering:
         """The histories are given; now it is news."""
         self._trouble: dict[str, str] = {}
         self._gaps: list[dict[str, Any]] = []
-        self._merger = Merger(servers)
+        self._merger = Merger(servers, one_clock=topology.load(spec.cluster.topology).hands_over)
         self._tail: deque[Entry] | None = deque(maxlen=wanted.last) if wanted.last and not last_of_each else None
         self._gate: Live | None = None
         self._asked: set[int] = set()

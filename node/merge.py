@@ -106,20 +106,22 @@ class Merger:
 
     `wanting` are the servers whose next batch must come, with `feed` or `end`, before `take` can give more. A piece
     waits for its request only while the log of the server that took it is not at its end. A server's own order is
-    kept, but see `_break_circle`.
+    kept, but see `_break_circle`. With `one_clock` no piece starts before its request and none waits: that is so where
+    requests are logged by whoever answers them.
     """
 
-    def __init__(self, servers: Iterable[int]) -> None:
+    def __init__(self, servers: Iterable[int], *, one_clock: bool = False) -> None:
         self.wanting = set(servers)
         self._open = set(self.wanting)
         self._batches: dict[int, Iterator[Entry]] = {}
         self._heads: list[Entry] = []  # a heap: the next entry of each server that need not wait
         self._waiting: dict[int, list[Entry]] = {server: [] for server in self.wanting}  # by the server waited for
         self._aside: set[int] = set()  # id() of entries whose server has gone on without them; entries may be equal
-        self._highest = dict.fromkeys(self.wanting, -1)  # greatest identifier of the requests a server has given
+        # The greatest identifier of the requests a server has given; servers that nobody waits for are not in it.
+        self._highest = {} if one_clock else dict.fromkeys(self.wanting, -1)
 
     def __repr__(self) -> str:
-        return f"<Merger of {len(self._highest)} servers, wants {sorted(self.wanting)}>"
+        return f"<Merger of {len(self._waiting)} servers, wants {sorted(self.wanting)}>"
 
     @property
     def finished(self) -> bool:
@@ -184,7 +186,7 @@ class Merger:
 
     def _leave(self, server: int) -> None:
         """A server's log is at its end: whoever waits for a request of it waits in vain."""
-        del self._highest[server]
+        self._highest.pop(server, None)
         self._release(server)
 
     def _release(self, cause: int) -> None:

@@ -206,6 +206,21 @@ def test_a_piece_whose_request_is_gone_stands_where_its_clock_says() -> None:
     assert list(merge({1: [piece, other]})) == [piece, other]
 
 
+def test_on_one_clock_a_request_may_stand_in_any_log() -> None:
+    """Whoever answers logs the request: no piece waits for the log of the server that took it."""
+    request = entry(10, REQUEST, make_identifier(0, 1, 5), 1)
+    passed = entry(11, PIECE, make_identifier(0, 1, 5), 0)
+    piece = entry(12, PIECE, make_identifier(0, 1, 5), 1)
+    late = entry(90, REQUEST, make_identifier(0, 1, 6), 0)
+    merger = Merger([0, 1], one_clock=True)
+    merger.feed(0, [passed, late])
+    merger.feed(1, [request, piece])
+    merger.end(0)
+    merger.end(1)
+    assert merger.take(10) == [request, passed, piece, late]
+    assert merger.finished
+
+
 def test_the_merger_asks_for_what_it_needs_and_no_more() -> None:
     """That is what bounds its memory: a server is not asked before its batch is used up."""
     merger = Merger([0, 1])

@@ -33,6 +33,12 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     "serial-stripe": {"fan_out": "serial", **STRIPES},
     "unequal": {"servers": [{"memory": size} for size in UNEQUAL]},
     "unequal-stripe": {"servers": [{"memory": size << 10} for size in (64, 512, 192)], **STRIPES},
+    "dispatcher-unequal": {"topology": "dispatcher", "servers": [{"memory": size} for size in UNEQUAL]},
+    "dispatcher-serial-stripe": {"topology": "dispatcher", "fan_out": "serial", **STRIPES},
+    "dispatcher-stripe": {"topology": "dispatcher", **STRIPES},
+    "chain-unequal": {"topology": "chain", "servers": [{"memory": size} for size in UNEQUAL]},
+    "chain-stripe": {"topology": "chain", **STRIPES},
+    "chain-alone": {"topology": "chain", "servers": 1},
 }
 SETTINGS = settings(
     max_examples=60,
