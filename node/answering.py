@@ -19,6 +19,7 @@ from node.part import READ, Extents, Parts
 from node.passage import Passage
 from node.server import REQUEST, Server
 from node.stream import Stream
+from node.traffic import TRAFFIC
 
 
 class Answer:
@@ -117,6 +118,7 @@ class Answers(Stream):
         if order.ticket:
             assert self._gates is not None
             last, failed = self._gates.count(order.ticket, order.error)
+        TRAFFIC.messages_out += last or order.command == READ
         if last:
             error, order.error = order.error, failed
             self._log(order)

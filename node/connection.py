@@ -19,6 +19,7 @@ from node.nbd.errors import ProtocolError
 from node.nbd.server import REQUEST_COST, Exports, Request, ServerSession
 from node.nbd.wire import MAX_PAYLOAD
 from node.stream import Stream
+from node.traffic import TRAFFIC
 
 ROOM = 2 * MAX_PAYLOAD
 """Bytes of a client's requests in flight and replies unsent, at most (one request may pass it)."""
@@ -149,6 +150,7 @@ class Connection(Stream):
         if not count:
             self._lost("")
             return
+        TRAFFIC.received += count
         try:
             requests = session.received(count, min(TURN_BUDGET, self._room))
         except ProtocolError as error:

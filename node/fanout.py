@@ -7,6 +7,7 @@ of the request is the cookie of its pieces.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from node.connection import Connection
 from node.layout import Piece
@@ -183,14 +184,18 @@ class Fanout:
                 self._parts.sort(key=lambda part: part[0])
                 data = [buffer for _, buffer in self._parts]
             elif request.command == Command.BLOCK_STATUS:
-                extents = list(join_extents(self._extents))
-                if request.flags & CommandFlag.REQ_ONE:
-                    extents = extents[:1]
+                extents = join_extents(self._extents, one=bool(request.flags & CommandFlag.REQ_ONE))
         self._server.complete(self._connection, request, self._start, self._identifier, data, extents)
         self._connection.end(request)
 
 
-def join_extents(answers: Sequence[tuple[Piece, Extents]]) -> Iterator[tuple[int, int]]:
+def join_extents(answers: Sequence[tuple[Piece, Extents]], *, one: bool = False) -> list[tuple[int, int]]:
+    """The extents of a request from those of its pieces, or the first `one`."""
+    joined = _join_extents(answers)
+    return list(islice(joined, 1)) if one else list(joined)
+
+
+def _join_extents(answers: Sequence[tuple[Piece, Extents]]) -> Iterator[tuple[int, int]]:
     """The extents of a request from those of its pieces, each of which may end early; so may the result.
 
     Neighbours with the same status become one.

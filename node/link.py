@@ -19,6 +19,7 @@ from node.nbd.errors import NBDError
 from node.nbd.wire import Buffer, Error
 from node.record import REPEATED
 from node.stream import Stream
+from node.traffic import TRAFFIC
 
 RECONNECT_AT_MOST = 0.5
 """Seconds between two attempts to connect, at most; the first follows at once."""
@@ -100,6 +101,7 @@ class Link:
         done: Callable[[Reply], None],
     ) -> None:
         """Send a request; `done(reply)` is called once, from the loop. The payload must stay as it is until then."""
+        TRAFFIC.messages_out += 1
         submission = _Submission(command, cookie, offset, length, flags, payload, done)
         self._in_flight[cookie] = submission
         wire = self._wire
@@ -134,6 +136,7 @@ class Link:
 
     def received(self, replies: list[Reply]) -> None:
         """Pass replies on. A server that is going down has not carried the request out: it stays in the table."""
+        TRAFFIC.messages_in += len(replies)
         in_flight = self._in_flight
         for reply in replies:
             if reply.error != Error.ESHUTDOWN:
@@ -215,6 +218,7 @@ class _Wire(Stream):
         if not count:
             self._lost("closed by the server")
             return
+        TRAFFIC.received += count
         was_ready = session.ready
         try:
             replies = session.received(count)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from node.handover import Order
 from node.layout import Layout, Piece
-from node.nbd.wire import Buffer, Command, CommandFlag
+from node.nbd.wire import EXTENT, Buffer, Command, CommandFlag
 from node.record import Kind
 from node.server import Server
 
@@ -94,3 +94,24 @@ def _log(server: Server, order: Order, piece: Piece, began: int, error: int) -> 
         order.flags & PASSED_ON & 0x3FFF,
         error,
     )
+
+
+def encode_result(order: Order, parts: Parts, extents: Extents | None) -> list[Buffer]:
+    """What a part has brought, as a message's payload: bytes, extents, or why there are none."""
+    if order.error:
+        return [order.message.encode()]
+    if extents is not None:
+        return [EXTENT.pack(*extent) for extent in extents]
+    return [buffer for _, buffer in parts]
+
+
+def join_parts(returned: Sequence[tuple[Piece, memoryview]], parts: Parts) -> Parts:
+    """The bytes of a read in their order: those of pieces done elsewhere, and those that are parts already."""
+    joined = list(parts)
+    for piece, data in returned:
+        done = 0
+        for start, end in piece.spans:
+            joined.append((start, data[done : done + end - start]))
+            done += end - start
+    joined.sort(key=lambda part: part[0])
+    return joined

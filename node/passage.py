@@ -17,6 +17,7 @@ from node.handover import HELLO, WELCOME, HandoverError, Order, OrderReader
 from node.loop import Loop, Timer
 from node.nbd.wire import Buffer
 from node.stream import IOV_MAX, Stream, drop
+from node.traffic import TRAFFIC
 
 MAX_DESCRIPTORS = 64
 """Descriptors that one receive takes, at most; the kernel gives those of one message at a time."""
@@ -56,6 +57,7 @@ class Passage(Stream):
     def send(self, order: Order, *buffers: Buffer) -> None:
         """Queue a message; it leaves at the end of this turn. The buffers must stay as they are until then."""
         if self.open:
+            TRAFFIC.messages_out += 1
             self.outgoing.append(order.encode(sum(map(len, buffers))))
             self.outgoing += buffers
             self.send_soon()
@@ -63,6 +65,7 @@ class Passage(Stream):
     def send_bytes(self, data: bytes) -> None:
         """Queue an encoded message."""
         if self.open:
+            TRAFFIC.messages_out += 1
             self.outgoing.append(data)
             self.send_soon()
 
@@ -99,6 +102,7 @@ class Passage(Stream):
                 self._failed(error)
                 return
             self.sent += sent
+            TRAFFIC.sent += sent
             drop(outgoing, sent)
         if not self._handed:
             super().flush()
@@ -131,12 +135,14 @@ class Passage(Stream):
         if not count:
             self._lost("")
             return
+        TRAFFIC.received += count
         try:
             orders = self._reader.received(count)
         except HandoverError as error:
             self._lost(str(error))
             return
         if orders:
+            TRAFFIC.messages_in += len(orders)
             self._received(self, orders)
 
     def _lost(self, reason: str) -> None:  # noqa: ARG002 - whatever the reason

@@ -26,6 +26,7 @@ from node.nbd.wire import Buffer, Command, CommandFlag, Error, Rep, Transmission
 from node.record import REPEATED, Event, Kind, Reason, first_identifier, subject_of
 from node.segments import LogWriter
 from node.spec import NodeSpec
+from node.traffic import TRAFFIC
 
 MEMORY_FLAGS = (
     TransmissionFlag.HAS_FLAGS
@@ -143,6 +144,7 @@ class Server:
             "records_lost": self.log.lost,
             "log_trouble": (self.log.error.strerror or str(self.log.error)) if self.log.error else "",
             "memory_used": self.shard.used,
+            **TRAFFIC.to_head(),
         }
 
     def drain(self, mode: str, done: Callable[[], None]) -> None:
@@ -262,6 +264,7 @@ class Server:
         now = self._epoch + monotonic_ns()
         route = connection.route
         self.requests += len(requests)
+        TRAFFIC.messages_in += len(requests)
         for request in requests:
             if self.stopping and not request.error:
                 request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
@@ -293,6 +296,7 @@ class Server:
         kind: int = REQUEST,
     ) -> None:
         """Log the request and answer it: with `request.error`, with `data` or `extents`, or plainly."""
+        TRAFFIC.messages_out += 1
         self.log.append(
             start,
             self._epoch + monotonic_ns() - start,

@@ -10,6 +10,7 @@ import socket
 
 from node.loop import READ, WRITE, Loop
 from node.nbd.wire import Buffer
+from node.traffic import TRAFFIC
 
 IOV_MAX = 1024
 """Buffers in one sendmsg, at most (Linux)."""
@@ -83,6 +84,7 @@ class Stream:
                 self._failed(error)
                 return
             self.sent += sent
+            TRAFFIC.sent += sent
             queued -= sent
             if not queued:
                 outgoing.clear()

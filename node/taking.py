@@ -17,6 +17,7 @@ from node.connection import Connection
 from node.door import Door
 from node.gates import BrokenStream, Gates
 from node.handover import ADOPT, DATA, DONE, DROP, DROPPED, LOST, ORDER, Order, decode_done
+from node.layout import Piece
 from node.loop import Loop, Timer
 from node.nbd.server import RECEIVE_BUFFER, Request
 from node.nbd.wire import Buffer, Error
@@ -83,7 +84,7 @@ class HandedConnection(Connection):
 class Taken:
     """A request in flight. Plain slots: this is the data path."""
 
-    __slots__ = ("awaiting", "connection", "identifier", "later", "parts", "request", "start", "ticket")
+    __slots__ = ("awaiting", "connection", "identifier", "later", "request", "returned", "start", "ticket")
 
     def __init__(self, connection: HandedConnection, request: Request, start: int, identifier: int) -> None:
         self.connection = connection
@@ -95,7 +96,7 @@ class Taken:
         self.ticket = 0
         self.later: list[Callable[[], None]] = []
         """What is to be passed on when what was passed on is done; the next one last."""
-        self.parts: list[tuple[int, Buffer]] | None = None
+        self.returned: list[tuple[Piece, memoryview]] | None = None
         """What has come back, if the taker answers itself."""
 
     def order(self) -> Order:

@@ -30,6 +30,10 @@ COMBINATIONS = {
     "serial-stripe": {"fan_out": "serial", **STRIPES},
     "unequal": {"servers": [{"memory": size} for size in UNEQUAL]},
     "unix": {"listen": "unix:nbd.sock", **STRIPES},
+    "dispatcher": {"topology": "dispatcher", **STRIPES},
+    "dispatcher-unequal": {"topology": "dispatcher", "fan_out": "serial", "servers": [{"memory": s} for s in UNEQUAL]},
+    "chain": {"topology": "chain", **STRIPES},
+    "chain-unequal": {"topology": "chain", "servers": [{"memory": size} for size in UNEQUAL]},
 }
 DEBIAN = {"PATH": f"/usr/bin:/bin:{os.environ['PATH']}"}
 """nbdsh is a Python module of Debian's own python3, which another python3 may hide."""
@@ -66,7 +70,7 @@ def borders(cluster: Cluster) -> list[int]:
         return [STRIPE, 2 * STRIPE, 3 * STRIPE, 77 * STRIPE, SIZE - STRIPE]
     ends = [sum(server["memory"] for server in servers[: count + 1]) for count in range(len(servers))]
     assert ends.pop() == SIZE
-    return ends
+    return [end for end in ends if end]  # a dispatcher has no bytes
 
 
 def output(*command: str | os.PathLike[str]) -> str:

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import islice
 
 from node.address import Address
 from node.answering import Answerer
 from node.connection import Connection
+from node.fanout import join_extents
 from node.handover import WELCOME, Order
 from node.layout import Piece
 from node.loop import Loop
 from node.nbd.server import RECEIVE_BUFFER, Request
-from node.nbd.wire import EXTENT, Buffer, Error
-from node.part import BLOCK_STATUS, READ, WRITE, Extents, Parts, do_part, own_piece
+from node.nbd.wire import EXTENT, Buffer, CommandFlag, Error
+from node.part import BLOCK_STATUS, READ, WRITE, Extents, Parts, do_part, encode_result, join_parts, own_piece
 from node.passage import Passage, PassageLink
-from node.server import Report
+from node.server import Report, Server
 from node.spec import NodeSpec
 from node.taking import Taker
 from node.topology import Topology
@@ -57,10 +59,6 @@ class Head(Taker):
             self._begin(connection, request, start)
 
     def _begin(self, connection: Connection, request: Request, start: int) -> None:
-        if request.command == BLOCK_STATUS and request.length and not request.error:
-            # One server tells of the bytes that it holds first.
-            pieces = self.layout.split(request.offset, request.length)
-            request.length = next(piece.spans[0][1] for piece in pieces if piece.spans[0][0] == 0)
         taken = self.take(connection, request, start)
         order = taken.order()
         pieces = [] if request.error else self.layout.split(request.offset, request.length)
@@ -68,7 +66,7 @@ class Head(Taker):
         piece = own_piece(self.layout, self.spec.index, order)
 
         def passed(order: Order, parts: Parts, extents: Extents | None) -> None:
-            self.pass_on(taken, 1, order, *_luggage(order, theirs, parts, extents))
+            self.pass_on(taken, 1, order, *theirs if not order.error else (), *_added(self, order, parts, extents))
 
         order.message = request.message
         do_part(self, order, piece, passed, ours)
@@ -166,34 +164,41 @@ class Member(Answerer):
             if self._next is None:
                 self._answer(passage, order, payload, parts, extents)
             elif self._next.passage is not None:
-                before = (payload,) if len(payload) else ()
-                self._next.passage.send(order, *_luggage(order, before, parts, extents))
+                before = (payload,) if len(payload) and not order.error else ()
+                self._next.passage.send(order, *before, *_added(self, order, parts, extents))
 
         do_part(self, order, piece, done, ours)
 
     def _answer(
         self, passage: Passage, order: Order, payload: memoryview, parts: Parts, extents: Extents | None
     ) -> None:
+        """Everything is there: what the servers before have gathered, and what was done here."""
         if order.command == READ and not order.error:
-            done = 0
+            returned, done = [], 0
             for piece in self._layout.split(order.offset, order.length):
                 if piece.server != self.spec.index:
-                    for start, end in piece.spans:
-                        parts.append((start, payload[done : done + end - start]))
-                        done += end - start
-            parts.sort(key=lambda part: part[0])
-        elif order.command == BLOCK_STATUS and extents is None and not order.error:
-            extents = list(EXTENT.iter_unpack(payload))
+                    returned.append((piece, payload[done : done + piece.length]))
+                    done += piece.length
+            parts = join_parts(returned, parts)
+        elif order.command == BLOCK_STATUS and not order.error:
+            pieces = {piece.server: piece for piece in self._layout.split(order.offset, order.length)}
+            found = _extents_by_server(payload)
+            if extents is not None:
+                found[self.spec.index] = extents
+            told = [(pieces[server], extents) for server, extents in found.items()]
+            extents = join_extents(told, one=bool(order.flags & CommandFlag.REQ_ONE))
         self.answer(passage, order, parts, extents)
 
 
-def _luggage(order: Order, gathered: Sequence[Buffer], parts: Parts, extents: Extents | None) -> Iterable[Buffer]:
-    """What travels on with an order: what came so far and was added here, or why it failed."""
-    if order.error:
-        return (order.message.encode(),)
-    if extents is not None:
-        return [EXTENT.pack(*extent) for extent in extents]
-    return [*gathered, *(buffer for _, buffer in parts)]
+def _added(server: Server, order: Order, parts: Parts, extents: Extents | None) -> list[Buffer]:
+    """What a server adds to the payload of an order; before extents stand its number and how many there are."""
+    head: list[Buffer] = [] if extents is None else [EXTENT.pack(server.spec.index, len(extents))]
+    return head + encode_result(order, parts, extents)
+
+
+def _extents_by_server(payload: memoryview) -> dict[int, Extents]:
+    entries = EXTENT.iter_unpack(payload)
+    return {server: list(islice(entries, count)) for server, count in entries}
 
 
 def _cut(request: Request, pieces: Sequence[Piece], server: int) -> tuple[memoryview | None, list[Buffer]]:

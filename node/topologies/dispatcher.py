@@ -16,13 +16,25 @@ from pathlib import Path
 from node.address import Address
 from node.answering import Answerer
 from node.connection import Connection
+from node.fanout import join_extents
 from node.gates import MAX_GATES, MAX_TICKETS, Gates
 from node.handover import DATA, SEND_BACK, Order
 from node.layout import Piece
 from node.loop import Loop
 from node.nbd.server import Request
-from node.nbd.wire import CommandFlag, Error
-from node.part import BLOCK_STATUS, FLUSH, READ, WRITE, Extents, Parts, do_part, own_piece
+from node.nbd.wire import EXTENT, Buffer, CommandFlag, Error
+from node.part import (
+    BLOCK_STATUS,
+    FLUSH,
+    READ,
+    WRITE,
+    Extents,
+    Parts,
+    do_part,
+    encode_result,
+    join_parts,
+    own_piece,
+)
 from node.passage import Passage
 from node.server import Report
 from node.slots import SlotTable
@@ -66,8 +78,8 @@ class Dispatcher(Taker):
         taken = self.take(connection, request, start)
         self._give_gate(taken.connection)
         together = len(pieces) > 1
-        if together and request.command == READ and self._wants_one_reply(taken.connection, request):
-            taken.parts = []
+        if together and self._wants_one_reply(taken.connection, request):
+            taken.returned = []
         elif together:
             ticket = self._free_tickets.take()
             if ticket is None:
@@ -88,21 +100,18 @@ class Dispatcher(Taker):
     def _pieces(self, request: Request) -> list[Piece]:
         if request.command == FLUSH:
             return [Piece(index, 0, 0, ()) for index in self._owners]
-        pieces = self.layout.split(request.offset, request.length)
-        if request.command == BLOCK_STATUS and len(pieces) > 1:
-            # One chunk must tell everything, so one server tells of the bytes that it holds first.
-            first = next(piece for piece in pieces if piece.spans[0][0] == 0)
-            request.length = first.spans[0][1]
-            return [first]
-        return pieces
+        return self.layout.split(request.offset, request.length)
 
     @staticmethod
     def _wants_one_reply(connection: HandedConnection, request: Request) -> bool:
-        return not connection.session.structured or bool(request.flags & CommandFlag.DF)
+        """One chunk must tell all extents, and some clients want one with all bytes."""
+        if request.command == READ:
+            return not connection.session.structured or bool(request.flags & CommandFlag.DF)
+        return request.command == BLOCK_STATUS
 
     def _pass_piece(self, taken: Taken, piece: Piece) -> None:
         order = taken.order()
-        if taken.parts is not None:
+        if taken.returned is not None:
             order.flags |= SEND_BACK
         payload = taken.request.payload
         buffers = [payload[start:end] for start, end in piece.spans] if payload is not None else ()
@@ -113,20 +122,23 @@ class Dispatcher(Taker):
             order.read_message()
             taken.request.refuse(order.error, order.message)
             return
-        assert taken.parts is not None
+        assert taken.returned is not None
         piece = own_piece(self.layout, number, taken.order())
         assert piece is not None
-        data, done = order.payload if order.owned else memoryview(bytes(order.payload)), 0
-        for start, end in piece.spans:
-            taken.parts.append((start, data[done : done + end - start]))
-            done += end - start
+        taken.returned.append((piece, order.payload if order.owned else memoryview(bytes(order.payload))))
 
     def all_done(self, taken: Taken) -> None:
         if taken.ticket:
             self._free_tickets.give_back(taken.ticket - 1)
-        if taken.parts is not None and taken.connection.open:
-            data = [buffer for _, buffer in sorted(taken.parts, key=lambda part: part[0])]
-            self.complete(taken.connection, taken.request, taken.start, taken.identifier, data)
+        if taken.returned is not None and taken.connection.open:
+            data: list[Buffer] | None = None
+            extents: Extents | None = None
+            if taken.request.command == READ:
+                data = [buffer for _, buffer in join_parts(taken.returned, [])]
+            elif not taken.request.error:
+                told = [(piece, list(EXTENT.iter_unpack(payload))) for piece, payload in taken.returned]
+                extents = join_extents(told, one=bool(taken.request.flags & CommandFlag.REQ_ONE))
+            self.complete(taken.connection, taken.request, taken.start, taken.identifier, data, extents)
 
     # -- gates -------------------------------------------------------------------------------------------------------
 
@@ -191,7 +203,7 @@ class Owner(Answerer):
     def _carried(self, passage: Passage, order: Order, parts: Parts, extents: Extents | None) -> None:
         if order.flags & SEND_BACK:
             back = Order(DATA, error=order.error, identifier=order.identifier)
-            passage.send(back, *(order.message.encode(),) if order.error else (buffer for _, buffer in parts))
+            passage.send(back, *encode_result(order, parts, extents))
         else:
             self.answer(passage, order, parts, extents)
 

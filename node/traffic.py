@@ -1,0 +1,23 @@
+"""What this process has received and sent since it began: bytes, and messages such as requests, replies and orders."""
+
+from __future__ import annotations
+
+
+class Traffic:
+    """Plain counters; a process has one."""
+
+    __slots__ = ("messages_in", "messages_out", "received", "sent")
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.sent = 0
+        """Bytes."""
+        self.messages_in = 0
+        self.messages_out = 0
+
+    def to_head(self) -> dict[str, int]:
+        """As part of a status."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+TRAFFIC = Traffic()
