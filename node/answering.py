@@ -154,6 +154,8 @@ class Answers(Stream):
     def close(self) -> None:
         """What was not answered counts as done: nobody waits for it any more."""
         if self.open:
+            if self._held and self.queued:
+                end_stream(self.sock)  # before others may write behind half a reply
             super().close()
             if self._gates is not None:
                 self._gates.forget(self._gate)
@@ -228,9 +230,8 @@ class Answerer(Server):
         passage.send(Order(DROPPED, client=order.client))
 
     def passage_gone(self, passage: Passage) -> None:
-        """Who passed orders on is gone, and its clients with it."""
+        """Who passed orders on is gone: let go of its clients. Who reads from them says which of them have to go."""
         for answers in self._adopted.pop(passage).values():
-            end_stream(answers.sock)
             answers.close()
 
     # -- parts -------------------------------------------------------------------------------------------------------

@@ -8,9 +8,17 @@ import pytest
 from harness import Cluster
 from hypothesis import settings
 
+from node.topology import names
+
 # No deadline: a shared machine may be slow at any moment. In CI the same examples each time.
 settings.register_profile("memcluster", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("memcluster")
+
+
+@pytest.fixture(params=names())
+def topology(request) -> str:
+    """For what must hold in all of them."""
+    return request.param
 
 
 @pytest.fixture

@@ -62,9 +62,12 @@ def cluster(make_cluster):
     return make_cluster(memory="256MiB", servers=2, clients={"stall_timeout": "1s", "limit": 20})
 
 
-def test_a_client_that_never_reads_its_replies_is_bounded_and_then_cut_off(cluster):
-    """It asks for gigabytes from both servers and takes nothing: the primary keeps what one client may have, and ends
-    it after stall_timeout; another client works meanwhile."""
+def test_a_client_that_never_reads_its_replies_is_bounded_and_then_cut_off(make_cluster, topology):
+    """It asks for gigabytes from both servers and takes nothing: no process keeps more than one client may have, and it
+    is ended after stall_timeout; another client works meanwhile."""
+    cluster = make_cluster(
+        topology=topology, memory="256MiB", servers=2, clients={"stall_timeout": "1s", "limit": 20}
+    )
     primary = psutil.Process(cluster.pid("server0"))
     with cluster.connect() as other:
         for start in range(0, other.size, 32 << 20):

@@ -183,9 +183,9 @@ def test_config_prints_a_file_that_means_the_same(tmp_path):
     assert json.loads(cluster.command("config", "--json-schema").stdout)["title"] == "cluster.yaml"
 
 
-def test_what_was_acknowledged_under_load_survives_the_stop(tmp_path):
+def test_what_was_acknowledged_under_load_survives_the_stop(tmp_path, topology):
     """SIGTERM under load with `storage: DIR`: every write that was answered is in the files, and in the log."""
-    cluster = Cluster(tmp_path, storage="data", memory="4MiB")
+    cluster = Cluster(tmp_path, storage="data", memory="4MiB", topology=topology)
     cluster.up()
     acknowledged = {}
     with cluster.connect(reconnect=False) as memory:
@@ -242,9 +242,9 @@ def test_new_requests_are_told_eshutdown_while_old_ones_are_answered(make_cluste
     assert cluster.left_behind() == []
 
 
-def test_draining_lets_present_clients_finish(make_cluster):
+def test_draining_lets_present_clients_finish(make_cluster, topology):
     """down --drain: the present client goes on, a new one is refused, and the end comes when the first leaves."""
-    cluster = make_cluster()
+    cluster = make_cluster(topology=topology)
     memory = cluster.connect()
     uri = cluster.uri
     words = memcluster_command("down", "--drain")
@@ -364,9 +364,9 @@ def test_a_killed_supervisor_takes_its_nodes_along_and_the_memory_stays(make_clu
     assert len(logged_writes(cluster)) == 1
 
 
-def test_everything_killed_at_once_loses_nothing_acknowledged(make_cluster):
+def test_everything_killed_at_once_loses_nothing_acknowledged(make_cluster, topology):
     """kill -9 of the supervisor and of every node in one go."""
-    cluster = make_cluster()
+    cluster = make_cluster(topology=topology)
     data = os.urandom(300_000)
     with cluster.connect() as memory:
         memory.pwrite(data, 123_457)
@@ -446,9 +446,9 @@ def test_a_shard_that_was_cut_short_stops_the_start_with_the_reason(tmp_path):
     assert cluster.left_behind() == []
 
 
-def test_the_client_limit_refuses_one_more_and_gives_slots_back(make_cluster):
+def test_the_client_limit_refuses_one_more_and_gives_slots_back(make_cluster, topology):
     """Client N+1 is told the limit; when one leaves, by whatever way, there is room again."""
-    cluster = make_cluster(clients={"limit": 2})
+    cluster = make_cluster(topology=topology, clients={"limit": 2})
     first, second = cluster.connect(), cluster.connect()
     with pytest.raises(memcluster.Refused, match=r"all 2 client slots are taken \(clients.limit: 2"):
         cluster.connect()

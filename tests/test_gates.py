@@ -1,0 +1,95 @@
+"""Gates: one writer at a time, nobody waits, nobody is forgotten, and the dead are found out."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from node.gates import BrokenStream, Gates
+from node.loop import Loop
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def loop():
+    found = Loop()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def two(loop, tmp_path):
+    """Two writers' views of the same gates (open file descriptions of their own, as in two processes)."""
+    first = Gates(loop, tmp_path, 0, create=True)
+    second = Gates(loop, tmp_path, 1, create=False)
+    yield first, second
+    first.close()
+    second.close()
+
+
+def test_who_finds_it_held_is_woken_when_it_is_given_back(loop, two):
+    first, second = two
+    woken = []
+    assert first.take(5, lambda: None)
+    assert not second.take(5, lambda: woken.append(second.take(5, lambda: None)))
+    assert second.take(6, lambda: None)
+    second.give_back(6)
+    loop.turn(0)
+    assert woken == []
+    first.give_back(5)
+    while not woken:
+        loop.turn(10)
+    assert woken == [True]
+    second.give_back(5)
+
+
+def test_who_forgot_is_not_called(loop, two):
+    first, second = two
+    woken = []
+    assert first.take(5, lambda: None)
+    assert not second.take(5, lambda: woken.append(5))
+    assert first.take(7, lambda: None)
+    assert not second.take(7, lambda: woken.append(7))
+    second.forget(5)
+    first.give_back(5)
+    first.give_back(7)
+    while not woken:
+        loop.turn(10)
+    assert woken == [7]
+
+
+def test_tickets_count_pieces_and_keep_the_first_error(two):
+    first, second = two
+    first.open_ticket(3, 3)
+    assert second.count(3, 0) == (False, 0)
+    assert first.count(3, 28) == (False, 28)
+    assert second.count(3, 5) == (True, 28)
+
+
+def test_one_that_died_while_it_wrote_has_broken_the_stream(two, tmp_path):
+    """kill -9 with the gate held: the lock goes, the mark stays; a reset makes the gate good again."""
+    first, _ = two
+    context = multiprocessing.get_context("spawn")
+    ready, theirs = context.Pipe()
+    process = context.Process(target=_take_and_stay, args=(tmp_path, theirs))
+    process.start()
+    assert ready.recv()
+    assert not first.take(9, lambda: None)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with pytest.raises(BrokenStream, match="server2 died"):
+        first.take(9, lambda: None)
+    first.reset(9)
+    assert first.take(9, lambda: None)
+    first.give_back(9)
+
+
+def _take_and_stay(directory: Path, ready) -> None:
+    gates = Gates(Loop(), directory, 2, create=False)
+    ready.send(gates.take(9, lambda: None))
+    signal.pause()
