@@ -47,10 +47,10 @@ def check(cluster: Cluster, data: bytes) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("share", range(SHARES))
-@pytest.mark.parametrize("storage", ["data", "memory"])
-def test_killed_at_any_step_of_the_start(tmp_path, share, storage):
+@pytest.mark.parametrize(("storage", "topology"), [("data", "dispatcher"), ("memory", "primary-secondary")])
+def test_killed_at_any_step_of_the_start(tmp_path, share, storage, topology):
     """Whatever step of `up` the supervisor dies at: no process stays, and the next `up` has what was written before."""
-    cluster = Cluster(tmp_path, storage=storage, listen="unix:sock")
+    cluster = Cluster(tmp_path, storage=storage, topology=topology, listen="unix:sock")
     data = bytes(range(256)) * 2000
     steps = share
     while True:
@@ -75,7 +75,7 @@ def test_killed_at_any_step_of_the_start(tmp_path, share, storage):
 @pytest.mark.parametrize("share", range(SHARES))
 def test_killed_at_any_step_of_the_stop(tmp_path, share):
     """Whatever step of the stop the supervisor dies at: no process stays, `down` cleans up, the storage is whole."""
-    cluster = Cluster(tmp_path, storage="data", listen="unix:sock")
+    cluster = Cluster(tmp_path, storage="data", topology="chain", listen="unix:sock")
     data = bytes(range(255)) * 2000
     cluster.command("up", "-d")
     with cluster.connect() as memory:
