@@ -34,8 +34,8 @@ def run_directory(name: str) -> Path:
     return Path(f"/dev/shm/memcluster-{os.getuid()}-{name}")
 
 
-def running_uri(file: Path) -> str:
-    """The URI of the cluster that `file` describes. Raises NotRunning, DiscoverError."""
+def cluster_name(file: Path) -> str:
+    """The name of the cluster that `file` describes; the rest of the file is not looked at. Raises DiscoverError."""
     import yaml
 
     try:
@@ -48,6 +48,12 @@ def running_uri(file: Path) -> str:
     name = default_name(file) if name is None else str(name)
     if not NAME.fullmatch(name):
         raise DiscoverError(f"{file}: {name!r} is no name of a cluster")
+    return name
+
+
+def running_uri(file: Path) -> str:
+    """The URI of the cluster that `file` describes. Raises NotRunning, DiscoverError."""
+    name = cluster_name(file)
     try:
         return (run_directory(name) / "uri").read_text().strip()
     except FileNotFoundError as error:

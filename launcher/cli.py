@@ -6,16 +6,17 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from client.console import EXIT_IN_USE, EXIT_NOT_RUNNING, Failure, run, seconds
-from launcher import config as configuration
 from launcher import logcommands
-from launcher.checked import load as _load
-from launcher.orders import FaultKind
+from launcher.faultkind import FaultKind
 from launcher.output import happening_line, show_again, status_table
+
+if TYPE_CHECKING:
+    from launcher.config import ClusterConfig
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,17 +66,24 @@ def up(file: Path, detach: bool, wait_timeout: float) -> int:
 @click.pass_obj
 def down(file: Path, timeout: float | None, drain: bool) -> int:
     """Stop the cluster gracefully and collect its log."""
+    from client.discover import DiscoverError, cluster_name
     from launcher.control import NoAnswer
     from launcher.down import NotRunning
     from launcher.down import down as stop
 
-    cluster = _load(file)
+    def paths() -> list[str]:
+        return [server.listen.path for server in _load(file).servers if server.listen.path]
+
     try:
-        return stop(cluster, timeout=timeout, drain=drain, tell=_printer(file, detach=True))
+        name = cluster_name(file)
+    except DiscoverError:
+        name = _load(file).name  # says what is wrong with the file
+    try:
+        return stop(name, timeout=timeout, drain=drain, tell=_printer(file, detach=True), paths=paths)
     except NotRunning:
-        raise Failure(f"cluster {cluster.name} is not running", EXIT_NOT_RUNNING) from None
+        raise Failure(f"cluster {_load(file).name} is not running", EXIT_NOT_RUNNING) from None
     except NoAnswer as error:
-        raise Failure(f"the supervisor of {cluster.name} does not answer: {error}") from error
+        raise Failure(f"the supervisor of {name} does not answer: {error}") from error
 
 
 @cli.command()
@@ -144,6 +152,8 @@ for command in logcommands.COMMANDS:
 @click.pass_obj
 def show_config(file: Path, json_schema: bool) -> None:
     """Check the file and print it with every default filled in."""
+    from launcher import config as configuration
+
     if json_schema:
         click.echo(json.dumps(configuration.json_schema(), indent=2))
     else:
@@ -153,6 +163,13 @@ def show_config(file: Path, json_schema: bool) -> None:
 def main() -> None:
     """The entry point."""
     run(cli, "memcluster")
+
+
+def _load(file: Path) -> ClusterConfig:
+    """The cluster of a file. (Imported late: pydantic takes longer than all that `down` has to do.)"""
+    from launcher.checked import load
+
+    return load(file)
 
 
 def _stop_command(file: Path) -> str:

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from client.units import parse_size
 from launcher.child import Child
-from launcher.orders import Fault, FaultKind
+from launcher.faultkind import FaultKind
+from launcher.orders import Fault
 from node.layout import Layout
 from node.loop import Loop, Timer
 from node.record import LOGGER, subject_of

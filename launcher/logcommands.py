@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import click
 
 from client.console import Failure, seconds
-from launcher.checked import load, logger0
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -101,6 +100,8 @@ def logs(
 
     if trace is not None and (follow or as_json):
         raise click.UsageError("--trace goes neither with --follow nor with --json")
+    from launcher.checked import load, logger0
+
     address = logger0(load(file))
     batches = read_batches(address, follow=follow, last=last, request=request, told=_tell, **_wanted(options))
     terminal = sys.stdout.isatty()
@@ -141,6 +142,7 @@ def logs(
 @click.pass_obj
 def timeline(file: Path, /, output: Path | None, last: int, **options: Any) -> int:
     """Draw a stretch of the log as a page: who did what when, and who asked whom."""
+    from launcher.checked import load, logger0
     from launcher.logs import LogsError, read_log
     from launcher.timeline import make_page
 
@@ -167,6 +169,7 @@ def stats(file: Path, /, over: float, as_json: bool, watch: bool) -> int:
     """Show how often, how much and how fast: by node and operation, from the log."""
     import json
 
+    from launcher.checked import load, logger0
     from launcher.logs import LogsError
     from launcher.output import show_again
     from launcher.stats import read_stats, stats_table

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, TypeAdapter, ValidationError
 
-FaultKind = Literal["pause", "resume", "kill", "slow", "partition", "hang"]
+from launcher.faultkind import FaultKind
+
 Seconds = Annotated[NonNegativeFloat, Field(allow_inf_nan=False)]
 
 

@@ -57,6 +57,7 @@ class RunRecord:
     topology: str
     memory: int
     uri: str
+    stop_timeout: float
     supervisor: Identity
     helpers: tuple[Identity, ...]
     """The fork server and its resource tracker."""

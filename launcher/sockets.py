@@ -8,8 +8,6 @@ import socket
 import stat
 from collections.abc import Sequence
 
-import psutil
-
 from node.address import Address
 
 BACKLOG = 1024
@@ -90,6 +88,8 @@ def _holder(address: Address) -> str:
     """ by process 'python3' (pid 4711)`, as far as this user may see it."""
     if address.path:
         return ""
+    import psutil
+
     try:
         for found in psutil.net_connections(kind="tcp"):
             if found.status == psutil.CONN_LISTEN and found.laddr and found.laddr.port == address.port and found.pid:

@@ -338,6 +338,7 @@ class Supervisor:
                 topology=self.config.topology,
                 memory=self.config.memory,
                 uri=self.uri,
+                stop_timeout=self.config.stop_timeout,
                 supervisor=own,
                 helpers=helpers(),
                 nodes=tuple(
