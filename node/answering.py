@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from node.connection import TRICKLE
 from node.gates import BrokenStream, Gates
-from node.handover import ADOPT, DROP, DROPPED, HELLO, LOST, WELCOME, Order, encode_done
+from node.handover import ADOPT, DROP, DROPPED, HELLO, LOST, ORDER, WELCOME, HandoverError, Order, encode_done
 from node.loop import Loop
 from node.nbd.replies import Replies
 from node.part import READ, Extents, Parts
@@ -193,7 +193,7 @@ class Answerer(Server):
     # -- what a topology says ----------------------------------------------------------------------------------------
 
     def carry(self, passage: Passage, order: Order) -> None:
-        """Do what the order asks for and see that it is answered."""
+        """Do what the order asks for and see that it is answered. Raises HandoverError for one that makes no sense."""
         raise NotImplementedError
 
     def place_order(self, order: Order) -> memoryview | None:  # noqa: ARG002
@@ -229,8 +229,11 @@ class Answerer(Server):
             answers.close()
         passage.send(Order(DROPPED, client=order.client))
 
-    def passage_gone(self, passage: Passage) -> None:
+    def passage_gone(self, passage: Passage, reason: str) -> None:
         """Who passed orders on is gone: let go of its clients. Who reads from them says which of them have to go."""
+        if reason:
+            self.bad_input += 1
+            self.notice(f"who passes orders on: {reason}")
         for answers in self._adopted.pop(passage).values():
             answers.close()
 
@@ -246,24 +249,36 @@ class Answerer(Server):
 
     def close(self) -> None:
         for passage in list(self._adopted):
-            passage.close()
-            self.passage_gone(passage)
+            passage.lose("")
         super().close()
 
     def _accept(self, sock: socket.socket) -> None:
-        passage = Passage(self.loop, sock, self.scratch, self._received, self.passage_gone, self.place_order)
+        passage = Passage(self.loop, sock, self.scratch, self._received, self.passage_gone, self._place)
         self._adopted[passage] = {}
+
+    def _is_sound(self, order: Order) -> bool:
+        return bool(order.error) or order.offset + order.length <= self.spec.cluster.memory
+
+    def _place(self, order: Order) -> memoryview | None:
+        return self.place_order(order) if order.kind == ORDER and self._is_sound(order) else None
 
     def _received(self, passage: Passage, orders: list[Order]) -> None:
         told: dict[int, Callable[[Passage, Order], None]] = {ADOPT: self.adopt, DROP: self.drop}
         for order in orders:
+            if not passage.open:
+                return
             if order.kind in told:
                 told[order.kind](passage, order)
             elif order.kind == HELLO:
                 self.hello(passage)
-            else:
+            elif order.kind == ORDER and self._is_sound(order):
                 self.requests += 1
-                self.carry(passage, order)
+                try:
+                    self.carry(passage, order)
+                except HandoverError as error:
+                    passage.lose(str(error))
+            else:
+                passage.lose(f"{order!r} makes no sense")
 
     def _watch_clients(self) -> None:
         for clients in self._adopted.values():

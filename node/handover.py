@@ -179,7 +179,7 @@ class OrderReader:
                     if length + header <= len(scratch) >> 2:
                         break  # small: wait for the rest of it here
                     sink = self._place(order)
-                    if sink is None:
+                    if sink is None or len(sink) != length:
                         sink = memoryview(bytearray(length))
                     sink[:here] = scratch[start:end]
                     order.payload, order.owned = sink, True

@@ -32,7 +32,8 @@ class _Handed(bytes):
 
 
 class Passage(Stream):
-    """`received(passage, orders)` and `gone(passage)` are called from the loop."""
+    """`received(passage, orders)` and `gone(passage, reason)` are called from the loop; the reason is empty when
+    nothing was wrong."""
 
     def __init__(
         self,
@@ -40,7 +41,7 @@ class Passage(Stream):
         sock: socket.socket,
         scratch: memoryview,
         received: Callable[[Passage, list[Order]], None],
-        gone: Callable[[Passage], None],
+        gone: Callable[[Passage, str], None],
         place: Callable[[Order], memoryview | None] = lambda _: None,
     ) -> None:
         super().__init__(loop, sock, [])
@@ -145,10 +146,12 @@ class Passage(Stream):
             TRAFFIC.messages_in += len(orders)
             self._received(self, orders)
 
-    def _lost(self, reason: str) -> None:  # noqa: ARG002 - whatever the reason
+    def _lost(self, reason: str) -> None:
         if self.open:
             self.close()
-            self._gone(self)
+            self._gone(self, reason)
+
+    lose = _lost
 
 
 class PassageLink:
@@ -195,7 +198,7 @@ class PassageLink:
         self._cut = cut
         if cut and self._connection is not None:
             self.trouble = "cut by a fault"
-            self._connection._lost("")
+            self._connection.lose("")
         elif not cut:
             self._connect()
 
@@ -238,11 +241,11 @@ class PassageLink:
         if orders:
             self._answered(self, orders)
 
-    def _gone(self, _passage: Passage) -> None:
+    def _gone(self, _passage: Passage, reason: str) -> None:
         was_ready, self.passage, self._connection = self.passage is not None, None, None
         if was_ready:
             self._lost_it(self)
-        self._try_again(f"{self.address}: closed by the server")
+        self._try_again(f"{self.address}: {reason or 'closed by the server'}")
 
     def _try_again(self, trouble: str) -> None:
         self.trouble = self.trouble if self._cut else trouble

@@ -14,6 +14,7 @@ from harness import Cluster, run
 
 import memcluster
 from launcher.identity import Identity
+from node.handover import ADOPT, DROP, HELLO, ORDER, Order
 from node.nbd import wire
 from node.nbd.client import ClientSession
 from node.nbd.wire import Command, CommandFlag
@@ -270,3 +271,38 @@ def test_a_partition_is_a_pause(make_cluster, kind):
         cluster.command("fault", "partition", first, second, "--for", "300ms")
         assert memory.pread(1, MiB // 2) == b"x"
     assert {entry["operation"] for entry in log(cluster)} >= {"partitioned", "healed"}
+
+
+def test_strangers_at_the_servers_doors_harm_nobody(make_cluster, kind):
+    """Rubbish, orders beyond the memory, and messages nobody asked for: closed, counted, and clients go on."""
+    cluster = make_cluster(topology=kind)
+    rng = random.Random(4)
+    beyond = Order(ORDER, Command.WRITE, client=1, offset=MiB - 10, length=1 << 20)
+    said = [
+        b"GET / HTTP/1.1\r\n\r\n" * 10,
+        Order(ORDER, Command.READ, offset=1 << 63, length=5).encode(),
+        beyond.encode(1 << 20) + bytes(1 << 20),
+        Order(ADOPT, client=3).encode() + Order(ORDER, Command.READ, client=3, length=100).encode(),
+        Order(HELLO).encode() + Order(DROP, client=9).encode(),
+        *(bytes([0, 0, 0, rng.randrange(12)]) + rng.randbytes(rng.randrange(200)) for _ in range(50)),
+        *(Order(rng.randrange(1, 10), rng.randrange(12), offset=rng.randrange(MiB), length=rng.randrange(4096),
+                client=rng.randrange(4)).encode(length := rng.randrange(200)) + bytes(length) for _ in range(200)),
+    ]  # fmt: skip
+    before = [node["pid"] for node in cluster.status()["nodes"]]
+    with cluster.connect() as memory:
+        memory.pwrite(b"mine" * 1000, MiB // 2)
+        for words in said:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(60)
+                sock.connect(str(cluster.directory / "server1.sock"))
+                try:
+                    sock.sendall(words)
+                    sock.shutdown(socket.SHUT_WR)
+                    while sock.recv(1 << 16):
+                        pass
+                except ConnectionError:
+                    pass
+        assert memory.pread(4000, MiB // 2) == b"mine" * 1000
+    after = cluster.status()["nodes"]
+    assert [node["pid"] for node in after] == before
+    assert after[1]["bad_input"] >= 3

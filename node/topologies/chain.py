@@ -17,7 +17,7 @@ from node.address import Address
 from node.answering import Answerer
 from node.connection import Connection
 from node.fanout import join_extents
-from node.handover import WELCOME, Order
+from node.handover import WELCOME, HandoverError, Order
 from node.layout import Piece
 from node.loop import Loop
 from node.nbd.server import RECEIVE_BUFFER, Request
@@ -106,18 +106,19 @@ class Member(Answerer):
 
     def hello(self, passage: Passage) -> None:
         """Welcome when the chain stands from here on; a new one before this server needs a new one behind it."""
-        fresh = self._before is None
-        self._before = passage
-        if not fresh and self._next is not None:
-            self._next.renew()
+        before, self._before = self._before, passage
+        if before is not None:
+            before.lose("")
+            if self._next is not None:
+                self._next.renew()
         self._welcome()
 
     def _welcome(self) -> None:
         if self._before is not None and (self._next is None or self._next.passage is not None):
             self._before.send(Order(WELCOME))
 
-    def passage_gone(self, passage: Passage) -> None:
-        super().passage_gone(passage)
+    def passage_gone(self, passage: Passage, reason: str) -> None:
+        super().passage_gone(passage, reason)
         if passage is self._before:
             self._before = None
             if self._next is not None:
@@ -127,8 +128,7 @@ class Member(Answerer):
         """The chain behind is broken: so it is for all before."""
         before, self._before = self._before, None
         if before is not None:
-            before.close()
-            super().passage_gone(before)
+            before.lose("")
 
     def _answered(self, _link: PassageLink, orders: list[Order]) -> None:
         if self._before is not None:
@@ -156,6 +156,8 @@ class Member(Answerer):
             order.read_message()
         payload = order.payload if order.owned else memoryview(bytes(order.payload))
         piece = own_piece(self._layout, self.spec.index, order)
+        if not order.error and len(payload) != self._expected(order) and order.command != BLOCK_STATUS:
+            raise HandoverError(f"{order!r} with {len(payload)} bytes")
         ours = None
         if order.command == WRITE and piece is not None:
             ours, payload = payload[: piece.length], payload[piece.length :]
@@ -168,6 +170,15 @@ class Member(Answerer):
                 self._next.passage.send(order, *before, *_added(self, order, parts, extents))
 
         do_part(self, order, piece, done, ours)
+
+    def _expected(self, order: Order) -> int:
+        """Bytes that come along with an order: of a read from those before, of a write for those from here on."""
+        own = self.spec.index
+        if order.command == READ:
+            return sum(piece.length for piece in self._layout.split(order.offset, order.length) if piece.server < own)
+        if order.command == WRITE:
+            return sum(piece.length for piece in self._layout.split(order.offset, order.length) if piece.server >= own)
+        return 0
 
     def _answer(
         self, passage: Passage, order: Order, payload: memoryview, parts: Parts, extents: Extents | None
@@ -185,6 +196,8 @@ class Member(Answerer):
             found = _extents_by_server(payload)
             if extents is not None:
                 found[self.spec.index] = extents
+            if not found.keys() <= pieces.keys():
+                raise HandoverError(f"extents from servers {sorted(found)} for {order!r}")
             told = [(pieces[server], extents) for server, extents in found.items()]
             extents = join_extents(told, one=bool(order.flags & CommandFlag.REQ_ONE))
         self.answer(passage, order, parts, extents)
@@ -197,6 +210,8 @@ def _added(server: Server, order: Order, parts: Parts, extents: Extents | None) 
 
 
 def _extents_by_server(payload: memoryview) -> dict[int, Extents]:
+    if len(payload) % EXTENT.size:
+        raise HandoverError(f"{len(payload)} bytes of extents")
     entries = EXTENT.iter_unpack(payload)
     return {server: list(islice(entries, count)) for server, count in entries}
 

@@ -18,7 +18,7 @@ from node.answering import Answerer
 from node.connection import Connection
 from node.fanout import join_extents
 from node.gates import MAX_GATES, MAX_TICKETS, Gates
-from node.handover import DATA, SEND_BACK, Order
+from node.handover import DATA, SEND_BACK, HandoverError, Order
 from node.layout import Piece
 from node.loop import Loop
 from node.nbd.server import Request
@@ -198,6 +198,8 @@ class Owner(Answerer):
     def carry(self, passage: Passage, order: Order) -> None:
         piece = own_piece(self.spec.cluster.layout, self.spec.index, order)
         payload = None if order.command != WRITE or order.owned else order.payload
+        if not order.error and len(order.payload) != (piece.length if order.command == WRITE and piece else 0):
+            raise HandoverError(f"{order!r} with {len(order.payload)} bytes")
         do_part(self, order, piece, lambda *said: self._carried(passage, *said), payload)
 
     def _carried(self, passage: Passage, order: Order, parts: Parts, extents: Extents | None) -> None:
