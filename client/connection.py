@@ -31,6 +31,8 @@ REQUEST_COST = 4096
 BATCH = 16
 """Buffers that go out together. Reads of 4 KiB, 64 in flight, from nbdkit on a unix socket: 137,000 a second on two
 cores; 115,000 if each request is sent by itself."""
+REPEATED = 1 << 15
+"""The flag by which the log of a server that a router connects to knows what it may have seen before."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
 """Seconds between two attempts to connect again; each pause is twice the one before."""
 
@@ -88,10 +90,20 @@ class Connection:
     """Connects at once. Raises Refused, Disconnected, Timeout. `timeout` (seconds) is the default of every wait, and
     how long a lost connection is tried again if `reconnect` is set. Not for several threads at a time."""
 
-    def __init__(self, target: Target, *, timeout: float = 30.0, reconnect: bool = True) -> None:
+    def __init__(
+        self,
+        target: Target,
+        *,
+        timeout: float = 30.0,
+        reconnect: bool = True,
+        namespace: str = "",
+        routed: bool = False,
+    ) -> None:
+        """The server is asked for metadata contexts of `namespace`. One that is `routed` is turned by its router."""
         self.target = target
         self.timeout = timeout
         self.reconnect = reconnect
+        self._routed = routed
         self.reconnections = 0
         self._in_flight: dict[int, Pending] = {}
         self._cost = 0
@@ -99,7 +111,7 @@ class Connection:
         self._closed = False
         self._trouble = ""  # why the connection was lost
         self._sock: socket.socket | None = None
-        self._sock, self.session = _open(target, time.monotonic() + timeout)
+        self._sock, self.session = _open(target, time.monotonic() + timeout, namespace=namespace)
         self._watch()
 
     def __repr__(self) -> str:
@@ -116,12 +128,13 @@ class Connection:
         flags: int = 0,
         payload: Sequence[Buffer] = (),
         destination: memoryview | None = None,
+        cookie: int = 0,
     ) -> Pending:
         """Begin a request, when there is room for it. Payload and destination must stay as they are until it is done.
 
         Raises Disconnected, Refused, Timeout.
         """
-        if self._cost > MAX_IN_FLIGHT:
+        if self._cost > MAX_IN_FLIGHT and not self._routed:
             deadline = time.monotonic() + self.timeout
             while self._cost > MAX_IN_FLIGHT:
                 self._turn(deadline, self.timeout)
@@ -129,14 +142,16 @@ class Connection:
             raise Disconnected(self.target, "the connection was closed by this program")
         pending = Pending(self, command, offset, length, flags, payload, destination)
         alone = not self._in_flight
-        self._cookie += 1
-        self._in_flight[self._cookie] = pending
+        if not cookie:
+            self._cookie += 1
+            cookie = self._cookie
+        self._in_flight[cookie] = pending
         self._cost += pending.cost
         if self._sock is not None:
             session = self.session
-            session.submit(command, self._cookie, offset, length, flags, payload, destination)
+            session.submit(command, cookie, offset, length, flags, payload, destination)
             if alone or len(session.outgoing) >= BATCH:
-                self._send()
+                self.send()
         return pending
 
     def wait_for(self, pending: Pending, timeout: float | None) -> None:
@@ -160,9 +175,45 @@ class Connection:
         self._closed = True
         if self._sock is not None and not self._in_flight:
             self.session.disconnect()
-            self._send()
+            self.send()
         self._lose("closed by this program")
         self._fail(Disconnected(self.target, "the connection was closed by this program"))
+
+    # -- for a router ------------------------------------------------------------------------------------------------
+
+    @property
+    def lost(self) -> bool:
+        """There is no connection now."""
+        return self._sock is None
+
+    @property
+    def cost(self) -> int:
+        """Bytes in flight, as they are counted."""
+        return self._cost
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._in_flight)
+
+    @property
+    def trouble(self) -> str:
+        """Why the connection was lost."""
+        return self._trouble
+
+    def fileno(self) -> int:
+        assert self._sock is not None
+        return self._sock.fileno()
+
+    def reopen(self, deadline: float) -> None:
+        """Connect again and repeat what is in flight. Raises ConnectionProblem."""
+        self._sock, self.session = _open(self.target, deadline)
+        self._watch()
+        self.reconnections += 1
+        repeated = REPEATED if self._routed else 0
+        for cookie, sent in self._in_flight.items():
+            self.session.submit(
+                sent.command, cookie, sent.offset, sent.length, sent.flags | repeated, sent.payload, sent.destination
+            )
 
     # -- the socket --------------------------------------------------------------------------------------------------
 
@@ -188,16 +239,16 @@ class Connection:
 
     def _exchange(self, deadline: float) -> bool:
         """Send and receive once; false if the socket was not ready before the deadline."""
-        self._send()
+        self.send()
         if self._sock is None:
             return True
         poller = self._both if self.session.outgoing else self._readable
         ready = poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
         if ready and ready[0][1] & ~select.POLLOUT:
-            self._receive()
+            self.receive()
         return bool(ready)
 
-    def _send(self) -> None:
+    def send(self) -> None:
         """Send as much as the socket takes."""
         outgoing = self.session.outgoing
         while outgoing and self._sock is not None:
@@ -218,7 +269,7 @@ class Connection:
             if sent:
                 outgoing[0] = memoryview(outgoing[0])[sent:]
 
-    def _receive(self) -> None:
+    def receive(self) -> None:
         assert self._sock is not None
         try:
             count = self._sock.recv_into(self.session.receive_buffer())
@@ -257,8 +308,8 @@ class Connection:
             try:
                 if not self.reconnect or self._closed:
                     raise Disconnected(self.target, f"the connection is lost: {self._trouble}")
-                self._sock, self.session = _open(self.target, deadline)
-                break
+                self.reopen(deadline)
+                return
             except ConnectionProblem as error:
                 refused = isinstance(error, Refused) and error.reply != Rep.ERR_SHUTDOWN
                 if refused or not self.reconnect or self._closed:
@@ -266,18 +317,12 @@ class Connection:
                     raise
                 if not (reason and isinstance(error, Timeout)):  # that time is up explains less than what was before
                     reason = error.reason
-                if not _pause(pause, deadline):
+                if not pause_until(pause, deadline):
                     words = f"the connection was lost ({self._trouble}) and could not be made again: {reason}"
                     failure = Disconnected(self.target, words)
                     self._fail(failure)
                     raise failure from error
                 pause = min(2 * pause, LONGEST_PAUSE)
-        self._watch()
-        self.reconnections += 1
-        for cookie, sent in self._in_flight.items():
-            self.session.submit(
-                sent.command, cookie, sent.offset, sent.length, sent.flags, sent.payload, sent.destination
-            )
 
     def _fail(self, error: ClusterError) -> None:
         for pending in self._in_flight.values():
@@ -293,7 +338,16 @@ def list_exports(target: Target, timeout: float = 30.0) -> list[tuple[str, str]]
     return session.exports
 
 
-def _open(target: Target, deadline: float, goal: Option = Option.GO) -> tuple[socket.socket, ClientSession]:
+def offered_contexts(target: Target, namespace: str, timeout: float) -> list[str]:
+    """The metadata contexts of a namespace that an export has. Raises Refused, Disconnected, Timeout."""
+    sock, session = _open(target, time.monotonic() + timeout, Option.INFO, namespace)
+    sock.close()
+    return session.offered
+
+
+def _open(
+    target: Target, deadline: float, goal: Option = Option.GO, namespace: str = ""
+) -> tuple[socket.socket, ClientSession]:
     """A connected, non-blocking socket and its session, the handshake behind it."""
     began = time.monotonic()
     try:
@@ -302,7 +356,7 @@ def _open(target: Target, deadline: float, goal: Option = Option.GO) -> tuple[so
         raise Timeout(target, "connection", deadline - began) from error
     except OSError as error:
         raise Disconnected(target, f"cannot connect: {error.strerror or error}") from error
-    session = ClientSession(target.export, goal=goal)
+    session = ClientSession(target.export, goal=goal, namespace=namespace)
     try:
         while not (session.ready or session.finished):
             sock.settimeout(_remaining(deadline))
@@ -345,7 +399,7 @@ def _connect(target: Target, deadline: float) -> socket.socket:
                 sock.connect(target.path)
                 return sock
             except BlockingIOError as error:  # the backlog is full; a TCP socket would wait
-                if not _pause(FIRST_PAUSE, deadline):
+                if not pause_until(FIRST_PAUSE, deadline):
                     raise TimeoutError from error
     except BaseException:
         sock.close()
@@ -359,7 +413,7 @@ def _remaining(deadline: float) -> float:
     return remaining
 
 
-def _pause(seconds: float, deadline: float) -> bool:
+def pause_until(seconds: float, deadline: float) -> bool:
     """Wait, but not beyond the deadline; false if that has passed."""
     remaining = deadline - time.monotonic()
     if remaining <= 0:

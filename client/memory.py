@@ -6,7 +6,7 @@ import json
 import operator
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from client.connection import Connection, Pending, list_exports
 from client.discover import cluster_file, running_uri
 from client.errors import ClusterError, InvalidRequest, ReadOnly
+from client.router import NAMESPACE, RoutedPending, Router, is_part, read_map
 from client.uri import Target, parse_uri
 from node.nbd import wire
 from node.nbd.wire import Command, CommandFlag, Error, Status, TransmissionFlag
@@ -21,8 +22,6 @@ from node.nbd.wire import Command, CommandFlag, Error, Status, TransmissionFlag
 T = TypeVar("T")
 MAX_EFFECT = 1 << 30
 """Bytes that one request without payload (zero, trim, …) covers, at most."""
-MAX_MAP = 1 << 24
-"""Bytes of a cluster's map, at most."""
 _ZEROES = memoryview(bytes(1 << 20))
 
 
@@ -38,7 +37,7 @@ class Extent(NamedTuple):
 class Future(Generic[T]):
     """A request that is under way; `result()` waits for its outcome. For the thread that began it."""
 
-    def __init__(self, parts: list[Pending], outcome: Callable[[], T]) -> None:
+    def __init__(self, parts: Sequence[Pending | RoutedPending], outcome: Callable[[], T]) -> None:
         self._parts = parts
         self._outcome = outcome
 
@@ -88,7 +87,13 @@ class Memory:
     """
 
     def __init__(self, target: Target, *, timeout: float = 30.0, reconnect: bool = True) -> None:
-        self._connection = Connection(target, timeout=timeout, reconnect=reconnect)
+        self._connection: Connection | Router
+        connection = Connection(target, timeout=timeout, reconnect=reconnect, namespace=NAMESPACE)
+        if is_part(connection.session.offered):
+            connection.close()
+            self._connection = Router(target, connection.session.offered, timeout=timeout, reconnect=reconnect)
+        else:
+            self._connection = connection
 
     def __repr__(self) -> str:
         return f"<Memory {self.size} bytes{' read-only' if self.read_only else ''}, {self._connection!r}>"
@@ -273,11 +278,10 @@ class Memory:
 
     def cluster_map(self) -> dict[str, Any]:
         """The map of the cluster: what its export cluster.json says. Raises ClusterError if there is none."""
-        with Memory(replace(self.target, export="cluster.json"), timeout=self._connection.timeout) as export:
-            try:
-                found = json.loads(export[:]) if export.size <= MAX_MAP else None
-            except ValueError:  # some servers have one content under every name
-                found = None
+        try:
+            found = json.loads(read_map(self.target, self._connection.timeout))
+        except ValueError:  # some servers have one content under every name
+            found = None
         if not isinstance(found, dict) or "servers" not in found:
             raise ClusterError(f"{self.target} serves no map of a cluster")
         return found

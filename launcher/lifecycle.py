@@ -11,7 +11,7 @@ The life of a node:
                   |          +--> hung -> restarting        made no progress: its stack is shown, then it is killed
                   +----------+--> failed                    died too often, or said that it cannot run
 
-The stop goes through phases, each begun when all processes of the one before are gone: the primary, the secondaries,
+The stop goes through phases, each begun when all processes of the one before are gone: the doors, the other servers,
 then logger 0 collects the merged log, the other loggers, logger 0. At the deadline what is late is named and killed.
 """
 
@@ -141,13 +141,15 @@ COLLECT = "collect"
 
 
 class Lifecycle:
-    """`servers` and `loggers` are names, those of number 0 first; `jitter(seconds)` spreads a restart's delay."""
+    """`servers` and `loggers` are names, those of number 0 first; clients connect to the first so many servers, the
+    `doors`. `jitter(seconds)` spreads a restart's delay."""
 
     def __init__(
         self,
         servers: Sequence[str],
         loggers: Sequence[str],
         *,
+        doors: int = 1,
         restart: RestartPolicy,
         stop_timeout: float,
         jitter: Callable[[float], float] = lambda seconds: seconds,
@@ -160,12 +162,13 @@ class Lifecycle:
         self._jitter = jitter
         self._collector = loggers[0]
         self._order: list[list[str] | str] = [
-            [servers[0]],
-            list(servers[1:]),
+            list(servers[:doors]),
+            list(servers[doors:]),
             COLLECT,
             list(loggers[1:]),
             [loggers[0]],
         ]
+        self._doors = frozenset(servers[:doors])
         self._mode = "now"
         self._deadline: float | None = None
         self._last_deadline: float | None = None
@@ -351,7 +354,7 @@ class Lifecycle:
             node = self.nodes[name]
             if node.alive:
                 node.state = State.STOPPING
-                actions.append(Drain(name, self._mode if name == next(iter(self.nodes)) else "now"))
+                actions.append(Drain(name, self._mode if name in self._doors else "now"))
         return actions or self._advance(now)
 
     def _advance(self, now: float) -> list[Action]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from node.address import Address
-from node.layout import Layout, Striped
 from node.link import Link
 from node.loop import Loop
 from node.nbd.client import Reply
@@ -15,25 +14,32 @@ PATIENCE = 30.0
 
 
 class Probe:
-    """Calls `probed` once: with an empty text if every shard answered, or with what was wrong."""
+    """Calls `probed` once: with an empty text if every question was answered, or with what was wrong. A question is
+    the name of a server, the address where clients ask for its bytes, and the offset of one of them there."""
 
-    def __init__(self, loop: Loop, address: Address, layout: Layout, probed: Callable[[str], None]) -> None:
+    def __init__(
+        self, loop: Loop, questions: Sequence[tuple[str, Address, int]], probed: Callable[[str], None]
+    ) -> None:
         self._probed = probed
         self._problems: list[str] = []
-        self._pending = len(layout.sizes)
+        self._pending = len(questions)
         self._loop = loop
-        self._link = Link(loop, address, "", PATIENCE, memoryview(bytearray(1 << 16)))
-        for server in range(len(layout.sizes)):
-            offset = server * layout.stripe if isinstance(layout, Striped) else layout.range(server)[0]
-            self._link.submit(Command.READ, server, offset, 1, 0, (), self._replied)
+        scratch = memoryview(bytearray(1 << 16))
+        addresses = dict.fromkeys(address for _, address, _ in questions)
+        self._links = {address: Link(loop, address, "", PATIENCE, scratch) for address in addresses}
+        for cookie, (name, address, offset) in enumerate(questions):
+            self._links[address].submit(
+                Command.READ, cookie, offset, 1, 0, (), lambda reply, name=name: self._replied(name, reply)  # type: ignore[misc]
+            )
 
-    def _replied(self, reply: Reply) -> None:
+    def _replied(self, name: str, reply: Reply) -> None:
         if reply.error:
-            self._problems.append(f"server{reply.cookie}: {reply.message or f'error {reply.error}'}")
+            self._problems.append(f"{name}: {reply.message or f'error {reply.error}'}")
         self._pending -= 1
         if not self._pending:
             self._loop.soon(self._finish)
 
     def _finish(self) -> None:
-        self._link.close()
+        for link in self._links.values():
+            link.close()
         self._probed("; ".join(self._problems))

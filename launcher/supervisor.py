@@ -82,6 +82,7 @@ class Supervisor:
             ),
         )
         self.layout = self.map.layout
+        self._shape = topology.load(config.topology)
         self._faults = Faults(self)
         self._census = Census(self)
         self._heartbeats = Heartbeats(self.loop, config.hang_timeout, self._ready_children, self._hung)
@@ -90,6 +91,7 @@ class Supervisor:
         self.lifecycle = Lifecycle(
             [f"server{index}" for index in range(count)],
             [f"logger{index}" for index in range(count)],
+            doors=count if self._shape.every_server_is_a_door else 1,
             restart=lifecycle.RestartPolicy(**config.restart.model_dump()),
             stop_timeout=config.stop_timeout,
             jitter=lambda seconds: seconds * random.uniform(0.9, 1.1),
@@ -204,7 +206,7 @@ class Supervisor:
                 case lifecycle.Collect():
                     self.children["logger0"].ask({"do": "collect"}, self._collected)
                 case lifecycle.Probe():
-                    Probe(self.loop, Address.parse(self.map.servers[0].address), self.map.layout, self._probed)
+                    Probe(self.loop, self._questions(), self._probed)
                 case lifecycle.Say(event, name, text):
                     self._say(event, name, text)
                 case lifecycle.Finish(code):
@@ -212,6 +214,14 @@ class Supervisor:
                     self.loop.stop()
             step()
         self._set_timer()
+
+    def _questions(self) -> list[tuple[str, Address, int]]:
+        """A byte of every shard, at the door where clients ask for it."""
+        owners = [(index, server) for index, server in enumerate(self.map.servers) if server.memory]
+        if self._shape.every_server_is_a_door:
+            return [(f"server{index}", Address.parse(server.address), 0) for index, server in owners]
+        door = Address.parse(self.map.servers[0].address)
+        return [(f"server{index}", door, self.layout.address(index, 0)) for index, _ in owners]
 
     def _start(self, name: str) -> None:
         spec = self.specs[name]
@@ -302,7 +312,7 @@ class Supervisor:
     def links(self) -> list[tuple[str, str]]:
         """Who talks to whom, the one that connects first."""
         count = len(self.map.servers)
-        servers = topology.load(self.config.topology).links(count)
+        servers = self._shape.links(count)
         return [(f"server{one}", f"server{other}") for one, other in servers] + [
             ("logger0", f"logger{index}") for index in range(1, count)
         ]

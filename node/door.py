@@ -27,7 +27,7 @@ class Door(Server):
         super().__init__(loop, spec, listeners, report)
         self.layout = spec.cluster.layout
         self._map = memoryview(spec.cluster.to_json())
-        self._exports = (
+        self._exports: tuple[Export, ...] = (
             Export("", self.size, MEMORY_FLAGS, self.description),
             Export(
                 MAP_EXPORT,

@@ -6,11 +6,8 @@ of the request is the cookie of its pieces.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
-
 from node.connection import Connection
-from node.layout import Piece
+from node.layout import Extents, Piece, join_extents
 from node.link import Link
 from node.nbd.client import Reply
 from node.nbd.server import Request
@@ -21,8 +18,6 @@ from node.server import Server
 PASSED_ON = 0xFFFF ^ int(CommandFlag.DF)
 """The flags of a request that its pieces carry: whether the answer is cut up is the client's affair."""
 PIECE = int(Kind.PIECE)
-
-Extents = Sequence[tuple[int, int]]
 
 
 class Fanout:
@@ -187,55 +182,3 @@ class Fanout:
                 extents = join_extents(self._extents, one=bool(request.flags & CommandFlag.REQ_ONE))
         self._server.complete(self._connection, request, self._start, self._identifier, data, extents)
         self._connection.end(request)
-
-
-def join_extents(answers: Sequence[tuple[Piece, Extents]], *, one: bool = False) -> list[tuple[int, int]]:
-    """The extents of a request from those of its pieces, or the first `one`."""
-    joined = _join_extents(answers)
-    return list(islice(joined, 1)) if one else list(joined)
-
-
-def _join_extents(answers: Sequence[tuple[Piece, Extents]]) -> Iterator[tuple[int, int]]:
-    """The extents of a request from those of its pieces, each of which may end early; so may the result.
-
-    Neighbours with the same status become one.
-    """
-    sources = {piece.server: _Runs(extents) for piece, extents in answers}
-    spans = sorted((start, end, piece.server) for piece, _ in answers for start, end in piece.spans)
-    length, status = 0, 0
-    for start, end, server in spans:
-        position = start
-        while position < end:
-            run = sources[server].take(end - position)
-            if run is None:
-                break
-            if length and run[1] != status:
-                yield length, status
-                length = 0
-            length += run[0]
-            status = run[1]
-            position += run[0]
-        if position < end:
-            break
-    if length:
-        yield length, status
-
-
-class _Runs:
-    """Takes extents apart at the borders of spans."""
-
-    def __init__(self, extents: Extents) -> None:
-        self._extents = iter(extents)
-        self._left = 0
-        self._status = 0
-
-    def take(self, most: int) -> tuple[int, int] | None:
-        """At most `most` bytes of one status; None at the end."""
-        while not self._left:
-            extent = next(self._extents, None)
-            if extent is None:
-                return None
-            self._left, self._status = extent
-        length = min(most, self._left)
-        self._left -= length
-        return length, self._status

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from node.filter import MAX_TIME, Filter
 from node.layout import Layout
-from node.merge import PIECE, Bound, Entry, Stretch, entries, in_order, survey
-from node.record import KEY, RECORD_SIZE, Summary, has_repeats, is_repeat, summarise
+from node.merge import Bound, Entry, Stretch, entries, in_order, survey
+from node.record import KEY, RECORD_SIZE, Kind, Summary, has_repeats, is_repeat, summarise
 from node.segments import Segment, SegmentReader, list_segments
 
 HELD = 10_000
@@ -110,28 +110,28 @@ class History:
         the sequence number of the first one."""
         if not has_repeats(data):
             return batch
-        suspects = {entry[2] for entry in batch if entry[1] == PIECE and is_repeat(entry[4])}
+        suspects = {(entry[1], entry[2]) for entry in batch if entry[1] != Kind.EVENT and is_repeat(entry[4])}
         logged = self._logged_before(first, set(suspects))
         kept = []
         for entry in batch:
-            if entry[1] == PIECE and entry[2] in suspects:
-                if entry[2] in logged and is_repeat(entry[4]):
+            if entry[1:3] in suspects:
+                if entry[1:3] in logged and is_repeat(entry[4]):
                     continue
-                logged.add(entry[2])
+                logged.add(entry[1:3])
             kept.append(entry)
         return kept
 
-    def _logged_before(self, first: int, sought: set[int]) -> set[int]:
-        """Those identifiers under which a piece was logged before the record `first`."""
-        logged: set[int] = set()
+    def _logged_before(self, first: int, sought: set[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Those (kind, identifier) under which something was logged before the record `first`."""
+        logged: set[tuple[int, int]] = set()
         segments = [segment for segment in list_segments(self.directory) if segment.first < first]
         for index in range(len(segments) - 1, -1, -1):
             segment = segments[index]
             final = index < len(segments) - 1
             stop = (segments[index + 1].first if final else first) - segment.first
             summary = self.summary(segment, stop, final=final)
-            if summary is not None and any(summary.lowest <= identifier <= summary.highest for identifier in sought):
-                found = {key[1] for key in KEY.iter_unpack(self._slots(segment, 0, stop)) if key[2] == PIECE} & sought
+            if summary is not None and any(summary.lowest <= identifier <= summary.highest for _, identifier in sought):
+                found = {key[:0:-1] for key in KEY.iter_unpack(self._slots(segment, 0, stop))} & sought
                 logged |= found
                 sought -= found
             if not sought:

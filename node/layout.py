@@ -9,9 +9,9 @@ the request's identifier is enough to name the piece.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 
@@ -54,6 +54,10 @@ class Linear:
     def owner(self, offset: int) -> int:
         """The server that holds the byte at `offset`."""
         return bisect_right(self._ends, offset)
+
+    def address(self, server: int, offset: int) -> int:
+        """Where in the memory the byte at `offset` of a server's shard lies."""
+        return self._starts[server] + offset
 
     def split(self, offset: int, length: int) -> list[Piece]:
         """The pieces of a request that lies within the memory, by server; none for an empty one."""
@@ -113,6 +117,12 @@ class Striped:
         """The server that holds the byte at `offset`."""
         return self._locate(offset)[0]
 
+    def address(self, server: int, offset: int) -> int:
+        """Where in the memory the byte at `offset` of a server's shard lies."""
+        row, within = divmod(offset, self.stripe)
+        address, first, members = next(phase for phase in reversed(self._phases) if phase[1] <= row)
+        return address + ((row - first) * len(members) + members.index(server)) * self.stripe + within
+
     def split(self, offset: int, length: int) -> list[Piece]:
         """The pieces of a request that lies within the memory, by server; none for an empty one."""
         stripe = self.stripe
@@ -154,3 +164,61 @@ Layout = Linear | Striped
 def make_layout(sizes: Sequence[int], stripe: int = 0) -> Layout:
     """The layout for shards of these sizes: striped when `stripe` (bytes) is not 0."""
     return Striped(tuple(sizes), stripe) if stripe else Linear(tuple(sizes))
+
+
+# -- extents -----------------------------------------------------------------------------------------------------
+
+Extents = Sequence[tuple[int, int]]
+"""(length, status) of runs of like bytes, as a BLOCK_STATUS tells them."""
+
+
+def join_extents(answers: Sequence[tuple[Piece, Extents]], *, one: bool = False) -> list[tuple[int, int]]:
+    """The extents of a request from those of its pieces, or the first `one`."""
+    joined = _join_extents(answers)
+    return list(islice(joined, 1)) if one else list(joined)
+
+
+def _join_extents(answers: Sequence[tuple[Piece, Extents]]) -> Iterator[tuple[int, int]]:
+    """The extents of a request from those of its pieces, each of which may end early; so may the result.
+
+    Neighbours with the same status become one.
+    """
+    sources = {piece.server: _Runs(extents) for piece, extents in answers}
+    spans = sorted((start, end, piece.server) for piece, _ in answers for start, end in piece.spans)
+    length, status = 0, 0
+    for start, end, server in spans:
+        position = start
+        while position < end:
+            run = sources[server].take(end - position)
+            if run is None:
+                break
+            if length and run[1] != status:
+                yield length, status
+                length = 0
+            length += run[0]
+            status = run[1]
+            position += run[0]
+        if position < end:
+            break
+    if length:
+        yield length, status
+
+
+class _Runs:
+    """Takes extents apart at the borders of spans."""
+
+    def __init__(self, extents: Extents) -> None:
+        self._extents = iter(extents)
+        self._left = 0
+        self._status = 0
+
+    def take(self, most: int) -> tuple[int, int] | None:
+        """At most `most` bytes of one status; None at the end."""
+        while not self._left:
+            extent = next(self._extents, None)
+            if extent is None:
+                return None
+            self._left, self._status = extent
+        length = min(most, self._left)
+        self._left -= length
+        return length, self._status

@@ -110,6 +110,10 @@ class Server:
         """What LIST shows."""
         raise NotImplementedError
 
+    def contexts(self, export: Export) -> Sequence[str]:  # noqa: ARG002
+        """Words to clients that know them; see node.nbd.server.Exports."""
+        return ()
+
     def route(self, connection: Connection, export: Export) -> Route:
         """What serves the requests of a client that opens `export`; raises Refused if it may not."""
         raise NotImplementedError
@@ -296,12 +300,17 @@ class Server:
         kind: int = REQUEST,
     ) -> None:
         """Log the request and answer it: with `request.error`, with `data` or `extents`, or plainly."""
-        TRAFFIC.messages_out += 1
+        self.log_request(connection, request, start, identifier, kind, request.offset)
+        self.reply(connection, request, data, extents)
+
+    def log_request(
+        self, connection: Connection, request: Request, start: int, identifier: int, kind: int, offset: int
+    ) -> None:
         self.log.append(
             start,
             self._epoch + monotonic_ns() - start,
             identifier,
-            request.offset,
+            offset,
             request.length,
             connection.number,
             kind,
@@ -309,6 +318,16 @@ class Server:
             request.flags,
             request.error,
         )
+
+    def reply(
+        self,
+        connection: Connection,
+        request: Request,
+        data: Sequence[Buffer] | None,
+        extents: Sequence[tuple[int, int]] | None,
+    ) -> None:
+        """Answer a request that is logged."""
+        TRAFFIC.messages_out += 1
         session = connection.session
         if request.error:
             session.reply_error(request, request.error, request.message)
@@ -437,6 +456,9 @@ class _Door:
             if export.name == name:
                 return export
         raise Refused(Rep.ERR_UNKNOWN, f"there is no export {name!r} here")
+
+    def contexts(self, export: Export) -> Sequence[str]:
+        return self.server.contexts(export)
 
     def open(self, name: str) -> Export:
         try:

@@ -42,6 +42,9 @@ class Peer:
     def names(self) -> list[Export]:
         return [Export(name, size, self._flags, f"{name or 'the'} memory") for name, size in self._exports.items()]
 
+    def contexts(self, _export):
+        return ()
+
     def find(self, name: str) -> Export:
         if self.refusal:
             raise self.refusal

@@ -67,3 +67,11 @@ def test_a_shard_of_half_a_stripe_is_refused():
     """Shards are whole stripes."""
     with pytest.raises(ValueError, match="whole stripes"):
         Striped((6, 8), 4)
+
+
+@given(layouts)
+def test_an_address_and_its_place_are_the_same_byte(layout):
+    """`address` is the inverse of `split`."""
+    for address in sorted({0, layout.size - 1, *range(0, layout.size, max(1, layout.size // 50))}):
+        [piece] = layout.split(address, 1)
+        assert layout.address(piece.server, piece.offset) == address

@@ -244,3 +244,16 @@ def test_a_node_killed_on_purpose_stays_down_so_long_and_it_does_not_count():
         assert life.tick(now + 5) == [Start("server1")]
         life.ready("server1", now + 5)
     assert life.health == "running"
+
+
+def test_where_every_server_is_a_door_all_of_them_let_their_clients_finish():
+    """The doors stop together, each in the mode that was asked for."""
+    life = Lifecycle(SERVERS, LOGGERS, doors=3, restart=RestartPolicy(), stop_timeout=10.0)
+    life.begin(0)
+    for name in ALL:
+        life.ready(name, 0)
+    life.probed()
+    assert without_words(life.stop("finish", None, 1)) == [Drain(name, "finish") for name in SERVERS]
+    assert without_words(life.exited("server0", "", 2)) == []
+    assert without_words(life.exited("server2", "", 2)) == []
+    assert without_words(life.exited("server1", "", 2)) == [Collect()]

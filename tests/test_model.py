@@ -38,6 +38,8 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     "dispatcher-stripe": {"topology": "dispatcher", **STRIPES},
     "chain-unequal": {"topology": "chain", "servers": [{"memory": size} for size in UNEQUAL]},
     "chain-stripe": {"topology": "chain", **STRIPES},
+    "routed-unequal": {"topology": "client-routed", "servers": [{"memory": size} for size in UNEQUAL]},
+    "routed-serial-stripe": {"topology": "client-routed", "fan_out": "serial", **STRIPES},
     "chain-alone": {"topology": "chain", "servers": 1},
 }
 SETTINGS = settings(

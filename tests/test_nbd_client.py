@@ -597,6 +597,9 @@ class Memory:
     def names(self):
         return [Export("", SIZE, FLAGS, "memory")]
 
+    def contexts(self, _export):
+        return ()
+
     def find(self, name):
         if name:
             raise Refused(Rep.ERR_UNKNOWN, f"no export {name!r}")

@@ -31,6 +31,9 @@ class Exports:
     def names(self):
         return self.all
 
+    def contexts(self, _export):
+        return ()
+
     def find(self, name):
         for export in self.all:
             if export.name == name:

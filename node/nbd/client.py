@@ -29,6 +29,9 @@ MAX_CHUNK = 4 + 8 * (1 << 20)
 MAX_EXPORTS = 10_000
 """Exports that a server may list."""
 
+MAX_OFFERED = 100
+"""Contexts that are looked at."""
+
 # Plain numbers for the data path: looking up a member of an enum costs 65 ns (Python 3.11).
 _CHUNK_MAGIC, _SIMPLE_MAGIC = wire.CHUNK_MAGIC, wire.SIMPLE_REPLY_MAGIC
 _CHUNK, _SIMPLE = wire.CHUNK.size, wire.SIMPLE_REPLY.size
@@ -95,6 +98,7 @@ class ClientSession:
         structured: bool = True,
         contexts: Sequence[str] = (wire.BASE_ALLOCATION,),
         goal: Option = Option.GO,
+        namespace: str = "",
     ) -> None:
         self.outgoing: list[Buffer] = []
         self.export = export
@@ -109,10 +113,13 @@ class ClientSession:
         self.description = ""
         self.structured = False
         self.contexts: dict[int, str] = {}
+        self.offered: list[str] = []
+        """The contexts of `namespace` that the server lists for the export."""
         self.exports: list[tuple[str, str]] = []
         """(name, description), from LIST."""
         self._structured_wanted = structured
         self._contexts_wanted = contexts if structured else ()
+        self._namespace = namespace if structured else ""
         self._scratch = memoryview(bytearray(RECEIVE_BUFFER)) if scratch is None else scratch
         if len(self._scratch) < MIN_SCRATCH:
             raise ValueError(f"a receive buffer of {len(self._scratch)} bytes; {MIN_SCRATCH} are needed")
@@ -404,6 +411,8 @@ class ClientSession:
         if self._contexts_wanted:
             queries = [_string(context) for context in self._contexts_wanted]
             words += _option(Option.SET_META_CONTEXT, name + _U32.pack(len(queries)) + b"".join(queries))
+        if self._namespace:
+            words += _option(Option.LIST_META_CONTEXT, name + _U32.pack(1) + _string(self._namespace))
         infos = (Info.BLOCK_SIZE, Info.DESCRIPTION)
         wanted = _U16.pack(len(infos)) + b"".join(map(_U16.pack, infos))
         return words + _option(goal, name + wanted)
@@ -425,6 +434,12 @@ class ClientSession:
                 kind, data = yield from self._option_reply(Option.SET_META_CONTEXT)
             if kind == Rep.ACK and self.structured:
                 self.contexts = chosen
+        if self._namespace:
+            kind, data = yield from self._option_reply(Option.LIST_META_CONTEXT)
+            while kind == Rep.META_CONTEXT:
+                if len(self.offered) < MAX_OFFERED:
+                    self.offered.append(data[4:].decode(errors="replace"))
+                kind, data = yield from self._option_reply(Option.LIST_META_CONTEXT)
 
     def _read_infos(self, goal: Option) -> Generator[int, bytes, bool]:
         """The replies to GO or INFO; false if the server is too old to know GO."""

@@ -49,10 +49,12 @@ class Export:
 
 
 class Exports(Protocol):
-    """Who decides which exports there are. `find` and `open` raise Refused; `open` is the client's entry."""
+    """Who decides which exports there are. `find` and `open` raise Refused; `open` is the client's entry. `contexts`
+    are those that are listed beside base:allocation and cannot be chosen: words to clients that know them."""
 
     def names(self) -> Sequence[Export]: ...
     def find(self, name: str) -> Export: ...
+    def contexts(self, export: Export) -> Sequence[str]: ...
     def open(self, name: str) -> Export: ...
 
 
@@ -386,6 +388,10 @@ class ServerSession(Replies):
             self._option_reply(option, Rep.META_CONTEXT, _U32.pack(CONTEXT_ID) + wire.BASE_ALLOCATION.encode())
             if setting:
                 self._context_of = export.name
+        others = [query for query in queries if not query.startswith("base:")]
+        for context in self._exports.contexts(export) if others and not setting else ():
+            if context.startswith(tuple(others)):
+                self._option_reply(option, Rep.META_CONTEXT, _U32.pack(0) + context.encode())
         self._option_reply(option, Rep.ACK)
 
     _OPTIONS: dict[int, Callable[[ServerSession, int, bytes], None]] = {  # noqa: RUF012 - a constant table

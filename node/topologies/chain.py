@@ -16,9 +16,8 @@ from itertools import islice
 from node.address import Address
 from node.answering import Answerer
 from node.connection import Connection
-from node.fanout import join_extents
 from node.handover import WELCOME, HandoverError, Order
-from node.layout import Piece
+from node.layout import Piece, join_extents
 from node.loop import Loop
 from node.nbd.server import RECEIVE_BUFFER, Request
 from node.nbd.wire import EXTENT, Buffer, CommandFlag, Error

@@ -16,10 +16,9 @@ from pathlib import Path
 from node.address import Address
 from node.answering import Answerer
 from node.connection import Connection
-from node.fanout import join_extents
 from node.gates import MAX_GATES, MAX_TICKETS, Gates
 from node.handover import DATA, SEND_BACK, HandoverError, Order
-from node.layout import Piece
+from node.layout import Piece, join_extents
 from node.loop import Loop
 from node.nbd.server import Request
 from node.nbd.wire import EXTENT, Buffer, CommandFlag, Error

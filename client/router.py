@@ -1,0 +1,424 @@
+"""The client's side of the topology client-routed: one memory out of many servers' parts, routed here.
+
+A `Router` has the face of a `Connection` to the whole memory. It reads the cluster's map, keeps a connection to every
+server, splits each request into pieces and joins their replies. While it waits it sends to and receives from all of
+them. A connection that is lost is made again; if the map has changed meanwhile it is fetched anew, and what is in
+flight is split again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import select
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from client.connection import FIRST_PAUSE, LONGEST_PAUSE, Connection, Pending, offered_contexts, pause_until
+from client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout, request_error
+from client.uri import DEFAULT_PORT, Target
+from node.layout import Layout, Piece, join_extents, make_layout
+from node.nbd.client import Reply
+from node.nbd.wire import MAX_PAYLOAD, Buffer, Command, CommandFlag, Rep, TransmissionFlag
+
+NAMESPACE = "x-memcluster:"
+PART = f"{NAMESPACE}part/"
+BLOCK = 1 << 20
+"""Identifiers that a server lends at a time."""
+MAX_MAP = 1 << 24
+"""Bytes of a cluster's map, at most."""
+
+
+@dataclass(frozen=True)
+class ClusterMap:
+    """What a client must know of a cluster to route: `export` is the name under which each server knows this map."""
+
+    export: str
+    document: dict[str, Any]
+    layout: Layout
+    servers: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a session knows of its export, here of the whole memory."""
+
+    size: int
+    flags: TransmissionFlag
+    description: str
+    minimum: int
+    preferred: int
+    maximum: int
+    contexts: dict[int, str]
+
+
+def is_part(contexts: Sequence[str]) -> bool:
+    """The export is one server's part of a memory."""
+    return any(context.startswith(PART) for context in contexts)
+
+
+def read_map(target: Target, timeout: float) -> bytes:
+    """What the export cluster.json says. Raises ClusterError."""
+    connection = Connection(replace(target, export="cluster.json"), timeout=timeout, reconnect=False)
+    try:
+        size = connection.session.size
+        if not 0 < size <= MAX_MAP:
+            return b""
+        return bytes(connection.submit(Command.READ, 0, min(size, MAX_PAYLOAD)).wait().data or b"")
+    finally:
+        connection.close()
+
+
+def parse_map(content: bytes, entry: Target) -> ClusterMap:
+    """Raises ClusterError if it is none."""
+    try:
+        document = json.loads(content)
+        stripe = document["layout"].get("stripe", 0)
+        layout = make_layout([int(server["memory"]) for server in document["servers"]], int(stripe))
+        servers = tuple(_target(str(server["address"]), entry) for server in document["servers"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ClusterError(f"{entry} serves no map of a cluster") from error
+    return ClusterMap(f"part-{hashlib.sha256(content).hexdigest()[:16]}", document, layout, servers)
+
+
+def _target(address: str, entry: Target) -> Target:
+    if address.startswith("unix:"):
+        return Target(path=address.removeprefix("unix:"))
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if host in ("0.0.0.0", "::"):  # everywhere: so it is where the entry is
+        host = entry.host or "localhost"
+    return Target(host, int(port or DEFAULT_PORT))
+
+
+class RoutedPending:
+    """A request under way in pieces. Its interface is that of a connection's `Pending`."""
+
+    __slots__ = ("_begun", "_later", "_router", "command", "destination", "flags", "identifier", "length", "offset",
+                 "outcome", "payload")  # fmt: skip
+
+    def __init__(
+        self,
+        router: Router,
+        command: int,
+        offset: int,
+        length: int,
+        flags: int,
+        payload: Sequence[Buffer],
+        destination: memoryview | None,
+    ) -> None:
+        self._router = router
+        self.command = command
+        self.offset = offset
+        self.length = length
+        self.flags = flags
+        self.payload = memoryview(payload[0] if len(payload) == 1 else b"".join(payload)) if payload else None
+        self.destination = destination
+        self.identifier = 0
+        self.outcome: Reply | ClusterError | None = None
+        self._begun: list[tuple[Piece, Pending]] = []
+        self._later: list[Piece] = []
+
+    @property
+    def done(self) -> bool:
+        """The outcome is known. Asking makes progress."""
+        if self.outcome is None:
+            self._router.progress()
+        return self.outcome is not None
+
+    def wait(self, timeout: float | None = None) -> Reply:
+        """The successful reply. Raises RequestError, Disconnected, Refused, Timeout."""
+        self._router.wait_for(self, timeout)
+        outcome = self.outcome
+        if isinstance(outcome, ClusterError):
+            raise outcome
+        assert outcome is not None
+        if outcome.error:
+            raise request_error(self.command, self.offset, self.length, outcome.error, outcome.message)
+        return outcome
+
+    def begin(self, pieces: list[Piece], *, serial: bool) -> None:
+        """Send the pieces, or the first of them."""
+        self._begun = []
+        self._later = pieces[::-1]
+        if not pieces:
+            self._finish()
+        while self._later:
+            self._send(self._later.pop())
+            if serial:
+                break
+
+    def look(self) -> bool:
+        """Whether it is done now: a piece may just have been."""
+        if self.outcome is not None:
+            return True
+        if any(pending.outcome is None for _, pending in self._begun):
+            return False
+        failed = any(isinstance(pending.outcome, Reply) and pending.outcome.error for _, pending in self._begun)
+        if self._later and not failed:
+            self._send(self._later.pop())
+            return False
+        self._finish()
+        return True
+
+    def _send(self, piece: Piece) -> None:
+        payload: list[Buffer] = []
+        if self.payload is not None:
+            payload = [self.payload[start:end] for start, end in piece.spans]
+        place = None
+        if self.destination is not None and len(piece.spans) == 1:
+            place = self.destination[slice(*piece.spans[0])]
+        pending = self._router.connection(piece.server).submit(
+            self.command, piece.offset, piece.length, self.flags, payload, place, cookie=self.identifier
+        )
+        self._begun.append((piece, pending))
+
+    def _finish(self) -> None:
+        """Join what the pieces brought."""
+        reply = Reply(self.identifier)
+        self.outcome = reply
+        told = []
+        for piece, pending in self._begun:
+            outcome = pending.outcome
+            if not isinstance(outcome, Reply):
+                self.outcome = outcome
+                return
+            if outcome.error:
+                reply.error = reply.error or outcome.error
+                reply.message = reply.message or outcome.message or f"server{piece.server}"
+            elif outcome.extents:
+                told.append((piece, outcome.extents))
+        if reply.error:
+            return
+        if self.command == Command.READ:
+            reply.data = self._join()
+        elif self.command == Command.BLOCK_STATUS:
+            reply.extents = join_extents(told, one=bool(self.flags & CommandFlag.REQ_ONE))
+
+    def _join(self) -> Buffer:
+        whole = self.destination
+        if whole is None:
+            if len(self._begun) == 1 and len(self._begun[0][0].spans) == 1:
+                only = self._begun[0][1].outcome
+                assert isinstance(only, Reply)
+                return only.data or b""
+            whole = memoryview(bytearray(self.length))
+        for piece, pending in self._begun:
+            assert isinstance(pending.outcome, Reply)
+            if pending.destination is not None:
+                continue
+            data, done = memoryview(pending.outcome.data or b""), 0
+            for start, end in piece.spans:
+                whole[start:end] = data[done : done + end - start]
+                done += end - start
+        return whole
+
+
+class Router:
+    """Connects to every server of the cluster that `target` is one server of; see `Connection` for the rest."""
+
+    def __init__(self, target: Target, contexts: Sequence[str], *, timeout: float, reconnect: bool) -> None:
+        self.target = target
+        self.timeout = timeout
+        self.reconnect = reconnect
+        self.reconnections = 0
+        self._closed = False
+        self._under_way: dict[RoutedPending, None] = {}
+        self._connections: list[Connection | None] = []
+        self._take_block(contexts)
+        self._adopt(parse_map(read_map(target, timeout), target))
+
+    def __repr__(self) -> str:
+        return f"<Router over {len(self._connections)} servers from {self.target}, {len(self._under_way)} in flight>"
+
+    @property
+    def session(self) -> Facts:
+        """What is known of the memory."""
+        return self._facts
+
+    def connection(self, server: int) -> Connection:
+        found = self._connections[server]
+        assert found is not None
+        return found
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        command: int,
+        offset: int,
+        length: int,
+        flags: int = 0,
+        payload: Sequence[Buffer] = (),
+        destination: memoryview | None = None,
+    ) -> RoutedPending:
+        """Begin a request; see Connection.submit."""
+        if self._closed:
+            raise Disconnected(self.target, "the connection was closed by this program")
+        pending = RoutedPending(self, command, offset, length, flags, payload, destination)
+        pending.identifier = self._next_identifier()
+        self._under_way[pending] = None
+        self._begin(pending)
+        return pending
+
+    def wait_for(self, pending: RoutedPending, timeout: float | None) -> None:
+        """Send and receive until the outcome is known. Raises Timeout."""
+        limit = self.timeout if timeout is None else timeout
+        deadline = time.monotonic() + limit
+        while pending.outcome is None:
+            if not self._turn(deadline) and pending.outcome is None:
+                raise Timeout(self.target, "answer", limit)
+
+    def progress(self) -> None:
+        """Send and receive what can be without waiting; make lost connections again."""
+        lost = any(connection is not None and connection.lost for connection in self._connections)
+        self._turn(time.monotonic() + (self.timeout if lost else 0.0))
+
+    def close(self) -> None:
+        """Say goodbye. What is still in flight fails."""
+        if not self._closed:
+            self._closed = True
+            for connection in self._connections:
+                if connection is not None:
+                    connection.close()
+            self._fail(Disconnected(self.target, "the connection was closed by this program"))
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _begin(self, pending: RoutedPending) -> None:
+        if pending.command == Command.FLUSH:
+            pieces = [Piece(server, 0, 0, ()) for server, found in enumerate(self._connections) if found is not None]
+        else:
+            pieces = self._map.layout.split(pending.offset, pending.length)
+        pending.begin(pieces, serial=self._serial)
+        if pending.outcome is not None:
+            del self._under_way[pending]
+
+    def _turn(self, deadline: float) -> bool:
+        """One step over all connections: make lost ones again, send, wait for any, receive. False if nothing was ready
+        before the deadline."""
+        for connection in self._connections:
+            if connection is not None:
+                if connection.lost:
+                    self._restore(connection, deadline)
+                    return True
+                connection.send()
+        poll = select.poll()
+        by_descriptor = {}
+        for connection in self._connections:
+            if connection is not None and not connection.lost and connection.in_flight:
+                descriptor = connection.fileno()
+                by_descriptor[descriptor] = connection
+                poll.register(descriptor, select.POLLIN | (select.POLLOUT if connection.session.outgoing else 0))
+        lost = any(connection is not None and connection.lost for connection in self._connections)
+        ready = poll.poll(0 if lost else max(0.0, deadline - time.monotonic()) * 1000)
+        for descriptor, mask in ready:
+            if mask & ~select.POLLOUT:
+                by_descriptor[descriptor].receive()
+        for pending in [pending for pending in self._under_way if pending.look()]:
+            del self._under_way[pending]
+        return bool(ready) or lost
+
+    def _restore(self, connection: Connection, deadline: float) -> None:
+        """Make a lost connection again, with a new map if this one is old. If that cannot be, all in flight fails."""
+        pause = FIRST_PAUSE
+        while True:
+            problem: ConnectionProblem
+            try:
+                if not self.reconnect:
+                    raise Disconnected(connection.target, f"the connection is lost: {connection.trouble}")
+                connection.reopen(deadline)
+                self.reconnections += 1
+                return
+            except ConnectionProblem as error:
+                problem = error
+            refused = isinstance(problem, Refused) and problem.reply not in (Rep.ERR_SHUTDOWN, Rep.ERR_UNKNOWN)
+            if not self.reconnect or refused:
+                self._fail(problem)
+                return
+            if self._find_new_map(deadline):
+                return
+            if not pause_until(pause, deadline):
+                reason = f"the connection was lost ({connection.trouble}) and could not be made again: {problem.reason}"
+                self._fail(Disconnected(connection.target, reason))
+                return
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _find_new_map(self, deadline: float) -> bool:
+        """Ask the entry, then the servers of the old map, for the map; true if it is another one, and in use now."""
+        for target in (self.target, *self._map.servers):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            try:
+                fresh = parse_map(read_map(target, min(left, self.timeout)), target)
+                if fresh.export == self._map.export:
+                    return False
+                if fresh.layout.size != self._map.layout.size:
+                    sizes = f"{self._map.layout.size} bytes before, {fresh.layout.size} now"
+                    self._fail(ClusterError(f"{self.target}: the memory is another one: {sizes}"))
+                    return True
+                self._take_block(offered_contexts(replace(target, export=""), NAMESPACE, left))
+                self._adopt(fresh)
+            except ClusterError:
+                continue
+            self.reconnections += 1
+            for pending in list(self._under_way):
+                self._begin(pending)
+            return True
+        return False
+
+    def _adopt(self, found: ClusterMap) -> None:
+        """Connect to all servers of a map. Raises ClusterError, and then nothing has changed."""
+        made: list[Connection | None] = []
+        try:
+            for target, size in zip(found.servers, found.layout.sizes, strict=True):
+                part = replace(target, export=found.export)
+                made.append(Connection(part, timeout=self.timeout, reconnect=False, routed=True) if size else None)
+        except BaseException:
+            for connection in made:
+                if connection is not None:
+                    connection.close()
+            raise
+        for old in self._connections:
+            if old is not None:
+                old.close()
+        self._connections = made
+        self._map = found
+        self._serial = found.document.get("fan_out") == "serial"
+        sessions = [connection.session for connection in made if connection is not None]
+        flags = sessions[0].flags
+        for session in sessions:
+            flags &= session.flags
+        name = found.document.get("cluster", "?")
+        self._facts = Facts(
+            found.layout.size,
+            flags,
+            f"the memory of {name}: {found.layout.size} bytes over {len(sessions)} servers",
+            max(session.minimum for session in sessions),
+            max(session.preferred for session in sessions),
+            min(session.maximum for session in sessions),
+            sessions[0].contexts,
+        )
+
+    def _take_block(self, contexts: Sequence[str]) -> None:
+        """The identifiers that a server has lent. Raises ClusterError if it has not."""
+        found = next((context.removeprefix(PART) for context in contexts if context.startswith(PART)), "")
+        try:
+            self._identifier = int(found, 16) - 1
+        except ValueError as error:
+            raise ClusterError(f"{self.target} is no part of a memory any more") from error
+        self._last = self._identifier + BLOCK
+
+    def _next_identifier(self) -> int:
+        if self._identifier == self._last:
+            self._take_block(offered_contexts(replace(self.target, export=""), NAMESPACE, self.timeout))
+        self._identifier += 1
+        return self._identifier
+
+    def _fail(self, error: ClusterError) -> None:
+        for pending in self._under_way:
+            pending.outcome = error
+        self._under_way.clear()

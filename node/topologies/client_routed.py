@@ -1,0 +1,86 @@
+"""client-routed: every server lets clients in and exports its own shard; a client that reads the map routes by itself.
+
+A standard client of a server sees that server's shard as "". A client that routes opens the export `part-…` on every
+server: its name holds the map's identifier, so that one with an old map is refused and finds out. Its cookies are the
+identifiers of its requests, so the parts of one stand in the log as one story; the server that such a client asks first
+lends it a block of them, with the word that "" is only a part (in the name of a metadata context that it lists).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from collections.abc import Sequence
+from dataclasses import replace
+
+from node.connection import Connection
+from node.door import Door
+from node.loop import Loop
+from node.nbd.server import Export, Request
+from node.nbd.wire import Buffer
+from node.record import REPEATED
+from node.server import REQUEST, Report, Route
+from node.spec import NodeSpec
+from node.topology import Topology
+
+BLOCK = 1 << 20
+"""Identifiers that a client is lent at a time."""
+
+
+class Part(Door):
+    """Logs what it serves under its address in the whole memory: that is where people look for it."""
+
+    def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
+        super().__init__(loop, spec, listeners, report)
+        name = f"part-{hashlib.sha256(self._map).hexdigest()[:16]}"
+        self._part = replace(self._exports[0], name=name, own_flags=REPEATED)
+        self._exports = (*self._exports, self._part)
+
+    @property
+    def size(self) -> int:
+        return self.shard.size
+
+    @property
+    def description(self) -> str:
+        cluster = self.spec.cluster
+        return f"{self.spec.name}'s part of the memory of {cluster.name}: {self.shard.size} of {cluster.memory} bytes"
+
+    def contexts(self, export: Export) -> Sequence[str]:
+        """What a client that routes must know before it opens anything."""
+        if export.name:
+            return ()
+        first = self.next_identifier()
+        self._identifier += BLOCK - 1
+        return (f"x-memcluster:part/{first:x}",)
+
+    def route(self, connection: Connection, export: Export) -> Route:
+        ordinary = super().route(connection, export)
+        return self._routed if export is self._part else ordinary
+
+    def place(self, connection: Connection, request: Request) -> memoryview | None:  # noqa: ARG002
+        return self.place_here(request, request.offset)
+
+    def request(self, connection: Connection, request: Request, start: int) -> None:
+        self.carry_out(connection, request, start, self.next_identifier(), request.offset)
+
+    def _routed(self, connection: Connection, request: Request, start: int) -> None:
+        self.carry_out(connection, request, start, request.cookie, request.offset)
+
+    def complete(
+        self,
+        connection: Connection,
+        request: Request,
+        start: int,
+        identifier: int,
+        data: Sequence[Buffer] | None = None,
+        extents: Sequence[tuple[int, int]] | None = None,
+        kind: int = REQUEST,
+    ) -> None:
+        offset = request.offset
+        if kind == REQUEST and offset < self.shard.size:
+            offset = self.layout.address(self.spec.index, offset)
+        self.log_request(connection, request, start, identifier, kind, offset)
+        self.reply(connection, request, data, extents)
+
+
+TOPOLOGY = Topology(roles={"primary": Part, "secondary": Part}, links=lambda _: (), every_server_is_a_door=True)
