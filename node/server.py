@@ -43,6 +43,9 @@ AGE_CHECKS = 16
 """Looks at the age of log segments in the time that records are kept; but not more than one a second."""
 CLIENTS_MEMORY = 512 << 20
 """Bytes that all clients' requests in flight and unsent replies may take up."""
+# Plain numbers for the data path: comparing with a member of an enum costs 90 ns (Python 3.11).
+READ, WRITE, BLOCK_STATUS = int(Command.READ), int(Command.WRITE), int(Command.BLOCK_STATUS)
+FUA = int(CommandFlag.FUA)
 ZEROING = (int(Command.TRIM), int(Command.WRITE_ZEROES))
 SLICE = 64 << 20
 """Bytes that a TRIM or WRITE_ZEROES clears in one turn of the loop; longer ones take several."""
@@ -67,6 +70,8 @@ class Server:
     """A process that serves NBD clients. Derived classes give `exports`, `route` and `place`."""
 
     connection_type = Connection
+    to_address: Callable[[int], int] | None = None
+    """Where in the memory a client's offset lies, if that is another place: the log speaks of the memory."""
 
     def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
         self.loop = loop
@@ -269,8 +274,9 @@ class Server:
         route = connection.route
         self.requests += len(requests)
         TRAFFIC.messages_in += len(requests)
+        stopping = self.stopping
         for request in requests:
-            if self.stopping and not request.error:
+            if stopping and not request.error:
                 request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
             if request.error:
                 self.turn_away(connection, request, now)
@@ -300,37 +306,23 @@ class Server:
         kind: int = REQUEST,
     ) -> None:
         """Log the request and answer it: with `request.error`, with `data` or `extents`, or plainly."""
-        self.log_request(connection, request, start, identifier, kind, request.offset)
-        self.reply(connection, request, data, extents)
-
-    def log_request(
-        self, connection: Connection, request: Request, start: int, identifier: int, kind: int, offset: int
-    ) -> None:
+        TRAFFIC.messages_out += 1
+        error = request.error
         self.log.append(
             start,
             self._epoch + monotonic_ns() - start,
             identifier,
-            offset,
+            request.offset if self.to_address is None or kind != REQUEST else self.to_address(request.offset),
             request.length,
             connection.number,
             kind,
             request.command,
             request.flags,
-            request.error,
+            error,
         )
-
-    def reply(
-        self,
-        connection: Connection,
-        request: Request,
-        data: Sequence[Buffer] | None,
-        extents: Sequence[tuple[int, int]] | None,
-    ) -> None:
-        """Answer a request that is logged."""
-        TRAFFIC.messages_out += 1
         session = connection.session
-        if request.error:
-            session.reply_error(request, request.error, request.message)
+        if error:
+            session.reply_error(request, error, request.message)
         elif data:
             session.reply_data(request, data)
         elif extents:
@@ -351,21 +343,21 @@ class Server:
         data: list[Buffer] | None = None
         extents: list[tuple[int, int]] | None = None
         command, length = request.command, request.length
-        if length > SLICE and command in ZEROING:
-            self._carry_out_slowly(connection, request, start, identifier, offset, kind)
-            return
         try:
-            if command == Command.READ:
+            if command == READ:
                 data = self.shard.read(offset, length) if length else None
-            elif command == Command.WRITE:
+            elif command == WRITE:
                 if length and not request.owned:
                     assert request.payload is not None
                     self.shard.write(offset, request.payload)
-                if request.flags & CommandFlag.FUA:
+                if request.flags & FUA:
                     self.shard.sync(offset, length)
-            elif command == Command.BLOCK_STATUS:
+            elif command == BLOCK_STATUS:
                 most = 1 if request.flags & CommandFlag.REQ_ONE else None
                 extents = self.shard.extents(offset, length, most) if most else self.shard.extents(offset, length)
+            elif length > SLICE and command in ZEROING:
+                self._carry_out_slowly(connection, request, start, identifier, offset, kind)
+                return
             else:
                 self.change(command, request.flags, offset, length)
         except OSError as error:

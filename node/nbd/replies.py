@@ -13,6 +13,10 @@ CONTEXT_ID = 1
 """The identifier under which this server speaks of base:allocation."""
 
 _U32 = Struct(">I")
+# Plain numbers and bound methods for the data path: comparing with a member of an enum costs 90 ns (Python 3.11).
+_READ, _NONE, _OFFSET_DATA = int(Command.READ), int(Chunk.NONE), int(Chunk.OFFSET_DATA)
+_SIMPLE_MAGIC, _pack_simple = wire.SIMPLE_REPLY_MAGIC, wire.SIMPLE_REPLY.pack
+_CHUNK_MAGIC, _pack_chunk, _pack_chunk_data = wire.CHUNK_MAGIC, wire.CHUNK.pack, wire.CHUNK_DATA.pack
 
 
 class Asked(Protocol):
@@ -33,22 +37,20 @@ class Replies:
 
     def reply(self, request: Asked) -> None:
         """Success without data."""
-        if self.structured and request.command == Command.READ:
-            self.outgoing.append(wire.CHUNK.pack(wire.CHUNK_MAGIC, 1, Chunk.NONE, request.cookie, 0))
+        if self.structured and request.command == _READ:
+            self.outgoing.append(_pack_chunk(_CHUNK_MAGIC, 1, _NONE, request.cookie, 0))
         else:
-            self.outgoing.append(wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, 0, request.cookie))
+            self.outgoing.append(_pack_simple(_SIMPLE_MAGIC, 0, request.cookie))
 
     def reply_data(self, request: Asked, buffers: Sequence[Buffer]) -> None:
         """Success with the bytes of a READ, `request.length` in all and at least one."""
         outgoing = self.outgoing
         if self.structured:
             outgoing.append(
-                wire.CHUNK_DATA.pack(
-                    wire.CHUNK_MAGIC, 1, Chunk.OFFSET_DATA, request.cookie, request.length + 8, request.offset
-                )
+                _pack_chunk_data(_CHUNK_MAGIC, 1, _OFFSET_DATA, request.cookie, request.length + 8, request.offset)
             )
         else:
-            outgoing.append(wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, 0, request.cookie))
+            outgoing.append(_pack_simple(_SIMPLE_MAGIC, 0, request.cookie))
         outgoing += buffers
 
     def reply_extents(self, request: Asked, extents: Sequence[tuple[int, int]]) -> None:

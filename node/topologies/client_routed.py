@@ -17,9 +17,8 @@ from node.connection import Connection
 from node.door import Door
 from node.loop import Loop
 from node.nbd.server import Export, Request
-from node.nbd.wire import Buffer
 from node.record import REPEATED
-from node.server import REQUEST, Report, Route
+from node.server import Report, Route
 from node.spec import NodeSpec
 from node.topology import Topology
 
@@ -28,11 +27,12 @@ BLOCK = 1 << 20
 
 
 class Part(Door):
-    """Logs what it serves under its address in the whole memory: that is where people look for it."""
+    """Lets clients in to its own shard. The log has the addresses of the whole memory: there people look for them."""
 
     def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
         super().__init__(loop, spec, listeners, report)
         name = f"part-{hashlib.sha256(self._map).hexdigest()[:16]}"
+        self.to_address = self._address
         self._part = replace(self._exports[0], name=name, own_flags=REPEATED)
         self._exports = (*self._exports, self._part)
 
@@ -66,21 +66,8 @@ class Part(Door):
     def _routed(self, connection: Connection, request: Request, start: int) -> None:
         self.carry_out(connection, request, start, request.cookie, request.offset)
 
-    def complete(
-        self,
-        connection: Connection,
-        request: Request,
-        start: int,
-        identifier: int,
-        data: Sequence[Buffer] | None = None,
-        extents: Sequence[tuple[int, int]] | None = None,
-        kind: int = REQUEST,
-    ) -> None:
-        offset = request.offset
-        if kind == REQUEST and offset < self.shard.size:
-            offset = self.layout.address(self.spec.index, offset)
-        self.log_request(connection, request, start, identifier, kind, offset)
-        self.reply(connection, request, data, extents)
+    def _address(self, offset: int) -> int:
+        return self.layout.address(self.spec.index, offset) if offset < self.shard.size else offset
 
 
 TOPOLOGY = Topology(roles={"primary": Part, "secondary": Part}, links=lambda _: (), every_server_is_a_door=True)

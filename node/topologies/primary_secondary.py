@@ -22,6 +22,7 @@ from node.spec import NodeSpec
 from node.topology import Topology
 
 PIECE = int(Kind.PIECE)
+FLUSH = int(Command.FLUSH)
 
 
 class Primary(Door):
@@ -85,7 +86,7 @@ class Primary(Door):
     def request(self, connection: Connection, request: Request, start: int) -> None:
         identifier = self.next_identifier()
         offset, length = request.offset, request.length
-        if request.command == Command.FLUSH:
+        if request.command == FLUSH:
             pieces = self._everywhere
         elif offset + length <= self._own_end:
             self.carry_out(connection, request, start, identifier, offset)
