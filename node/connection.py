@@ -106,18 +106,22 @@ class Connection(Stream):
         # 4. A payload under way is counted already, and only reading can end what it holds.
         if self.closing:
             return self._half_closed
-        return self.session.sink is not None or (self._room > 0 and not self.session.waiting)
+        session = self.session
+        return session.sink is not None or (not session.waiting and (not self._held or self._room > 0))
 
     @property
     def _room(self) -> int:
         """Bytes' worth of requests that may be begun now; a client with nothing in flight may always begin one."""
-        return max(min(ROOM - self._held, self._budget.left), 0 if self._held else 1)
+        room = min(ROOM - self._held, self._budget.left)
+        return room if room > 0 or self._held else 1
 
     def _account(self) -> None:
         """Tell the budget what this client takes up. Whoever holds something comes here again when it gets less."""
-        held = self._bytes_in_flight + self.queued + self.session.awaited if self.open else 0
-        self._budget.used += held - self._held
-        self._held = held
+        sink = self.session.sink
+        held = self._bytes_in_flight + self.queued + (0 if sink is None else len(sink)) if self.open else 0
+        if held != self._held:
+            self._budget.used += held - self._held
+            self._held = held
 
     def stalled(self, seconds: float) -> str:
         """Why this client has to go, if it holds memory and has made too little use of the time; to be asked now and
@@ -152,7 +156,8 @@ class Connection(Stream):
             return
         TRAFFIC.received += count
         try:
-            requests = session.received(count, min(TURN_BUDGET, self._room))
+            room = self._room
+            requests = session.received(count, room if room < TURN_BUDGET else TURN_BUDGET)
         except ProtocolError as error:
             self._lost(str(error))
             return
@@ -172,7 +177,10 @@ class Connection(Stream):
             self.owner.serve(self, requests)
         if self.session.finished:
             self.closing = True
-        self.send_soon()
+        if self.in_flight or self.loop.lag:
+            self.send_soon()  # replies that come from elsewhere in this turn go with these
+        else:
+            self.flush()
 
     def _place(self, request: Request) -> memoryview | None:
         return self.owner.place(self, request)

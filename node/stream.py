@@ -100,7 +100,9 @@ class Stream:
         """Tell the loop what to watch for now."""
         if not self.open:
             return
-        mask = (READ if self.wants_read else 0) | (WRITE if self.queued else 0)
+        mask = READ if self.wants_read else 0
+        if self.queued:
+            mask |= WRITE
         if mask != self._mask:
             self._mask = mask
             self.loop.watch(self.sock, mask, self._on_ready)

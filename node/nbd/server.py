@@ -141,17 +141,12 @@ class ServerSession(Replies):
 
     # -- receiving ---------------------------------------------------------------------------------------------------
 
-    @property
-    def awaited(self) -> int:
-        """Bytes of the payload that is being received in its place."""
-        return len(self.sink) if self.sink is not None else 0
-
     def receive_buffer(self) -> memoryview:
         """Where the next bytes belong; never empty."""
         if self.sink is not None:
             return self.sink[self._sunk :]
         self._load()
-        return self._scratch[self._end :]
+        return self._scratch[self._end :] if self._end else self._scratch
 
     def received(self, count: int, budget: int) -> list[Request]:
         """Take `count` bytes that were put into `receive_buffer()`; return the requests that are complete.
@@ -191,7 +186,8 @@ class ServerSession(Replies):
             position = self._feed(position)
         if self._handshake is None and not self.finished:
             position = self._parse_requests(position, budget, requests)
-        self._rest = b"" if self.finished else bytes(self._scratch[position : self._end])
+        if position < self._end and not self.finished:
+            self._rest = bytes(self._scratch[position : self._end])
         return requests
 
     def _read_away(self, position: int, requests: list[Request]) -> int:
