@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from client.console import EXIT_IN_USE, EXIT_NOT_RUNNING, Failure, run, seconds
+from client.console import EXIT_IN_USE, EXIT_NOT_RUNNING, Failure, run, seconds, size
 from launcher import logcommands
 from launcher.faultkind import FaultKind
-from launcher.output import happening_line, show_again, status_table
+from launcher.output import happening_line, show_again, status_table, steps
 
 if TYPE_CHECKING:
     from launcher.config import ClusterConfig
@@ -145,6 +145,43 @@ def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, d
 
 for command in logcommands.COMMANDS:
     cli.add_command(command)
+
+
+@cli.command()
+@click.option("--topology", "topologies", multiple=True, metavar="TOPOLOGY", help="Only this one; may be repeated.")
+@click.option("--servers", type=click.IntRange(1, 16), default=4, show_default=True, help="That own the memory.")
+@click.option("--size", type=size, default="4KiB", show_default=True, help="Of a small request.")
+@click.option("--large", type=size, default="1MiB", show_default=True, help="Of one that spans all servers.")
+@click.option("--depth", type=click.IntRange(1, 1024), default=32, show_default=True, help="Small ones in flight.")
+@click.option("--for", "span", type=seconds, default="3s", show_default=True, metavar="TIME", help="Each load.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Also draw a picture (SVG).")
+def compare(
+    topologies: tuple[str, ...],
+    servers: int,
+    size: int,
+    large: int,
+    depth: int,
+    span: float,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    """Measure the topologies side by side, each on a private cluster (64 MiB in stripes of 64 KiB)."""
+    from launcher import comparison
+    from launcher.compare import Options
+    from launcher.compare import compare as measure
+    from node.topology import names
+
+    if unknown := set(topologies) - set(names()):
+        raise click.UsageError(f"there is no topology {min(unknown)!r}; there are {', '.join(names())}")
+    options = Options(topologies or names(), servers=servers, size=size, large=large, depth=depth, seconds=span)
+    if not 0 < size <= options.memory or not 0 < large <= options.memory:
+        raise click.UsageError(f"requests must have 1 to {options.memory} bytes")
+    with steps(len(options.cases) * (1 + len(options.workloads))) as step:
+        results = measure(options, step)
+    if plot is not None:
+        plot.write_text(comparison.picture(results))
+    click.echo(json.dumps({"cases": results}, indent=2) if as_json else comparison.table(results))
 
 
 @cli.command("config")

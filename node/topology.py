@@ -26,6 +26,8 @@ class Topology:
     sockets. Whoever answers a client logs its request; elsewhere that is the server that took it."""
     every_server_is_a_door: bool = False
     """Clients connect to all servers, and not to server 0 alone."""
+    fans_out: bool = True
+    """Pieces may go out one after the other or all at once: `fan_out` makes a difference."""
 
     def role(self, server: int) -> str:
         first, *others = self.roles

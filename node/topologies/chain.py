@@ -231,4 +231,5 @@ TOPOLOGY = Topology(
     roles={"primary": Head, "secondary": Member},
     links=lambda count: [(server, server + 1) for server in range(count - 1)],
     hands_over=True,
+    fans_out=False,
 )

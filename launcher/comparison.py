@@ -1,0 +1,95 @@
+"""The results of `memcluster compare` for people: a table, and a picture. Text only; no decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from xml.sax.saxutils import escape
+
+from launcher.output import format_bytes
+
+Results = Sequence[dict[str, Any]]
+HEADS = ("", "IOPS", "MB/s", "p50 ms", "p99 ms", "IN", "OUT", "MSG IN", "MSG OUT", "CPU µs")
+COLOURS = {"primary-secondary": "#0969da", "client-routed": "#1a7f37", "dispatcher": "#8250df", "chain": "#bc4c00"}
+WIDTH, NAMES, ROW, GAP = 760, 210, 20, 42
+
+
+def case_name(case: dict[str, Any]) -> str:
+    return f"{case['topology']}{', ' + case['fan_out'] if case['fan_out'] else ''}"
+
+
+def table(results: Results) -> str:
+    """A block for each workload, in it each case, below it its processes: bytes and messages that each took in and
+    gave out, and its processor time, per request of the clients."""
+    rows: list[tuple[str, ...]] = []
+    for index, first in enumerate(results[0]["workloads"]):
+        rows += [(f"{first['workload']}; bytes, messages and CPU time per request",), HEADS]
+        for case in results:
+            found = case["workloads"][index]
+            rows.append(
+                (
+                    case_name(case),
+                    f"{found['iops']:,.0f}",
+                    f"{found['bytes_per_second'] / 1e6:,.0f}",
+                    f"{found['latency_us']['p50'] / 1000:.3f}",
+                    f"{found['latency_us']['p99'] / 1000:.3f}",
+                    *_work(found["processes"]),
+                )
+            )
+            rows += [
+                (f"  {process['name']} ({process['role']})", "", "", "", "", *_work([process]))
+                for process in found["processes"]
+            ]
+        rows.append(("",))
+    widths = [max(len(row[column]) for row in rows if len(row) > 1) for column in range(len(HEADS))]
+    return "\n".join(_line(row, widths) for row in rows).rstrip()
+
+
+def _work(processes: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """What processes do for a request, added up."""
+    total = {
+        key: sum(process[key] for process in processes)
+        for key in ("received", "sent", "messages_in", "messages_out", "cpu_us")
+    }
+    return (
+        format_bytes(round(total["received"])),
+        format_bytes(round(total["sent"])),
+        f"{total['messages_in']:.2f}",
+        f"{total['messages_out']:.2f}",
+        f"{total['cpu_us']:.1f}",
+    )
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    if len(row) == 1:
+        return row[0]
+    first, *others = row
+    cells = "".join(f"  {text:>{width}}" for text, width in zip(others, widths[1:], strict=True))
+    return f"{first:<{widths[0]}}{cells}"
+
+
+def picture(results: Results) -> str:
+    """An SVG: for each workload a bar a case, its throughput; the colour is the topology's."""
+    parts: list[str] = []
+    y = GAP
+    for index, first in enumerate(results[0]["workloads"]):
+        rates = [case["workloads"][index]["iops"] for case in results]
+        large = first["block"] >= 1 << 16
+        parts.append(f'<text class="title" x="12" y="{y}">{escape(first["workload"])}</text>')
+        y += 10
+        for case, rate in zip(results, rates, strict=True):
+            length = (WIDTH - NAMES - 130) * rate / max(rates)
+            text = f"{rate * first['block'] / 1e6:,.0f} MB/s" if large else f"{rate:,.0f} requests/s"
+            colour = COLOURS.get(case["topology"], "#6e7781")
+            parts.append(
+                f'<text x="{NAMES - 8}" y="{y + 14}" text-anchor="end">{escape(case_name(case))}</text>'
+                f'<rect x="{NAMES}" y="{y + 3}" width="{length:.1f}" height="{ROW - 6}" fill="{colour}"/>'
+                f'<text x="{NAMES + length + 6:.1f}" y="{y + 14}">{text}</text>'
+            )
+            y += ROW
+        y += GAP
+    style = "text { font: 12px system-ui, sans-serif; fill: #24292f; } .title { font-weight: 600; font-size: 14px; }"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" height="{y}">'
+        f'<style>{style}</style><rect width="100%" height="100%" fill="#ffffff"/>{"".join(parts)}</svg>\n'
+    )
