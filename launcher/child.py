@@ -14,6 +14,7 @@ import types
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 from launcher.identity import Identity
@@ -28,9 +29,11 @@ EXIT_STATUS_WAIT = 1.0
 """Seconds the fork server may take to tell the status of a process that is already gone."""
 
 
-def start_fork_server(*modules: str) -> None:
+def start_fork_server(directory: Path, *modules: str) -> None:
     """Start the process from which all nodes are forked, with the nodes' modules and these loaded. The command line's
-    own modules are not for the nodes, so the main module is hidden from it."""
+    own modules are not for the nodes, so the main module is hidden from it. Its socket lies in `directory`: in a
+    temporary one of its own it would stay for ever after a kill -9."""
+    multiprocessing.current_process()._config["tempdir"] = str(directory)  # type: ignore[attr-defined]
     sys.modules["__main__"] = types.ModuleType("__main__")
     _context.set_forkserver_preload(["node.zygote", "node.process", *modules])
     _fork_server_pid()
@@ -55,7 +58,10 @@ def helpers() -> tuple[Identity, ...]:
 def stop_fork_server() -> None:
     """End the fork server and its resource tracker and wait for them. They would go by themselves when this process
     is gone, but `down` promises that nothing is left when it returns; hence the standard library's own test hooks."""
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    try:
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    except FileNotFoundError:
+        pass  # its socket went with the run directory; removing it is the last that _stop does
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 

@@ -7,6 +7,8 @@ lives, so a free lock beside a record means that a supervisor died; what it left
     state.json    who runs: pid and start time of every process (RunRecord)
     uri           where clients connect; there when the cluster is ready
     control       the supervisor's socket for the command line
+    listener-…    the fork server's own
+    server1.sock, gates, bell1 …  of the topologies that hand clients' sockets over
     memory.json   what the shards belong to; a shard of another shape is refused, not overwritten
     shard0 …      the memory, unless `storage` is a directory
 """
@@ -150,7 +152,7 @@ class RunDirectory:
 
     def forget(self) -> None:
         """Remove everything but the memory and the lock."""
-        for path in (self.uri, self.control, self.state):
+        for path in (self.uri, self.control, self.state, *self.path.glob("listener-*")):
             path.unlink(missing_ok=True)
 
     def remove(self) -> None:

@@ -67,7 +67,7 @@ def up(config: ClusterConfig, *, detach: bool, wait_timeout: float, tell: Tell) 
 
     def supervise(tell: Tell) -> int:
         setproctitle(f"memcluster {config.name}: supervisor")
-        start_fork_server(topology.module(config.topology))
+        start_fork_server(run.path, topology.module(config.topology))
         step()
         try:
             supervisor = Supervisor(config, run, found, listeners, tell, keep_memory=found_memory)

@@ -61,7 +61,7 @@ class Answers(Stream):
         self._lost_it = lost
         self._gates = gates
         self._gate = gate
-        self._held = False
+        self._has_gate = False
         self._unsaid: list[Answer] = []
         self._said: list[int] = []  # identifiers; told when the bytes are out
         self._seen: tuple[float, int] | None = None  # for `stalled`: when, bytes sent
@@ -102,12 +102,12 @@ class Answers(Stream):
         super().flush()
 
     def _may_write(self) -> bool:
-        if self._gates is not None and not self._held and self._unsaid:
+        if self._gates is not None and not self._has_gate and self._unsaid:
             try:
-                self._held = self._gates.take(self._gate, self.flush)
+                self._has_gate = self._gates.take(self._gate, self.flush)
             except BrokenStream:
                 self._lost("")
-            return self._held
+            return self._has_gate
         return True
 
     def _say(self, answer: Answer) -> None:
@@ -146,15 +146,15 @@ class Answers(Stream):
                 self._done(said)
 
     def _let_go(self) -> None:
-        if self._held:
-            self._held = False
+        if self._has_gate:
+            self._has_gate = False
             assert self._gates is not None
             self._gates.give_back(self._gate)
 
     def close(self) -> None:
         """What was not answered counts as done: nobody waits for it any more."""
         if self.open:
-            if self._held and self.queued:
+            if self._has_gate and self.queued:
                 end_stream(self.sock)  # before others may write behind half a reply
             super().close()
             if self._gates is not None:

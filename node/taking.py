@@ -33,7 +33,7 @@ class HandedConnection(Connection):
     gate = 0
     adopted: set[int]
     """The servers that have the socket."""
-    _held = False
+    _has_gate = False
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self.adopted = set()
@@ -50,13 +50,13 @@ class HandedConnection(Connection):
             link.passage.hand(order, self.sock.fileno())
 
     def flush(self) -> None:
-        if self.gates is not None and self.adopted and self.outgoing and not self._held and self.open:
+        if self.gates is not None and self.adopted and self.outgoing and not self._has_gate and self.open:
             try:
-                self._held = self.gates.take(self.gate, self.flush)
+                self._has_gate = self.gates.take(self.gate, self.flush)
             except BrokenStream as error:
                 self._lost(str(error))
                 return
-            if not self._held:
+            if not self._has_gate:
                 self._flush_is_due = False
                 return
         super().flush()
@@ -67,8 +67,8 @@ class HandedConnection(Connection):
         super()._flushed()
 
     def _let_go(self) -> None:
-        if self._held and self.gates is not None:
-            self._held = False
+        if self._has_gate and self.gates is not None:
+            self._has_gate = False
             self.gates.give_back(self.gate)
 
     def close(self) -> None:

@@ -215,6 +215,31 @@ def test_who_reads_nothing_holds_up_nobody_but_himself(make_cluster, kind):
             assert all(bytes(r.data) == data[4 * MiB * r.cookie : 4 * MiB * (r.cookie + 1)] for r in replies)
 
 
+def test_refusals_stand_between_the_answers_of_servers(make_cluster, kind):
+    """Errors that the first server finds and bytes that others send share a stream; a slow client reads both whole."""
+    cluster = make_cluster(topology=kind, memory="24MiB", layout={"stripe": "64KiB"})
+    data = random.Random(5).randbytes(24 * MiB)
+    with cluster.connect() as memory:
+        memory.pwrite(data, 0)
+    sock, session = session_of(cluster)
+    with sock:
+        for cookie in range(40):
+            if cookie % 2:
+                session.submit(Command.READ, cookie, 24 * MiB - 5, 10)
+            else:
+                session.submit(Command.READ, cookie, cookie * MiB // 2, MiB)
+        sock.sendmsg(session.outgoing)
+        session.outgoing.clear()
+        replies: dict[int, object] = {}
+        while len(replies) < 40:
+            room = session.receive_buffer()
+            for reply in session.received(sock.recv_into(room[: min(len(room), 10_000)])):
+                replies[reply.cookie] = reply.error or bytes(reply.data)
+    for cookie in range(40):
+        start = cookie * MiB // 2
+        assert replies[cookie] == (22 if cookie % 2 else data[start : start + MiB]), cookie
+
+
 def test_a_client_that_goes_in_the_middle_leaves_nothing(make_cluster, kind):
     """Descriptors are given back in every process when clients vanish with requests in flight."""
     cluster = make_cluster(topology=kind, memory="24MiB", layout={"stripe": "64KiB"}, clients={"limit": 4})

@@ -1,0 +1,92 @@
+"""`memcluster compare`: a short run, what it says of the topologies, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from harness import TIMEOUT, memcluster_command, run
+
+from launcher.comparison import picture, table
+from launcher.identity import Identity
+from node.topology import names
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def left_behind() -> list[str]:
+    """Run directories of comparisons that are not this test's own any more."""
+    return [path.name for path in Path("/dev/shm").glob(f"memcluster-{os.getuid()}-compare-*")]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> list[dict]:
+    words = ["--topology", "dispatcher", "--topology", "chain", "--for", "200ms", "--servers", "3", "--json"]
+    folder = tmp_path_factory.mktemp("compare")
+    done = run(*memcluster_command("compare", *words, "--plot", "plot.svg"), cwd=folder, timeout=170)
+    assert (folder / "plot.svg").read_text().startswith("<svg ")
+    assert b"dispatcher, serial: 1MiB reads" in done.stderr
+    return json.loads(done.stdout)["cases"]
+
+
+def test_every_case_has_its_figures(results):
+    """Each topology, and serial beside parallel where that is a choice."""
+    assert [(case["topology"], case["fan_out"]) for case in results] == [
+        ("dispatcher", "parallel"), ("dispatcher", "serial"), ("chain", None),
+    ]  # fmt: skip
+    for case in results:
+        assert len(case["workloads"]) == 4
+        for found in case["workloads"]:
+            assert found["requests"] > 0
+            assert found["latency_us"]["p50"] <= found["latency_us"]["p99"]
+            assert [process["name"] for process in found["processes"]] == [
+                f"server{number}" for number in range(4 if case["topology"] == "dispatcher" else 3)
+            ]
+
+
+def test_the_figures_show_who_carries_the_bytes(results):
+    """The dispatcher carries none of a read's; in a chain each server passes on what those before it gathered."""
+    large = {case["topology"]: case["workloads"][3] for case in results}
+    dispatcher, *servers = large["dispatcher"]["processes"]
+    assert dispatcher["sent"] + dispatcher["received"] < 10_000
+    assert sum(server["sent"] for server in servers) > 1 << 20
+    sent = [process["sent"] for process in large["chain"]["processes"]]
+    assert sent[0] < sent[1] < sent[2]
+    assert sent[2] > 1 << 20
+
+
+def test_the_table_and_the_picture_name_every_case(results):
+    text, svg = table(results), picture(results)
+    for words in ("dispatcher, parallel", "dispatcher, serial", "chain", "server0 (dispatcher)", "4KiB writes"):
+        assert words in text
+    assert svg.count("<rect") == 1 + 4 * len(results)
+
+
+def test_a_wrong_topology_is_named(tmp_path):
+    done = run(*memcluster_command("compare", "--topology", "ring"), cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert f"there are {', '.join(names())}".encode() in done.stderr
+
+
+def test_ctrl_c_leaves_nothing(tmp_path):
+    """Interrupted while a cluster runs: it is stopped, its folder removed."""
+    process = subprocess.Popen(
+        memcluster_command("compare", "--topology", "chain", "--for", "60s"),
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert process.stderr is not None
+    while "4KiB reads" not in process.stderr.readline():
+        pass
+    name = f"memcluster-{os.getuid()}-compare-{process.pid}"
+    state = json.loads((Path("/dev/shm") / name / "state.json").read_text())
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130
+    assert name not in left_behind()
+    assert not list(tmp_path.iterdir())
+    assert not [node for node in state["nodes"] if Identity(node["pid"], node["start"]).alive]
