@@ -17,11 +17,16 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from time import perf_counter
 from types import FrameType
 from typing import Protocol
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
+SPIN = 50e-6
+"""Seconds that the loop looks for something to do before it sleeps, when the last sleeps were as short as that."""
+MOST_DOUBT = 1 << 12
+"""Short sleeps after looks in vain until the next look, at most."""
 EVENTS_A_TURN = 64
 """Sources dealt with in one turn, at most; epoll hands out the others in the next ones."""
 
@@ -64,6 +69,8 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()  # equal times run in the order they were set
         self._soon: list[Callable[[], None]] = []
+        self._doubt = 1  # short sleeps to come before the loop looks instead of sleeping; 0: it looks
+        self._penalty = 1
         self._stopped = False
         self._signals: dict[int, Callable[[], None]] = {}
         self._wakeup: tuple[socket.socket, socket.socket] | None = None
@@ -153,7 +160,7 @@ class Loop:
         self.turns += 1
         watched, fresh = self._watched, self._fresh
         fresh.clear()
-        for descriptor, events in self._poll.poll(timeout, EVENTS_A_TURN):
+        for descriptor, events in self._wait(timeout):
             source = watched.get(descriptor)
             # A handler before this one may have closed this source, and its number may already be another's.
             if source is None or descriptor in fresh:
@@ -169,6 +176,31 @@ class Loop:
             calls, self._soon = self._soon, []
             for call in calls:
                 call()
+
+    def _wait(self, timeout: float | None) -> list[tuple[int, int]]:
+        """What is ready, (descriptor, events).
+
+        The next request of a client that waits for each answer comes within SPIN, and to look for it that long costs
+        less than to sleep and be woken. It pays only while the client has a processor of its own, so a look in vain
+        costs a doubled number of short sleeps before the next one, and after a long sleep nothing is tried at all.
+        """
+        poll = self._poll.poll
+        if timeout is not None and timeout <= SPIN:
+            return poll(timeout, EVENTS_A_TURN)
+        now = perf_counter()
+        if not self._doubt:
+            until = now + SPIN
+            while now < until:
+                if found := poll(0, EVENTS_A_TURN):
+                    self._penalty = 1
+                    return found
+                now = perf_counter()
+            self._penalty = min(2 * self._penalty, MOST_DOUBT)
+            self._doubt = self._penalty
+        found = poll(timeout, EVENTS_A_TURN)
+        if perf_counter() - now < SPIN:
+            self._doubt -= 1
+        return found
 
     def _run_timers(self) -> None:
         now = time.monotonic()
