@@ -20,6 +20,7 @@ from client.discover import default_name
 from client.units import format_duration, format_size
 from launcher.positions import Document, YAMLProblem, parse
 from launcher.schema import MAX_SERVERS, TAGS, Clients, ClusterFile, Logs, Restart, Server, Stripes
+from node import topology
 from node.address import Address
 
 PAGE = 4096
@@ -215,6 +216,11 @@ def _check(config: ClusterConfig, parsed: ClusterFile, available: int) -> Iterat
         first = parsed.servers[0].listen
         if first is not None and first != parsed.listen:
             yield ("servers", 0, "listen"), f"server 0 listens on {first} by this, on {parsed.listen} by listen"
+    inner = [] if isinstance(parsed.servers, int) else parsed.servers[1:]
+    chosen = [index for index, server in enumerate(inner, start=1) if server.listen is not None]
+    if chosen and topology.load(config.topology).hands_over:
+        for index in chosen:
+            yield ("servers", index, "listen"), f"with topology {config.topology} only server 0's address can be chosen"
     if config.storage is None and config.memory > available:
         yield (
             ("memory",),

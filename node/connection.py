@@ -83,7 +83,6 @@ class Connection(Stream):
         """The request will be answered in a later turn."""
         self.in_flight += 1
         self._bytes_in_flight += request.weight
-        self._account()
 
     def end(self, request: Request) -> None:
         """The request has just been answered, in a later turn than it came."""
@@ -175,6 +174,7 @@ class Connection(Stream):
     def _serve(self, requests: list[Request]) -> None:
         if requests:
             self.owner.serve(self, requests)
+            self._account()
         if self.session.finished:
             self.closing = True
         if self.in_flight or self.loop.lag:

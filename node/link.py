@@ -9,8 +9,8 @@ earlier one waits to be repeated. Only what is older than `retry_timeout` is giv
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Sequence
+from time import monotonic
 
 from node.address import Address
 from node.loop import Loop, Timer
@@ -21,6 +21,7 @@ from node.record import REPEATED
 from node.stream import Stream
 from node.traffic import TRAFFIC
 
+SHUTDOWN = int(Error.ESHUTDOWN)
 RECONNECT_AT_MOST = 0.5
 """Seconds between two attempts to connect, at most; the first follows at once."""
 
@@ -47,7 +48,7 @@ class _Submission:
         self.flags = flags
         self.payload = payload
         self.done = done
-        self.since = time.monotonic()
+        self.since = monotonic()
 
 
 class Link:
@@ -139,7 +140,7 @@ class Link:
         TRAFFIC.messages_in += len(replies)
         in_flight = self._in_flight
         for reply in replies:
-            if reply.error != Error.ESHUTDOWN:
+            if reply.error != SHUTDOWN:
                 in_flight.pop(reply.cookie).done(reply)
 
     def established(self, wire: _Wire) -> None:
@@ -181,7 +182,7 @@ class Link:
 
     def _expire(self) -> None:
         """Give up what has waited too long. Its late reply would be nobody's, so the connection goes with it."""
-        now = time.monotonic()
+        now = monotonic()
         self._expiry = None
         late = [sent for sent in self._in_flight.values() if now - sent.since >= self._retry_timeout]
         if late:

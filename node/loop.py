@@ -69,6 +69,8 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()  # equal times run in the order they were set
         self._soon: list[Callable[[], None]] = []
+        self.spin = 0.0
+        """SPIN, or 0 for a loop that sleeps at once when there is nothing to do."""
         self._doubt = 1  # short sleeps to come before the loop looks instead of sleeping; 0: it looks
         self._penalty = 1
         self._stopped = False
@@ -184,12 +186,12 @@ class Loop:
         less than to sleep and be woken. It pays only while the client has a processor of its own, so a look in vain
         costs a doubled number of short sleeps before the next one, and after a long sleep nothing is tried at all.
         """
-        poll = self._poll.poll
-        if timeout is not None and timeout <= SPIN:
+        poll, spin = self._poll.poll, self.spin
+        if not spin or (timeout is not None and timeout <= spin):
             return poll(timeout, EVENTS_A_TURN)
         now = perf_counter()
         if not self._doubt:
-            until = now + SPIN
+            until = now + spin
             while now < until:
                 if found := poll(0, EVENTS_A_TURN):
                     self._penalty = 1
@@ -198,7 +200,7 @@ class Loop:
             self._penalty = min(2 * self._penalty, MOST_DOUBT)
             self._doubt = self._penalty
         found = poll(timeout, EVENTS_A_TURN)
-        if perf_counter() - now < SPIN:
+        if perf_counter() - now < spin:
             self._doubt -= 1
         return found
 

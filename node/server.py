@@ -18,7 +18,7 @@ from node.admission import SAMPLE, Admission, look_at_the_machine
 from node.budget import Budget
 from node.connection import Connection
 from node.listener import Listener
-from node.loop import Loop
+from node.loop import SPIN, Loop
 from node.memory import Shard
 from node.nbd.errors import Refused
 from node.nbd.server import RECEIVE_BUFFER, Export, Request
@@ -77,6 +77,8 @@ class Server:
         self.loop = loop
         self.spec = spec
         self.report = report
+        # Who looks instead of sleeping needs a processor for it: one for each server, and one for a client.
+        loop.spin = SPIN if len(spec.cluster.servers) < len(os.sched_getaffinity(0)) else 0.0
         self.shard = Shard(spec.shard, spec.cluster.servers[spec.index].memory, durable=spec.durable)
         # Wall clock, but steady: it is set once, and goes on with the monotonic clock. Spans cannot be negative then.
         self._epoch = time_ns() - monotonic_ns()

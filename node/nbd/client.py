@@ -35,7 +35,10 @@ MAX_OFFERED = 100
 # Plain numbers for the data path: looking up a member of an enum costs 65 ns (Python 3.11).
 _CHUNK_MAGIC, _SIMPLE_MAGIC = wire.CHUNK_MAGIC, wire.SIMPLE_REPLY_MAGIC
 _CHUNK, _SIMPLE = wire.CHUNK.size, wire.SIMPLE_REPLY.size
-_NONE, _DATA, _READ = int(Chunk.NONE), int(Chunk.OFFSET_DATA), int(Command.READ)
+_unpack_chunk, _unpack_simple = wire.CHUNK.unpack_from, wire.SIMPLE_REPLY.unpack_from
+_REQUEST_MAGIC, _pack_request = wire.REQUEST_MAGIC, wire.REQUEST.pack
+_NONE, _DATA = int(Chunk.NONE), int(Chunk.OFFSET_DATA)
+_READ, _BLOCK_STATUS = int(Command.READ), int(Command.BLOCK_STATUS)
 _U16 = Struct(">H")
 _U32 = Struct(">I")
 _U64 = Struct(">Q")
@@ -80,7 +83,7 @@ class _Awaited(Reply):
         self.destination = destination
         self.arrived = 0  # bytes of a READ that have come
         self.reached = 0  # those that came in order end here
-        self.early: list[tuple[int, int]] = []  # (start, end) of those that did not
+        self.early: list[tuple[int, int]] | None = None  # (start, end) of those that did not
 
 
 class ClientSession:
@@ -157,7 +160,7 @@ class ClientSession:
         if cookie in self._awaited:
             raise ValueError(f"cookie {cookie:#x} is in flight already")
         self._awaited[cookie] = _Awaited(command, cookie, offset, length, destination)
-        self.outgoing.append(wire.REQUEST.pack(wire.REQUEST_MAGIC, flags, command, cookie, offset, length))
+        self.outgoing.append(_pack_request(_REQUEST_MAGIC, flags, command, cookie, offset, length))
         if payload:
             self.outgoing += payload
 
@@ -211,9 +214,8 @@ class ClientSession:
     def _parse_replies(self, position: int, replies: list[Reply]) -> int:
         """Append the replies that are complete from `position` on; return where it stopped."""
         scratch, end, awaited = self._scratch, self._end, self._awaited
-        simple, chunk = wire.SIMPLE_REPLY.unpack_from, wire.CHUNK.unpack_from
         while end - position >= _SIMPLE:
-            magic, word, cookie = simple(scratch, position)
+            magic, word, cookie = _unpack_simple(scratch, position)
             if magic == _SIMPLE_MAGIC:
                 request = awaited.get(cookie)
                 if request is None:
@@ -228,7 +230,7 @@ class ClientSession:
             elif magic == _CHUNK_MAGIC:
                 if end - position < _CHUNK:
                     break
-                _, flags, kind, cookie, length = chunk(scratch, position)
+                _, flags, kind, cookie, length = _unpack_chunk(scratch, position)
                 request = awaited.get(cookie)
                 if request is None or not self.structured:
                     raise ProtocolError(f"a chunk for cookie {cookie:#x}, which did not ask for one")
@@ -249,7 +251,10 @@ class ClientSession:
                 here = end - start
                 if here < length and _CHUNK + 8 + length <= len(scratch) >> 2:
                     break  # small: wait for the rest of it here
-                self._claim(request, at, length)
+                if length == request.length and not at and not request.arrived and request.command == _READ:
+                    request.arrived = request.reached = length  # as all small ones come: in one chunk
+                else:
+                    self._claim(request, at, length)
                 if here < length:
                     sink = self._place(request)[at : at + length]
                     sink[:here] = scratch[start:end]
@@ -296,6 +301,8 @@ class ClientSession:
             raise ProtocolError(f"{length} bytes at {request.offset + at}, which were not asked for or came before")
         if at == request.reached:
             request.reached = end
+        elif request.early is None:
+            request.early = [(at, end)]
         else:
             request.early.append((at, end))
 
@@ -353,7 +360,7 @@ class ClientSession:
                 self._join_early(request)
             if request.data is None:
                 request.data = b"" if request.destination is None else request.destination
-        elif request.command == Command.BLOCK_STATUS and request.extents is None:
+        elif request.command == _BLOCK_STATUS and request.extents is None:
             raise ProtocolError("success without extents in reply to BLOCK_STATUS")
         del self._awaited[request.cookie]
         replies.append(request)
@@ -361,7 +368,7 @@ class ClientSession:
     def _join_early(self, request: _Awaited) -> None:
         """The bytes came out of order: they must be all there, and none twice."""
         reached = request.reached
-        for start, end in sorted(request.early):
+        for start, end in sorted(request.early or ()):
             if start != reached:
                 break
             reached = end
