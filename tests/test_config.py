@@ -47,7 +47,7 @@ CASES = [
     ("memory: 1MiB\ntopology: ring",
      "2:11: topology must be one of chain, client-routed, dispatcher, primary-secondary (got 'ring')"),
     ("memory: 2MiB\ntopology: chain\nservers: [{memory: 1MiB}, {memory: 1MiB, listen: '[::1]:0'}]",
-     "3:46: with topology chain only server 0's address can be chosen"),
+     "3:50: with topology chain only server 0's address can be chosen"),
     ("memory: 1MiB\nfan_out: fast", "2:10: fan_out must be parallel or serial (got 'fast')"),
     ("memory: 1MiB\nlayout: {stripe: 1000}", "2:18: layout.stripe must be a power of two, 512 or more (got 1000)"),
     ("memory: 1MiB\nlayout: round", "2:9: layout must be linear (got 'round')"),
