@@ -6,6 +6,7 @@ Longer ones by hand: `python -m bench.chaos --seed 7 --for 60s`.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # `bench` is not installed
 from bench.chaos import places
 from bench.chaos.checker import Verdict, check
 from bench.chaos.history import BLOCK, Operation, identify, pattern, read_operations, write_operations
-from bench.chaos.logcheck import LogVerdict, check_log
+from bench.chaos.logcheck import LogVerdict, check_log, logged_at
 from bench.chaos.schedule import PHASE, QUIET, WEIGHTS, plan
 from node.layout import Linear, Striped
 
@@ -164,7 +165,7 @@ def test_operations_survive_their_file(tmp_path):
 
 # -- the log -----------------------------------------------------------------------------------------------------
 
-LAYOUT = Linear((2 * BLOCK, 2 * BLOCK))
+NODES = partial(logged_at, "primary-secondary", Linear((2 * BLOCK, 2 * BLOCK)))
 REGION = [places.Region("all", 0, 4 * BLOCK)]
 CLOCK = 1000
 
@@ -212,7 +213,7 @@ LOGS = {
 def test_the_log_is_held_against_what_was_acknowledged(case):
     """Missing and double records are counted, each where it belongs."""
     entries, operations, wanted = LOGS[case]
-    verdict = check_log(entries, operations, REGION, LAYOUT, CLOCK, slack=0)
+    verdict = check_log(entries, operations, REGION, NODES, CLOCK, slack=0)
     counts = {name: getattr(verdict, name) for name in ("missing", "double", "missing_pieces", "double_pieces")}
     assert {name: count for name, count in counts.items() if count} == wanted
     assert bool(verdict.told) == bool(wanted)
@@ -223,7 +224,7 @@ def test_a_flush_is_logged_everywhere():
     flush = Operation("one", 1, "FLUSH", 0, 0, A, 1, 3, "acknowledged", 0, [], "")
     entry = logged(2, blocks=0, operation="FLUSH")
     pieces = [piece("0.1.1", "server0"), piece("0.1.1", "server1")]
-    verdict = check_log([entry, *pieces, entry | {"request": "0.1.2"}], [flush], REGION, LAYOUT, CLOCK, slack=0)
+    verdict = check_log([entry, *pieces, entry | {"request": "0.1.2"}], [flush], REGION, NODES, CLOCK, slack=0)
     assert verdict == LogVerdict(requests=2, pieces=2)
 
 
@@ -284,6 +285,7 @@ def test_regions_do_not_overlap(layout, clients):
 
 RUNS = {
     "parallel-linear": ["--seed", "7"],
+    "dispatcher": ["--seed", "9", "--topology", "dispatcher", "--layout", "stripe"],
     "serial-stripe": ["--seed", "8", "--fan-out", "serial", "--layout", "stripe", "--storage", "directory"],
 }
 

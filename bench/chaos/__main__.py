@@ -27,6 +27,8 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, text: str) ->
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--seed", type=int, default=1, show_default=True, help="What is broken when follows from it.")
 @click.option("--for", "seconds", callback=_seconds, default="60s", show_default=True, help="How long.")
+@click.option("--topology", type=click.Choice(["primary-secondary", "dispatcher", "chain"]),
+              default="primary-secondary", show_default=True)  # fmt: skip
 @click.option("--servers", type=click.IntRange(1, 16), default=3, show_default=True)
 @click.option("--layout", type=click.Choice(["linear", "stripe"]), default="linear", show_default=True)
 @click.option("--fan-out", type=click.Choice(["parallel", "serial"]), default="parallel", show_default=True)
@@ -42,6 +44,7 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, text: str) ->
 def main(
     seed: int,
     seconds: float,
+    topology: str,
     servers: int,
     layout: str,
     fan_out: str,
@@ -62,8 +65,8 @@ def main(
             sys.exit(report.failed)
     else:
         storage = "data" if storage == "directory" else storage
-        options = Options(seed, seconds, servers, layout, fan_out, storage, clients, rate, not no_real)
-        schedule = plan(seed, seconds, servers, every)
+        options = Options(seed, seconds, servers, layout, fan_out, storage, clients, rate, not no_real, topology)
+        schedule = plan(seed, seconds, servers + (topology == "dispatcher"), every)
     sys.exit(_run(options, schedule, keep=keep))
 
 

@@ -9,7 +9,7 @@ request, every server that holds bytes of it must have logged its piece exactly 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
@@ -56,11 +56,12 @@ def check_log(
     entries: Iterable[Mapping[str, Any]],
     operations: Iterable[Operation],
     regions: Sequence[Region],
-    layout: Layout,
+    nodes: Callable[[Operation], list[str]],
     clock: int,
     slack: int = SLACK,
 ) -> LogVerdict:
-    """`clock` is what must be added to the operations' times to get the log's."""
+    """`nodes` tells where pieces of an operation must be logged (see `logged_at`); `clock` is
+    what must be added to the operations' times to get the log's."""
     verdict = LogVerdict()
     records: dict[Key, list[tuple[int, str]]] = defaultdict(list)
     pieces: Counter[tuple[str, str]] = Counter()
@@ -76,7 +77,7 @@ def check_log(
     for operation in operations:
         issued[operation.kind, operation.offset, operation.length].append(operation)
     for key, found in issued.items():
-        _check_key(key, found, records.pop(key, []), pieces, layout, clock, slack, verdict)
+        _check_key(key, found, records.pop(key, []), pieces, nodes, clock, slack, verdict)
     for (kind, offset, length), left in records.items():
         if length != PROBE and any(region.offset <= offset < region.offset + region.length for region in regions):
             verdict.double += len(left)
@@ -93,7 +94,7 @@ def _check_key(
     operations: list[Operation],
     records: list[tuple[int, str]],
     pieces: Mapping[tuple[str, str], int],
-    layout: Layout,
+    nodes: Callable[[Operation], list[str]],
     clock: int,
     slack: int,
     verdict: LogVerdict,
@@ -109,7 +110,7 @@ def _check_key(
     for operation in absent:
         verdict.tell(f"no record of {key[0]} {operation.number} of {operation.client}, acknowledged")
     for operation, request in matched:
-        for node in _nodes(operation, layout):
+        for node in nodes(operation):
             if not pieces.get((request, node)):
                 verdict.missing_pieces += 1
                 verdict.tell(f"no piece of {request} ({key[0]} {key[2]} bytes at {key[1]:#x}) on {node}")
@@ -154,9 +155,12 @@ def _match(
     return pairs, left, absent
 
 
-def _nodes(operation: Operation, layout: Layout) -> list[str]:
-    """Where pieces of the request are logged: nowhere if the first server carries it out alone."""
-    if operation.kind == "FLUSH":
+def logged_at(topology: str, layout: Layout, operation: Operation) -> list[str]:
+    """Where pieces of the request are logged: with a primary nowhere if it carries it out alone, in a chain by all on
+    the way; a dispatcher logs that it passed it on."""
+    if topology == "chain" or operation.kind == "FLUSH":
         return [f"server{server}" for server in range(len(layout.sizes))]
     servers = [piece.server for piece in layout.split(operation.offset, operation.length)]
+    if topology == "dispatcher":
+        servers = [0, *servers]
     return [] if servers == [0] else [f"server{server}" for server in servers]

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -17,13 +18,14 @@ from bench.chaos import load
 from bench.chaos.breaker import Breaker
 from bench.chaos.checker import NEVER, check
 from bench.chaos.history import Operation, read_operations
-from bench.chaos.logcheck import SLACK, check_log
+from bench.chaos.logcheck import SLACK, check_log, logged_at
 from bench.chaos.places import Places, choose
 from bench.chaos.realclients import Copy, Fio, RealClient
 from bench.chaos.report import Report
 from bench.chaos.schedule import Fault
 from bench.chaos.subject import NotUp, Subject
 from launcher import config
+from node import topology
 from node.layout import Layout, Linear, Striped
 
 BEGIN_WITHIN = 60.0
@@ -45,19 +47,26 @@ class Options:
     clients: int = 4
     rate: float = 250.0
     real: bool = True
+    topology: str = "primary-secondary"
 
     @property
     def title(self) -> str:
         return (
-            f"seed {self.seed}, {self.seconds:g} s, {self.servers} servers, {self.layout}, {self.fan_out}, "
-            f"storage {self.storage}, {self.clients} clients of {self.rate:g} operations a second"
+            f"seed {self.seed}, {self.seconds:g} s, {self.topology}, {self.servers} servers, {self.layout}, "
+            f"{self.fan_out}, storage {self.storage}, {self.clients} clients of {self.rate:g} operations a second"
         )
 
     @property
     def keys(self) -> dict[str, Any]:
         """Of cluster.yaml."""
         layout = {"stripe": "64KiB"} if self.layout == "stripe" else "linear"
-        return {"servers": self.servers, "layout": layout, "fan_out": self.fan_out, "storage": self.storage}
+        return {
+            "servers": self.servers,
+            "topology": self.topology,
+            "layout": layout,
+            "fan_out": self.fan_out,
+            "storage": self.storage,
+        }
 
 
 def run(options: Options, schedule: list[Fault], folder: Path, end: Event, tell: Tell) -> Report:
@@ -193,7 +202,7 @@ def _check(folder: Path, report: Report) -> None:
             map(json.loads, lines),
             operations,
             [*places.private, *places.shared],
-            _layout(folder),
+            partial(logged_at, options.topology, _layout(folder)),
             facts["clock"],
             slack,
         )
@@ -205,7 +214,8 @@ def _places(folder: Path, options: Options) -> Places:
 
 def _layout(folder: Path) -> Layout:
     found = config.load(folder / "cluster.yaml")
-    sizes = tuple(server.memory for server in found.servers)
+    dispatcher = [0] if topology.load(found.topology).dispatches else []
+    sizes = (*dispatcher, *(server.memory for server in found.servers))
     return Striped(sizes, found.stripe) if found.stripe else Linear(sizes)
 
 
