@@ -25,7 +25,7 @@ ROOM = 2 * MAX_PAYLOAD
 """Bytes of a client's requests in flight and replies unsent, at most (one request may pass it)."""
 TRICKLE = 1 << 20
 """Bytes of replies that a client takes in its stall_timeout, at least, when more wait."""
-TURN_BUDGET = 4 << 20
+TURN_BUDGET = 1 << 20
 """Bytes' worth of requests of one client that are dealt with in one turn of the loop."""
 LINGER = 0.25
 """Seconds a closed client may take to read its last replies and close its side."""
