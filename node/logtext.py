@@ -44,7 +44,7 @@ _REASONS = {
     Reason.SHUTDOWN: "the cluster is shutting down",
     Reason.UNKNOWN_EXPORT: "no such export",
 }
-_PADDED = {number: f"{name:<6}" for number, name in _OPERATIONS.items()}
+_PADDED = {number: f"{name:<12}" for number, name in _OPERATIONS.items()}
 
 
 class LogEntry(NamedTuple):
@@ -74,7 +74,7 @@ def format_text(entry: LogEntry, colour: bool = False, width: int = 0, date: boo
     line = (
         f"{_day(second) if date else ''}{_clock(second)}.{fraction // 1000:06d} server{server:<3}"
         f"{f'{mark}{identifier >> SERVER_SHIFT}.{counter}':<11} {who:<9} "
-        f"{_PADDED.get(operation) or f'{operation:<6}'} 0x{offset:08x} +{length:<7} "
+        f"{_PADDED.get(operation) or f'{operation:<12}'} 0x{offset:08x} +{length:<7} "
         f"{_ERRORS.get(error, error) if error else 'ok'} {duration / 1e6:.3f} ms{_flags(flags) if flags else ''}"
         f"{' cluster.json' if kind == MAP else ''}"
     )

@@ -44,10 +44,10 @@ def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_a_line_of_text() -> None:
     assert format_text(REQUEST) == (
-        "22:13:20.123456 server0  0.1.17      client 3  WRITE  0x00001000 +4096    ok 0.132 ms"
+        "22:13:20.123456 server0  0.1.17      client 3  WRITE        0x00001000 +4096    ok 0.132 ms"
     )
     assert format_text(PIECE) == (
-        "22:13:20.123457 server1  └ 0.1.17              WRITE  0x00000000 +512     ENOSPC 0.052 ms FUA"
+        "22:13:20.123457 server1  └ 0.1.17              WRITE        0x00000000 +512     ENOSPC 0.052 ms FUA"
     )
 
 
