@@ -8,37 +8,23 @@ flight is split again.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import select
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from client.cluster_map import ClusterMap, parse_map, read_map
 from client.connection import FIRST_PAUSE, LONGEST_PAUSE, Connection, Pending, offered_contexts, pause_until
 from client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout, request_error
-from client.uri import DEFAULT_PORT, Target
-from node.layout import Layout, Piece, join_extents, make_layout
+from client.uri import Target
+from node.layout import Piece, join_extents
 from node.nbd.client import Reply
-from node.nbd.wire import MAX_PAYLOAD, Buffer, Command, CommandFlag, Rep, TransmissionFlag
+from node.nbd.wire import Buffer, Command, CommandFlag, Rep, TransmissionFlag
 
 NAMESPACE = "x-memcluster:"
 PART = f"{NAMESPACE}part/"
 BLOCK = 1 << 20
 """Identifiers that a server lends at a time."""
-MAX_MAP = 1 << 24
-"""Bytes of a cluster's map, at most."""
-
-
-@dataclass(frozen=True)
-class ClusterMap:
-    """What a client must know of a cluster to route: `export` is the name under which each server knows this map."""
-
-    export: str
-    document: dict[str, Any]
-    layout: Layout
-    servers: tuple[Target, ...]
 
 
 @dataclass(frozen=True)
@@ -57,40 +43,6 @@ class Facts:
 def is_part(contexts: Sequence[str]) -> bool:
     """The export is one server's part of a memory."""
     return any(context.startswith(PART) for context in contexts)
-
-
-def read_map(target: Target, timeout: float) -> bytes:
-    """What the export cluster.json says. Raises ClusterError."""
-    connection = Connection(replace(target, export="cluster.json"), timeout=timeout, reconnect=False)
-    try:
-        size = connection.session.size
-        if not 0 < size <= MAX_MAP:
-            return b""
-        return bytes(connection.submit(Command.READ, 0, min(size, MAX_PAYLOAD)).wait().data or b"")
-    finally:
-        connection.close()
-
-
-def parse_map(content: bytes, entry: Target) -> ClusterMap:
-    """Raises ClusterError if it is none."""
-    try:
-        document = json.loads(content)
-        stripe = document["layout"].get("stripe", 0)
-        layout = make_layout([int(server["memory"]) for server in document["servers"]], int(stripe))
-        servers = tuple(_target(str(server["address"]), entry) for server in document["servers"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ClusterError(f"{entry} serves no map of a cluster") from error
-    return ClusterMap(f"part-{hashlib.sha256(content).hexdigest()[:16]}", document, layout, servers)
-
-
-def _target(address: str, entry: Target) -> Target:
-    if address.startswith("unix:"):
-        return Target(path=address.removeprefix("unix:"))
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    if host in ("0.0.0.0", "::"):  # everywhere: so it is where the entry is
-        host = entry.host or "localhost"
-    return Target(host, int(port or DEFAULT_PORT))
 
 
 class RoutedPending:

@@ -131,7 +131,7 @@ class Taker(Door):
                 scratch,
                 joined=self._joined,
                 answered=self._answered,
-                lost=self._link_lost,
+                lost=self.link_lost,
             )
             for number in to
         }
@@ -241,7 +241,7 @@ class Taker(Door):
     def dropped(self, number: int, client: int) -> None:
         """A server has let go of a client that is gone."""
 
-    def _link_lost(self, link: PassageLink) -> None:
+    def link_lost(self, link: PassageLink) -> None:
         """The server is dead, or cut off: who waits for it cannot know how far its reply has come."""
         sent, self._sent[link.number] = self._sent[link.number], {}
         victims = {taken.connection for taken in sent.values()}

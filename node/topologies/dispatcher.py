@@ -34,7 +34,7 @@ from node.part import (
     join_parts,
     own_piece,
 )
-from node.passage import Passage
+from node.passage import Passage, PassageLink
 from node.server import Report
 from node.slots import SlotTable
 from node.spec import NodeSpec
@@ -164,10 +164,10 @@ class Dispatcher(Taker):
             del self._leaving[client]
             self._free_gates.give_back(gate)
 
-    def _link_lost(self, link: object) -> None:
-        super()._link_lost(link)  # type: ignore[arg-type]
+    def link_lost(self, link: PassageLink) -> None:
+        super().link_lost(link)
         for client in list(self._leaving):
-            self.dropped(link.number, client)  # type: ignore[attr-defined]
+            self.dropped(link.number, client)
 
 
 class Owner(Answerer):
