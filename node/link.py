@@ -17,6 +17,7 @@ from node.loop import Loop, Timer
 from node.nbd.client import ClientSession, Reply
 from node.nbd.errors import NBDError
 from node.nbd.wire import Buffer, Error
+from node.pool import Pool
 from node.record import REPEATED
 from node.stream import Stream
 from node.traffic import TRAFFIC
@@ -62,6 +63,7 @@ class Link:
         retry_timeout: float,
         scratch: memoryview,
         ready: Callable[[Link], None] = lambda _: None,
+        pool: Pool | None = None,
     ) -> None:
         self.loop = loop
         self.address = address
@@ -73,6 +75,7 @@ class Link:
         self._retry_timeout = retry_timeout
         self._scratch = scratch
         self._ready = ready
+        self._room = None if pool is None else pool.take
         self._in_flight: dict[int, _Submission] = {}
         self._wire: _Wire | None = None
         self._attempts = 0
@@ -178,7 +181,7 @@ class Link:
             sock.close()
             self.lost(f"{self.address}: {error.strerror}")
             return
-        self._wire = _Wire(self, sock, ClientSession(self.export, scratch=self._scratch))
+        self._wire = _Wire(self, sock, ClientSession(self.export, scratch=self._scratch, room=self._room))
 
     def _expire(self) -> None:
         """Give up what has waited too long. Its late reply would be nobody's, so the connection goes with it."""

@@ -14,7 +14,7 @@ must outlive a call of `received` is copied, and large payloads are received whe
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from struct import Struct
 
 from node.nbd import wire
@@ -102,7 +102,9 @@ class ClientSession:
         contexts: Sequence[str] = (wire.BASE_ALLOCATION,),
         goal: Option = Option.GO,
         namespace: str = "",
+        room: Callable[[int], memoryview] | None = None,
     ) -> None:
+        """`room(length)` gives the memory for a large READ that names no destination."""
         self.outgoing: list[Buffer] = []
         self.export = export
         self.ready = False
@@ -126,6 +128,7 @@ class ClientSession:
         self._scratch = memoryview(bytearray(RECEIVE_BUFFER)) if scratch is None else scratch
         if len(self._scratch) < MIN_SCRATCH:
             raise ValueError(f"a receive buffer of {len(self._scratch)} bytes; {MIN_SCRATCH} are needed")
+        self._room = room or _fresh
         self._rest = b""  # received, not yet parsed, parked outside the shared buffer
         self._end = 0  # bytes of the receive buffer in use
         self._awaited: dict[int, _Awaited] = {}
@@ -309,7 +312,7 @@ class ClientSession:
     def _place(self, request: _Awaited) -> memoryview:
         """Where the bytes of a READ belong."""
         if request.destination is None:
-            request.destination = memoryview(bytearray(request.length))
+            request.destination = self._room(request.length)
         request.data = request.destination
         return request.destination
 
@@ -519,3 +522,7 @@ def _option(option: Option, data: bytes = b"") -> bytes:
 def _string(text: str) -> bytes:
     data = text.encode()
     return _U32.pack(len(data)) + data
+
+
+def _fresh(length: int) -> memoryview:
+    return memoryview(bytearray(length))

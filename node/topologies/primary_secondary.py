@@ -16,6 +16,7 @@ from node.link import Link
 from node.loop import Loop
 from node.nbd.server import RECEIVE_BUFFER, Export, Request
 from node.nbd.wire import Command, Error
+from node.pool import Pool
 from node.record import REPEATED, Kind
 from node.server import MEMORY_FLAGS, Report, Route, Server
 from node.spec import NodeSpec
@@ -37,6 +38,7 @@ class Primary(Door):
         self._own_end = self.shard.size if alone else 0
         self._everywhere = [Piece(index, 0, 0, ()) for index in range(len(cluster.servers))]
         scratch = memoryview(bytearray(RECEIVE_BUFFER))
+        self._pool = Pool()
         self._links = {
             index: Link(
                 loop,
@@ -45,6 +47,7 @@ class Primary(Door):
                 spec.bounds.retry_timeout,
                 scratch,
                 lambda _: self._check_links(),
+                self._pool,
             )
             for index, server in enumerate(cluster.servers)
             if index != spec.index
@@ -57,7 +60,7 @@ class Primary(Door):
         pieces = self.layout.split(request.offset, request.length)
         if len(pieces) == 1 and pieces[0].server == self.spec.index:
             return self.place_here(request, pieces[0].offset)
-        return memoryview(bytearray(request.length))
+        return self._pool.take(request.length)
 
     def start(self) -> None:
         """Ready means that every secondary answers."""

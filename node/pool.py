@@ -1,0 +1,35 @@
+"""Buffers for large payloads that a process passes on, used again and again.
+
+A fresh buffer of 1 MiB costs 256 page faults and the kernel's and Python's zeroing, as much as copying it costs. The
+pool knows no protocol; a buffer comes back by itself when the last view of it is gone.
+"""
+
+from __future__ import annotations
+
+import sys
+
+BLOCK = 1 << 20
+"""Bytes of a pooled buffer; what is smaller than a quarter, or larger, is made afresh."""
+BLOCKS = 16
+"""Buffers that are kept, at most."""
+_UNUSED = 3
+"""References to a buffer of which there is no view: the list's, the loop variable's, and getrefcount's own."""
+
+
+class Pool:
+    """Lends views of buffers. At most BLOCKS of them are kept; when all are lent, others are made and forgotten."""
+
+    def __init__(self) -> None:
+        self._blocks: list[bytearray] = []
+
+    def take(self, length: int) -> memoryview:
+        """`length` bytes, of whatever content: they are to be written before they are read."""
+        if not BLOCK >> 2 <= length <= BLOCK:
+            return memoryview(bytearray(length))
+        for block in self._blocks:
+            if sys.getrefcount(block) == _UNUSED:  # a view refers to its buffer
+                return memoryview(block)[:length]
+        fresh = bytearray(BLOCK)
+        if len(self._blocks) < BLOCKS:
+            self._blocks.append(fresh)
+        return memoryview(fresh)[:length]
