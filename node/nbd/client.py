@@ -22,6 +22,8 @@ from node.nbd.errors import ProtocolError, Refused
 from node.nbd.wire import Buffer, Chunk, Command, HandshakeFlag, Info, Option, Rep, TransmissionFlag
 
 RECEIVE_BUFFER = 1 << 18
+HEAD = 1 << 8
+"""Bytes received at first behind a payload that was received in its place; see server.py."""
 MIN_SCRATCH = 1 << 14
 """Bytes of a receive buffer, at least: an option's reply must lie in it whole."""
 MAX_CHUNK = 4 + 8 * (1 << 20)
@@ -134,6 +136,7 @@ class ClientSession:
         self._awaited: dict[int, _Awaited] = {}
         self._sink: memoryview | None = None  # what is being received in its place, instead of in the buffer
         self._sunk = 0
+        self._behind_sink = False
         self._sink_of: tuple[_Awaited, int, bool] | None = None  # whose it is, the chunk's type, whether it is the last
         self._opening = ""  # the name for which EXPORT_NAME was sent: it has no error reply
         self._handshake: Generator[int, bytes, None] | None = self._negotiate(goal)
@@ -182,6 +185,9 @@ class ClientSession:
         if rest:
             self._scratch[: len(rest)] = rest
             self._rest = b""
+        if self._behind_sink:
+            self._behind_sink = False
+            return self._scratch[self._end : self._end + HEAD]
         return self._scratch[self._end :]
 
     def received(self, count: int) -> list[Reply]:
@@ -289,6 +295,7 @@ class ClientSession:
         assert self._sink_of is not None
         request, kind, done = self._sink_of
         body, self._sink, self._sink_of = self._sink, None, None
+        self._behind_sink = True
         if kind != _DATA:
             self._take_chunk(request, kind, bytes(body), done)
         if done:
