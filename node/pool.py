@@ -12,8 +12,14 @@ BLOCK = 1 << 20
 """Bytes of a pooled buffer; what is smaller than a quarter, or larger, is made afresh."""
 BLOCKS = 16
 """Buffers that are kept, at most."""
-_UNUSED = 3
-"""References to a buffer of which there is no view: the list's, the loop variable's, and getrefcount's own."""
+
+
+def _references(blocks: list[bytearray], index: int) -> int:
+    """Who refers to a buffer; each view of it does."""
+    return sys.getrefcount(blocks[index])
+
+
+_UNUSED = _references([bytearray()], 0)  # measured, for what counts differs between versions of Python
 
 
 class Pool:
@@ -26,9 +32,9 @@ class Pool:
         """`length` bytes, of whatever content: they are to be written before they are read."""
         if not BLOCK >> 2 <= length <= BLOCK:
             return memoryview(bytearray(length))
-        for block in self._blocks:
-            if sys.getrefcount(block) == _UNUSED:  # a view refers to its buffer
-                return memoryview(block)[:length]
+        for index in range(len(self._blocks)):
+            if _references(self._blocks, index) == _UNUSED:
+                return memoryview(self._blocks[index])[:length]
         fresh = bytearray(BLOCK)
         if len(self._blocks) < BLOCKS:
             self._blocks.append(fresh)
