@@ -19,6 +19,7 @@ from node.nbd.errors import ProtocolError
 from node.nbd.server import REQUEST_COST, Exports, Request, ServerSession
 from node.nbd.wire import MAX_PAYLOAD
 from node.stream import Stream
+from node.tcp import tune
 from node.traffic import TRAFFIC
 
 ROOM = 2 * MAX_PAYLOAD
@@ -54,8 +55,7 @@ class Connection(Stream):
     ) -> None:
         self.session = ServerSession(exports(self), self._place, scratch)
         super().__init__(loop, sock, self.session.outgoing)
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tune(sock)
         self.owner = owner
         self.number = number
         self.in_flight = 0
@@ -160,6 +160,7 @@ class Connection(Stream):
         except ProtocolError as error:
             self._lost(str(error))
             return
+        self.expect(session.missing)
         self._serve(requests)
 
     def _resume(self) -> None:

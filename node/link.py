@@ -20,6 +20,7 @@ from node.nbd.wire import Buffer, Error
 from node.pool import Pool
 from node.record import REPEATED
 from node.stream import Stream
+from node.tcp import tune
 from node.traffic import TRAFFIC
 
 SHUTDOWN = int(Error.ESHUTDOWN)
@@ -148,6 +149,7 @@ class Link:
 
     def established(self, wire: _Wire) -> None:
         """A handshake is over: repeat what is in flight."""
+        tune(wire.sock)
         self._attempts = 0
         self.connections += 1
         self.trouble = ""
@@ -171,8 +173,6 @@ class Link:
             return
         sock = socket.socket(self.address.family, socket.SOCK_STREAM)
         sock.setblocking(False)
-        if self.address.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             sock.connect(self.address.sockaddr)
         except BlockingIOError:
@@ -229,6 +229,7 @@ class _Wire(Stream):
         except NBDError as error:
             self._lost(str(error))
             return
+        self.expect(session.missing)
         if session.ready and not was_ready:
             self.link.established(self)
         elif replies:

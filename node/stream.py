@@ -14,6 +14,9 @@ from node.traffic import TRAFFIC
 
 IOV_MAX = 1024
 """Buffers in one sendmsg, at most (Linux)."""
+WAKE_AT = 128 << 10
+"""Bytes of a large payload that the loop is woken for: each wake-up is a call, and an interrupt for whoever sends. A
+client streams writes of 1 MiB at 6.4 GB/s instead of 4.8; with half of this, or four times of it, at 5."""
 
 
 class Stream:
@@ -32,6 +35,7 @@ class Stream:
         self.sent = 0
         """Bytes sent so far: whether a slow reader reads at all."""
         self._mask = 0
+        self._wakes_at = 1  # SO_RCVLOWAT
         self._flush_is_due = False
         self._on_ready = self._ready  # one bound method, so that the loop sees the same handler each time
 
@@ -93,6 +97,15 @@ class Stream:
         self.queued = queued
         self._flushed()
         self.update()
+
+    # -- receiving -------------------------------------------------------------------------------------------------
+
+    def expect(self, count: int) -> None:
+        """So many bytes of a large payload are still to come; 0: whatever comes next is to be looked at at once."""
+        wake_at = min(count, WAKE_AT) or 1
+        if wake_at != self._wakes_at:
+            self._wakes_at = wake_at
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wake_at)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 

@@ -210,6 +210,11 @@ class ClientSession:
         self._rest = b"" if self.finished else bytes(self._scratch[position : self._end])
         return replies
 
+    @property
+    def missing(self) -> int:
+        """Bytes that are still to come of what is being received in its place."""
+        return 0 if self._sink is None else len(self._sink) - self._sunk
+
     def receive_eof(self) -> None:
         """The server closed. Raises ProtocolError if that was in the middle of something, Refused if it said no so."""
         if self._opening:

@@ -172,6 +172,11 @@ class ServerSession(Replies):
         self._behind_sink = True
         return [request]
 
+    @property
+    def missing(self) -> int:
+        """Bytes that are still to come of the payload that is being received in its place."""
+        return 0 if self.sink is None else len(self.sink) - self._sunk
+
     def resume(self, budget: int) -> list[Request]:
         """The requests that an earlier call left for lack of budget."""
         if not self.waiting:

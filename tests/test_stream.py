@@ -1,0 +1,113 @@
+"""Streams and their sockets: what the loop is woken for, and how a connection on one host is set up."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from node.loop import Loop
+from node.stream import WAKE_AT, Stream
+from node.tcp import tune
+
+
+class Receiver(Stream):
+    """Counts how often it is woken, and what it gets."""
+
+    def __init__(self, loop: Loop, sock: socket.socket) -> None:
+        super().__init__(loop, sock, [])
+        self.wakes = 0
+        self.came = 0
+        self.update()
+
+    def _readable(self) -> None:
+        self.wakes += 1
+        data = self.sock.recv(1 << 20)
+        self.came += len(data)
+        if not data:
+            self._lost("")
+
+    def _lost(self, reason: str) -> None:  # noqa: ARG002 - whatever the reason
+        self.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The two ends of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname(), 10)
+        far, _ = listener.accept()
+    with near, far:
+        yield near, far
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+def congestion_control(sock: socket.socket) -> bytes:
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+
+
+class TestExpect:
+    def test_part_of_a_large_payload_wakes_nobody(self, loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
+        """A loop that waits for 1,000 bytes is woken by the thousandth, and then by any."""
+        receiver = Receiver(loop, pair[0])
+        receiver.expect(1000)
+        pair[1].sendall(bytes(999))
+        loop.turn(timeout=0)
+        assert receiver.wakes == 0
+        pair[1].sendall(bytes(1))
+        loop.turn(timeout=10)
+        assert (receiver.wakes, receiver.came) == (1, 1000)
+        receiver.expect(0)
+        pair[1].sendall(bytes(1))
+        loop.turn(timeout=10)
+        assert (receiver.wakes, receiver.came) == (2, 1001)
+
+    def test_the_end_of_the_stream_wakes_whatever_is_missing(
+        self, loop: Loop, pair: tuple[socket.socket, socket.socket]
+    ) -> None:
+        """A sender that goes in the middle of a payload is noticed."""
+        receiver = Receiver(loop, pair[0])
+        receiver.expect(10 * WAKE_AT)
+        pair[1].sendall(bytes(10))
+        pair[1].close()
+        while receiver.open:
+            loop.turn(timeout=10)
+        assert receiver.came == 10
+
+
+class TestTune:
+    def test_one_host(self, pair: tuple[socket.socket, socket.socket]) -> None:
+        """Small packets leave at once, and nothing is paced."""
+        tune(pair[0])
+        assert pair[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert congestion_control(pair[0]) == b"reno"
+
+    def test_two_addresses(self) -> None:
+        """What goes to another address is sent as the system wants it."""
+        with (
+            socket.create_server(("127.0.0.2", 0)) as listener,
+            socket.create_connection(listener.getsockname(), 10) as sock,
+        ):
+            usual = congestion_control(sock)
+            tune(sock)
+            assert sock.getsockname() != listener.getsockname()
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert congestion_control(sock) == usual
+
+    def test_unix_sockets_and_lost_ones_are_left_alone(self, pair: tuple[socket.socket, socket.socket]) -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            tune(near)
+        far = pair[1]
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        far.close()
+        with pytest.raises(ConnectionResetError):
+            pair[0].recv(1)
+        tune(pair[0])
