@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import monotonic_ns
 
 from node.address import Address
-from node.link import Link
+from node.link import Link, Submission
 from node.loop import Loop
 from node.nbd.client import Reply
 from node.nbd.wire import Command
@@ -28,11 +29,10 @@ class Probe:
         addresses = dict.fromkeys(address for _, address, _ in questions)
         self._links = {address: Link(loop, address, "", PATIENCE, scratch) for address in addresses}
         for cookie, (name, address, offset) in enumerate(questions):
-            self._links[address].submit(
-                Command.READ, cookie, offset, 1, 0, (), lambda reply, name=name: self._replied(name, reply)  # type: ignore[misc]
-            )
+            self._links[address].submit(_Question(self, name, cookie, offset))
 
-    def _replied(self, name: str, reply: Reply) -> None:
+    def replied(self, name: str, reply: Reply) -> None:
+        """The server of this name has answered."""
         if reply.error:
             self._problems.append(f"{name}: {reply.message or f'error {reply.error}'}")
         self._pending -= 1
@@ -43,3 +43,13 @@ class Probe:
         for link in self._links.values():
             link.close()
         self._probed("; ".join(self._problems))
+
+
+class _Question(Submission):
+    def __init__(self, probe: Probe, name: str, cookie: int, offset: int) -> None:
+        super().__init__(Command.READ, cookie, offset, 1, 0, (), monotonic_ns())
+        self.probe = probe
+        self.name = name
+
+    def answered(self) -> None:
+        self.probe.replied(self.name, self)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from node.connection import Connection
 from node.layout import Extents, Piece, join_extents
-from node.link import Link
+from node.link import Link, Submission
 from node.nbd.client import Reply
 from node.nbd.server import Request
 from node.nbd.wire import Buffer, Command, CommandFlag
@@ -37,7 +37,6 @@ class Fanout:
         "_links",
         "_parts",
         "_pending",
-        "_piece",
         "_request",
         "_server",
         "_start",
@@ -64,9 +63,6 @@ class Fanout:
         """Send the pieces; a payload that lies in the receive buffer is copied, for it must outlive this turn."""
         request = self._request
         self._connection.begin(request)
-        if len(pieces) == 1 and pieces[0].server != self._server.spec.index:
-            self._pass_on(pieces[0])
-            return
         self._parts: list[tuple[int, Buffer]] = []  # bytes read, by where they begin in the request
         self._extents: list[tuple[Piece, Extents]] = []
         self._waiting: list[Piece] = []
@@ -81,35 +77,6 @@ class Fanout:
             for piece in reversed(pieces):  # this server's own piece comes last: the others work meanwhile
                 self._send(piece)
 
-    def _pass_on(self, piece: Piece) -> None:
-        """Another server's piece is the whole request, as with most small ones: there is nothing to put together,
-        which saves a third of the time."""
-        self._piece = piece
-        request = self._request
-        payload = request.payload
-        self._links[piece.server].submit(
-            request.command,
-            self._identifier,
-            piece.offset,
-            piece.length,
-            request.flags & PASSED_ON,
-            () if payload is None else (payload,) if request.owned else (bytes(payload),),
-            self._passed_on,
-        )
-
-    def _passed_on(self, reply: Reply) -> None:
-        request = self._request
-        data: Sequence[Buffer] | None = None
-        extents: Extents | None = None
-        if reply.error:
-            request.refuse(reply.error, reply.message or f"server{self._piece.server}: error {reply.error}")
-        elif reply.data is not None:
-            data = (reply.data,)
-        elif reply.extents:
-            extents = reply.extents[:1] if request.flags & REQ_ONE else reply.extents
-        self._server.complete(self._connection, request, self._start, self._identifier, data, extents)
-        self._connection.end(request)
-
     def _send(self, piece: Piece) -> None:
         if piece.server == self._server.spec.index:
             self._carry_out(piece)
@@ -117,15 +84,7 @@ class Fanout:
         request = self._request
         payload = request.payload
         buffers = [payload[start:end] for start, end in piece.spans] if payload is not None else ()
-        self._links[piece.server].submit(
-            request.command,
-            self._identifier,
-            piece.offset,
-            piece.length,
-            request.flags & PASSED_ON,
-            buffers,
-            lambda reply: self._replied(piece, reply),
-        )
+        self._links[piece.server].submit(_Sent(self, piece, request, self._identifier, buffers, self._start))
 
     def _carry_out(self, piece: Piece) -> None:
         """This server's own piece."""
@@ -180,7 +139,8 @@ class Fanout:
         )
         self._one_done()
 
-    def _replied(self, piece: Piece, reply: Reply) -> None:
+    def replied(self, piece: Piece, reply: Reply) -> None:
+        """A server has done its piece, or could not."""
         request = self._request
         if reply.error:
             if not request.error:
@@ -218,3 +178,72 @@ class Fanout:
                 extents = join_extents(self._extents, one=bool(request.flags & REQ_ONE))
         self._server.complete(self._connection, request, self._start, self._identifier, data, extents)
         self._connection.end(request)
+
+
+class _Sent(Submission):
+    """A piece on its way."""
+
+    __slots__ = ("fanout", "piece")
+
+    def __init__(
+        self, fanout: Fanout, piece: Piece, request: Request, identifier: int, payload: Sequence[Buffer], since: int
+    ) -> None:
+        flags = request.flags & PASSED_ON
+        super().__init__(request.command, identifier, piece.offset, piece.length, flags, payload, since)
+        self.fanout = fanout
+        self.piece = piece
+
+    def answered(self) -> None:
+        self.fanout.replied(self.piece, self)
+
+
+class PassedOn(Submission):
+    """A request that is one piece of another server's, as most small ones are: there is nothing to put together.
+
+    Plain slots, all set here: this is the data path, and a call of what it derives from costs 0.2 µs.
+    """
+
+    __slots__ = ("connection", "request", "server", "start", "to")
+
+    def __init__(
+        self,
+        server: Server,
+        connection: Connection,
+        request: Request,
+        start: int,
+        identifier: int,
+        to: int,
+        offset: int,
+    ) -> None:
+        """The piece of server `to` lies at `offset` there."""
+        self.command = request.command
+        self.cookie = identifier
+        self.offset = offset
+        self.length = request.length
+        self.flags = request.flags & PASSED_ON
+        payload = request.payload  # if it lies in the receive buffer it must outlive this turn
+        self.payload = () if payload is None else (payload,) if request.owned else (bytes(payload),)
+        self.since = start
+        self.destination = None
+        self.error = 0
+        self.message = ""
+        self.data = None
+        self.extents = None
+        self.arrived = self.reached = 0
+        self.early = None
+        self.server = server
+        self.connection = connection
+        self.request = request
+        self.start = start
+        self.to = to
+        connection.begin(request)
+
+    def answered(self) -> None:
+        request, extents = self.request, self.extents
+        if self.error:
+            request.refuse(self.error, self.message or f"server{self.to}: error {self.error}")
+        elif extents and request.flags & REQ_ONE:
+            extents = extents[:1]
+        data = None if self.data is None else (self.data,)
+        self.server.complete(self.connection, request, self.start, self.cookie, data, extents)
+        self.connection.end(request)

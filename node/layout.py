@@ -59,13 +59,16 @@ class Linear:
         """Where in the memory the byte at `offset` of a server's shard lies."""
         return self._starts[server] + offset
 
+    def holder(self, offset: int, length: int) -> tuple[int, int]:
+        """(server, offset in its shard) if one server holds all of a request, at least one byte; else (-1, 0)."""
+        server = bisect_right(self._ends, offset)
+        return (server, offset - self._starts[server]) if offset + length <= self._ends[server] else (-1, 0)
+
     def split(self, offset: int, length: int) -> list[Piece]:
         """The pieces of a request that lies within the memory, by server; none for an empty one."""
         ends = self._ends
         server = bisect_right(ends, offset)
         end = offset + length
-        if length and end <= ends[server]:
-            return [Piece(server, offset - self._starts[server], length, ((0, length),))]
         pieces = []
         position = offset
         while position < end:
@@ -123,13 +126,13 @@ class Striped:
         address, first, members = next(phase for phase in reversed(self._phases) if phase[1] <= row)
         return address + ((row - first) * len(members) + members.index(server)) * self.stripe + within
 
+    def holder(self, offset: int, length: int) -> tuple[int, int]:
+        """(server, offset in its shard) if one stripe holds all of a request, at least one byte; else (-1, 0)."""
+        return self._locate(offset) if offset % self.stripe + length <= self.stripe else (-1, 0)
+
     def split(self, offset: int, length: int) -> list[Piece]:
         """The pieces of a request that lies within the memory, by server; none for an empty one."""
         stripe = self.stripe
-        within = offset % stripe
-        if length and within + length <= stripe:
-            server, local = self._locate(offset)
-            return [Piece(server, local, length, ((0, length),))]
         first: dict[int, int] = {}
         spans: dict[int, list[tuple[int, int]]] = {}
         position = 0

@@ -1,20 +1,22 @@
 """A link: the way from one node to a server. An NBD client on the loop that outlives its connections.
 
 What is submitted stays in the table of what is in flight, payload and all, until its reply has come. When the
-connection is lost the link makes a new one and sends the whole table again, in its order: every command may be
-repeated, and a server answers one connection in order, so a later overlapping write can never be answered while an
-earlier one waits to be repeated. Only what is older than `retry_timeout` is given up, with EIO.
+connection is lost the link makes a new one and sends the whole table again, in the order of the cookies, which grow:
+every command may be repeated, and a server answers one connection in order, so a later overlapping write can never be
+answered while an earlier one waits to be repeated. Only what is older than `retry_timeout` is given up, with EIO.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from time import monotonic
+from operator import attrgetter
+from time import monotonic_ns
+from typing import cast
 
 from node.address import Address
 from node.loop import Loop, Timer
-from node.nbd.client import ClientSession, Reply
+from node.nbd.client import Awaited, ClientSession, Reply
 from node.nbd.errors import NBDError
 from node.nbd.wire import Buffer, Error
 from node.pool import Pool
@@ -28,29 +30,24 @@ RECONNECT_AT_MOST = 0.5
 """Seconds between two attempts to connect, at most; the first follows at once."""
 
 
-class _Submission:
-    """A request in flight, with all that it takes to repeat it."""
+class Submission(Awaited):
+    """A request in flight, with all that it takes to repeat it. It becomes its own reply, and is told so once, from the
+    loop, by `answered`. The payload must stay as it is until then."""
 
-    __slots__ = ("command", "cookie", "done", "flags", "length", "offset", "payload", "since")
+    __slots__ = ("flags", "payload", "since")
 
     def __init__(
-        self,
-        command: int,
-        cookie: int,
-        offset: int,
-        length: int,
-        flags: int,
-        payload: Sequence[Buffer],
-        done: Callable[[Reply], None],
+        self, command: int, cookie: int, offset: int, length: int, flags: int, payload: Sequence[Buffer], since: int
     ) -> None:
-        self.command = command
-        self.cookie = cookie
-        self.offset = offset
-        self.length = length
+        """`since` is the time from which the link's `retry_timeout` counts, by the link's clock."""
+        super().__init__(command, cookie, offset, length, None)
         self.flags = flags
         self.payload = payload
-        self.done = done
-        self.since = monotonic()
+        self.since = since
+
+    def answered(self) -> None:
+        """The reply is complete."""
+        raise NotImplementedError
 
 
 class Link:
@@ -65,6 +62,7 @@ class Link:
         scratch: memoryview,
         ready: Callable[[Link], None] = lambda _: None,
         pool: Pool | None = None,
+        clock: Callable[[], int] = monotonic_ns,
     ) -> None:
         self.loop = loop
         self.address = address
@@ -77,7 +75,8 @@ class Link:
         self._scratch = scratch
         self._ready = ready
         self._room = None if pool is None else pool.take
-        self._in_flight: dict[int, _Submission] = {}
+        self._clock = clock
+        self._in_flight: dict[int, Submission] = {}
         self._wire: _Wire | None = None
         self._attempts = 0
         self._closed = False
@@ -95,23 +94,13 @@ class Link:
         """There is a connection in the transmission phase."""
         return self._wire is not None and self._wire.session.ready
 
-    def submit(
-        self,
-        command: int,
-        cookie: int,
-        offset: int,
-        length: int,
-        flags: int,
-        payload: Sequence[Buffer],
-        done: Callable[[Reply], None],
-    ) -> None:
-        """Send a request; `done(reply)` is called once, from the loop. The payload must stay as it is until then."""
+    def submit(self, request: Submission) -> None:
+        """Send a request, now or when there is a connection; its cookie must not be in flight."""
         TRAFFIC.messages_out += 1
-        submission = _Submission(command, cookie, offset, length, flags, payload, done)
-        self._in_flight[cookie] = submission
+        self._in_flight[request.cookie] = request
         wire = self._wire
         if wire is not None and wire.session.ready:
-            wire.session.submit(command, cookie, offset, length, flags, payload)
+            wire.session.send(request, request.flags, request.payload)
             wire.send_soon()
         if self._expiry is None:
             self._expiry = self.loop.after(self._retry_timeout, self._expire)
@@ -142,10 +131,11 @@ class Link:
     def received(self, replies: list[Reply]) -> None:
         """Pass replies on. A server that is going down has not carried the request out: it stays in the table."""
         TRAFFIC.messages_in += len(replies)
-        in_flight = self._in_flight
-        for reply in replies:
-            if reply.error != SHUTDOWN:
-                in_flight.pop(reply.cookie).done(reply)
+        for reply in cast(list[Submission], replies):  # they were submitted here
+            if reply.error == SHUTDOWN:
+                self._in_flight[reply.cookie] = reply
+            else:
+                reply.answered()
 
     def established(self, wire: _Wire) -> None:
         """A handshake is over: repeat what is in flight."""
@@ -153,9 +143,9 @@ class Link:
         self._attempts = 0
         self.connections += 1
         self.trouble = ""
-        for sent in self._in_flight.values():
-            flags = sent.flags | REPEATED if self.connections > 1 else sent.flags
-            wire.session.submit(sent.command, sent.cookie, sent.offset, sent.length, flags, sent.payload)
+        for sent in sorted(self._in_flight.values(), key=attrgetter("cookie")):
+            sent.reset()
+            wire.session.send(sent, sent.flags | REPEATED if self.connections > 1 else sent.flags, sent.payload)
         wire.send_soon()
         self._ready(self)
 
@@ -181,13 +171,19 @@ class Link:
             sock.close()
             self.lost(f"{self.address}: {error.strerror}")
             return
-        self._wire = _Wire(self, sock, ClientSession(self.export, scratch=self._scratch, room=self._room))
+        session = ClientSession(
+            self.export,
+            scratch=self._scratch,
+            room=self._room,
+            awaited=cast(dict[int, Awaited], self._in_flight),  # it adds none of its own
+        )
+        self._wire = _Wire(self, sock, session)
 
     def _expire(self) -> None:
         """Give up what has waited too long. Its late reply would be nobody's, so the connection goes with it."""
-        now = monotonic()
+        limit = self._clock() - int(self._retry_timeout * 1e9)
         self._expiry = None
-        late = [sent for sent in self._in_flight.values() if now - sent.since >= self._retry_timeout]
+        late = [sent for sent in self._in_flight.values() if sent.since <= limit]
         if late:
             for sent in late:
                 del self._in_flight[sent.cookie]
@@ -195,10 +191,12 @@ class Link:
                 self._wire.lose("no reply in time")
             message = f"no answer from {self.address} for {self._retry_timeout:g} s (retry_timeout)"
             for sent in late:
-                sent.done(Reply(sent.cookie, Error.EIO, message))
+                sent.reset()
+                sent.error, sent.message = int(Error.EIO), message
+                sent.answered()
         if self._in_flight and self._expiry is None:
-            oldest = next(iter(self._in_flight.values()))
-            self._expiry = self.loop.after(max(0.0, oldest.since + self._retry_timeout - now), self._expire)
+            oldest = min(sent.since for sent in self._in_flight.values())
+            self._expiry = self.loop.after((oldest - limit) / 1e9, self._expire)
 
 
 class _Wire(Stream):

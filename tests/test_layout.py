@@ -44,6 +44,19 @@ def test_a_request_splits_into_the_places_of_its_bytes(layout, data):
     assert len({piece.server for piece in pieces}) == len(pieces)
 
 
+@given(layouts, st.data())
+def test_the_holder_of_a_request_is_the_server_of_its_only_piece(layout, data):
+    """`holder` never says other than `split`, and for linear shards it knows every request that is one piece."""
+    offset = data.draw(st.integers(0, layout.size - 1))
+    length = data.draw(st.integers(1, layout.size - offset))
+    server, there = layout.holder(offset, length)
+    pieces = layout.split(offset, length)
+    if server >= 0:
+        assert pieces == [Piece(server, there, length, ((0, length),))]
+    elif isinstance(layout, Linear):
+        assert len(pieces) > 1
+
+
 def test_linear_by_hand():
     """A request over a border has a piece on either side."""
     layout = Linear((10, 20, 30))

@@ -40,6 +40,9 @@ _CHUNK, _SIMPLE = wire.CHUNK.size, wire.SIMPLE_REPLY.size
 _unpack_chunk, _unpack_simple = wire.CHUNK.unpack_from, wire.SIMPLE_REPLY.unpack_from
 _REQUEST_MAGIC, _pack_request = wire.REQUEST_MAGIC, wire.REQUEST.pack
 _NONE, _DATA = int(Chunk.NONE), int(Chunk.OFFSET_DATA)
+_WHOLE = 1 << 16 | _DATA
+"""Flags and type of a chunk of data that is the last."""
+_CHUNK_DATA, _unpack_extent = wire.CHUNK_DATA.size, Struct(">IQ").unpack_from
 _READ, _BLOCK_STATUS = int(Command.READ), int(Command.BLOCK_STATUS)
 _U16 = Struct(">H")
 _U32 = Struct(">I")
@@ -68,8 +71,12 @@ class Reply:
         return f"<Reply to {self.cookie:#x}: {f'error {self.error} {self.message}' if self.error else 'ok'}>"
 
 
-class _Awaited(Reply):
-    """A request whose reply is not complete, and which becomes its reply: one object for both."""
+class Awaited(Reply):
+    """A request whose reply is not complete, and which becomes its reply: one object for both.
+
+    A READ's bytes go to `destination` (writable, `length` bytes) if there is one, and until the reply it belongs to the
+    session; else the reply brings bytes, or a view of memory of its own.
+    """
 
     __slots__ = ("arrived", "command", "destination", "early", "length", "offset", "reached")
 
@@ -86,6 +93,11 @@ class _Awaited(Reply):
         self.arrived = 0  # bytes of a READ that have come
         self.reached = 0  # those that came in order end here
         self.early: list[tuple[int, int]] | None = None  # (start, end) of those that did not
+
+    def reset(self) -> None:
+        """Forget what has come, for the request is to be repeated."""
+        self.error, self.message, self.data, self.extents = 0, "", None, None
+        self.arrived, self.reached, self.early = 0, 0, None
 
 
 class ClientSession:
@@ -105,8 +117,10 @@ class ClientSession:
         goal: Option = Option.GO,
         namespace: str = "",
         room: Callable[[int], memoryview] | None = None,
+        awaited: dict[int, Awaited] | None = None,
     ) -> None:
-        """`room(length)` gives the memory for a large READ that names no destination."""
+        """`room(length)` gives the memory for a large READ that names no destination; `awaited` is the table of the
+        requests in flight, by cookie, for an owner who repeats them on another connection when this one is lost."""
         self.outgoing: list[Buffer] = []
         self.export = export
         self.ready = False
@@ -133,11 +147,11 @@ class ClientSession:
         self._room = room or _fresh
         self._rest = b""  # received, not yet parsed, parked outside the shared buffer
         self._end = 0  # bytes of the receive buffer in use
-        self._awaited: dict[int, _Awaited] = {}
+        self._awaited = {} if awaited is None else awaited
         self._sink: memoryview | None = None  # what is being received in its place, instead of in the buffer
         self._sunk = 0
         self._behind_sink = False
-        self._sink_of: tuple[_Awaited, int, bool] | None = None  # whose it is, the chunk's type, whether it is the last
+        self._sink_of: tuple[Awaited, int, bool] | None = None  # whose it is, the chunk's type, whether it is the last
         self._opening = ""  # the name for which EXPORT_NAME was sent: it has no error reply
         self._handshake: Generator[int, bytes, None] | None = self._negotiate(goal)
         self._needs = next(self._handshake)
@@ -158,17 +172,20 @@ class ClientSession:
         payload: Sequence[Buffer] = (),
         destination: memoryview | None = None,
     ) -> None:
-        """Queue a request. The cookie must not be in flight; `payload` must stay as it is until it is sent.
-
-        A READ's bytes go to `destination` (writable, `length` bytes) if one is given, and until the reply it belongs
-        to the session; else the reply brings bytes, or a view of memory of its own.
-        """
+        """Queue a request. The cookie must not be in flight; `payload` must stay as it is until it is sent."""
         if cookie in self._awaited:
             raise ValueError(f"cookie {cookie:#x} is in flight already")
-        self._awaited[cookie] = _Awaited(command, cookie, offset, length, destination)
-        self.outgoing.append(_pack_request(_REQUEST_MAGIC, flags, command, cookie, offset, length))
+        self._awaited[cookie] = request = Awaited(command, cookie, offset, length, destination)
+        self.send(request, flags, payload)
+
+    def send(self, request: Awaited, flags: int, payload: Sequence[Buffer]) -> None:
+        """Queue a request that stands in the table of those in flight already."""
+        outgoing = self.outgoing
+        outgoing.append(
+            _pack_request(_REQUEST_MAGIC, flags, request.command, request.cookie, request.offset, request.length)
+        )
         if payload:
-            self.outgoing += payload
+            outgoing += payload
 
     def disconnect(self) -> None:
         """Queue the goodbye; the server answers what is in flight and closes."""
@@ -230,8 +247,27 @@ class ClientSession:
         scratch, end, awaited = self._scratch, self._end, self._awaited
         while end - position >= _SIMPLE:
             magic, word, cookie = _unpack_simple(scratch, position)
+            request = awaited.get(cookie)
+            # What nearly all replies are: a READ's bytes in one chunk, and nothing yet of them before.
+            if word == _WHOLE and magic == _CHUNK_MAGIC and request is not None and end - position >= _CHUNK_DATA:
+                length, offset = _unpack_extent(scratch, position + _SIMPLE)
+                start = position + _CHUNK_DATA
+                stop = start + request.length
+                if (
+                    stop <= end
+                    and length == request.length + 8
+                    and offset == request.offset
+                    and request.command == _READ
+                    and request.destination is None
+                    and not (request.arrived or request.error)
+                    and self.structured
+                ):
+                    request.data = bytes(scratch[start:stop])
+                    del awaited[cookie]
+                    replies.append(request)
+                    position = stop
+                    continue
             if magic == _SIMPLE_MAGIC:
-                request = awaited.get(cookie)
                 if request is None:
                     raise ProtocolError(f"a reply to cookie {cookie:#x}, which is not in flight")
                 start, length, done, kind = position + _SIMPLE, 0, True, _NONE
@@ -245,7 +281,6 @@ class ClientSession:
                 if end - position < _CHUNK:
                     break
                 _, flags, kind, cookie, length = _unpack_chunk(scratch, position)
-                request = awaited.get(cookie)
                 if request is None or not self.structured:
                     raise ProtocolError(f"a chunk for cookie {cookie:#x}, which did not ask for one")
                 start, done = position + _CHUNK, bool(flags & 1)
@@ -306,7 +341,7 @@ class ClientSession:
         if done:
             self._finish(request, replies)
 
-    def _claim(self, request: _Awaited, at: int, length: int) -> None:
+    def _claim(self, request: Awaited, at: int, length: int) -> None:
         """Note that `length` bytes of a READ are here, `at` in its result."""
         if request.command != _READ:
             raise ProtocolError(f"data in reply to command {request.command}")
@@ -321,14 +356,14 @@ class ClientSession:
         else:
             request.early.append((at, end))
 
-    def _place(self, request: _Awaited) -> memoryview:
+    def _place(self, request: Awaited) -> memoryview:
         """Where the bytes of a READ belong."""
         if request.destination is None:
             request.destination = self._room(request.length)
         request.data = request.destination
         return request.destination
 
-    def _take_chunk(self, request: _Awaited, kind: int, body: bytes, done: bool) -> None:
+    def _take_chunk(self, request: Awaited, kind: int, body: bytes, done: bool) -> None:
         """Everything but data."""
         if kind == Chunk.NONE:
             if body or not done:
@@ -354,7 +389,7 @@ class ClientSession:
         else:
             raise ProtocolError(f"a chunk of type {kind}")
 
-    def _take_extents(self, request: _Awaited, body: bytes) -> None:
+    def _take_extents(self, request: Awaited, body: bytes) -> None:
         if request.command != Command.BLOCK_STATUS or len(body) < 12 or len(body) % 8 != 4:
             raise ProtocolError(f"a BLOCK_STATUS chunk of {len(body)} bytes for command {request.command}")
         (context,) = _U32.unpack_from(body)
@@ -366,7 +401,7 @@ class ClientSession:
         if self.contexts[context] == self._contexts_wanted[0]:
             request.extents = extents
 
-    def _finish(self, request: _Awaited, replies: list[Reply]) -> None:
+    def _finish(self, request: Awaited, replies: list[Reply]) -> None:
         """The reply is complete: hold it against what was asked for."""
         if request.error:
             request.data = request.extents = None
@@ -380,7 +415,7 @@ class ClientSession:
         del self._awaited[request.cookie]
         replies.append(request)
 
-    def _join_early(self, request: _Awaited) -> None:
+    def _join_early(self, request: Awaited) -> None:
         """The bytes came out of order: they must be all there, and none twice."""
         reached = request.reached
         for start, end in sorted(request.early or ()):

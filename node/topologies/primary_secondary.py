@@ -10,7 +10,7 @@ from typing import Any
 from node.address import Address
 from node.connection import Connection
 from node.door import Door
-from node.fanout import Fanout
+from node.fanout import Fanout, PassedOn
 from node.layout import Linear, Piece
 from node.link import Link
 from node.loop import Loop
@@ -48,6 +48,7 @@ class Primary(Door):
                 scratch,
                 lambda _: self._check_links(),
                 self._pool,
+                self.now,
             )
             for index, server in enumerate(cluster.servers)
             if index != spec.index
@@ -57,10 +58,8 @@ class Primary(Door):
     def place(self, connection: Connection, request: Request) -> memoryview | None:  # noqa: ARG002
         if request.offset + request.length <= self._own_end or self.stopping:
             return self.place_here(request, request.offset)
-        pieces = self.layout.split(request.offset, request.length)
-        if len(pieces) == 1 and pieces[0].server == self.spec.index:
-            return self.place_here(request, pieces[0].offset)
-        return self._pool.take(request.length)
+        holder, offset = self.layout.holder(request.offset, request.length)
+        return self.place_here(request, offset) if holder == self.spec.index else self._pool.take(request.length)
 
     def start(self) -> None:
         """Ready means that every secondary answers."""
@@ -94,14 +93,18 @@ class Primary(Door):
         elif offset + length <= self._own_end:
             self.carry_out(connection, request, start, identifier, offset)
             return
+        elif not length:
+            self.complete(connection, request, start, identifier)
+            return
         else:
+            holder, there = self.layout.holder(offset, length)
+            if holder == self.spec.index:
+                self.carry_out(connection, request, start, identifier, there)
+                return
+            if holder >= 0:
+                self._links[holder].submit(PassedOn(self, connection, request, start, identifier, holder, there))
+                return
             pieces = self.layout.split(offset, length)
-            if not pieces:
-                self.complete(connection, request, start, identifier)
-                return
-            if len(pieces) == 1 and pieces[0].server == self.spec.index:
-                self.carry_out(connection, request, start, identifier, pieces[0].offset)
-                return
         Fanout(self, self._links, connection, request, start, identifier).begin(pieces, serial=self.serial)
 
 
