@@ -165,7 +165,15 @@ class Answers(Stream):
             if said:
                 self._done(said)
 
-    def _lost(self, reason: str) -> None:  # noqa: ARG002 - the server that reads from the client sees it, too
+    def _failed(self, error: OSError) -> None:
+        """A client that is gone, or has reset the connection, has done nothing wrong: the taker hears of it, too."""
+        if isinstance(error, ConnectionError):
+            end_stream(self.sock)
+            self.close()
+        else:
+            super()._failed(error)
+
+    def _lost(self, reason: str) -> None:  # noqa: ARG002 - the taker says which client it is
         if self.open:
             end_stream(self.sock)
             self.close()
@@ -188,6 +196,8 @@ class Answerer(Server):
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
+        self.taker: Passage | None = None
+        """Whose orders are carried out: who said HELLO last."""
         self._adopted: dict[Passage, dict[int, Answers]] = {}
 
     # -- what a topology says ----------------------------------------------------------------------------------------
@@ -200,9 +210,10 @@ class Answerer(Server):
         """Where a large payload belongs; None: nowhere yet."""
         return None
 
-    def hello(self, passage: Passage) -> None:
-        """Somebody wants to pass orders on."""
-        passage.send(Order(WELCOME))
+    def welcome(self) -> None:
+        """Tell the taker that orders may come, and that nothing of an earlier one's is under way here."""
+        assert self.taker is not None
+        self.taker.send(Order(WELCOME))
 
     def adopt(self, passage: Passage, order: Order) -> None:
         """A client's socket has come."""
@@ -231,6 +242,8 @@ class Answerer(Server):
 
     def passage_gone(self, passage: Passage, reason: str) -> None:
         """Who passed orders on is gone: let go of its clients. Who reads from them says which of them have to go."""
+        if passage is self.taker:
+            self.taker = None
         if reason:
             self.bad_input += 1
             self.notice(f"who passes orders on: {reason}")
@@ -267,10 +280,15 @@ class Answerer(Server):
         for order in orders:
             if not passage.open:
                 return
-            if order.kind in told:
+            if order.kind == HELLO and passage is not self.taker:
+                if self.taker is not None:
+                    self.taker.lose("")
+                self.taker = passage
+                self.welcome()
+            elif passage is not self.taker:
+                passage.lose(f"{order!r} without a HELLO")
+            elif order.kind in told:
                 told[order.kind](passage, order)
-            elif order.kind == HELLO:
-                self.hello(passage)
             elif order.kind == ORDER and self._is_sound(order):
                 self.requests += 1
                 try:

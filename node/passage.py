@@ -21,6 +21,8 @@ from node.traffic import TRAFFIC
 
 MAX_DESCRIPTORS = 64
 """Descriptors that one receive takes, at most; the kernel gives those of one message at a time."""
+NONE_LEFT = -1
+"""In the place of a descriptor that the system had no room for."""
 RECONNECT_AT_MOST = 0.5
 """Seconds between two attempts to connect, at most; the first follows at once."""
 
@@ -71,17 +73,20 @@ class Passage(Stream):
             self.send_soon()
 
     def hand(self, order: Order, descriptor: int) -> None:
-        """Queue a message that takes a copy of a descriptor along."""
-        if self.open:
-            message = _Handed(order.encode())
-            message.descriptor = os.dup(descriptor)
-            self.outgoing.append(message)
-            self._handed += 1
-            self.send_soon()
+        """Queue a message that takes a descriptor along, which is given away with it."""
+        if not self.open:
+            os.close(descriptor)
+            return
+        message = _Handed(order.encode())
+        message.descriptor = descriptor
+        self.outgoing.append(message)
+        self._handed += 1
+        self.send_soon()
 
     def take_descriptor(self) -> int | None:
         """The descriptor that came with the message being looked at; None if the system had none left."""
-        return self._descriptors.popleft() if self._descriptors else None
+        descriptor = self._descriptors.popleft() if self._descriptors else NONE_LEFT
+        return None if descriptor == NONE_LEFT else descriptor
 
     def flush(self) -> None:
         """A message with a descriptor is sent by itself, those between two of them together."""
@@ -118,18 +123,21 @@ class Passage(Stream):
                 if isinstance(message, _Handed):
                     os.close(message.descriptor)
             while self._descriptors:
-                os.close(self._descriptors.popleft())
+                if (descriptor := self.take_descriptor()) is not None:
+                    os.close(descriptor)
             super().close()
 
     def _readable(self) -> None:
         try:
             buffer = self._reader.receive_buffer()
             space = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)
-            count, extra, _, _ = self.sock.recvmsg_into([buffer], space, socket.MSG_CMSG_CLOEXEC)
+            count, extra, flags, _ = self.sock.recvmsg_into([buffer], space, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            count, extra = 0, []
+            count, extra, flags = 0, [], 0
+        if flags & socket.MSG_CTRUNC:  # without its place held, its message would take the next one's: another client's
+            self._descriptors.append(NONE_LEFT)
         for level, kind, data in extra:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 self._descriptors.extend(array.array("i", data[: len(data) // 4 * 4]))
@@ -249,6 +257,8 @@ class PassageLink:
 
     def _try_again(self, trouble: str) -> None:
         self.trouble = self.trouble if self._cut else trouble
+        if self._reconnect is not None:
+            self._reconnect.cancel()
         if not self._closed and not self._cut:
             delay = min(RECONNECT_AT_MOST, 0.01 * (2**self._attempts - 1))
             self._attempts = min(self._attempts + 1, 10)

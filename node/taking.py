@@ -7,6 +7,7 @@ it came with the replies: the clients that wait for it lose their connection, an
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,14 +41,22 @@ class HandedConnection(Connection):
         super().__init__(*arguments, **named)
 
     def hand_to(self, link: PassageLink) -> None:
-        """Give a server the socket if it has not got it yet."""
-        if link.number not in self.adopted:
-            assert link.passage is not None
-            if not self.adopted:
-                self.flush()  # the handshake's last words
-            self.adopted.add(link.number)
+        """Give a server the socket if it has not got it yet; if that cannot be, the connection is closed."""
+        if link.number in self.adopted:
+            return
+        assert link.passage is not None
+        self.adopted.add(link.number)
+        self.flush()  # from here on others may write: nothing may be half said, except by who holds the gate
+        if self.queued and self.gates is None:
+            self.cut_off("sends requests, and does not take the replies of the handshake")
+        if self.open:
+            try:
+                descriptor = os.dup(self.sock.fileno())
+            except OSError as error:
+                self.cut_off(f"its socket cannot be handed to server{link.number}: {error.strerror}")
+                return
             order = Order(ADOPT, client=self.number, ticket=self.gate, flags=int(self.session.structured))
-            link.passage.hand(order, self.sock.fileno())
+            link.passage.hand(order, descriptor)
 
     def flush(self) -> None:
         if self.gates is not None and self.adopted and self.outgoing and not self._has_gate and self.open:
@@ -191,12 +200,13 @@ class Taker(Door):
             self._send(taken, number, order, buffers)
 
     def _send(self, taken: Taken, number: int, order: Order, buffers: tuple[Buffer, ...]) -> None:
-        if not taken.connection.open:
-            self._one_done(taken)
-            return
-        link = self.links[number]
+        link, connection = self.links[number], taken.connection
         assert link.passage is not None
-        taken.connection.hand_to(link)
+        if connection.open:
+            connection.hand_to(link)
+        if not connection.open:
+            self.loop.soon(lambda: self._one_done(taken))  # not now: more of it may be about to be passed on
+            return
         self._sent[number][taken.identifier] = taken
         link.passage.send(order, *buffers)
 
@@ -214,6 +224,10 @@ class Taker(Door):
     # -- what the servers say ----------------------------------------------------------------------------------------
 
     def _joined(self, link: PassageLink) -> None:
+        """Nothing of what the server had before is under its hands any more."""
+        lost, self._sent[link.number] = self._sent[link.number], {}
+        for taken in lost.values():
+            self._one_done(taken)
         waiting, self._waiting[link.number] = self._waiting[link.number], []
         for taken, order, buffers in waiting:
             self._send(taken, link.number, order, buffers)
@@ -242,9 +256,10 @@ class Taker(Door):
         """A server has let go of a client that is gone."""
 
     def link_lost(self, link: PassageLink) -> None:
-        """The server is dead, or cut off: who waits for it cannot know how far its reply has come."""
-        sent, self._sent[link.number] = self._sent[link.number], {}
-        victims = {taken.connection for taken in sent.values()}
+        """The server is dead, or cut off: who waits for it cannot know how far its reply has come. If it is only cut
+        off it may still be at work, so what it has counts as done when it is back, and not before."""
+        sent = self._sent[link.number].values()
+        victims = {taken.connection for taken in sent}
         for connection in list(self.connections.values()):
             assert isinstance(connection, HandedConnection)
             if link.number in connection.adopted:
@@ -253,8 +268,8 @@ class Taker(Door):
                     self.notice(f"client {connection.number} loses its connection: server{link.number} is gone")
                     end_stream(connection.sock)
                     connection._lost("")
-        for taken in sent.values():
-            self._one_done(taken)
+        for taken in sent:
+            taken.request.payload = None
 
     def _expire(self) -> None:
         """Give up what has waited for its server too long; asked now and then as long as something waits."""
@@ -270,13 +285,14 @@ class Taker(Door):
             self._expiry = self.loop.after(self.spec.bounds.retry_timeout / 10, self._expire)
 
     def _give_up(self, taken: Taken, number: int) -> None:
-        """The client gets EIO; but if others have a part in the answer it loses its connection."""
+        """The client gets EIO; but if other servers have a part in the answer it loses its connection."""
         connection, request = taken.connection, taken.request
-        if taken.ticket or taken.awaiting > 1:
+        if taken.ticket:
             connection.cut_off(f"server{number} has been away too long")
         elif connection.open:
             text = f"no answer from server{number} for {self.spec.bounds.retry_timeout:g} s (retry_timeout)"
             request.refuse(Error.EIO, text)
-            self.complete(connection, request, taken.start, taken.identifier)
+            if taken.returned is None:  # else the taker answers when all is done
+                self.complete(connection, request, taken.start, taken.identifier)
         taken.later.clear()
         self._one_done(taken)

@@ -8,7 +8,6 @@ is under way is lost with the connections of the clients that wait for it, and t
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Sequence
 from itertools import islice
@@ -16,7 +15,7 @@ from itertools import islice
 from node.address import Address
 from node.answering import Answerer
 from node.connection import Connection
-from node.handover import WELCOME, HandoverError, Order
+from node.handover import LOST, HandoverError, Order
 from node.layout import Piece, join_extents
 from node.loop import Loop
 from node.nbd.server import RECEIVE_BUFFER, Request
@@ -77,8 +76,6 @@ class Member(Answerer):
     def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
         super().__init__(loop, spec, listeners, report)
         self._layout = spec.cluster.layout
-        self._before: Passage | None = None
-        """The server before this one."""
         self._next: PassageLink | None = None
         if spec.index + 1 < len(spec.cluster.servers):
             self._next = PassageLink(
@@ -87,7 +84,7 @@ class Member(Answerer):
                 Address.parse(spec.cluster.servers[spec.index + 1].address),
                 spec.index,
                 memoryview(bytearray(RECEIVE_BUFFER)),
-                joined=lambda _: self._welcome(),
+                joined=lambda _: self.welcome(),
                 answered=self._answered,
                 lost=lambda _: self._break(),
             )
@@ -103,46 +100,39 @@ class Member(Answerer):
 
     # -- the chain ---------------------------------------------------------------------------------------------------
 
-    def hello(self, passage: Passage) -> None:
-        """Welcome when the chain stands from here on; a new one before this server needs a new one behind it."""
-        before, self._before = self._before, passage
-        if before is not None:
-            before.lose("")
-            if self._next is not None:
-                self._next.renew()
-        self._welcome()
-
-    def _welcome(self) -> None:
-        if self._before is not None and (self._next is None or self._next.passage is not None):
-            self._before.send(Order(WELCOME))
+    def welcome(self) -> None:
+        """When the chain stands from here on."""
+        if self.taker is not None and (self._next is None or self._next.passage is not None):
+            super().welcome()
 
     def passage_gone(self, passage: Passage, reason: str) -> None:
+        """A new chain before this server needs a new one behind it."""
+        if passage is self.taker and self._next is not None:
+            self._next.renew()
         super().passage_gone(passage, reason)
-        if passage is self._before:
-            self._before = None
-            if self._next is not None:
-                self._next.renew()
 
     def _break(self) -> None:
         """The chain behind is broken: so it is for all before."""
-        before, self._before = self._before, None
+        before, self.taker = self.taker, None
         if before is not None:
             before.lose("")
 
     def _answered(self, _link: PassageLink, orders: list[Order]) -> None:
-        if self._before is not None:
+        if self.taker is not None:
             for order in orders:
-                self._before.send_bytes(order.encode(len(order.payload)) + bytes(order.payload))
+                self.taker.send_bytes(order.encode(len(order.payload)) + bytes(order.payload))
 
     # -- clients and orders ------------------------------------------------------------------------------------------
 
     def adopt(self, passage: Passage, order: Order) -> None:
         if self._next is None:
             super().adopt(passage, order)
-        elif (descriptor := passage.take_descriptor()) is not None:
-            if self._next.passage is not None:
-                self._next.passage.hand(order, descriptor)
-            os.close(descriptor)
+        elif self._next.passage is None:
+            passage.lose(f"{order!r} before the WELCOME")
+        elif (descriptor := passage.take_descriptor()) is None:
+            passage.send(Order(LOST, client=order.client))
+        else:
+            self._next.passage.hand(order, descriptor)
 
     def drop(self, passage: Passage, order: Order) -> None:
         if self._next is None:

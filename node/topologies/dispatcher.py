@@ -173,11 +173,11 @@ class Dispatcher(Taker):
 class Owner(Answerer):
     """Holds a shard, and answers the clients of the dispatcher for it."""
 
-    def hello(self, passage: Passage) -> None:
+    def welcome(self) -> None:
         if self.gates is not None:  # those of a dispatcher that is dead
             self.gates.close()
         self.gates = Gates(self.loop, gates_directory(self.spec), self.spec.index, create=False)
-        super().hello(passage)
+        super().welcome()
 
     def close(self) -> None:
         super().close()

@@ -1,0 +1,396 @@
+"""Several processes write to one client's socket: no reply is ever mixed up with another, or said twice, or forgotten,
+whatever dies, is held up, or runs short at the worst moment."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import resource
+import select
+import signal
+import socket
+import struct
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from harness import Cluster
+
+from launcher.identity import Identity
+from node.address import Address
+from node.budget import Budget
+from node.gates import Gates
+from node.handover import ADOPT, DROP, HELLO, WELCOME, Order
+from node.loop import Loop
+from node.nbd import wire
+from node.nbd.client import ClientSession, Reply
+from node.nbd.errors import ProtocolError
+from node.nbd.wire import Command, CommandFlag
+from node.passage import Passage
+from node.taking import HandedConnection
+
+pytestmark = pytest.mark.timeout(120)
+MiB = 1 << 20
+
+
+@pytest.fixture(params=["dispatcher", "chain"])
+def kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def loop():
+    found = Loop()
+    yield found
+    found.close()
+
+
+class Raw:
+    """A client that reads and writes exactly what a test says; `submit` only queues."""
+
+    def __init__(self, cluster: Cluster, *, structured: bool = True, receive: int = 0) -> None:
+        where = Address.parse(cluster.uri.removeprefix("nbd://").replace("nbd+unix:///?socket=", "unix:"))
+        self.sock = socket.socket(socket.AF_UNIX if where.path else socket.AF_INET)
+        if receive:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
+        self.sock.settimeout(60)
+        self.sock.connect(where.sockaddr)
+        self.session = ClientSession("", structured=structured)
+        while not self.session.ready:
+            self.send()
+            self.session.received(self.sock.recv_into(self.session.receive_buffer(), 1))
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.sock.close()
+
+    def ask(self, command: int, cookie: int, offset: int, length: int, flags: int = 0) -> None:
+        self.session.submit(command, cookie, offset, length, flags)
+        self.send()
+
+    def send(self) -> None:
+        self.sock.sendall(b"".join(self.session.outgoing))
+        self.session.outgoing.clear()
+
+    def receive(self, most: int = 1 << 20) -> list[Reply] | None:
+        """What the next bytes complete; None at the end. Raises ProtocolError where the stream makes no sense."""
+        room = self.session.receive_buffer()
+        try:
+            count = self.sock.recv_into(room, min(most, len(room)))
+        except ConnectionError:
+            return None
+        return self.session.received(count) if count else None
+
+    def reply(self) -> Reply:
+        while True:
+            replies = self.receive()
+            assert replies is not None, "the connection is lost"
+            if replies:
+                [reply] = replies
+                return reply
+
+
+def pids(cluster: Cluster) -> list[int]:
+    return [node["pid"] for node in cluster.status()["nodes"]]
+
+
+def requests(cluster: Cluster, server: int) -> int:
+    return cluster.status()["nodes"][server]["requests"]
+
+
+# -- what a client may do --------------------------------------------------------------------------------------------
+
+
+def test_a_client_that_asks_and_goes_before_the_answer_harms_nobody(make_cluster, kind):
+    """Its socket is dead when it is to be handed over for the first time: no process minds."""
+    cluster = make_cluster(topology=kind, listen="unix:door.sock")
+    before = pids(cluster)
+    go = bytes(6)
+    words = struct.pack(">I", 3) + b"IHAVEOPT" + struct.pack(">II", wire.Option.GO, len(go)) + go
+    words += wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, Command.READ, 5, 0, 4096)
+    for _ in range(100):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(cluster.folder / "door.sock"))
+            sock.recv(18, socket.MSG_WAITALL)
+            sock.sendall(words)
+    with cluster.connect(reconnect=False) as memory:
+        assert memory.pread(1, 0) == b"\0"
+    assert pids(cluster) == before
+
+
+class Link:
+    """Takes what a connection hands over, instead of a server."""
+
+    number = 1
+
+    def __init__(self) -> None:
+        self.passage = self
+        self.handed: list[int] = []
+
+    def hand(self, _order: Order, descriptor: int) -> None:
+        os.close(descriptor)
+        self.handed.append(descriptor)
+
+
+def half_said(loop: Loop, owner: SimpleNamespace) -> tuple[HandedConnection, socket.socket]:
+    """A connection in the middle of what its own server says to a client that takes nothing."""
+    ours, theirs = socket.socketpair()
+    exports = SimpleNamespace(names=lambda: [], contexts=lambda _: (), find=None, open=None)
+    scratch = memoryview(bytearray(1 << 18))
+    connection = HandedConnection(loop, ours, owner, lambda _: exports, 1, scratch, Budget(1 << 30))
+    connection.outgoing.append(b"x" * (4 * MiB))
+    connection.flush()
+    assert connection.queued
+    return connection, theirs
+
+
+def test_nobody_writes_behind_half_a_reply_of_the_dispatcher(loop, tmp_path):
+    """A refusal is half said when the socket is handed over: the gate is held until it is said."""
+    gates = Gates(loop, tmp_path, 0, create=True)
+    server = Gates(loop, tmp_path, 1, create=False)
+    connection, client = half_said(loop, SimpleNamespace())
+    connection.gates, connection.gate = gates, 3
+    link = Link()
+    connection.hand_to(link)
+    assert len(link.handed) == 1
+    free: list[bool] = []
+    assert not server.take(3, lambda: free.append(True))
+    client.settimeout(10)
+    taken = 0
+    while not free:
+        assert taken < 4 * MiB + 18 or not connection.queued
+        if taken < 4 * MiB + 18:
+            taken += len(client.recv(1 << 20))
+        loop.turn(1)
+    assert taken == 4 * MiB + 18  # the greeting, and all of it
+    assert server.take(3, lambda: None)
+    for one in (connection, server, gates, client):
+        one.close()
+
+
+def test_a_chain_cuts_off_who_does_not_take_the_handshake(loop):
+    """The tail cannot know that the head has not finished."""
+    reasons: list[str] = []
+    connection, client = half_said(loop, SimpleNamespace(lost=lambda _, reason: reasons.append(reason)))
+    link = Link()
+    connection.hand_to(link)
+    assert not connection.open
+    assert not link.handed
+    assert reasons == ["sends requests, and does not take the replies of the handshake"]
+    client.close()
+
+
+# -- what a server may do --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["simple", "df", "extents"])
+def test_who_waits_too_long_gets_one_answer(make_cluster, way):
+    """A request whose pieces come back to the dispatcher, and one does not: EIO, once, and the stream goes on."""
+    cluster = make_cluster(topology="dispatcher", retry_timeout="300ms", restart={"deaths": 100})
+    with Raw(cluster, structured=way != "simple") as client:
+        for name in ("server2", "server3"):
+            cluster.command("fault", "kill", name, "--for", "2s")
+        command = Command.BLOCK_STATUS if way == "extents" else Command.READ
+        client.ask(command, 1, 0, MiB, CommandFlag.DF if way == "df" else 0)
+        assert client.reply().error == wire.Error.EIO
+        client.ask(Command.READ, 2, 0, 5)
+        reply = client.reply()
+        assert (reply.cookie, reply.error, bytes(reply.data)) == (2, 0, bytes(5))
+
+
+def test_orders_of_a_lost_connection_are_not_counted_for_others(make_cluster):
+    """A server that was stopped and cut off has an old order still; its ticket must not be another request's yet."""
+    cluster = make_cluster(topology="dispatcher", hang_timeout="60s")
+    data = random.Random(1).randbytes(MiB)
+    with cluster.connect() as memory:
+        memory.pwrite(data, 0)
+    before = pids(cluster)
+    with Raw(cluster) as first, Raw(cluster) as second:
+        for client in (first, second):
+            client.ask(Command.READ, 1, 0, 1)  # all have their sockets
+            client.ask(Command.READ, 2, MiB // 2, 1)
+            client.ask(Command.READ, 3, MiB - 1, 1)
+            while client.session._awaited:
+                client.receive()
+        cluster.command("fault", "pause", "server2")
+        first.ask(Command.READ, 1, 0, MiB)
+        while first.receive() is not None and requests(cluster, 3) < 4:
+            pass
+        cluster.command("fault", "partition", "server0", "server2", "--for", "50ms")
+        while first.receive() is not None:
+            pass
+        second.ask(Command.READ, 1, 0, MiB)
+        while requests(cluster, 1) < 5 or requests(cluster, 3) < 5:
+            pass
+        cluster.command("fault", "resume", "server2")
+        assert bytes(second.reply().data) == data
+    assert pids(cluster) == before
+
+
+def test_only_the_last_one_who_said_hello_passes_orders_on(make_cluster, kind):
+    """The connection of the one before ends first, and with it all that it had; orders without HELLO are none."""
+    cluster = make_cluster(topology=kind)
+    last = "server3" if kind == "dispatcher" else "server2"
+    before = pids(cluster)
+
+    def dial(*words: Order) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(60)
+        sock.connect(str(cluster.directory / f"{last}.sock"))
+        sock.sendall(b"".join(order.encode() for order in words))
+        return sock
+
+    with dial(Order(HELLO)) as old:
+        assert old.recv(1000) == Order(WELCOME).encode()
+        with dial(Order(HELLO)) as new:
+            assert new.recv(1000) == Order(WELCOME).encode()
+            assert old.recv(1000) == b""
+    with dial(Order(DROP, client=1)) as stranger:
+        assert stranger.recv(1000) == b""
+    with cluster.connect() as memory:
+        assert memory.pread(MiB, 0) == bytes(MiB)
+    assert pids(cluster) == before
+
+
+@pytest.mark.parametrize("short", [0, 1, -1])
+def test_a_server_without_room_for_a_socket_loses_that_client_only(make_cluster, kind, short):
+    """Descriptors have run out in the first, the second or the last server: who has come too late loses his connection,
+    the others go on; when there is room again, so can he."""
+    cluster = make_cluster(topology=kind)
+    servers = [node["name"] for node in cluster.status()["nodes"] if node["role"] != "logger"]
+    before, name = pids(cluster), servers[short]
+    with Raw(cluster) as old, Raw(cluster) as late:
+        old.ask(Command.READ, 1, 0, MiB)
+        assert bytes(old.reply().data) == bytes(MiB)
+        pid = cluster.pid(name)
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        lowest = next(number for number in itertools.count() if not Path(f"/proc/{pid}/fd/{number}").exists())
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest, hard))
+        late.ask(Command.READ, 1, 0, MiB)
+        while late.receive() is not None:
+            pass
+        old.ask(Command.READ, 2, 0, MiB)
+        assert bytes(old.reply().data) == bytes(MiB)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+        with Raw(cluster) as again:
+            again.ask(Command.READ, 1, 0, MiB)
+            assert bytes(again.reply().data) == bytes(MiB)
+    assert pids(cluster) == before
+
+
+def test_a_descriptor_that_did_not_come_is_missed_by_its_own_message(loop):
+    """The message is received in two parts, the next one behind it: it must not take the next one's descriptor."""
+    near, far = socket.socketpair()
+    got: list[int | None] = []
+    room = len(Order(ADOPT).encode()) - 10
+    scratch = memoryview(bytearray(room))
+    sender = Passage(loop, far, memoryview(bytearray(1000)), lambda *_: None, lambda *_: None)
+    receiver = Passage(loop, near, scratch, lambda one, orders: got.extend(one.take_descriptor() for _ in orders),
+                       lambda *_: None)  # fmt: skip
+    receiver._reader._scratch = memoryview(bytearray(1000))
+    first, second = os.pipe()
+    inode = os.fstat(second).st_ino
+    sender.hand(Order(ADOPT, client=1), first)
+    sender.hand(Order(ADOPT, client=2), second)
+    sender.flush()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reader = receiver._reader
+    whole = reader.receive_buffer
+    reader.receive_buffer = lambda: whole()[:room]  # as at the end of a full buffer
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        receiver._readable()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    reader.receive_buffer = whole
+    assert got == []
+    while len(got) < 2:
+        receiver._readable()
+    assert got[0] is None
+    assert os.fstat(got[1]).st_ino == inode
+    os.close(got[1])
+    sender.close()
+    receiver.close()
+
+
+# -- all of it at once -----------------------------------------------------------------------------------------------
+
+
+class Reader(threading.Thread):
+    """Reads all of the memory in pieces of any size, many in flight, now fast, now slowly; comes back when the
+    connection is lost. What it gets must make sense, byte for byte, up to the end of each connection."""
+
+    def __init__(self, cluster: Cluster, data: bytes, seed: int, *, structured: bool) -> None:
+        super().__init__(daemon=True)
+        self.cluster, self.data, self.structured = cluster, data, structured
+        self.rng = random.Random(seed)
+        self.stop = threading.Event()
+        self.answered = self.connections = 0
+        self.problem = ""
+
+    def run(self) -> None:
+        try:
+            while not self.stop.is_set():
+                with Raw(self.cluster, structured=self.structured, receive=self.rng.choice([0, 4096])) as client:
+                    self.connections += 1
+                    self._read(client)
+        except (ProtocolError, AssertionError) as problem:
+            self.problem = repr(problem)
+        except OSError as problem:
+            self.problem = f"not let in again: {problem!r}"
+
+    def _read(self, client: Raw) -> None:
+        asked: dict[int, tuple[int, int, bool]] = {}
+        cookie = 0
+        while asked or not self.stop.is_set():
+            while len(asked) < 8 and not self.stop.is_set():
+                length = self.rng.choice([100, 5000, 200_000, 2 * MiB])
+                refused = self.rng.random() < 0.1
+                offset = self.rng.randrange(len(self.data) - length) + (len(self.data) if refused else 0)
+                asked[cookie] = offset, length, refused
+                try:
+                    client.ask(Command.READ, cookie, offset, length)
+                except ConnectionError:
+                    return
+                cookie += 1
+            replies = client.receive(self.rng.choice([1, 100, 10_000, MiB]))
+            if replies is None:
+                return
+            for reply in replies:
+                offset, length, refused = asked.pop(reply.cookie)
+                assert bool(reply.error) == refused, reply
+                assert refused or bytes(reply.data) == self.data[offset : offset + length]
+                self.answered += 1
+
+
+def test_streams_make_sense_while_servers_die(make_cluster, kind):
+    """Every server is killed in the middle, again and again, under clients fast and slow, of simple and of structured
+    replies: connections may end, but what came before the end is right, and clients are let in again at once."""
+    cluster = make_cluster(
+        topology=kind, memory="9MiB", layout={"stripe": "64KiB"}, restart={"deaths": 1000, "cap": "10ms"}
+    )
+    data = random.Random(1).randbytes(9 * MiB)
+    with cluster.connect() as memory:
+        memory.pwrite(data, 0)
+    servers = [node["name"] for node in cluster.status()["nodes"] if node["role"] != "logger"]
+    readers = [Reader(cluster, data, seed, structured=seed % 3 > 0) for seed in range(6)]
+    for reader in readers:
+        reader.start()
+    for name in servers * 3:
+        goal = [reader.answered + 3 for reader in readers]
+        poll = select.poll()
+        while any(reader.answered < least for reader, least in zip(readers, goal, strict=True)):
+            assert not [reader.problem for reader in readers if reader.problem]
+            poll.poll(5)
+        Identity.of(cluster.pid(name)).signal(signal.SIGKILL)
+    for reader in readers:
+        reader.stop.set()
+    for reader in readers:
+        reader.join(60)
+        assert not reader.is_alive()
+    assert [reader.problem for reader in readers] == [""] * len(readers)
+    assert sum(reader.connections for reader in readers) > len(readers)
