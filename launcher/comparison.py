@@ -10,7 +10,7 @@ from launcher.output import format_bytes
 
 Results = Sequence[dict[str, Any]]
 HEADS = ("", "IOPS", "MB/s", "p50 ms", "p99 ms", "IN", "OUT", "MSG IN", "MSG OUT", "CPU µs")
-COLOURS = {"primary-secondary": "#0969da", "client-routed": "#1a7f37", "dispatcher": "#8250df", "chain": "#bc4c00"}
+COLOURS = ("#0969da", "#1a7f37", "#8250df", "#bc4c00", "#9a6700", "#57606a")
 WIDTH, NAMES, ROW, GAP = 760, 210, 20, 42
 
 
@@ -70,6 +70,7 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 def picture(results: Results) -> str:
     """An SVG: for each workload a bar a case, its throughput; the colour is the topology's."""
+    topologies = list(dict.fromkeys(case["topology"] for case in results))
     parts: list[str] = []
     y = GAP
     for index, first in enumerate(results[0]["workloads"]):
@@ -80,7 +81,7 @@ def picture(results: Results) -> str:
         for case, rate in zip(results, rates, strict=True):
             length = (WIDTH - NAMES - 130) * rate / max(rates)
             text = f"{rate * first['block'] / 1e6:,.0f} MB/s" if large else f"{rate:,.0f} requests/s"
-            colour = COLOURS.get(case["topology"], "#6e7781")
+            colour = COLOURS[topologies.index(case["topology"]) % len(COLOURS)]
             parts.append(
                 f'<text x="{NAMES - 8}" y="{y + 14}" text-anchor="end">{escape(case_name(case))}</text>'
                 f'<rect x="{NAMES}" y="{y + 3}" width="{length:.1f}" height="{ROW - 6}" fill="{colour}"/>'

@@ -15,12 +15,13 @@ PACKAGE = "node.topologies"
 
 @dataclass(frozen=True)
 class Topology:
-    """`roles` are the classes of its servers: that of server 0 first, then that of the others. A dispatcher is a
-    server 0 that owns no memory."""
+    """`roles` are the classes of its servers: that of server 0 first, then that of the others."""
 
     roles: dict[str, Callable[..., Any]]
     links: Callable[[int], Sequence[tuple[int, int]]]
     """Which servers of so many talk to one another, the one that connects first."""
+    dispatches: bool = False
+    """Server 0 owns no memory: it comes before those that cluster.yaml speaks of."""
     hands_over: bool = False
     """Servers give one another the clients' sockets: they must share a kernel, and all but server 0 listen on unix
     sockets. Whoever answers a client logs its request; elsewhere that is the server that took it."""
@@ -33,10 +34,6 @@ class Topology:
         first, *others = self.roles
         return others[0] if server and others else first
 
-    @property
-    def dispatches(self) -> bool:
-        """Server 0 owns no memory."""
-        return self.role(0) == "dispatcher"
 
 
 def names() -> tuple[str, ...]:

@@ -34,6 +34,7 @@ COMBINATIONS = {
     "dispatcher-unequal": {"topology": "dispatcher", "fan_out": "serial", "servers": [{"memory": s} for s in UNEQUAL]},
     "chain": {"topology": "chain", **STRIPES},
     "chain-unequal": {"topology": "chain", "servers": [{"memory": size} for size in UNEQUAL]},
+    "client-routed": {"topology": "client-routed", "servers": 1},  # such clients see one server's part: here it is all
 }
 DEBIAN = {"PATH": f"/usr/bin:/bin:{os.environ['PATH']}"}
 """nbdsh is a Python module of Debian's own python3, which another python3 may hide."""

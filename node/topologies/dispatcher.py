@@ -213,4 +213,5 @@ TOPOLOGY = Topology(
     roles={"dispatcher": Dispatcher, "secondary": Owner},
     links=lambda count: [(0, server) for server in range(1, count)],
     hands_over=True,
+    dispatches=True,
 )
