@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench install install-test install-bench clean
+.PHONY: demo test lint bench compare install install-test install-bench clean
 
 install: .venv/installed
 install-test: .venv/installed-test
@@ -35,6 +35,10 @@ lint: install-test
 # ARGS="--quick" shows that it works, ARGS="--all --write-docs" makes docs/performance.md anew; --help has the rest.
 bench: install-bench
 	$(BIN)/python -m bench $(ARGS)
+
+# Measures docs/topologies.md anew, in four minutes; on a machine that does nothing else.
+compare: install
+	$(BIN)/python -m bench.topologies $(ARGS)
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from harness import TIMEOUT, memcluster_command, run
 
-from launcher.comparison import picture, table
+from bench import topologies
+from launcher.comparison import case_name, picture, table
 from launcher.identity import Identity
 from node.topology import names
 
@@ -64,6 +65,18 @@ def test_the_table_and_the_picture_name_every_case(results):
     for words in ("dispatcher, parallel", "dispatcher, serial", "chain", "server0 (dispatcher)", "4KiB writes"):
         assert words in text
     assert svg.count("<rect") == 1 + 4 * len(results)
+
+
+def test_the_page_has_the_figures_of_the_last_run(tmp_path):
+    """What stands in docs/topologies.md comes from the stored results, all of it, and so does the picture."""
+    stored, page = json.loads(topologies.RESULTS.read_text()), tmp_path / "page.md"
+    page.write_text(topologies.DOCUMENT.read_text())
+    topologies.write_document(stored, page)
+    assert page.read_text() == topologies.DOCUMENT.read_text()
+    assert picture(stored["cases"]) == topologies.PICTURE.read_text()
+    for case in stored["cases"]:
+        assert page.read_text().count(f"| {case_name(case)} |") == 3
+    assert {case["topology"] for case in stored["cases"]} == set(names())
 
 
 def test_a_wrong_topology_is_named(tmp_path):
