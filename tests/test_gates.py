@@ -93,3 +93,44 @@ def _take_and_stay(directory: Path, ready) -> None:
     gates = Gates(Loop(), directory, 2, create=False)
     ready.send(gates.take(9, lambda: None))
     signal.pause()
+
+
+def test_many_writers_shut_one_another_out_and_all_get_in(tmp_path):
+    """Processes that fight for one gate, with nothing but the bell to wake them: no two are in at once, none waits for
+    ever. Each adds to a number in steps that would lose some if another were in between."""
+    context = multiprocessing.get_context("spawn")
+    number = tmp_path / "number"
+    number.write_bytes(bytes(8))
+    gates = Gates(Loop(), tmp_path, 0, create=True)
+    processes = [context.Process(target=_add, args=(tmp_path, number, writer)) for writer in (1, 2, 3, 4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(50)
+        assert process.exitcode == 0
+    assert int.from_bytes(number.read_bytes(), "little") == 4 * TIMES
+    gates.close()
+
+
+TIMES = 2000
+
+
+def _add(directory: Path, number: Path, writer: int) -> None:
+    loop = Loop()
+    gates = Gates(loop, directory, writer, create=False)
+    done = 0
+
+    def go() -> None:
+        nonlocal done
+        if not gates.take(5, go):
+            return
+        value = int.from_bytes(number.read_bytes(), "little")
+        number.write_bytes((value + 1).to_bytes(8, "little"))
+        gates.give_back(5)
+        done += 1
+        if done < TIMES:
+            loop.soon(go)
+
+    go()
+    while done < TIMES:
+        loop.turn()
