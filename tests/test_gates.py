@@ -48,6 +48,23 @@ def test_who_finds_it_held_is_woken_when_it_is_given_back(loop, two):
     second.give_back(5)
 
 
+def test_no_wake_up_is_lost_between_the_try_and_the_mark(two, monkeypatch):
+    """Given back just before the mark is set, nobody would ring: the second try finds it free."""
+    first, second = two
+    assert first.take(5, lambda: None)
+    lock = second._lock
+
+    def then_given_back(gate: int) -> bool:
+        monkeypatch.undo()
+        found = lock(gate)
+        first.give_back(gate)
+        return found
+
+    monkeypatch.setattr(second, "_lock", then_given_back)
+    assert second.take(5, lambda: pytest.fail("nobody can have rung"))
+    second.give_back(5)
+
+
 def test_who_forgot_is_not_called(loop, two):
     first, second = two
     woken = []
