@@ -145,8 +145,7 @@ class OrderReader:
         rest = self._rest
         self._end = len(rest)
         if rest:
-            self._scratch[: len(rest)] = rest
-            self._rest = b""
+            self._scratch[: len(rest)] = rest  # and kept: who finds nothing to receive asks again
         return self._scratch[self._end :]
 
     def received(self, count: int) -> list[Order]:

@@ -77,6 +77,18 @@ def test_a_large_payload_is_received_where_it_belongs():
     assert bytes(place) == b"y" * 5000
 
 
+def test_asking_twice_where_bytes_belong_loses_none():
+    """A socket that was said to be readable may have nothing after all."""
+    data = Order(DONE, identifier=7).encode(20) + b"z" * 20
+    reader = OrderReader(memoryview(bytearray(1 << 12)), lambda _: None)
+    found: list[Order] = []
+    for byte in data:
+        reader.receive_buffer()
+        reader.receive_buffer()[0] = byte
+        found += reader.received(1)
+    assert [(order.identifier, bytes(order.payload)) for order in found] == [(7, b"z" * 20)]
+
+
 def test_half_an_identifier_is_an_error():
     order = Order(DONE)
     order.payload = memoryview(b"1234567")

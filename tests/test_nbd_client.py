@@ -660,3 +660,13 @@ def test_our_server_refuses_and_lists_for_our_client():
     client = ClientSession(goal=Option.LIST)
     exchange(client, ServerSession(Memory(), lambda _: None))
     assert client.exports == [("", "memory")]
+
+
+def test_asking_twice_where_bytes_belong_loses_none():
+    """A socket that was said to be readable may have nothing after all: then the same is asked again."""
+    session = ClientSession("")
+    for byte in b"NBDMAGIC" + b"IHAVEOPT" + b"\0\3":
+        session.receive_buffer()
+        session.receive_buffer()[0] = byte
+        session.received(1)
+    assert session.outgoing

@@ -200,8 +200,7 @@ class ClientSession:
         rest = self._rest
         self._end = len(rest)
         if rest:
-            self._scratch[: len(rest)] = rest
-            self._rest = b""
+            self._scratch[: len(rest)] = rest  # and kept: who finds nothing to receive asks again
         if self._behind_sink:
             self._behind_sink = False
             return self._scratch[self._end : self._end + HEAD]
