@@ -177,7 +177,7 @@ class Connection:
             self.session.disconnect()
             self.send()
         self._lose("closed by this program")
-        self._fail(Disconnected(self.target, "the connection was closed by this program"))
+        self.give_up(Disconnected(self.target, "the connection was closed by this program"))
 
     # -- for a router ------------------------------------------------------------------------------------------------
 
@@ -204,9 +204,9 @@ class Connection:
         assert self._sock is not None
         return self._sock.fileno()
 
-    def reopen(self, deadline: float) -> None:
-        """Connect again and repeat what is in flight. Raises ConnectionProblem."""
-        self._sock, self.session = _open(self.target, deadline)
+    def come_back(self, sock: socket.socket, session: ClientSession) -> None:
+        """Go on with a new connection, and repeat on it what is in flight."""
+        self._sock, self.session = sock, session
         self._watch()
         self.reconnections += 1
         repeated = REPEATED if self._routed else 0
@@ -285,7 +285,7 @@ class Connection:
             replies = self.session.received(count)
         except nbd.ProtocolError as error:
             self._lose(str(error))
-            self._fail(Disconnected(self.target, f"the server broke the protocol: {error}"))
+            self.give_up(Disconnected(self.target, f"the server broke the protocol: {error}"))
             return
         in_flight = self._in_flight
         for reply in replies:
@@ -308,23 +308,24 @@ class Connection:
             try:
                 if not self.reconnect or self._closed:
                     raise Disconnected(self.target, f"the connection is lost: {self._trouble}")
-                self.reopen(deadline)
+                self.come_back(*_open(self.target, deadline))
                 return
             except ConnectionProblem as error:
                 refused = isinstance(error, Refused) and error.reply != Rep.ERR_SHUTDOWN
                 if refused or not self.reconnect or self._closed:
-                    self._fail(error)
+                    self.give_up(error)
                     raise
                 if not (reason and isinstance(error, Timeout)):  # that time is up explains less than what was before
                     reason = error.reason
                 if not pause_until(pause, deadline):
                     words = f"the connection was lost ({self._trouble}) and could not be made again: {reason}"
                     failure = Disconnected(self.target, words)
-                    self._fail(failure)
+                    self.give_up(failure)
                     raise failure from error
                 pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _fail(self, error: ClusterError) -> None:
+    def give_up(self, error: ClusterError) -> None:
+        """The outcome of all that is in flight."""
         for pending in self._in_flight.values():
             pending.outcome = error
         self._in_flight.clear()
@@ -345,45 +346,68 @@ def offered_contexts(target: Target, namespace: str, timeout: float) -> list[str
     return session.offered
 
 
+class Handshake:
+    """A connection to be: `step` goes on with the handshake, and nothing waits but the connecting itself, `seconds` at
+    most. Raises Refused, Disconnected, Timeout, and is closed then."""
+
+    def __init__(self, target: Target, seconds: float, goal: Option = Option.GO, namespace: str = "") -> None:
+        self.target = target
+        self.session = ClientSession(target.export, goal=goal, namespace=namespace)
+        try:
+            self.sock = _connect(target, time.monotonic() + seconds)
+        except TimeoutError as error:
+            raise Timeout(target, "connection", seconds) from error
+        except OSError as error:
+            raise Disconnected(target, f"cannot connect: {error.strerror or error}") from error
+        self.sock.setblocking(False)
+
+    def step(self) -> bool:
+        """Send and receive what can be without waiting; whether the handshake is done."""
+        session = self.session
+        try:
+            while not (session.ready or session.finished):
+                self._say()
+                try:
+                    count = self.sock.recv_into(session.receive_buffer())
+                except BlockingIOError:
+                    return False
+                if count:
+                    session.received(count)
+                else:
+                    session.receive_eof()
+            if session.finished:
+                self._say()
+        except nbd.Refused as error:
+            self.sock.close()
+            raise Refused(self.target, error) from error
+        except (OSError, nbd.ProtocolError) as error:
+            self.sock.close()
+            raise Disconnected(self.target, str(error)) from error
+        return True
+
+    def _say(self) -> None:
+        """A handshake is a few hundred bytes: a socket always takes them."""
+        if self.session.outgoing:
+            self.sock.sendall(b"".join(self.session.outgoing))
+            self.session.outgoing.clear()
+
+
 def _open(
     target: Target, deadline: float, goal: Option = Option.GO, namespace: str = ""
 ) -> tuple[socket.socket, ClientSession]:
     """A connected, non-blocking socket and its session, the handshake behind it."""
-    began = time.monotonic()
+    seconds = deadline - time.monotonic()
+    handshake = Handshake(target, seconds, goal, namespace)
+    poll = select.poll()
+    poll.register(handshake.sock, select.POLLIN)
     try:
-        sock = _connect(target, deadline)
-    except TimeoutError as error:
-        raise Timeout(target, "connection", deadline - began) from error
-    except OSError as error:
-        raise Disconnected(target, f"cannot connect: {error.strerror or error}") from error
-    session = ClientSession(target.export, goal=goal, namespace=namespace)
-    try:
-        while not (session.ready or session.finished):
-            sock.settimeout(_remaining(deadline))
-            if session.outgoing:
-                sock.sendall(b"".join(session.outgoing))
-                session.outgoing.clear()
-            count = sock.recv_into(session.receive_buffer())
-            if count:
-                session.received(count)
-            else:
-                session.receive_eof()
-        if session.finished:
-            sock.sendall(b"".join(session.outgoing))
-        sock.setblocking(False)
-    except TimeoutError as error:
-        sock.close()
-        raise Timeout(target, "end of the handshake", deadline - began) from error
-    except nbd.Refused as error:
-        sock.close()
-        raise Refused(target, error) from error
-    except (OSError, nbd.ProtocolError) as error:
-        sock.close()
-        raise Disconnected(target, str(error)) from error
+        while not handshake.step():
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise Timeout(target, "end of the handshake", seconds)
     except BaseException:
-        sock.close()
+        handshake.sock.close()
         raise
-    return sock, session
+    return handshake.sock, handshake.session
 
 
 def _connect(target: Target, deadline: float) -> socket.socket:

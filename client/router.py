@@ -2,8 +2,8 @@
 
 A `Router` has the face of a `Connection` to the whole memory. It reads the cluster's map, keeps a connection to every
 server, splits each request into pieces and joins their replies. While it waits it sends to and receives from all of
-them. A connection that is lost is made again; if the map has changed meanwhile it is fetched anew, and what is in
-flight is split again.
+them. A connection that is lost is made again while the others go on; if the map has changed meanwhile it is fetched
+anew, and what is in flight is split again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from client.cluster_map import ClusterMap, parse_map, read_map
-from client.connection import FIRST_PAUSE, LONGEST_PAUSE, Connection, Pending, offered_contexts, pause_until
+from client.connection import (
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    MAX_IN_FLIGHT,
+    Connection,
+    Handshake,
+    Pending,
+    offered_contexts,
+)
 from client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout, request_error
 from client.uri import Target
 from node.layout import Piece, join_extents
@@ -25,6 +33,8 @@ NAMESPACE = "x-memcluster:"
 PART = f"{NAMESPACE}part/"
 BLOCK = 1 << 20
 """Identifiers that a server lends at a time."""
+PATIENCE = 2.0
+"""Seconds that all wait while one server lets itself be connected to, or tells the map; then others are asked."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,26 @@ class Facts:
 def is_part(contexts: Sequence[str]) -> bool:
     """The export is one server's part of a memory."""
     return any(context.startswith(PART) for context in contexts)
+
+
+class _Return:
+    """A lost connection on its way back: tried at once, then after pauses that grow."""
+
+    def __init__(self) -> None:
+        self.handshake: Handshake | None = None
+        self.due = 0.0
+        self.pause = FIRST_PAUSE
+        self.reason = "it does not answer"
+
+    def put_off(self, reason: str) -> None:
+        self.handshake = None
+        self.reason = reason
+        self.due = time.monotonic() + self.pause
+        self.pause = min(2 * self.pause, LONGEST_PAUSE)
+
+    def close(self) -> None:
+        if self.handshake is not None:
+            self.handshake.sock.close()
 
 
 class RoutedPending:
@@ -115,6 +145,10 @@ class RoutedPending:
         self._finish()
         return True
 
+    def waits_for(self) -> list[Connection]:
+        """The connections on which pieces are under way."""
+        return [self._router.connection(piece.server) for piece, pending in self._begun if pending.outcome is None]
+
     def _send(self, piece: Piece) -> None:
         payload: list[Buffer] = []
         if self.payload is not None:
@@ -179,6 +213,7 @@ class Router:
         self._closed = False
         self._under_way: dict[RoutedPending, None] = {}
         self._connections: list[Connection | None] = []
+        self._returns: dict[Connection, _Return] = {}
         self._take_block(contexts)
         self._adopt(parse_map(read_map(target, timeout), target))
 
@@ -206,7 +241,11 @@ class Router:
         payload: Sequence[Buffer] = (),
         destination: memoryview | None = None,
     ) -> RoutedPending:
-        """Begin a request; see Connection.submit."""
+        """Begin a request, when there is room for it; see Connection.submit."""
+        deadline = time.monotonic() + self.timeout
+        while sum(connection.cost for connection in self._connections if connection is not None) > MAX_IN_FLIGHT:
+            if not self._turn(deadline):
+                raise Timeout(self.target, "room for a request", self.timeout)
         if self._closed:
             raise Disconnected(self.target, "the connection was closed by this program")
         pending = RoutedPending(self, command, offset, length, flags, payload, destination)
@@ -221,20 +260,19 @@ class Router:
         deadline = time.monotonic() + limit
         while pending.outcome is None:
             if not self._turn(deadline) and pending.outcome is None:
-                raise Timeout(self.target, "answer", limit)
+                self._give_up_lost(pending)
+                if pending.outcome is None:
+                    raise Timeout(self.target, "answer", limit)
 
     def progress(self) -> None:
-        """Send and receive what can be without waiting; make lost connections again."""
-        lost = any(connection is not None and connection.lost for connection in self._connections)
-        self._turn(time.monotonic() + (self.timeout if lost else 0.0))
+        """Send and receive what can be without waiting; go on with making lost connections again."""
+        self._turn(time.monotonic())
 
     def close(self) -> None:
         """Say goodbye. What is still in flight fails."""
         if not self._closed:
             self._closed = True
-            for connection in self._connections:
-                if connection is not None:
-                    connection.close()
+            self._close_all()
             self._fail(Disconnected(self.target, "the connection was closed by this program"))
 
     # -- parts -------------------------------------------------------------------------------------------------------
@@ -249,70 +287,94 @@ class Router:
             del self._under_way[pending]
 
     def _turn(self, deadline: float) -> bool:
-        """One step over all connections: make lost ones again, send, wait for any, receive. False if nothing was ready
-        before the deadline."""
-        for connection in self._connections:
-            if connection is not None:
-                if connection.lost:
-                    self._restore(connection, deadline)
-                    return True
-                connection.send()
+        """One step over all connections: send, wait for any, receive; go on with making lost ones again. False if
+        nothing was ready before the deadline."""
+        if self._bring_back():
+            return True
         poll = select.poll()
         by_descriptor = {}
+        until = deadline
         for connection in self._connections:
-            if connection is not None and not connection.lost and connection.in_flight:
+            if connection is None:
+                continue
+            if not connection.lost:
+                connection.send()
+            if connection.lost:
+                back = self._returns.get(connection)
+                if back is not None and back.handshake is not None:
+                    poll.register(back.handshake.sock, select.POLLIN)
+                else:
+                    until = min(until, 0.0 if back is None else back.due)
+            elif connection.in_flight:
                 descriptor = connection.fileno()
                 by_descriptor[descriptor] = connection
                 poll.register(descriptor, select.POLLIN | (select.POLLOUT if connection.session.outgoing else 0))
-        lost = any(connection is not None and connection.lost for connection in self._connections)
-        ready = poll.poll(0 if lost else max(0.0, deadline - time.monotonic()) * 1000)
+        ready = poll.poll(max(0.0, until - time.monotonic()) * 1000)
         for descriptor, mask in ready:
-            if mask & ~select.POLLOUT:
+            if mask & ~select.POLLOUT and descriptor in by_descriptor:
                 by_descriptor[descriptor].receive()
+        self._look()
+        return bool(ready) or time.monotonic() < deadline
+
+    def _look(self) -> None:
         for pending in [pending for pending in self._under_way if pending.look()]:
             del self._under_way[pending]
-        return bool(ready) or lost
 
-    def _restore(self, connection: Connection, deadline: float) -> None:
-        """Make a lost connection again, with a new map if this one is old. If that cannot be, all in flight fails."""
-        pause = FIRST_PAUSE
-        while True:
-            problem: ConnectionProblem
-            try:
-                if not self.reconnect:
-                    raise Disconnected(connection.target, f"the connection is lost: {connection.trouble}")
-                connection.reopen(deadline)
-                self.reconnections += 1
-                return
-            except ConnectionProblem as error:
-                problem = error
-            refused = isinstance(problem, Refused) and problem.reply not in (Rep.ERR_SHUTDOWN, Rep.ERR_UNKNOWN)
-            if not self.reconnect or refused:
-                self._fail(problem)
-                return
-            if self._find_new_map(deadline):
-                return
-            if not pause_until(pause, deadline):
-                reason = f"the connection was lost ({connection.trouble}) and could not be made again: {problem.reason}"
-                self._fail(Disconnected(connection.target, reason))
-                return
-            pause = min(2 * pause, LONGEST_PAUSE)
+    def _bring_back(self) -> bool:
+        """Go on with making lost connections again. True if that has decided about something in flight."""
+        for connection in self._connections:
+            if connection is None or not connection.lost:
+                continue
+            if not self.reconnect:
+                problem: ConnectionProblem = Disconnected(
+                    connection.target, f"the connection is lost: {connection.trouble}"
+                )
+            else:
+                back = self._returns.setdefault(connection, _Return())
+                if back.handshake is None and time.monotonic() < back.due:
+                    continue
+                try:
+                    if back.handshake is None:
+                        back.handshake = Handshake(connection.target, PATIENCE)
+                    if back.handshake.step():
+                        connection.come_back(back.handshake.sock, back.handshake.session)
+                        self.reconnections += 1
+                        del self._returns[connection]
+                    continue
+                except ConnectionProblem as error:
+                    problem = error
+                back.put_off(problem.reason)
+                if not isinstance(problem, Refused) or problem.reply in (Rep.ERR_SHUTDOWN, Rep.ERR_UNKNOWN):
+                    if self._find_new_map():
+                        return True
+                    continue
+            if connection.in_flight:
+                connection.give_up(problem)
+                self._look()
+                return True
+        return False
 
-    def _find_new_map(self, deadline: float) -> bool:
+    def _give_up_lost(self, pending: RoutedPending) -> None:
+        """Time is up: fail what is in flight where the request waits for a connection that could not be made again."""
+        for connection in pending.waits_for():
+            if connection.lost:
+                back = self._returns.get(connection, _Return())
+                words = f"the connection was lost ({connection.trouble}) and could not be made again: {back.reason}"
+                connection.give_up(Disconnected(connection.target, words))
+        self._look()
+
+    def _find_new_map(self) -> bool:
         """Ask the entry, then the servers of the old map, for the map; true if it is another one, and in use now."""
         for target in (self.target, *self._map.servers):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return False
             try:
-                fresh = parse_map(read_map(target, min(left, self.timeout)), target)
+                fresh = parse_map(read_map(target, PATIENCE), target)
                 if fresh.export == self._map.export:
                     return False
                 if fresh.layout.size != self._map.layout.size:
                     sizes = f"{self._map.layout.size} bytes before, {fresh.layout.size} now"
                     self._fail(ClusterError(f"{self.target}: the memory is another one: {sizes}"))
                     return True
-                self._take_block(offered_contexts(replace(target, export=""), NAMESPACE, left))
+                self._take_block(offered_contexts(replace(target, export=""), NAMESPACE, PATIENCE))
                 self._adopt(fresh)
             except ClusterError:
                 continue
@@ -334,9 +396,7 @@ class Router:
                 if connection is not None:
                     connection.close()
             raise
-        for old in self._connections:
-            if old is not None:
-                old.close()
+        self._close_all()
         self._connections = made
         self._map = found
         self._serial = found.document.get("fan_out") == "serial"
@@ -354,6 +414,14 @@ class Router:
             min(session.maximum for session in sessions),
             sessions[0].contexts,
         )
+
+    def _close_all(self) -> None:
+        for back in self._returns.values():
+            back.close()
+        self._returns.clear()
+        for connection in self._connections:
+            if connection is not None:
+                connection.close()
 
     def _take_block(self, contexts: Sequence[str]) -> None:
         """The identifiers that a server has lent. Raises ClusterError if it has not."""

@@ -124,6 +124,44 @@ def test_kills_under_load_lose_nothing_acknowledged(make_cluster):
     assert max(Counter((entry["node"], entry["request"]) for entry in writes).values()) == 1
 
 
+def test_what_does_not_concern_the_dead_server_goes_on(make_cluster):
+    """While one server is away requests to the others are answered; its own wait, and are when it is back. If it stays
+    away too long its own fail, and no others."""
+    cluster = make_cluster(topology="client-routed", memory="3MiB", restart={"deaths": 100})
+    with cluster.connect() as memory:
+        memory.pwrite(b"x" * 3 * SIZE, 0)
+        for timeout in (60.0, 0.5):
+            memory._connection.timeout = timeout
+            cluster.command("fault", "kill", "server1", "--for", "1s" if timeout > 1 else "3s")
+            waiting = memory.start_pread(2 * SIZE, 0)
+            for number in range(100):
+                assert memory.pread(10, number) + memory.pread(10, 3 * SIZE - 10) == b"x" * 20
+            assert not waiting.done
+            if timeout > 1:
+                assert waiting.result() == b"x" * 2 * SIZE
+            else:
+                with pytest.raises(memcluster.Disconnected, match="could not be made again"):
+                    waiting.result()
+                assert memory.pread(10, 0) == b"x" * 10
+        memory._connection.timeout = 60.0
+        assert memory.pread(10, SIZE) == b"x" * 10
+
+
+def test_what_is_in_flight_is_bounded(make_cluster, monkeypatch):
+    """As without routing: who submits more than fits waits until there is room."""
+    monkeypatch.setattr("client.router.MAX_IN_FLIGHT", SIZE)
+    cluster = make_cluster(topology="client-routed")
+    with cluster.connect() as memory:
+        futures = []
+        for number in range(50):
+            futures.append(memory.start_pwrite(bytes([number]) * (SIZE // 2), 0))
+            router = memory._connection
+            assert sum(connection.cost for connection in router._connections) <= 2 * SIZE
+        for future in futures:
+            future.result()
+        assert memory.pread(1, 0) == bytes([49])
+
+
 def test_an_old_map_is_found_out(tmp_path):
     """Another layout on the same sockets: the client is refused, fetches the new map and goes on."""
     listens = [{"memory": SIZE // 2, "listen": f"unix:{name}"} for name in ("a", "b")]
