@@ -12,8 +12,8 @@ PACKAGES = ("launcher", "node", "client")
 FILES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 WITH_IO = {"asyncio", "multiprocessing", "os", "select", "selectors", "signal", "socket", "subprocess", "time"}
 PURE = [
-    *(f"node/nbd/{name}.py" for name in ("wire", "server", "client", "errors")),
-    *(f"node/{name}.py" for name in ("layout", "record", "merge", "frames", "budget", "slots")),
+    *(f"node/nbd/{name}.py" for name in ("wire", "server", "client", "replies", "errors")),
+    *(f"node/{name}.py" for name in ("layout", "record", "merge", "frames", "budget", "slots", "handover")),
     "launcher/lifecycle.py",
 ]
 CODEC = ("node.nbd", "node.layout")
