@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 
@@ -19,6 +20,7 @@ EXIT_DEGRADED = 4
 EXIT_IN_USE = 5
 EXIT_TIMEOUT = 124
 EXIT_INTERRUPTED = 130
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Failure(Exception):
@@ -47,8 +49,36 @@ size = _parameter("size", parse_size)
 seconds = _parameter("seconds", parse_duration)
 
 
+def system_words(error: OSError) -> str:
+    """What the system says, and of which file."""
+    words = error.strerror or str(error)
+    return f"{error.filename}: {words}" if error.filename else words
+
+
+def _explain_system(error: Exception) -> Failure | None:
+    """A file that cannot be used and a full disk are no fault of this program; other system errors may be."""
+    if isinstance(error, OSError) and (error.filename or error.errno in FULL):
+        return Failure(system_words(error))
+    return None
+
+
+def silence(stream: TextIO) -> None:
+    """Nobody takes what we print there: let it and what is still to come go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _open_standard_streams() -> None:
+    """One that was closed by our caller leads nowhere: else a file or socket of ours would get its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+
+
 def run(command: click.Command, name: str, explain: Callable[[Exception], Failure | None] = lambda _: None) -> None:
     """Run a command and exit with its return value; `explain` makes a Failure of an exception it knows."""
+    _open_standard_streams()
     try:
         code = command.main(prog_name=name, standalone_mode=False)
         sys.stdout.flush()
@@ -59,12 +89,14 @@ def run(command: click.Command, name: str, explain: Callable[[Exception], Failur
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        silence(sys.stdout)
         sys.exit(EXIT_ERROR)
     except Exception as error:
-        failure = error if isinstance(error, Failure) else explain(error)
+        failure = error if isinstance(error, Failure) else explain(error) or _explain_system(error)
         if failure is None:
             raise
+        if isinstance(error, OSError):
+            silence(sys.stdout)  # it may be what cannot be written; Python would try once more at the exit
         prefix = f"{name}: " if failure.prefix is None else failure.prefix
         click.echo("\n".join(prefix + line for line in str(failure).splitlines()), err=True)
         sys.exit(failure.code)

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from client.console import EXIT_IN_USE, EXIT_NOT_RUNNING, Failure, run, seconds, size
+from client.console import EXIT_IN_USE, EXIT_NOT_RUNNING, Failure, run, seconds, silence, size
 from launcher import logcommands
 from launcher.faultkind import FaultKind
 from launcher.output import happening_line, show_again, status_table, steps
 
 if TYPE_CHECKING:
     from launcher.config import ClusterConfig
+
+
+TROUBLE = ("gave-up", "died", "failed", "late", "unresponsive")
+"""Happenings that are told on stderr."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -218,7 +222,11 @@ def _printer(file: Path, detach: bool) -> Callable[[dict[str, Any]], None]:
 
     def tell(happening: dict[str, Any]) -> None:
         if line := happening_line(happening, stop_command):
-            click.echo(line, err=happening["event"] in ("gave-up", "died", "failed", "late", "unresponsive"))
+            stream = sys.stderr if happening["event"] in TROUBLE else sys.stdout
+            try:
+                click.echo(line, file=stream)
+            except OSError:  # a cluster does not depend on who reads about it, or on room for that
+                silence(stream)
 
     return tell
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import time
 import psutil
 import pytest
 import yaml
-from harness import TIMEOUT, Cluster, memcluster_command
+from harness import TIMEOUT, Cluster, memcluster_command, run
 
 import memcluster
 from launcher.identity import Identity
@@ -146,16 +147,55 @@ def test_foreground_up_shows_what_happens_and_ctrl_c_stops_it(tmp_path):
 
 
 def test_a_second_ctrl_c_kills(tmp_path):
-    """A node that is stopped would hold the drain up for long; the second SIGINT ends everything at once."""
-    cluster = Cluster(tmp_path, stop_timeout="60s")
+    """A request whose secondary is stopped holds the drain up; the second SIGINT ends everything at once."""
+    cluster = Cluster(tmp_path, stop_timeout="1h", retry_timeout="1h")
     process = foreground(cluster)
     read_line(process, "to stop it")
     cluster.remember()
-    process.send_signal(signal.SIGINT)
-    read_line(process, "stopping")
-    process.send_signal(signal.SIGINT)
-    process.stdout.read()
+    with cluster.connect(reconnect=False) as memory:
+        hold_up(cluster, memory)
+        process.send_signal(signal.SIGINT)
+        read_line(process, "stopping")
+        process.send_signal(signal.SIGINT)
+        assert "server0    killed by SIGKILL" in process.stdout.read()
     process.wait(TIMEOUT)
+    assert cluster.left_behind() == []
+
+
+def hold_up(cluster: Cluster, memory: memcluster.Memory) -> None:
+    """Let a request be in flight at the primary which a stopped secondary does not answer."""
+    secondary = next(node for node in cluster.record.nodes if node.name == "server1")
+    secondary.identity.signal(signal.SIGSTOP)
+    memory.start_pread(1, secondary.range[0])
+    # The loop is turned once more than the request needs: its answer to another request proves that it was read.
+    assert memory.pread(1, 0) == b"\0"
+
+
+def test_the_cluster_outlives_the_reader_of_its_output(tmp_path):
+    """`memcluster up | head`: what happens later is told to nobody, and goes on happening."""
+    cluster = Cluster(tmp_path)
+    process = foreground(cluster)
+    read_line(process, "to stop it")
+    cluster.remember()
+    process.stdout.close()
+    secondary = Identity.of(cluster.pid("server1"))
+    secondary.signal(signal.SIGKILL)
+    assert wait_gone([secondary], TIMEOUT)
+    assert wait_until_running(cluster)["nodes"][1]["restarts"] == 1
+    cluster.down()
+    assert process.wait(TIMEOUT) == 0
+    assert cluster.left_behind() == []
+
+
+@pytest.mark.parametrize("where", [">&- 2>&-", ">/dev/full", "<&- >&-"])
+def test_up_and_down_do_what_they_promise_wherever_their_output_goes(tmp_path, where):
+    """Closed streams, whose numbers sockets would get, and a full disk: the cluster runs, then it is gone."""
+    cluster = Cluster(tmp_path)
+    run("sh", "-c", f"{shlex.join(memcluster_command('up', '-d'))} {where}", cwd=tmp_path)
+    cluster.remember()
+    with cluster.connect() as memory:
+        assert memory.pread(1, memory.size - 1) == b"\0"
+    run("sh", "-c", f"{shlex.join(memcluster_command('down'))} {where}", cwd=tmp_path)
     assert cluster.left_behind() == []
 
 
@@ -278,12 +318,8 @@ def test_a_drain_with_a_timeout_ends_although_a_client_stays(make_cluster):
 def test_a_process_that_is_late_is_named_and_killed(make_cluster):
     """A request whose secondary is stopped again and again holds the primary up: it is named, and `down` exits 124."""
     cluster = make_cluster()
-    secondary = Identity.of(cluster.pid("server1"))
     with cluster.connect(reconnect=False) as memory:
-        offset = cluster.status()["nodes"][1]["range"][0]
-        secondary.signal(signal.SIGSTOP)
-        memory.start_pread(1, offset)
-        assert memory.pread(1, 0) == b"\0"
+        hold_up(cluster, memory)
         done = cluster.down("--timeout", "500ms", check=False)
     assert done.returncode == 124
     assert b"server0" in done.stderr
