@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, BinaryIO, TypeVar
 import click
 
 from client import bench
-from client.console import EXIT_ERROR, EXIT_NOT_RUNNING, EXIT_TIMEOUT, EXIT_USAGE, Failure, run, seconds
+from client.console import EXIT_ERROR, EXIT_NOT_RUNNING, EXIT_TIMEOUT, EXIT_USAGE, Failure, run, seconds, system_words
 from client.console import size as size_type
 from client.copy import FileSink, FileSource, MemorySink, MemorySource, Sink, Source, copy
 from client.discover import DiscoverError, NotRunning
@@ -122,7 +123,11 @@ def copy_command(
     """
     with contextlib.ExitStack() as stack:
         reader = _source(source, length, opened, stack)
+        if isinstance(reader, FileSource) and _is_same_file(reader.file, destination):
+            raise Failure(f"{source} and {destination} are the same file")
         writer = _sink(destination, reader.length, opened, stack)
+        if isinstance(reader, MemorySource) and isinstance(writer, MemorySink) and _overlap(reader, writer):
+            raise Failure(f"{source} and {destination} overlap: bytes would be overwritten before they are read")
         shown = sys.stderr.isatty() if progress is None else progress
         with _bar(shown, reader.length) as advance:
             copy(reader, writer, advance)
@@ -167,6 +172,21 @@ def _memory(name: str, opened: Callable[..., Memory], stack: contextlib.ExitStac
         except ValueError as error:
             raise Failure(f"{name}: {error}", EXIT_USAGE) from error
     return None
+
+
+def _is_same_file(file: BinaryIO, name: str) -> bool:
+    """Whether `name` is the regular file that is read: opening it for writing would empty it."""
+    try:
+        found, status = os.stat(name), os.fstat(file.fileno())
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and os.path.samestat(found, status)
+
+
+def _overlap(source: MemorySource, sink: MemorySink) -> bool:
+    """Whether some byte of one memory is in both, at another place of the copy."""
+    distance = abs(source.offset - sink.offset)
+    return source.memory.target == sink.memory.target and 0 < distance < (source.length or 0)
 
 
 def _file(name: str, mode: str) -> BinaryIO:
@@ -223,7 +243,9 @@ def _open(uri: str | None, timeout: float) -> Memory:
 def _explain(error: Exception) -> Failure | None:
     if isinstance(error, Timeout):
         return Failure(str(error), EXIT_TIMEOUT)
-    return Failure(str(error)) if isinstance(error, ClusterError | IndexError | OSError) else None
+    if isinstance(error, OSError):
+        return Failure(system_words(error))
+    return Failure(str(error)) if isinstance(error, ClusterError | IndexError) else None
 
 
 def main() -> None:

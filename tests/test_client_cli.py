@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -129,6 +130,7 @@ def test_copy_to_a_stdout_that_is_a_file_leaves_what_is_there(memclient, tmp_pat
         (("copy", "memory:", "out", "--length", "2MiB"), 1, "beyond the memory"),
         (("copy", "/nonexistent", "memory:"), 1, "/nonexistent: No such file or directory"),
         (("copy", "memory:", "/nonexistent/out"), 1, "/nonexistent/out: No such file or directory"),
+        (("copy", "memory:", "memory:4KiB", "--length", "8KiB"), 1, "overlap"),
         (("copy", "memory:x", "out"), 2, "'x' is not a size"),
         (("copy", "memory:", "nbd+unix:///"), 2, "names no socket"),
         (("copy", "memory:", "nbd+unix:///?socket=none"), 3, "cannot connect: No such file or directory"),
@@ -215,3 +217,33 @@ def test_ctrl_c_ends_a_copy_quietly():
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert b"Traceback" not in errors
+
+
+@pytest.mark.parametrize("name", ["disk.img", "link"])
+def test_a_file_is_not_copied_onto_itself(memclient, tmp_path, name):
+    """Opened for writing it would be empty before it is read, under whatever name."""
+    (tmp_path / "disk.img").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("disk.img")
+    assert_one_sentence(memclient("copy", "disk.img", name, check=False), 1, "are the same file")
+    with open(tmp_path / "disk.img", "rb") as file:
+        command = memclient_command("--uri", memclient.uri, "copy", "-", name)
+        done = subprocess.run(command, cwd=tmp_path, stdin=file, stderr=subprocess.PIPE, check=False)
+    assert_one_sentence(done, 1, "are the same file")
+    assert (tmp_path / "disk.img").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("words", [("info",), ("read", "0", "1MiB")])
+def test_a_full_disk_is_one_sentence(memclient, words):
+    """Where stdout leads to it."""
+    with open("/dev/full", "wb") as full:
+        command = memclient_command("--uri", memclient.uri, *words)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert_one_sentence(done, 1, "memclient: No space left on device")
+
+
+@pytest.mark.parametrize("words", ["info >&-", "read 0 10 >&-", "write 0 <&-", "info >&- 2>&-", "copy - - <&- >&-"])
+def test_streams_that_are_closed_lead_nowhere(memclient, words):
+    """No traceback, and no socket that gets the number of one and what is printed there."""
+    command = shlex.join(memclient_command("--uri", memclient.uri))
+    done = run("sh", "-c", f"{command} {words}")
+    assert done.stdout == done.stderr == b""
