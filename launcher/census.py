@@ -11,7 +11,7 @@ import psutil
 
 from launcher.child import Child
 from launcher.config import ClusterConfig
-from launcher.lifecycle import Lifecycle
+from launcher.lifecycle import Lifecycle, State
 from node.cluster_map import ClusterMap
 from node.loop import Loop
 from node.spec import NodeSpec
@@ -71,15 +71,19 @@ class Census:
         cluster, config = self._cluster, self._cluster.config
         pids = {child.pid for child in cluster.children.values()}
         self._seen = {pid: process for pid, process in self._seen.items() if pid in pids}
+        nodes = [self._node(name, counters.get(name, {})) for name in cluster.lifecycle.nodes]
+        state = cluster.lifecycle.health
+        if state == "running" and not all(node["ready"] for node in nodes):  # the lifecycle asks nobody
+            state = "degraded"
         return {
             "cluster": config.name,
-            "state": cluster.lifecycle.health,
+            "state": state,
             "uri": cluster.uri,
             "topology": config.topology,
             "memory": config.memory,
             "file": str(config.file),
             "supervisor": os.getpid(),
-            "nodes": [self._node(name, counters.get(name, {})) for name in cluster.lifecycle.nodes],
+            "nodes": nodes,
         }
 
     def _node(self, name: str, counters: Answer) -> Answer:
@@ -87,12 +91,14 @@ class Census:
         node, spec = cluster.lifecycle.nodes[name], cluster.specs[name]
         child = cluster.children.get(name) if node.alive else None
         state = "paused" if child is not None and child.identity.stopped else str(node.state)
+        ready = state == State.READY and "clients" in counters
+        silent = state == State.READY and not ready
         rss, cpu = self._usage(child) if child is not None else (0, 0.0)
         return {
             "name": name,
             "role": spec.role,
             "state": state,
-            "ready": state == "ready" and "clients" in counters,
+            "ready": ready,
             "pid": child.pid if child is not None else None,
             "address": cluster.map.address(spec.role, spec.index),
             "range": cluster.map.range(spec.role, spec.index),
@@ -102,7 +108,7 @@ class Census:
             "requests": 0,
             "rss_bytes": rss,
             "cpu_percent": cpu,
-            "reason": node.reason,
+            "reason": f"no answer in {ANSWER_WITHIN:g} s" if silent else node.reason,
             **{key: value for key, value in counters.items() if key not in ("answer", "error")},
         }
 

@@ -495,12 +495,17 @@ def test_the_client_limit_refuses_one_more_and_gives_slots_back(make_cluster, to
 
 
 def test_status_of_a_paused_node(make_cluster):
-    """A node stopped by SIGSTOP is paused, the cluster answers, and the exit code is 0 again after SIGCONT."""
+    """A node stopped by SIGSTOP is paused and the cluster degraded, exit code 4; after SIGCONT it is 0 again."""
     cluster = make_cluster()
     logger = Identity.of(cluster.pid("logger1"))
     logger.signal(signal.SIGSTOP)
+    status = cluster.command("status", check=False)
+    assert status.returncode == 4
+    assert b" is degraded: " in status.stdout
+    assert b"; logger1 is paused" in status.stdout
     [node] = [node for node in cluster.status()["nodes"] if node["name"] == "logger1"]
     assert node["state"] == "paused"
     assert not node["ready"]
     logger.signal(signal.SIGCONT)
     assert wait_until_running(cluster)
+    assert cluster.command("status").returncode == 0
