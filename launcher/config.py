@@ -23,6 +23,8 @@ from launcher.schema import MAX_SERVERS, TAGS, Clients, ClusterFile, Logs, Resta
 from node import topology
 from node.address import Address
 
+Place = tuple[int | str, ...]
+"""The way to a value: ("servers", 1, "listen")."""
 PAGE = 4096
 MAX_UNIX_PATH = 107
 """Bytes in the path of a unix socket, at most (Linux)."""
@@ -121,15 +123,14 @@ def load(path: Path, available: int | None = None) -> ClusterConfig:
     except ValidationError as error:
         problems = [_explain(name, document, details) for details in error.errors()]
         wrong = {details["loc"][0] for details in error.errors()}
-        if "memory" in wrong:
-            raise ConfigError(problems) from error
-        # The rest can still be held against one another.
-        parsed = ClusterFile.model_validate({key: value for key, value in values.items() if key not in wrong})
+        # The rest can still be held against one another; no check looks at a memory that is wrong.
+        right = {key: value for key, value in values.items() if key not in wrong}
+        parsed = ClusterFile.model_validate({"memory": 1, **right})
     config = _complete(path, parsed)
     problems += [
         Problem(name, *document.values.get(where, (1, 1)), message)
-        for where, message in _check(config, parsed, _machine_memory() if available is None else available)
-        if where[0] not in wrong and not wrong & {"memory", "servers", "layout"}
+        for keys, where, message in _check(config, parsed, _machine_memory() if available is None else available)
+        if not keys & wrong
     ]
     if problems:
         raise ConfigError(problems)
@@ -189,52 +190,65 @@ def _absolute(address: Address, folder: Path) -> Address:
     return replace(address, path=str(folder / address.path)) if address.path else address
 
 
-def _check(config: ClusterConfig, parsed: ClusterFile, available: int) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """What is wrong with keys that are right one by one: (where, what)."""
+def _check(config: ClusterConfig, parsed: ClusterFile, available: int) -> Iterator[tuple[set[str], Place, str]]:
+    """What is wrong with keys that are right one by one: (the keys that were looked at, where, what)."""
     listed = not isinstance(parsed.servers, int)
     total = sum(server.memory for server in config.servers)
     if listed and total != config.memory:
-        yield ("servers",), (
+        yield {"memory", "servers"}, ("servers",), (
             f"servers add up to {format_size(total)} ({total} bytes), memory is {format_size(config.memory)} "
             f"({config.memory} bytes)"
         )
     unit = config.stripe or PAGE
     what = "stripes" if config.stripe else "pages"
     if not listed and config.memory < unit * len(config.servers):
-        yield (
-            ("memory",),
+        yield {"memory", "servers", "layout"}, ("memory",), (
             f"memory of {format_size(config.memory)} is less than one of the {what} of {unit} bytes for each of "
-            f"{len(config.servers)} servers",
+            f"{len(config.servers)} servers"
         )
     elif config.stripe and config.memory % config.stripe:
-        yield ("memory",), f"memory must be whole stripes of {format_size(config.stripe)}"
+        yield {"memory", "layout"}, ("memory",), f"memory must be whole stripes of {format_size(config.stripe)}"
     for index, server in enumerate(config.servers if listed else ()):
         if config.stripe and server.memory % config.stripe:
-            yield ("servers", index, "memory"), f"memory must be whole stripes of {format_size(config.stripe)}"
-    if listed and parsed.listen is not None:
-        assert not isinstance(parsed.servers, int)
-        first = parsed.servers[0].listen
+            message = f"memory must be whole stripes of {format_size(config.stripe)}"
+            yield {"servers", "layout"}, ("servers", index, "memory"), message
+    if config.storage is None and config.memory > available:
+        yield {"memory", "storage"}, ("memory",), (
+            f"memory of {format_size(config.memory)} is more than this machine can hold ({available >> 20} MiB); "
+            "make it smaller, or give a directory as storage"
+        )
+    yield from _check_addresses(config, parsed)
+
+
+def _check_addresses(config: ClusterConfig, parsed: ClusterFile) -> Iterator[tuple[set[str], Place, str]]:
+    """As `_check`, of where servers and metrics listen."""
+    where: Place
+    entries = () if isinstance(parsed.servers, int) else parsed.servers
+    if entries and parsed.listen is not None:
+        first = entries[0].listen
         if first is not None and first != parsed.listen:
-            yield ("servers", 0, "listen"), f"server 0 listens on {first} by this, on {parsed.listen} by listen"
-    inner = [] if isinstance(parsed.servers, int) else parsed.servers[1:]
-    chosen = [index for index, server in enumerate(inner, start=1) if server.listen is not None]
+            where = "servers", 0, "listen"
+            yield {"servers", "listen"}, where, f"server 0 listens on {first} by this, on {parsed.listen} by listen"
+    chosen = [index for index, server in enumerate(entries) if index and server.listen is not None]
     if chosen and topology.load(config.topology).hands_over:
         for index in chosen:
-            yield ("servers", index, "listen"), f"with topology {config.topology} only server 0's address can be chosen"
-    if config.storage is None and config.memory > available:
-        yield (
-            ("memory",),
-            f"memory of {format_size(config.memory)} is more than this machine can hold ({available >> 20} MiB); "
-            "make it smaller, or give a directory as storage",
-        )
-    seen: set[Address] = set()
-    for index, server in enumerate(config.servers):
-        where = ("servers", index, "listen") if listed and index else ("listen",)
-        if len(server.listen.path.encode()) > MAX_UNIX_PATH:
-            yield where, f"the path of a unix socket has at most {MAX_UNIX_PATH} bytes: {server.listen.path}"
-        if server.listen in seen and server.listen.port != 0:
-            yield where, f"{server.listen} is another server's address already"
-        seen.add(server.listen)
+            where = "servers", index, "listen"
+            message = f"with topology {config.topology} only server 0's address can be chosen"
+            yield {"servers", "topology"}, where, message
+    addresses: list[tuple[Place, Address]] = [
+        (("servers", index, "listen") if entries and (index or parsed.listen is None) else ("listen",), server.listen)
+        for index, server in enumerate(config.servers)
+    ]
+    if config.metrics is not None:
+        addresses.append((("metrics",), config.metrics))
+    seen: dict[Address, str] = {}
+    for where, address in addresses:
+        key = str(where[0])
+        if len(address.path.encode()) > MAX_UNIX_PATH:
+            yield {key}, where, f"the path of a unix socket has at most {MAX_UNIX_PATH} bytes: {address.path}"
+        if address in seen and (address.port or address.path):
+            yield {key, seen[address]}, where, f"{address} is the address of another already"
+        seen.setdefault(address, key)
 
 
 def _machine_memory() -> int:
@@ -277,12 +291,12 @@ def _explain(file: str, document: Document, details: ErrorDetails) -> Problem:
             return Problem(file, *place, f"{label}: {details['msg']} (got {given!r})")
 
 
-def _or_more(where: tuple[int | str, ...]) -> str:
+def _or_more(where: Place) -> str:
     return " or a list of {memory, listen}" if where == ("servers",) else ""
 
 
-def _unknown(where: tuple[int | str, ...]) -> str:
-    models: dict[tuple[int | str, ...], type[BaseModel]] = {
+def _unknown(where: Place) -> str:
+    models: dict[Place, type[BaseModel]] = {
         (): ClusterFile,
         ("servers",): Server,
         ("clients",): Clients,

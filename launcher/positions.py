@@ -58,8 +58,10 @@ def parse(text: str) -> Document:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         raise YAMLProblem(f"not YAML: {error.problem or error.context}", line, column) from error
-    except yaml.YAMLError as error:  # a character that YAML does not allow
-        raise YAMLProblem(f"not YAML: {' '.join(str(error).split())}", 1, 1) from error
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        line, column = before.count("\n") + 1, error.position - before.rfind("\n")
+        raise YAMLProblem(f"not YAML: the character U+{error.character:04X} is not allowed", line, column) from error
     except RecursionError as error:
         raise YAMLProblem("nested too deeply", 1, 1) from error
     if root is not None:

@@ -73,6 +73,12 @@ CASES = [
     ("- 1", "1:1: must be keys and values, memory: 64MiB at least"),
     ("", "1:1: must be keys and values, memory: 64MiB at least"),
     ("memory: &a [*a]", "1:9: aliases make it endless"),
+    ("memory: 1MiB\nname: a\x01b", "2:8: not YAML: the character U+0001 is not allowed"),
+    ("memory: 2MiB\nservers: [{memory: 1MiB}, {memory: 1MiB, listen: '127.0.0.1:10809'}]",
+     "2:50: 127.0.0.1:10809 is the address of another already"),
+    ("memory: 2MiB\nlisten: unix:/a\nservers: [{memory: 1MiB}, {memory: 1MiB, listen: 'unix:/a'}]",
+     "3:50: unix:/a is the address of another already"),
+    ("memory: 1MiB\nmetrics: 127.0.0.1:10809", "2:10: 127.0.0.1:10809 is the address of another already"),
 ]  # fmt: skip
 
 
@@ -88,6 +94,19 @@ def test_all_mistakes_are_told_at_once(folder):
     assert [line.split(" ")[0] for line in problems(text)] == [
         "cluster.yaml:2:10:", "cluster.yaml:3:11:", "cluster.yaml:4:15:", "cluster.yaml:5:1:",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "places"), [
+    ("memory: 2GiB\nservers: 0", ["1:9", "2:10"]),
+    ("memory: x\nlisten: unix:/a\nmetrics: unix:/a", ["1:9", "3:10"]),
+    ("memory: 3MiB\nlayout: round\nservers: [{memory: 1MiB}]", ["2:9", "3:10"]),
+    ("memory: x\nservers: [{memory: 1MiB}]\nlayout: {stripe: 2MiB}", ["1:9", "2:20"]),
+    ("memory: 1KiB\nservers: 2\nlayout: {stripe: 3}", ["3:18"]),
+    ("memory: 2GiB\nstorage: 3", ["2:10"]),
+])  # fmt: skip
+def test_a_mistake_hides_only_what_depends_on_it(folder, text, places):
+    """What can still be held against one another is; nothing is held against a value that is wrong itself."""
+    assert [line.split(": ")[0] for line in problems(text, MACHINE)] == [f"cluster.yaml:{place}" for place in places]
 
 
 @pytest.mark.parametrize("text", ["memory: [", "memory: 1MiB\n\tservers: 2", "memory: 'x", "a: b: c", b"\xff\xfe\x00"])
