@@ -85,15 +85,19 @@ def remove_stale(path: str) -> None:
 
 
 def _holder(address: Address) -> str:
-    """ by process 'python3' (pid 4711)`, as far as this user may see it."""
-    if address.path:
-        return ""
+    """` by process 'python3' (pid 4711)`, as far as this user may see it; or what else is at the path."""
     import psutil
 
     try:
-        for found in psutil.net_connections(kind="tcp"):
-            if found.status == psutil.CONN_LISTEN and found.laddr and found.laddr.port == address.port and found.pid:
+        if address.path and not stat.S_ISSOCK(os.stat(address.path).st_mode):
+            return " by something that is no socket"
+        for found in psutil.net_connections(kind="unix" if address.path else "tcp"):
+            if address.path:
+                holds = found.laddr == address.path
+            else:
+                holds = found.status == psutil.CONN_LISTEN and found.laddr and found.laddr.port == address.port
+            if holds and found.pid:
                 return f" by process {psutil.Process(found.pid).name()!r} (pid {found.pid})"
-    except psutil.Error:
+    except (psutil.Error, OSError):
         pass
     return ""

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -127,11 +128,23 @@ class Cluster:
         shutil.rmtree(self.directory, ignore_errors=True)
         return problems
 
+    def processes(self) -> list[Identity]:
+        """Everything that says by its title that it is of this cluster, or works in its folder, recorded or not."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.cwd() == str(self.folder) or f"memcluster {self.name}:" in " ".join(process.cmdline()):
+                    found.append(Identity.of(process.pid))
+            except psutil.Error:
+                continue
+        return [identity for identity in found if identity is not None and identity.alive]
+
     def left_behind(self, seconds: float = 5.0) -> list[str]:
         """Processes and files of this cluster that are still there."""
         problems = []
-        if not wait_gone(list(self._seen.values()), seconds):
+        if not wait_gone([*self._seen.values(), *self.processes()], seconds):
             problems += [f"process {identity}" for identity in self._seen.values() if identity.alive]
+        problems += [f"process {identity} of which nothing was known" for identity in self.processes()]
         if self.directory.exists():
             problems.append(f"{self.directory}: {sorted(entry.name for entry in self.directory.iterdir())}")
         path = str(self.keys["listen"]).partition("unix:")[2]

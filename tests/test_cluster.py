@@ -119,12 +119,20 @@ def test_a_port_in_use_names_its_holder_and_starts_nothing(tmp_path):
 
 
 def test_a_stale_unix_socket_is_replaced_and_a_living_one_is_not(tmp_path):
-    """A socket file on which nobody listens is no reason to refuse; somebody who listens is."""
+    """A socket file on which nobody listens is no reason to refuse; somebody who listens is, and a plain file."""
     cluster = Cluster(tmp_path, listen="unix:m.sock")
+    (tmp_path / "m.sock").write_text("not a socket")
+    refused = cluster.command("up", "-d", check=False)
+    assert refused.returncode == 5
+    assert b"is already in use by something that is no socket" in refused.stderr
+    assert (tmp_path / "m.sock").read_text() == "not a socket"
+    (tmp_path / "m.sock").unlink()
     with socket.socket(socket.AF_UNIX) as old:
         old.bind(str(tmp_path / "m.sock"))
         old.listen()
-        assert cluster.command("up", "-d", check=False).returncode == 5
+        refused = cluster.command("up", "-d", check=False)
+        assert refused.returncode == 5
+        assert f"(pid {os.getpid()})" in refused.stderr.decode()
     cluster.up()
     with cluster.connect() as memory:
         assert memory.size == 1 << 20

@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import time
 
-import psutil
 import pytest
 from harness import Cluster
 
-from launcher.identity import Identity
 from launcher.leftovers import wait_gone
 
 SHARES = 4
 """The sweep is cut into so many tests, which run side by side."""
 
 
-def processes_of(cluster: Cluster) -> list[Identity]:
-    """Whatever runs in the cluster's folder, or bears its name: recorded anywhere or not."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.cwd() == str(cluster.folder) or f"memcluster {cluster.name}:" in " ".join(process.cmdline()):
-                found.append(Identity.of(process.pid))
-        except psutil.Error:
-            continue
-    return [identity for identity in found if identity is not None and identity.alive]
-
-
 def assert_no_process_is_left(cluster: Cluster) -> None:
     """All of them go by themselves; a deadline, no sleep: each is waited for with its pidfd."""
     deadline = time.monotonic() + 10
-    while left := processes_of(cluster):
+    while left := cluster.processes():
         assert wait_gone(left, max(0.0, deadline - time.monotonic())), left
 
 
