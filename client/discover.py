@@ -39,13 +39,14 @@ def cluster_name(file: Path) -> str:
     import yaml
 
     try:
-        document = yaml.safe_load(file.read_text())
+        # Scalars as they are written: by YAML 1.1 `name: off` would be False, for the launcher it is a word.
+        document = yaml.load(file.read_text(), yaml.BaseLoader)
     except FileNotFoundError as error:
         raise DiscoverError(f"{file}: no such file; say which cluster with --uri or MEMCLUSTER_URI") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DiscoverError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     name = document.get("name") if isinstance(document, dict) else None
-    name = default_name(file) if name is None else str(name)
+    name = default_name(file) if name in (None, "") else str(name)
     if not NAME.fullmatch(name):
         raise DiscoverError(f"{file}: {name!r} is no name of a cluster")
     return name

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from client.discover import cluster_name
 from launcher.config import ConfigError, dump, json_schema, load
 from node.address import Address
 
@@ -120,6 +121,13 @@ def test_a_file_that_is_not_there(folder):
     """One sentence."""
     with pytest.raises(ConfigError, match="no such file"):
         load(Path("missing.yaml"))
+
+
+@pytest.mark.parametrize("name", ["demo", "off", "No", "'7'", "12", "1_000", "", None])
+def test_clients_find_a_cluster_by_the_name_that_the_launcher_gives_it(folder, name):
+    """Both read the same file, the client only its name."""
+    text = "memory: 1MiB\n" + (f"name: {name}\n" if name is not None else "")
+    assert loaded(text).name == cluster_name(Path("cluster.yaml"))
 
 
 def test_every_key_but_memory_has_a_default(folder):
