@@ -93,9 +93,9 @@ def _holder(address: Address) -> str:
             return " by something that is no socket"
         for found in psutil.net_connections(kind="unix" if address.path else "tcp"):
             if address.path:
-                holds = found.laddr == address.path
+                holds = str(found.laddr) == address.path
             else:
-                holds = found.status == psutil.CONN_LISTEN and found.laddr and found.laddr.port == address.port
+                holds = found.status == psutil.CONN_LISTEN and bool(found.laddr) and found.laddr.port == address.port
             if holds and found.pid:
                 return f" by process {psutil.Process(found.pid).name()!r} (pid {found.pid})"
     except (psutil.Error, OSError):
