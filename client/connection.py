@@ -356,7 +356,7 @@ class Handshake:
         try:
             self.sock = _connect(target, time.monotonic() + seconds)
         except TimeoutError as error:
-            raise Timeout(target, "connection", seconds) from error
+            raise Timeout(target, "connection", max(0.0, seconds)) from error
         except OSError as error:
             raise Disconnected(target, f"cannot connect: {error.strerror or error}") from error
         self.sock.setblocking(False)

@@ -23,6 +23,8 @@ from node.nbd.wire import Command, CommandFlag, Error, Status, TransmissionFlag
 T = TypeVar("T")
 MAX_EFFECT = 1 << 30
 """Bytes that one request without payload (zero, trim, …) covers, at most."""
+STRETCH = 1 << 20
+"""Bytes that are read at a time where a program goes through the memory byte by byte."""
 _ZEROES = memoryview(bytes(1 << 20))
 
 
@@ -101,6 +103,7 @@ class Memory:
 
     @property
     def target(self) -> Target:
+        """The address and the export; `str` makes its URI."""
         return self._connection.target
 
     @property
@@ -115,10 +118,12 @@ class Memory:
 
     @property
     def read_only(self) -> bool:
+        """The server takes no writes; they are a ReadOnly error before anything is sent."""
         return bool(self.flags & TransmissionFlag.READ_ONLY)
 
     @property
     def description(self) -> str:
+        """The server's words for the export; empty if it has none."""
         return self._connection.session.description
 
     @property
@@ -314,6 +319,14 @@ class Memory:
         else:
             self.pwrite(bytes([value]), self._index(index))
 
+    def __iter__(self) -> Iterator[int]:
+        """The bytes as numbers, each as it is about when its turn comes."""
+        for start, end in self._cut(self.size, STRETCH):
+            yield from self.pread(end - start, start)
+
+    def __bytes__(self) -> bytes:
+        return self.pread(self.size, 0)
+
     def _slice(self, index: slice) -> tuple[int, int]:
         start, stop, step = index.indices(self.size)
         if step != 1:
@@ -339,7 +352,7 @@ class Memory:
         self.close()
 
     def _check(self, length: int, offset: int, writing: Command | None = None) -> None:
-        if length < 0 or offset < 0:
+        if operator.index(length) < 0 or operator.index(offset) < 0:
             raise ValueError(f"{length} bytes at {offset}: neither may be negative")
         if offset + length > self.size:
             raise IndexError(f"{length} bytes at {offset} are beyond the memory of {self.size} bytes")

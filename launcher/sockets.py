@@ -95,7 +95,8 @@ def _holder(address: Address) -> str:
             if address.path:
                 holds = str(found.laddr) == address.path
             else:
-                holds = found.status == psutil.CONN_LISTEN and bool(found.laddr) and found.laddr.port == address.port
+                listens = found.status == psutil.CONN_LISTEN
+                holds = bool(listens and found.laddr and found.laddr.port == address.port)
             if holds and found.pid:
                 return f" by process {psutil.Process(found.pid).name()!r} (pid {found.pid})"
     except (psutil.Error, OSError):

@@ -291,6 +291,20 @@ def test_a_slice_is_the_slice_of_bytes(small, part):
         small[part] = MODEL[part] + b"x"
 
 
+def test_a_memory_is_gone_through_in_stretches(small, monkeypatch):
+    """bytes(), iteration and `in` do not ask for each byte by itself, and there is a last one."""
+    monkeypatch.setattr("client.memory.STRETCH", 64)
+    asked = []
+    read = small.pread
+    monkeypatch.setattr(small, "pread", lambda length, offset: asked.append((length, offset)) or read(length, offset))
+    assert bytes(small) == MODEL
+    assert bytes(small)[5:9] == MODEL[5:9]
+    asked.clear()
+    assert list(small) == list(MODEL)
+    assert asked == [(64, 0), (64, 64), (64, 128), (8, 192)]
+    assert MODEL[199] in small
+
+
 def test_len_is_the_size(small):
     """len() and size agree."""
     assert len(small) == small.size == 200
@@ -303,6 +317,9 @@ def test_len_is_the_size(small):
         (lambda memory: memory.pread(201, 0), IndexError),
         (lambda memory: memory.pread(-1, 0), ValueError),
         (lambda memory: memory.pread(1, -1), ValueError),
+        (lambda memory: memory.pread(1.5, 0), TypeError),
+        (lambda memory: memory.pread(1, "0"), TypeError),
+        (lambda memory: memory.pwrite(b"a", 1.0), TypeError),
         (lambda memory: memory.pwrite(b"ab", 199), IndexError),
         (lambda memory: memory.pwrite("text", 0), TypeError),
         (lambda memory: memory.readinto(b"constant", 0), TypeError),
@@ -321,6 +338,7 @@ def test_misuse_is_pythons_own_error_and_sends_nothing(small, misuse, error):
     """IndexError, ValueError or TypeError, raised before a byte leaves; the memory is as it was."""
     with pytest.raises(error):
         misuse(small)
+    assert ", 0 in flight" in repr(small)
     assert small[:] == MODEL
 
 
