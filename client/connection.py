@@ -380,7 +380,10 @@ class Handshake:
         except nbd.Refused as error:
             self.sock.close()
             raise Refused(self.target, error) from error
-        except (OSError, nbd.ProtocolError) as error:
+        except OSError as error:
+            self.sock.close()
+            raise Disconnected(self.target, error.strerror or str(error)) from error
+        except nbd.ProtocolError as error:
             self.sock.close()
             raise Disconnected(self.target, str(error)) from error
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from contextlib import contextmanager
 
@@ -383,6 +384,24 @@ def test_somebody_else_listens(words, reason):
 
     with scripted(script) as uri, pytest.raises(Disconnected, match=reason):
         Connection(parse_uri(uri))
+
+
+def test_a_server_that_resets_the_connection_is_told_in_the_system_s_words():
+    """Without the number of the error, and no matter that it was in the middle of the handshake."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def reset() -> None:
+            sock, _ = server.accept()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+
+        thread = threading.Thread(target=reset)
+        thread.start()
+        with pytest.raises(Disconnected) as caught:
+            Connection(Target("127.0.0.1", server.getsockname()[1]), timeout=30)
+        thread.join()
+    assert caught.value.reason.endswith("Connection reset by peer")
+    assert "Errno" not in caught.value.reason
 
 
 def test_a_server_that_says_nothing_is_given_up_in_time():
