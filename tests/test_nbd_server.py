@@ -438,3 +438,13 @@ def test_a_handshake_byte_by_byte():
     feed(session, OPEN_STRUCTURED, step=1)
     assert session.export is not None
     assert session.structured
+
+
+def test_asking_twice_where_bytes_belong_loses_none():
+    """A socket that was said to be readable may have nothing after all: then the same is asked again."""
+    session = ServerSession(Exports(), lambda _: None)
+    for byte in (0).to_bytes(4, "big") + wire.OPTION.pack(wire.IHAVEOPT, Option.ABORT, 0):
+        session.receive_buffer()
+        session.receive_buffer()[0] = byte
+        session.received(1, 1 << 20)
+    assert session.finished

@@ -189,7 +189,6 @@ class ServerSession(Replies):
         self._end = len(rest)
         if rest:
             self._scratch[: len(rest)] = rest
-            self._rest = b""
 
     def _parse(self, budget: int) -> list[Request]:
         self.waiting = False
@@ -199,8 +198,7 @@ class ServerSession(Replies):
             position = self._feed(position)
         if self._handshake is None and not self.finished:
             position = self._parse_requests(position, budget, requests)
-        if position < self._end and not self.finished:
-            self._rest = bytes(self._scratch[position : self._end])
+        self._rest = bytes(self._scratch[position : self._end]) if position < self._end and not self.finished else b""
         return requests
 
     def _read_away(self, position: int, requests: list[Request]) -> int:
