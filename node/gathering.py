@@ -9,14 +9,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 from node import topology
 from node.filter import MAX_TIME, Filter
 from node.history import History
 from node.loop import Loop, Timer
-from node.merge import Entry, Live, Merger
+from node.merge import UNKNOWN, Entry, Live, Merger
 from node.shares import BATCH, POLL, LocalShare, RemoteShare
 from node.spec import NodeSpec
 
@@ -63,7 +62,7 @@ class Gathering:
         self.wanted = wanted
         self.follow = follow
         self.output = output
-        self._began = time.time_ns()
+        self._epoch = time.time_ns() - time.monotonic_ns()  # wall clock, but steady
         self.live = False
         """The histories are given; now it is news."""
         self._trouble: dict[str, str] = {}
@@ -78,8 +77,8 @@ class Gathering:
         self._lost: dict[int, RemoteShare] = {}  # to be tried again
         if follow:
             patience = int((spec.bounds.retry_timeout + 5) * 1e9)
-            begin = MAX_TIME if wanted.last else wanted.since  # of the last N, their first entry tells
-            self._gate = Live(dict.fromkeys(servers, begin), patience)
+            floor = UNKNOWN if wanted.last or wanted.since else 0
+            self._gate = Live(dict.fromkeys(servers, floor), WINDOW, patience)
         self._shares: dict[int, Share] = {}
         for server in servers:
             if server == spec.index:
@@ -112,19 +111,19 @@ class Gathering:
         self._asked.discard(server)
         if self.live:
             assert self._gate is not None
-            self._gate.add(batch)
+            self._gate.add(batch, self._now())
             if missing:
                 self.output.tell({"gaps": [{"node": f"server{server}", "records": missing}]})
         else:
-            if self._gate is not None and batch:
-                self._gate.causes[server] = min(self._gate.causes.get(server, MAX_TIME), batch[0][0])
+            if self._gate is not None:
+                self._gate.expect(batch)
             self._merger.feed(server, batch)
         self.go_on()
 
     def ended(self, server: int, gaps: Sequence[tuple[int, int]], trouble: str) -> None:
         self._asked.discard(server)
-        if self._gate is not None and self._gate.causes.get(server) == MAX_TIME:
-            self._gate.causes[server] = 0  # its log is empty: all its requests are still to come
+        if self._gate is not None and self._gate.floors.get(server) == UNKNOWN:
+            self._gate.floors[server] = 0  # nothing of its log is given: all its requests are still to come
         found = [{"node": f"server{server}", "after": after, "records": count} for after, count in gaps]
         if trouble:
             self._lose(server, trouble)
@@ -139,7 +138,7 @@ class Gathering:
         self._lost.pop(server)
         self._trouble.pop(f"logger{server}", None)
         assert self._gate is not None
-        self._gate.causes.setdefault(server, 0)
+        self._gate.floors.setdefault(server, 0)
         self.output.tell({"back": [f"logger{server}"]})
         self.go_on()
 
@@ -151,13 +150,13 @@ class Gathering:
         if not (self.follow and isinstance(share, RemoteShare)):
             del self._shares[server]
             if self._gate is not None:
-                self._gate.causes.pop(server, None)
+                self._gate.floors.pop(server, None)
         else:
             self._lost[server] = share
             if self.live:
                 share.retry()
             elif self._gate is not None:
-                self._gate.causes.pop(server, None)
+                self._gate.floors.pop(server, None)
         if self.live:
             self.output.tell({"missing": [name], "trouble": {name: trouble}})
 
@@ -192,8 +191,7 @@ class Gathering:
 
     def _pass_on(self, batch: list[Entry]) -> None:
         if self._gate is not None:
-            self._gate.add(batch)
-            batch = self._gate.take(MAX_TIME, time.time_ns())
+            batch = self._gate.pass_on(batch, self._now())
         if self._tail is not None:
             self._tail += batch
         elif batch:
@@ -211,8 +209,6 @@ class Gathering:
         self.output.tell({"live": True, "missing": sorted(self._trouble), "trouble": self._trouble, "gaps": self._gaps})
         self._gaps = []
         for share in self._lost.values():
-            if self.wanted.last:
-                share.wanted = replace(share.wanted, last=0, since=max(self.wanted.since, self._began))
             share.retry()
         self._tick()
         self.go_on()
@@ -222,14 +218,16 @@ class Gathering:
         self._timer = self.loop.after(POLL, self._tick)
         if self.output.ready:
             assert self._gate is not None
-            now = time.time_ns()
-            if batch := self._gate.take(now - WINDOW, now):
+            if batch := self._gate.take(self._now()):
                 self.output.write(batch)
+
+    def _now(self) -> int:
+        return self._epoch + time.monotonic_ns()
 
     def _finish(self) -> None:
         if self._closed:
             return
-        if self.live and self._gate is not None and (batch := self._gate.take(MAX_TIME, MAX_TIME)):
+        if self.live and self._gate is not None and (batch := self._gate.take(MAX_TIME)):
             self.output.write(batch)
         self.close()
         self.output.finish({"missing": sorted(self._trouble), "trouble": self._trouble, "gaps": self._gaps})

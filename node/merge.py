@@ -8,23 +8,25 @@ starts, for a request starts before its pieces do. Three steps lead there:
    request, its server waits until the request has been given. A server's identifiers grow with time, so one number a
    server tells which of its requests have been given or will never be.
 3. `Live` does the same for what happens now (`logs -f`), when a request is logged after its pieces: a record waits for
-   a short window, and a piece for its request.
+   a short window, and a piece for its request. It does not trust the servers' clocks either.
 
 Each holds what it must and no more: what was in flight where a block ended, a batch of each server, a window.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush, heapreplace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from node.record import KEY, RECORD_SIZE, SERVER_SHIFT, Kind
+from node.record import KEY, RECORD, RECORD_SIZE, SERVER_SHIFT, Event, Kind, Record, first_identifier
 
 REQUEST = int(Kind.REQUEST)
 PIECE = int(Kind.PIECE)
+EVENT = int(Kind.EVENT)
 
 Entry = tuple[int, int, int, int, bytes]
 """A record in the merge: start, kind, identifier, the server that wrote it, and its slot. Entries compare in the order
@@ -226,74 +228,111 @@ def merge(logs: Mapping[int, Iterable[Entry]], batch: int = 1024) -> Iterator[En
 # -- what happens now --------------------------------------------------------------------------------------------
 
 REMEMBERED = 1 << 17
-"""Requests that are remembered as given, for the sake of pieces that come after them."""
+"""Requests of a server that are remembered as given, for the sake of pieces that come after them."""
 HELD = 1 << 17
 """Pieces that wait for their requests, at most; beyond, the oldest is given without."""
+UNKNOWN = (1 << 64) - 1
+"""A floor: no request of this server has been seen yet, so none is expected."""
 
 
 class Live:
-    """Gives entries that come in no order: after the window in which earlier ones may still come.
+    """Gives entries that come in no order: each after the window in which earlier ones may still come.
 
-    A piece waits for its request as long as the request may be in flight, `patience` ns after the piece's start.
-    `causes` are the servers whose logs are followed, each with the time from which on its requests are to be expected.
+    How long something has waited is told by the clock of this process (`now`, ns), and which requests are still to
+    come by their identifiers: the servers' clocks, which may be hours apart, only put in order what is given together.
+    A piece waits for its request for `patience` ns, as long as the request may be in flight.
+
+    `floors` are the servers whose logs are followed, each with an identifier: requests up to this one have been given,
+    or will never be.
     """
 
-    def __init__(self, causes: Mapping[int, int], patience: int) -> None:
-        self.causes = dict(causes)
+    def __init__(self, floors: Mapping[int, int], window: int, patience: int) -> None:
+        self.floors = dict(floors)
+        self._window = window
         self._patience = patience
-        self._pending: list[Entry] = []
-        self._given: dict[int, None] = {}  # identifiers of requests, the latest last
-        self._held: dict[int, list[Entry]] = {}  # pieces by identifier, in the order in which they came
+        self._coming: deque[tuple[int, Sequence[Entry]]] = deque()  # when it came, and what
+        self._given: dict[int, dict[int, None]] = {}  # by server: identifiers of requests, the latest last
+        self._held: dict[int, tuple[int, list[Entry]]] = {}  # pieces by identifier, with the time since when
         self._held_count = 0
 
     def __repr__(self) -> str:
-        return f"<Live {len(self._pending)} pending, {self._held_count} held>"
+        return f"<Live {sum(len(batch) for _, batch in self._coming)} pending, {self._held_count} held>"
 
-    def add(self, batch: Iterable[Entry]) -> None:
-        self._pending += batch
+    def add(self, batch: Sequence[Entry], now: int) -> None:
+        """What has just come."""
+        self._coming.append((now, batch))
 
-    def take(self, until: int, now: int) -> list[Entry]:
-        """What started at `until` or before and has nothing left to wait for."""
-        self._pending.sort()
-        end = bisect_left(self._pending, (until + 1,))
-        ready, self._pending = self._pending[:end], self._pending[end:]
-        taken: list[Entry] = []
-        for entry in ready:
-            _, kind, identifier, _, _ = entry
+    def expect(self, batch: Iterable[Entry]) -> None:
+        """Entries of a history that begins somewhere: requests before its first are not expected."""
+        for _, kind, identifier, _, _ in batch:
             if kind == REQUEST:
-                taken.append(entry)
-                self._given[identifier] = None
+                cause = identifier >> SERVER_SHIFT
+                if identifier <= self.floors.get(cause, 0):
+                    self.floors[cause] = identifier - 1
+
+    def take(self, now: int) -> list[Entry]:
+        """What has waited long enough, in order of start, together with what came later and started before."""
+        due: list[Entry] = []
+        while self._coming and self._coming[0][0] + self._window <= now:
+            due += self._coming.popleft()[1]
+        # A server whose clock is ahead takes nobody along: its entries would be later than all others.
+        last = max((entry for entry in due if entry[0] <= now), default=())
+        if last:
+            for index, (came, batch) in enumerate(self._coming):
+                due += [entry for entry in batch if entry <= last]
+                self._coming[index] = came, [entry for entry in batch if entry > last]
+        due.sort()
+        return self.pass_on(due, now)
+
+    def pass_on(self, batch: Iterable[Entry], now: int) -> list[Entry]:
+        """What of these entries, and of those held before, has nothing left to wait for; in the order given."""
+        taken: list[Entry] = []
+        for entry in batch:
+            _, kind, identifier, _, _ = entry
+            if kind == PIECE and self._is_expected(identifier):
+                self._held.setdefault(identifier, (now, []))[1].append(entry)
+                self._held_count += 1
+                continue
+            taken.append(entry)
+            if kind == REQUEST:
+                self._remember(identifier)
                 if identifier in self._held:
                     self._let_go(identifier, taken)
-            elif kind == PIECE and self._must_wait(entry, now):
-                self._held.setdefault(identifier, []).append(entry)
-                self._held_count += 1
-            else:
-                taken.append(entry)
-        while len(self._given) > REMEMBERED:
-            del self._given[next(iter(self._given))]
-        self._give_up(taken, now)
+            elif kind == EVENT:
+                self._start_again(entry, taken)
+        while self._held:
+            identifier, (since, _) = next(iter(self._held.items()))
+            if self._held_count <= HELD and now < since + self._patience:
+                break
+            self._let_go(identifier, taken)
         return taken
 
-    def _must_wait(self, entry: Entry, now: int) -> bool:
-        start, _, identifier, _, _ = entry
-        followed_from = self.causes.get(identifier >> SERVER_SHIFT)
-        return (
-            followed_from is not None
-            and followed_from <= start
-            and start + self._patience > now
-            and identifier not in self._given
-        )
+    def _is_expected(self, identifier: int) -> bool:
+        """Whether a request is still to come."""
+        cause = identifier >> SERVER_SHIFT
+        return identifier > self.floors.get(cause, UNKNOWN) and identifier not in self._given.get(cause, ())
 
-    def _give_up(self, taken: list[Entry], now: int) -> None:
-        """Give what has waited too long, and what is too much."""
-        while self._held:
-            identifier, (oldest, *_) = next(iter(self._held.items()))
-            if self._held_count <= HELD and self._must_wait(oldest, now):
-                return
-            self._let_go(identifier, taken)
+    def _remember(self, identifier: int) -> None:
+        """A request is given. Of those that are forgotten, and of those before them, pieces are not held any more."""
+        cause = identifier >> SERVER_SHIFT
+        given = self._given.setdefault(cause, {})
+        given[identifier] = None
+        if len(given) > REMEMBERED:
+            oldest = next(iter(given))
+            del given[oldest]
+            if cause in self.floors:
+                self.floors[cause] = max(self.floors[cause], oldest)
+
+    def _start_again(self, entry: Entry, taken: list[Entry]) -> None:
+        """If this is a server's start, no request of its earlier incarnations will come."""
+        record = Record._make(RECORD.unpack(entry[4]))
+        server = entry[3]
+        if record.operation == Event.STARTED and server in self.floors:
+            floor = self.floors[server] = max(self.floors[server], first_identifier(server, record.offset) - 1)
+            for identifier in [found for found in self._held if found >> SERVER_SHIFT == server and found <= floor]:
+                self._let_go(identifier, taken)
 
     def _let_go(self, identifier: int, taken: list[Entry]) -> None:
-        pieces = self._held.pop(identifier)
+        _, pieces = self._held.pop(identifier)
         self._held_count -= len(pieces)
         taken += pieces

@@ -421,6 +421,25 @@ def test_following_from_the_last_n(make: Callable[..., Loggers]) -> None:
     assert story(asker.merged)[2:] == ["0:0.1.200", "1:-0.1.200"]
 
 
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_following_does_not_wait_for_other_clocks(make: Callable[..., Loggers], hours: int) -> None:
+    """A server whose clock is hours off is heard at once, and its piece still stands behind its request."""
+    loggers = make(2)
+    asker = loggers.asker()
+    asker.channel.send({"ask": "merged", "follow": True})
+    loggers.turn_until(lambda: any("live" in frame.head for frame in asker.frames))
+    now = time_ns()
+    there = now + hours * 3600 * 10**9
+    slow = make_identifier(0, 1, 1)
+    loggers.writers[1].append(there, 10, slow, 0, 512, 0, Kind.PIECE, Command.READ, 0, 0)
+    loggers.request(1, server=1, start=there)
+    loggers.turn_until(lambda: len(asker.merged) == 1)
+    assert story(asker.merged) == ["1:1.1.1"]
+    loggers.writers[0].append(now, 10**6, slow, 0, 512, 1, Kind.REQUEST, Command.READ, 0, 0)
+    loggers.turn_until(lambda: len(asker.merged) == 3)
+    assert story(asker.merged) == ["1:1.1.1", "0:0.1.1", "1:-0.1.1"]
+
+
 def test_following_tells_of_a_logger_that_goes(make: Callable[..., Loggers]) -> None:
     loggers = make(3)
     asker = loggers.asker()

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node import merge as merge_module
-from node.merge import PIECE, REQUEST, Entry, Live, Merger, Stretch, entries, in_order, merge, survey
-from node.record import RECORD, make_identifier
+from node.merge import PIECE, REQUEST, UNKNOWN, Entry, Live, Merger, Stretch, entries, in_order, merge, survey
+from node.record import RECORD, Event, Kind, make_identifier
 
 SECOND = 10**9
 
@@ -244,75 +244,111 @@ def test_the_merger_asks_for_what_it_needs_and_no_more() -> None:
 
 
 def test_live_waits_for_the_window() -> None:
-    live = Live({0: 0}, patience=100)
+    live = Live({0: 0}, window=10, patience=100)
     second, first = entry(20, REQUEST, 2, 0), entry(10, REQUEST, 1, 0)
-    live.add([second])
-    assert live.take(5, 20) == []
-    live.add([first])
-    assert live.take(15, 25) == [first]
-    assert live.take(25, 35) == [second]
+    live.add([second], 25)
+    assert live.take(34) == []
+    live.add([first], 34)
+    assert live.take(35) == [first, second]  # the first began before: it goes along, whenever it came
+    assert live.take(1000) == []
 
 
-def test_live_gives_a_piece_after_its_request() -> None:
-    """The piece is logged first, and its request may take longer than the window."""
-    live = Live({0: 0}, patience=1000)
-    request, piece, late = entry(10, REQUEST, 1, 0), entry(12, PIECE, 1, 1), entry(13, PIECE, 1, 2)
-    live.add([piece])
-    assert live.take(50, 100) == []
-    live.add([request])
-    assert live.take(150, 200) == [request, piece]
-    live.add([late])
-    assert live.take(200, 250) == [late]
+@pytest.mark.parametrize("ahead", [3600 * SECOND, -3600 * SECOND])
+def test_live_waits_by_its_own_clock(ahead: int) -> None:
+    """A server whose clock is an hour off waits no longer than others, and makes nobody hurry."""
+    now = 10_000 * SECOND
+    live = Live({0: 0, 1: 0}, window=10, patience=100)
+    other = entry(now + ahead, REQUEST, make_identifier(1, 1, 1), 1)
+    first, second = entry(now, REQUEST, 1, 0), entry(now + 1, REQUEST, 2, 0)
+    live.add([other], now)
+    live.add([second], now + 5)
+    assert live.take(now + 10) == [other]
+    live.add([first], now + 12)
+    assert live.take(now + 15) == [first, second]
+
+
+@pytest.mark.parametrize("ahead", [3600 * SECOND, 0, -3600 * SECOND])
+def test_live_gives_a_piece_after_its_request(ahead: int) -> None:
+    """The piece is logged first, and its request may take longer than the window; whatever its server's clock says."""
+    now = 10_000 * SECOND
+    live = Live({0: 0}, window=10, patience=1000)
+    request = entry(now, REQUEST, 1, 0)
+    piece, late = entry(now + ahead, PIECE, 1, 1), entry(now + ahead, PIECE, 1, 2)
+    live.add([piece], now)
+    assert live.take(now + 500) == []
+    live.add([request], now + 500)
+    assert live.take(now + 510) == [request, piece]
+    live.add([late], now + 520)
+    assert live.take(now + 530) == [late]
 
 
 def test_live_gives_a_piece_up_when_its_request_cannot_come_any_more() -> None:
-    live = Live({0: 0}, patience=1000)
+    live = Live({0: 0}, window=10, patience=1000)
     piece = entry(12, PIECE, 1, 1)
-    live.add([piece])
-    assert live.take(500, 1011) == []
-    assert live.take(500, 1012) == [piece]
+    live.add([piece], 20)
+    assert live.take(30) == []
+    assert live.take(1029) == []
+    assert live.take(1030) == [piece]
+
+
+def test_live_gives_a_piece_up_when_the_server_of_its_request_has_started_again() -> None:
+    live = Live({0: 0}, window=10, patience=1000)
+    lost, next_one = (entry(12, PIECE, make_identifier(0, incarnation, 7), 1) for incarnation in (1, 2))
+    live.add([lost, next_one], 20)
+    assert live.take(30) == []
+    started = RECORD.pack(15, 0, 0, 2, 0, 0, Kind.EVENT, Event.STARTED, 0, 0, 1)
+    [event] = entries(0, started)
+    live.add([event], 30)
+    assert live.take(40) == [event, lost]
 
 
 def test_live_does_not_wait_for_a_log_that_it_does_not_follow() -> None:
-    live = Live({0: 0}, patience=1000)
+    live = Live({0: 0}, window=10, patience=1000)
     piece = entry(12, PIECE, make_identifier(1, 1, 1), 2)
-    live.add([piece])
-    assert live.take(12, 13) == [piece]
-    live.causes = {1: 13}  # or only from later on
-    live.add([piece])
-    assert live.take(12, 13) == [piece]
+    live.add([piece], 12)
+    assert live.take(22) == [piece]
+
+
+def test_live_does_not_wait_for_a_request_before_the_history_that_was_asked_for() -> None:
+    live = Live({0: UNKNOWN}, window=10, patience=1000)
+    before, after = entry(12, PIECE, 4, 1), entry(12, PIECE, 6, 1)
+    live.expect([entry(11, REQUEST, 5, 0), entry(13, REQUEST, 7, 0)])
+    assert live.pass_on([before, after], 0) == [before]
 
 
 def test_live_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merge_module, "HELD", 3)
     monkeypatch.setattr(merge_module, "REMEMBERED", 2)
-    live = Live({0: 0}, patience=1000)
-    pieces = [entry(10 + n, PIECE, n, 1) for n in range(5)]
-    live.add(pieces)
-    assert live.take(100, 100) == pieces[:2]
+    live = Live({0: 0}, window=10, patience=1000)
+    pieces = [entry(10 + n, PIECE, 1 + n, 1) for n in range(5)]
+    live.add(pieces, 90)
+    assert live.take(100) == pieces[:2]
     requests = [entry(20 + n, REQUEST, 100 + n, 0) for n in range(5)]
-    live.add(requests)
-    assert live.take(100, 100) == requests
-    late = [entry(30, PIECE, 100, 1), entry(31, PIECE, 104, 1)]
-    live.add(late)
-    assert live.take(100, 100) == [late[1], pieces[2]]  # the first one's request is forgotten: it waits as another does
+    live.add(requests, 90)
+    assert live.take(100) == requests
+    late = [entry(30, PIECE, 100, 1), entry(31, PIECE, 104, 1), entry(32, PIECE, 105, 1)]
+    live.add(late, 90)  # the first one's request is forgotten; that of the last is still to come
+    assert live.take(100) == [*late[:2], pieces[2]]
 
 
-@given(clusters(), st.randoms(use_true_random=False))
-def test_live_is_causal(logs: list[list[Entry]], dice: random.Random) -> None:
-    """However the servers' news arrive, if every request comes within the patience."""
-    live = Live(dict.fromkeys(range(4), 0), patience=100 * SECOND)
-    rest = [list(log) for log in logs]
+@given(clusters(), st.lists(st.integers(-3600, 3600), min_size=4, max_size=4), st.randoms(use_true_random=False))
+def test_live_is_causal(logs: list[list[Entry]], clocks: list[int], dice: random.Random) -> None:
+    """However the servers' news arrive and whatever their clocks say, if every request comes within the patience."""
+    live = Live(dict.fromkeys(range(4), 0), window=SECOND // 5, patience=100 * SECOND)
+    rest = [
+        [(start + (clocks[server] + 3600) * SECOND, *more) for start, *more in log] for server, log in enumerate(logs)
+    ]
+    expected = Counter(e for log in rest for e in log)
     given_out: list[Entry] = []
-    now = 10 * SECOND
+    now = 3610 * SECOND
     while any(rest):
         log = dice.choice([log for log in rest if log])
         count = dice.randrange(1, 5)
-        live.add(log[:count])
+        live.add(log[:count], now)
         del log[:count]
         now += SECOND // 10
-        given_out += live.take(now - SECOND // 5, now)
-    given_out += live.take(1000 * SECOND, 20 * SECOND)
-    given_out += live.take(1000 * SECOND, 1000 * SECOND)
-    assert Counter(given_out) == Counter(e for log in logs for e in log)
+        given_out += live.take(now)
+    given_out += live.take(now + SECOND)
+    given_out += live.take(now + 1000 * SECOND)
+    assert Counter(given_out) == expected
     assert causal(given_out)
