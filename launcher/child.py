@@ -86,6 +86,8 @@ class Child:
         self._asked = 0
         self.ready = False
         """It has said so: it has come far enough to take signals gracefully."""
+        self.status: int | None = None
+        """Its exit status, or minus the signal that ended it; None while it lives and where it is not known."""
         ours, theirs = socket.socketpair()
         arguments = spec, listeners, theirs, _fork_server_pid()
         self._process = _context.Process(target=run_node, args=arguments, name=spec.name)
@@ -142,12 +144,12 @@ class Child:
             self.channel._readable()
         self.channel.close()
         wait([self._process.sentinel], EXIT_STATUS_WAIT)
-        status = self._process.exitcode
+        self.status = self._process.exitcode
         self._process.close()
         for answered in self._answers.values():
             answered({"error": f"{self.spec.name} ended"})
         self._answers.clear()
-        self._gone(self, describe_exit(status))
+        self._gone(self, describe_exit(self.status))
 
 
 def describe_exit(status: int | None) -> str:

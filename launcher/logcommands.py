@@ -118,7 +118,7 @@ def logs(
             story = [entry for batch in batches for entry in batch]
             if not story:
                 raise Failure(f"the log has no request {request}")
-            sys.stdout.write(tree(story, colour=colour))
+            sys.stdout.write(tree(story, colour=colour, width=width))
         else:
             for text in render(batches, as_json=as_json, colour=colour, width=width):
                 sys.stdout.write(text)

@@ -19,7 +19,7 @@ from typing import Any
 from node.address import Address
 from node.frames import Frame, FrameError, FrameReader
 from node.logtext import COLOURS, LogEntry, format_json, format_text
-from node.record import RECORD_SIZE, Kind, parse_identifier, unpack
+from node.record import RECORD_SIZE, Kind, format_identifier, parse_identifier, unpack
 
 RECEIVE = 1 << 18
 REMEMBERED = 1 << 17
@@ -211,23 +211,33 @@ def render(
 
 
 BAR = 32
-"""Columns of the picture of a request's time."""
+"""Columns of the picture of a request's time, at most."""
+BESIDE = 71
+"""Columns that a line of the tree needs beside it where there is no room."""
 
 
-def tree(story: Sequence[LogEntry], *, colour: bool = False) -> str:
-    """One request with its pieces below it: when each began after the first, how long it took, and what it did."""
+def tree(story: Sequence[LogEntry], *, colour: bool = False, width: int = 0) -> str:
+    """One request with its pieces below it: when each began after the first, how long it took, and what it did; `width`
+    as format_text has it."""
     begin = min(record.start for _, record in story)
     whole = max(1, max(record.start + record.duration for _, record in story) - begin)
+    columns = min(BAR, max(8, width - BESIDE)) if width else BAR
     lines = []
     for index, entry in enumerate(story):
         server, record = entry
         piece = record.kind == Kind.PIECE
         branch = ("└ " if index == len(story) - 1 else "├ ") if piece else ""
-        first = (record.start - begin) * BAR // whole
-        last = max(first + 1, -(-(record.start + record.duration - begin) * BAR // whole))
-        bar = (" " * first + "█" * (last - first))[:BAR]
-        what = format_text(LogEntry(server, record)).split(maxsplit=2)[2].removeprefix("└ ")
-        line = f"{branch + f'server{server}':<12} ▕{bar:<{BAR}}▏ +{(record.start - begin) / 1e6:.3f} ms  {what}"
+        first = (record.start - begin) * columns // whole
+        last = max(first + 1, -(-(record.start + record.duration - begin) * columns // whole))
+        bar = (" " * first + "█" * (last - first))[:columns]
+        what = format_text(entry).partition(format_identifier(record.identifier))[2].lstrip()
+        if piece:
+            what = " " * 10 + what  # below the client
+        if width and columns < BAR:
+            what = " ".join(what.split())
+        after = f"+{(record.start - begin) / 1e6:.3f} ms"
+        line = f"{branch + f'server{server}':<11}▕{bar:<{columns}}▏{after:<12} {what}"
+        line = line[: width or None]
         lines.append(f"\x1b[{COLOURS[server % len(COLOURS)]}m{line}\x1b[0m" if colour else line)
     return "\n".join(lines) + "\n"
 

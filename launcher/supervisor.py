@@ -247,8 +247,8 @@ class Supervisor:
 
     def _say(self, event: str, name: str, text: str) -> None:
         happening: Happening = {"event": event, "name": name, "text": text}
-        if event in ("died", "restarted", "failed", "hung"):
-            self.note(event, name, 0)
+        if event in ("died", "failed", "hung"):
+            self.note(event, name, (self.children[name].status or 0) if event == "died" else 0)
         if event == "running":
             self.run_directory.write_uri(self.uri)
             happening |= {"uri": self.uri, "seconds": self._now() - self._began}

@@ -6,6 +6,7 @@ memory, those of pieces from the start of the server's shard, those of kind MAP 
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from functools import lru_cache
@@ -59,7 +60,8 @@ class LogEntry(NamedTuple):
 
 
 def format_text(entry: LogEntry, colour: bool = False, width: int = 0, date: bool = False) -> str:
-    """One line without its end; at most `width` columns if that is not 0; `date` puts the day before the time."""
+    """One line without its end; at most `width` columns if that is not 0, and then without the space that makes columns
+    where the line has no room for it; `date` puts the day before the time."""
     server, record = entry
     start, duration, identifier, offset, length, client, kind, operation, flags, error, _ = record
     second, fraction = divmod(start, SECOND)
@@ -82,8 +84,8 @@ def format_text(entry: LogEntry, colour: bool = False, width: int = 0, date: boo
 
 
 def _finish(line: str, server: int, colour: bool, width: int) -> str:
-    if width:
-        line = line[:width]
+    if width and len(line) > width:  # rather without columns than without its end
+        line = re.sub("  +", " ", line)[:width]
     return f"\x1b[{COLOURS[server % len(COLOURS)]}m{line}\x1b[0m" if colour else line
 
 

@@ -8,6 +8,7 @@ import pty
 import random
 import resource
 import select
+import signal
 import subprocess
 import threading
 import time
@@ -170,6 +171,8 @@ def test_the_lives_of_nodes_and_clients_are_in_the_log(make_cluster: Make) -> No
     found = wait_for(cluster, happened("restarted", "server1"))
     found = wait_for(cluster, happened("died", "logger2"))
     cluster.remember()
+    died = {line["about"]: line["value"] for line in found if line["operation"] == "died"}
+    assert died == {"server1": -signal.SIGKILL, "logger2": -signal.SIGKILL}
     seen = {(line["node"], line["operation"], line["about"]) for line in found if line["kind"] == "event"}
     for server in ("server0", "server1", "server2"):
         assert {(server, "started", server), (server, "ready", server)} <= seen
@@ -280,7 +283,7 @@ def test_the_tree_of_a_request(make_cluster: Make) -> None:
     [write] = [line for line in lines(cluster, "--op", "write") if line["kind"] == "request"]
     tree = cluster.command("logs", "--request", write["request"]).stdout.decode().splitlines()
     assert len(tree) == 4
-    assert tree[0].startswith("server0      ▕████")
+    assert tree[0].startswith("server0    ▕████")
     assert "+0.000 ms" in tree[0]
     assert sorted(line.split()[1] for line in tree[1:]) == ["server0", "server1", "server2"]
     assert [line[0] for line in tree[1:]] == ["├", "├", "└"]
