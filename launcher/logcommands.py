@@ -77,6 +77,20 @@ def _tell(sentence: str) -> None:
     click.echo(f"memcluster: {sentence}", err=True)
 
 
+def _tell_of_stopped_logs(name: str) -> None:
+    """What a server could not write is counted in its log when it can again; until then only the server knows."""
+    from launcher.control import NoAnswer, ask
+    from launcher.output import stopped_logs
+    from launcher.rundir import RunDirectory
+
+    try:
+        status = ask(RunDirectory(name).control, {"do": "status"}, 1.0)
+    except NoAnswer:
+        return  # the supervisor is dead or busy, but the loggers may have the log
+    for sentence in stopped_logs(status):
+        _tell(f"{sentence}: what happens there now is not in it")
+
+
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
 @click.option("-n", "--last", type=click.IntRange(min=0), metavar="N", help="The last N records.")
@@ -102,7 +116,9 @@ def logs(
         raise click.UsageError("--trace goes neither with --follow nor with --json")
     from launcher.checked import load, logger0
 
-    address = logger0(load(file))
+    cluster = load(file)
+    address = logger0(cluster)
+    _tell_of_stopped_logs(cluster.name)
     batches = read_batches(address, follow=follow, last=last, request=request, told=_tell, **_wanted(options))
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else 0

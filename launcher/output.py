@@ -95,15 +95,20 @@ def verdict(status: dict[str, Any]) -> str:
         for node in status["nodes"]
         if not node["ready"]
     ]
-    reasons += [
-        f"the log of {node['name']} has stopped ({node['log_trouble']}), the service goes on"
-        for node in status["nodes"]
-        if node.get("log_trouble")
-    ]
+    reasons += [f"{sentence}, the service goes on" for sentence in stopped_logs(status)]
     for name, problem in (("no_space", "requests found no room"), ("records_lost", "log records were not written")):
         reasons += [f"{node['name']}: {node[name]} {problem}" for node in status["nodes"] if node.get(name)]
     served = f"{status['topology']}, {servers} server{'s' if servers > 1 else ''}, {format_bytes(status['memory'])}"
     return f"{head}: {served} at {status['uri']}" + (f"; {', '.join(reasons)}" if reasons else "")
+
+
+def stopped_logs(status: dict[str, Any]) -> list[str]:
+    """A sentence for each server that cannot write its log."""
+    return [
+        f"the log of {node['name']} has stopped ({node['log_trouble']})"
+        for node in status["nodes"]
+        if node.get("log_trouble")
+    ]
 
 
 def _cell(column: str, value: Any) -> str:

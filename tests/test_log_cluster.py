@@ -373,10 +373,13 @@ def test_a_full_disk_stops_the_log_and_not_the_service(make_cluster: Make) -> No
     assert server["state"] == "ready"
     verdict = cluster.command("status").stdout.decode().splitlines()[-1]
     assert "the log of server0 has stopped (File too large), the service goes on" in verdict
+    told = cluster.command("logs").stderr.decode()
+    assert "the log of server0 has stopped (File too large): what happens there now is not in it" in told
     resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
     write(10_000)
     done = cluster.command("logs", "--json")
     found = [json.loads(line) for line in done.stdout.splitlines()]
     [stopped] = [line for line in found if line["operation"] == "log_stopped"]
     assert f"{stopped['value']} records of server0 are not there" in done.stderr.decode()
+    assert "has stopped" not in done.stderr.decode()
     assert "has stopped" not in cluster.command("status").stdout.decode()
