@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from launcher.logs import LogsError, read_log
+from node import answers, shares
 from node import logger as role
-from node import shares
 from node.channel import Channel
 from node.cluster_map import ClusterMap, ServerEntry
 from node.filter import MAX_LAST
@@ -206,7 +206,7 @@ def test_the_merged_log_tells_causes_before_effects(make: Callable[..., Loggers]
 
 def test_a_log_of_many_segments_and_batches(make: Callable[..., Loggers], monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is lost or doubled where segments, batches and credits end; requests overlap all the time."""
-    monkeypatch.setattr(role, "BATCH", 7)
+    monkeypatch.setattr(answers, "BATCH", 7)
     loggers = make(3, retain=4 << 20)
     for number in range(1, 2001):
         loggers.request(number, 1 + number % 2, start=T + (number ^ 5) * 1000, duration=number % 50 * 1000)
@@ -271,7 +271,7 @@ def test_a_share(make: Callable[..., Loggers]) -> None:
 def test_a_share_comes_only_as_fast_as_it_is_asked_for(
     make: Callable[..., Loggers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(role, "BATCH", 10)
+    monkeypatch.setattr(answers, "BATCH", 10)
     loggers = make(1)
     for number in range(1, 101):
         loggers.request(number)
@@ -455,7 +455,7 @@ def test_following_tells_of_a_logger_that_goes(make: Callable[..., Loggers]) -> 
 
 def test_a_share_that_was_lost_comes_back(make: Callable[..., Loggers], monkeypatch: pytest.MonkeyPatch) -> None:
     """A paused logger is found out by its silence; then its share goes on after the last record that came."""
-    monkeypatch.setattr(role, "SIGN", 0.02)
+    monkeypatch.setattr(answers, "SIGN", 0.02)
     monkeypatch.setattr(shares, "NEXT_ANSWER", 0.2)
     loggers = make(2)
     loggers.request(1, 1, start=time_ns())
@@ -722,9 +722,9 @@ def test_an_asker_that_does_not_read_costs_bounded_memory(make: Callable[..., Lo
     loggers.loop.unwatch(slow.channel.sock)
     loggers.turn_until(lambda: loggers.loggers[0].busy)
     (query,) = loggers.loggers[0]._queries
-    loggers.turn_until(lambda: query.channel.queued > role.QUEUE)
+    loggers.turn_until(lambda: query.channel.queued > answers.QUEUE)
     assert len(loggers.read(last=10)) == 10
-    assert query.channel.queued < 2 * role.QUEUE
+    assert query.channel.queued < 2 * answers.QUEUE
     loggers.loop.watch(slow.channel.sock, 1, slow.channel._on_ready)
     loggers.turn_until(lambda: slow.done)
     assert len(slow.merged) == count
