@@ -102,6 +102,19 @@ def test_ten_thousand_requests_are_drawn(browser: Browser) -> None:
     assert (said["drawn-bars"], said["drawn-arrows"]) == ("40000", "30000")
 
 
+def test_the_page_of_a_cluster_that_was_idle_begins_with_what_happened_last(browser: Browser) -> None:
+    """And the rest is there: a key away, and in the overview."""
+    minutes = 60_000_000
+    bursts = [
+        [request(number, 1, start=number * 150 + at * minutes) for number in range(1 + 300 * at, 301 + 300 * at)]
+        for at in (0, 5)
+    ]
+    then = """window.dispatchEvent(new KeyboardEvent("keydown", { key: "0" })); draw();"""
+    story = [entry for burst in bursts for one in burst for entry in one]
+    assert (browser.open(page(*story))["drawn-bars"], len(story)) == ("900", 1200)
+    assert browser.open(page(*story), then=then)["drawn-bars"] == "1800"
+
+
 def test_zoom_hover_and_click(browser: Browser) -> None:
     """The wheel narrows the view around the pointer, what the pointer is on is told, a click picks its story."""
     then = """
