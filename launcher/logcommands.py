@@ -191,13 +191,14 @@ def stats(file: Path, /, over: float, as_json: bool, watch: bool) -> int:
     from launcher.stats import read_stats, stats_table
 
     cluster = load(file)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
     def show(indent: int | None = None) -> str:
         try:
             found = read_stats(logger0(cluster), over, sample=cluster.logs.sample)
         except LogsError as error:
             raise Failure(str(error)) from error
-        return json.dumps(found, indent=indent) if as_json else stats_table(found)
+        return json.dumps(found, indent=indent) if as_json else stats_table(found, width)
 
     if watch:
         show_again(show, live=sys.stdout.isatty() and not as_json)

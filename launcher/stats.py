@@ -101,10 +101,18 @@ _LEFT = 3
 """Columns of words; the others are numbers and stand to the right."""
 
 
-def stats_table(stats: dict[str, Any]) -> str:
-    """The figures for people."""
-    rows = [COLUMNS, *map(_cells, stats["operations"])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+_SPARE = ("P99.9", "MEAN", "P90", "BANDWIDTH")
+"""Columns that may be left out where there is no room for them, the first first."""
+
+
+def stats_table(stats: dict[str, Any], width: int = 0) -> str:
+    """The figures for people; with `width` the table has at most so many columns of text, if that is possible."""
+    table = list(zip(COLUMNS, *map(_cells, stats["operations"]), strict=True))
+    for name in _SPARE:
+        if width and sum(max(map(len, column)) + 2 for column in table) - 2 > width:
+            table = [column for column in table if column[0] != name]
+    rows = list(zip(*table, strict=True))
+    widths = [max(map(len, column)) for column in table]
     lines = [
         "  ".join(
             cell.ljust(width) if column < _LEFT else cell.rjust(width)
