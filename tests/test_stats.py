@@ -97,7 +97,8 @@ def test_a_table_leaves_out_what_has_no_room() -> None:
     row = {"node": "server0", "kind": "request", "operation": "WRITE", "rate": 1000.0, "bytes_per_second": 4e6,
            "errors": 0, "latency_us": latency}  # fmt: skip
     stats: dict[str, Any] = {
-        "seconds": 10, "sample": 1, "operations": [row], "busiest": [], "events": {}, "missing": {}, "records_missing": {}
+        "seconds": 10, "sample": 1, "operations": [row], "busiest": [], "events": {}, "missing": {},
+        "records_missing": {},
     }  # fmt: skip
     assert stats_table(stats).splitlines()[0].split()[-6:] == ["MEAN", "P50", "P90", "P99", "P99.9", "MAX"]
     head, line = stats_table(stats, 80).splitlines()
