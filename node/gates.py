@@ -30,6 +30,8 @@ MAX_TICKETS = 1 << 20
 _TICKET = struct.Struct("=HH")  # pieces to come, error of one that failed
 _GATE_SIZE = 1 + MAX_WRITERS  # dirty: 1 + the writer; then a byte for each writer that waits
 _SIZE = MAX_TICKETS * _TICKET.size + MAX_GATES * _GATE_SIZE
+_CHUNK = 1 << 16
+"""Bytes for which room is made at once, when the first of them is to be used."""
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of Linux on 64 bits: type, whence, start, length, pid
 
 
@@ -49,6 +51,7 @@ class Gates:
         if create:
             os.ftruncate(self._fd, _SIZE)
         self._memory = mmap.mmap(self._fd, _SIZE)
+        self._chunks: set[int] = set()  # those that have room: touching a page that finds none would be a SIGBUS
         self._waiting: dict[int, Callable[[], None]] = {}
         self._bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._bell.setblocking(False)
@@ -94,12 +97,15 @@ class Gates:
         self._waiting.pop(gate, None)
 
     def reset(self, gate: int) -> None:
-        """Make the gate ready for another client: nobody may use it."""
+        """Make the gate ready for another client: nobody may use it. Raises OSError if there is no room for it."""
         place = self._place(gate)
+        self._make_room(place)
         self._memory[place : place + _GATE_SIZE] = bytes(_GATE_SIZE)
 
     def open_ticket(self, ticket: int, pieces: int) -> None:
-        """So many pieces are to come. To be called before any of them can be answered."""
+        """So many pieces are to come. To be called before any of them can be answered. Raises OSError if there is no
+        room for it."""
+        self._make_room(ticket * _TICKET.size)
         _TICKET.pack_into(self._memory, ticket * _TICKET.size, pieces, 0)
 
     def count(self, ticket: int, error: int) -> tuple[bool, int]:
@@ -120,6 +126,12 @@ class Gates:
 
     def _place(self, gate: int) -> int:
         return MAX_TICKETS * _TICKET.size + gate * _GATE_SIZE
+
+    def _make_room(self, place: int) -> None:
+        chunk = place // _CHUNK
+        if chunk not in self._chunks:
+            os.posix_fallocate(self._fd, chunk * _CHUNK, _CHUNK)
+            self._chunks.add(chunk)
 
     def _lock(self, gate: int) -> bool:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -151,3 +152,20 @@ def _add(directory: Path, number: Path, writer: int) -> None:
     go()
     while done < TIMES:
         loop.turn()
+
+def test_no_room_for_a_gate_is_an_error_and_not_a_signal(two, monkeypatch):
+    """The file has holes; room is made before a page is touched."""
+    first, _ = two
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    first.reset(5)
+    first.open_ticket(7, 2)
+    monkeypatch.setattr("os.posix_fallocate", full)
+    first.reset(6)  # beside one that has room
+    first.open_ticket(8, 2)
+    with pytest.raises(OSError, match="no room"):
+        first.reset(5000)
+    with pytest.raises(OSError, match="no room"):
+        first.open_ticket(500_000, 2)

@@ -9,6 +9,7 @@ pieces of a read that spans servers come back to the dispatcher, which answers.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,19 +76,18 @@ class Dispatcher(Taker):
             self.complete(connection, request, start, self.next_identifier())
             return
         taken = self.take(connection, request, start)
-        self._give_gate(taken.connection)
-        together = len(pieces) > 1
-        if together and self._wants_one_reply(taken.connection, request):
-            taken.returned = []
-        elif together:
-            ticket = self._free_tickets.take()
-            if ticket is None:
-                request.refuse(Error.ENOMEM, "too many requests in flight")
-                self.complete(connection, request, start, taken.identifier)
-                connection.end(request)
-                return
-            taken.ticket = ticket + 1
-            self._gates.open_ticket(taken.ticket, len(pieces))
+        try:
+            self._give_gate(taken.connection)
+            if len(pieces) > 1:
+                if self._wants_one_reply(taken.connection, request):
+                    taken.returned = []
+                else:
+                    taken.ticket = self._open_ticket(len(pieces))
+        except OSError as error:
+            self.refuse(request, error)
+            self.complete(connection, request, start, taken.identifier)
+            connection.end(request)
+            return
         do_part(self, taken.order(), None, lambda *_: None)  # in the log: it was here
         if self._serial:
             taken.later = [lambda piece=piece: self._pass_piece(taken, piece) for piece in reversed(pieces)]  # type: ignore[misc]
@@ -95,6 +95,18 @@ class Dispatcher(Taker):
         else:
             for piece in pieces:
                 self._pass_piece(taken, piece)
+
+    def _open_ticket(self, pieces: int) -> int:
+        """Raises OSError if there is none."""
+        ticket = self._free_tickets.take()
+        if ticket is None:
+            raise OSError(errno.ENOMEM, "too many requests in flight")
+        try:
+            self._gates.open_ticket(ticket + 1, pieces)
+        except OSError:
+            self._free_tickets.give_back(ticket)
+            raise
+        return ticket + 1
 
     def _pieces(self, request: Request) -> list[Piece]:
         if request.command == FLUSH:
@@ -145,7 +157,11 @@ class Dispatcher(Taker):
         if connection.gates is None:
             gate = self._free_gates.take()
             assert gate is not None, "more clients than gates"
-            self._gates.reset(gate)
+            try:
+                self._gates.reset(gate)
+            except OSError:
+                self._free_gates.give_back(gate)
+                raise
             connection.gates, connection.gate = self._gates, gate
 
     def lost(self, connection: Connection, reason: str) -> None:
