@@ -21,7 +21,7 @@ from node.record import LOGGER, subject_of
 
 HANG = 3600.0
 """Seconds a node hangs when nobody says how long; its supervisor will have ended it before."""
-EVENTS = {"pause": "paused", "resume": "resumed", "kill": "killed", "slow": "slowed", "partition": "partitioned"}
+EVENTS = {"pause": "paused", "kill": "killed", "hang": "hanging"}
 
 
 class FaultError(Exception):
@@ -38,6 +38,7 @@ class Cluster(Protocol):
     def names(self) -> dict[str, str]: ...
     def links(self) -> list[tuple[str, str]]: ...
     def hold(self, name: str, seconds: float) -> None: ...
+    def release(self, name: str) -> None: ...
     def note(self, event: str, about: str, value: int) -> None: ...
 
 
@@ -58,6 +59,10 @@ class Faults:
             self._heal_after("partition", "|".join(pair), order.seconds, lambda: self._partition(pair, False))
             return pair
         names = [name for target in order.targets for name in self._resolve(target)]
+        if order.kind != "resume":  # all or nothing
+            dead = [name for name in names if self._cluster.child(name) is None]
+            if dead:
+                raise FaultError(f"{' and '.join(dead)} {'is' if len(dead) == 1 else 'are'} not alive")
         for name in names:
             self._break(order.kind, name, order.seconds, order.delay)
         return names
@@ -71,41 +76,53 @@ class Faults:
                 [peer] = pair - {name}
                 self._tell(name, {"kind": "cut", "peer": peer, "cut": True})
 
+    def heal(self) -> None:
+        """End every fault of every node, and let go on what was stopped by others."""
+        for name in self._cluster.names():
+            self._resume(name)
+
     # -- one fault each ----------------------------------------------------------------------------------------------
 
     def _break(self, kind: FaultKind, name: str, seconds: float | None, delay: float) -> None:
-        child = self._cluster.child(name)
-        if child is None:
-            raise FaultError(f"{name} is not alive")
         if kind == "pause":
             self._note(kind, name, seconds)
-            child.signal(signal.SIGSTOP)
-            self._heal_after(kind, name, seconds, lambda: self._resume(name))
+            self._signal(name, signal.SIGSTOP)
+            self._heal_after(kind, name, seconds, lambda: self._continue(name))
         elif kind == "resume":
             self._resume(name)
+            self._cluster.release(name)
         elif kind == "kill":
             if seconds is not None:
                 self._cluster.hold(name, seconds)
             self._note(kind, name, seconds)
-            child.signal(signal.SIGKILL)
+            self._signal(name, signal.SIGKILL)
         elif kind == "slow":
             self._set_pace(name, delay)
             self._heal_after(kind, name, seconds, lambda: self._set_pace(name, 0.0))
         elif kind == "hang":
+            self._note(kind, name, seconds)
             self._tell(name, {"kind": "hang", "seconds": HANG if seconds is None else seconds})
 
     def _resume(self, name: str) -> None:
-        """End every fault of a node."""
-        child = self._cluster.child(name)
-        if child is not None and child.identity.stopped:
-            child.signal(signal.SIGCONT)
-            self._note("resume", name, None)
+        """End every fault of a node that lives with it."""
+        self._continue(name)
         if name in self._slow:
             self._set_pace(name, 0.0)
         for pair in [sorted(pair) for pair in self._cut if name in pair]:
             self._partition(pair, False)
         for key in [key for key in self._heal if name in key[1].split("|")]:
             self._heal.pop(key).cancel()
+
+    def _continue(self, name: str) -> None:
+        child = self._cluster.child(name)
+        if child is not None and child.identity.stopped:
+            child.signal(signal.SIGCONT)
+            self._cluster.note("resumed", name, 0)
+
+    def _signal(self, name: str, signum: int) -> None:
+        child = self._cluster.child(name)
+        if child is not None:
+            child.signal(signum)
 
     def _set_pace(self, name: str, delay: float) -> None:
         if delay:

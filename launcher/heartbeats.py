@@ -15,6 +15,8 @@ from node.loop import Loop
 
 CHECK = 0.5
 """Seconds between two looks."""
+MISSED = 1.0
+"""Seconds without a beat after which something is the matter."""
 HELD_UP = 2.0
 """Seconds by which a look may be late before the supervisor takes itself for the cause."""
 
@@ -52,11 +54,11 @@ class Heartbeats:
         self._last = {child.pid: now if excused else self._last.get(child.pid, now) for child in children}
         for child in children:
             silent = now - self._last[child.pid]
-            if silent < self.timeout:
+            if silent < min(self.timeout, MISSED):
                 continue
-            if child.identity.stopped:
+            if child.identity.stopped:  # or it were hung in the moment in which it goes on
                 self._last[child.pid] = now
-            else:
+            elif silent >= self.timeout:
                 self._hung(child.spec.name, f"no progress for {silent:.1f} s")
         self.loop.after(CHECK, self._look)
 

@@ -13,6 +13,7 @@ The life of a node:
 
 The stop goes through phases, each begun when all processes of the one before are gone: the doors, the other servers,
 then logger 0 collects the merged log, the other loggers, logger 0. At the deadline what is late is named and killed.
+As long as present clients may finish there need be no deadline, and what they still need is restarted as before.
 """
 
 from __future__ import annotations
@@ -214,7 +215,7 @@ class Lifecycle:
     def hung(self, name: str, how: str, now: float) -> list[Action]:
         """A node lives and makes no progress: get the evidence, then end it; it is restarted like any that died."""
         node = self.nodes[name]
-        if node.state is not State.READY or self.phase is not Phase.RUNNING:
+        if not node.alive or node.state is State.HUNG or not (self.phase is Phase.RUNNING or self._finishing):
             return []
         node.state, node.reason, node.due = State.HUNG, how, now + EVIDENCE
         return [Say("hung", name, how), ShowStack(name)]
@@ -222,6 +223,15 @@ class Lifecycle:
     def hold(self, name: str, until: float) -> None:
         """The node is about to be killed on purpose, and is not to come back before `until`."""
         self.nodes[name].held_until = until
+
+    def release(self, name: str, now: float) -> list[Action]:
+        """Nobody wants the node to stay down any longer."""
+        node = self.nodes[name]
+        held, node.held_until = node.held_until > now, 0.0
+        if not held or node.state is not State.RESTARTING:
+            return []
+        node.due = None
+        return self._start(node, now)
 
     def broken(self, name: str, reason: str) -> None:
         """A node said that it cannot run, and will exit: starting it again would not help."""
@@ -231,7 +241,8 @@ class Lifecycle:
     def exited(self, name: str, how: str, now: float) -> list[Action]:
         """A process is gone; `how` says it in words."""
         node = self.nodes[name]
-        if self.phase in (Phase.DRAINING, Phase.STOPPED):
+        node.due = None
+        if self.phase in (Phase.DRAINING, Phase.STOPPED) and not (self._finishing and name not in self._current()):
             if node.state is not State.STOPPING:
                 node.reason = how
             node.state = State.EXITED
@@ -239,7 +250,6 @@ class Lifecycle:
         if node.state is State.FAILED:
             return [Say("failed", name, node.reason), *self._give_up(f"{name}: {node.reason}", now)]
         if node.state is State.HUNG:
-            node.due = None
             how = node.reason
         node.reason = how
         if node.state is State.STARTING and self.phase is Phase.STARTING:
@@ -258,10 +268,7 @@ class Lifecycle:
             self._deadline = None if timeout is None else now + timeout
         else:
             self._deadline = now + (self._stop_timeout if timeout is None else timeout)
-        for node in self.nodes.values():
-            node.due = None
-            if node.state in (State.PENDING, State.RESTARTING, State.FAILED):
-                node.state = State.EXITED
+            self._restart_no_more()
         if again:
             return [Drain(name, "now") for name in self._current() if self.nodes[name].alive]
         return [Say("draining"), *self._enter_phase(now)]
@@ -328,6 +335,17 @@ class Lifecycle:
         node.state, node.due = State.RESTARTING, now + delay
         return [*said, Say("restarting", node.name, f"in {delay:.1f} s")]
 
+    def _restart_no_more(self) -> None:
+        for node in self.nodes.values():
+            node.due = None
+            if node.state in (State.PENDING, State.RESTARTING, State.FAILED):
+                node.state = State.EXITED
+
+    @property
+    def _finishing(self) -> bool:
+        """Present clients may go on until they leave."""
+        return self.phase is Phase.DRAINING and self._mode == "finish"
+
     def _give_up(self, reason: str, now: float) -> list[Action]:
         """A cluster that cannot start is stopped again; one that runs goes on without the node."""
         if self.phase is not Phase.STARTING:
@@ -366,6 +384,9 @@ class Lifecycle:
             return []
         if self._order:
             del self._order[0]
+        if self._finishing:  # the clients are gone: the rest has the time of any stop
+            self._mode, self._deadline = "now", now + self._stop_timeout
+            self._restart_no_more()
         if self._order:
             return self._enter_phase(now)
         if self.phase is Phase.STOPPED:

@@ -188,5 +188,9 @@ def _describe(memory: object) -> str:
 def _write(path: Path, text: str) -> None:
     """All or nothing, whenever this process is killed."""
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

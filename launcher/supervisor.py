@@ -7,6 +7,7 @@ frames).
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import socket
@@ -14,9 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import psutil
-
-from client.console import EXIT_TIMEOUT
+from client.console import EXIT_ERROR, EXIT_TIMEOUT
 from launcher import lifecycle, orders, sockets
 from launcher.census import Census
 from launcher.child import Child, helpers
@@ -39,6 +38,8 @@ from node.loop import Loop, Timer
 from node.spec import Bounds, NodeSpec
 
 Happening = dict[str, Any]
+RECORD_AGAIN = 1.0
+"""Seconds until the record is tried again that found no room."""
 
 
 class Supervisor:
@@ -85,7 +86,7 @@ class Supervisor:
         self._shape = topology.load(config.topology)
         self._faults = Faults(self)
         self._census = Census(self)
-        self._heartbeats = Heartbeats(self.loop, config.hang_timeout, self._ready_children, self._hung)
+        self._heartbeats = Heartbeats(self.loop, config.hang_timeout, self._living_children, self._hung)
         self._notes: dict[str, list[dict[str, Any]]] = {}  # events for the log of a server that cannot write now
         self.specs = {spec.name: spec for spec in self._make_specs()}
         self.lifecycle = Lifecycle(
@@ -152,8 +153,9 @@ class Supervisor:
         return self.code
 
     def stop(self, mode: str, timeout: float | None) -> None:
-        """Begin the graceful stop; see Lifecycle.stop."""
+        """Begin the graceful stop; see Lifecycle.stop. No fault may hold it up or keep records from the merged log."""
         self._keep_memory = False
+        self._faults.heal()
         self._do(self.lifecycle.stop(mode, timeout, self._now()))
 
     def _interrupt(self) -> None:
@@ -169,9 +171,12 @@ class Supervisor:
             nodes = self.lifecycle.nodes.values()
             waiting = [f"{node.name} is {node.state}" for node in nodes if node.state != "ready"]
             text = f"not ready within {seconds:g} s: {', '.join(waiting) or 'the probe got no answer'}"
-            self._tell({"event": "gave-up", "text": text})
-            self.lifecycle.code = EXIT_TIMEOUT
-            self._do(self.lifecycle.stop("now", None, self._now()))
+            self._give_up(text, EXIT_TIMEOUT)
+
+    def _give_up(self, text: str, code: int = EXIT_ERROR) -> None:
+        self._tell({"event": "gave-up", "text": text})
+        self.lifecycle.code = code
+        self._do(self.lifecycle.stop("now", None, self._now()))
 
     def _clean_up(self) -> None:
         """Remove everything, but not the memory that an earlier run left if this one never ran."""
@@ -250,7 +255,6 @@ class Supervisor:
         if event in ("died", "failed", "hung"):
             self.note(event, name, (self.children[name].status or 0) if event == "died" else 0)
         if event == "running":
-            self.run_directory.write_uri(self.uri)
             happening |= {"uri": self.uri, "seconds": self._now() - self._began}
         self._tell(happening)
 
@@ -289,9 +293,12 @@ class Supervisor:
 
     def _probed(self, problem: str) -> None:
         if problem:
-            self._tell({"event": "gave-up", "text": f"the cluster does not answer as it should: {problem}"})
-            self.lifecycle.code = 1
-            self._do(self.lifecycle.stop("now", None, self._now()))
+            self._give_up(f"the cluster does not answer as it should: {problem}")
+            return
+        try:
+            self.run_directory.write_uri(self.uri)
+        except OSError as error:
+            self._give_up(f"{self.run_directory.uri}: {error.strerror}")
         else:
             self._do(self.lifecycle.probed())
 
@@ -321,6 +328,10 @@ class Supervisor:
         """The node is to stay down for so long when it is killed."""
         self.lifecycle.hold(name, self._now() + seconds)
 
+    def release(self, name: str) -> None:
+        """The node may come back."""
+        self._do(self.lifecycle.release(name, self._now()))
+
     def note(self, event: str, about: str, value: int) -> None:
         """Have an event written into the log, by the server of the same number: now, or when it is back."""
         server = f"server{self.specs[about].index}"
@@ -331,38 +342,42 @@ class Supervisor:
         else:
             self._notes.setdefault(server, []).append(head)
 
-    def _ready_children(self) -> list[Child]:
-        nodes = self.lifecycle.nodes
-        return [child for name, child in self.children.items() if nodes[name].state is lifecycle.State.READY]
+    def _living_children(self) -> list[Child]:
+        return [child for name, child in self.children.items() if self.lifecycle.nodes[name].alive]
 
     # -- the record ----------------------------------------------------------------------------------------------
 
     def _write_record(self) -> None:
-        self._record_is_due = False
-        own = Identity.of(psutil.Process().pid)
+        """Clients may have filled the file system: then the old record stays, until there is room."""
+        try:
+            self.run_directory.write_record(self._record())
+            self._record_is_due = False
+        except OSError:
+            self.loop.after(RECORD_AGAIN, self._write_record)
+
+    def _record(self) -> RunRecord:
+        own = Identity.of(os.getpid())
         assert own is not None
-        self.run_directory.write_record(
-            RunRecord(
-                cluster=self.config.name,
-                file=str(self.config.file),
-                topology=self.config.topology,
-                memory=self.config.memory,
-                uri=self.uri,
-                stop_timeout=self.config.stop_timeout,
-                supervisor=own,
-                helpers=helpers(),
-                nodes=tuple(
-                    NodeRecord(
-                        name=name,
-                        role=child.spec.role,
-                        pid=child.identity.pid,
-                        start=child.identity.start,
-                        address=self.map.address(child.spec.role, child.spec.index),
-                        range=self.map.range(child.spec.role, child.spec.index),
-                    )
-                    for name, child in self.children.items()
-                ),
-            )
+        return RunRecord(
+            cluster=self.config.name,
+            file=str(self.config.file),
+            topology=self.config.topology,
+            memory=self.config.memory,
+            uri=self.uri,
+            stop_timeout=self.config.stop_timeout,
+            supervisor=own,
+            helpers=helpers(),
+            nodes=tuple(
+                NodeRecord(
+                    name=name,
+                    role=child.spec.role,
+                    pid=child.identity.pid,
+                    start=child.identity.start,
+                    address=self.map.address(child.spec.role, child.spec.index),
+                    range=self.map.range(child.spec.role, child.spec.index),
+                )
+                for name, child in self.children.items()
+            ),
         )
 
     # -- the command line's side ---------------------------------------------------------------------------------

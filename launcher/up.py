@@ -98,7 +98,7 @@ def _prepare_directories(config: ClusterConfig, run: RunDirectory, found: Sequen
         remedy = "choose another directory" if config.storage else "`memcluster down` discards it"
         raise CannotStart(f"{error}; {remedy}") from error
     except OSError as error:
-        raise CannotStart(f"{error.filename}: {error.strerror}") from error
+        raise CannotStart(f"{error.filename or directory}: {error.strerror}") from error
 
 
 def _addresses(config: ClusterConfig, found: Sequence[Place]) -> list[Address]:

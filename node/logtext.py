@@ -125,7 +125,7 @@ def _meaning(operation: int, value: int, of_logger: bool) -> str:
             return f"{value} time{'s' if value > 1 else ''} so far"
         case Event.REFUSED:
             return _REASONS.get(Reason(value), "") if value in Reason.__members__.values() else ""
-        case Event.PAUSED | Event.KILLED if value:
+        case Event.PAUSED | Event.KILLED | Event.HANGING if value:
             return f"for {value} ms"
         case Event.SLOWED:
             return f"by {value} ms"

@@ -65,10 +65,20 @@ class Event(IntEnum):
     PARTITIONED = 17  # from the node of this number
     HEALED = 18
     LOG_STOPPED = 19  # records lost; it is written when there is room again
+    HANGING = 20  # on purpose, for how many ms; 0: until its supervisor finds out
 
 
 TROUBLE = frozenset(
-    (Event.DIED, Event.FAILED, Event.HUNG, Event.REFUSED, Event.BAD_INPUT, Event.KILLED, Event.LOG_STOPPED)
+    {
+        Event.DIED,
+        Event.FAILED,
+        Event.HUNG,
+        Event.REFUSED,
+        Event.BAD_INPUT,
+        Event.KILLED,
+        Event.LOG_STOPPED,
+        Event.HANGING,
+    }
 )
 """Events that `--errors` shows."""
 

@@ -89,6 +89,33 @@ def test_a_slow_node_answers_late(make_cluster):
         assert memory.pread(1, offset) == b"\0"
 
 
+def test_a_fault_heals_after_its_time_and_the_others_last(make_cluster):
+    """The end of a pause is not the end of what else is wrong with the node."""
+    cluster = make_cluster()
+    offset = offset_of(cluster, "server1")
+    cluster.command("fault", "slow", "server1", "--delay", "300ms")
+    cluster.command("fault", "pause", "server1", "--for", "300ms")
+    with cluster.connect() as memory:
+        memory.pread(1, offset)  # it goes on
+        started = time.monotonic()
+        memory.pread(1, offset)
+        assert time.monotonic() - started >= 0.3
+
+
+def test_resume_lets_a_node_come_back_that_is_kept_down(make_cluster):
+    """It ends every fault of the target, this one too."""
+    cluster = make_cluster()
+    cluster.command("fault", "kill", "server1", "--for", "1h")
+    wait_for(cluster, "server1", state="restarting")
+    done = cluster.command("fault", "pause", "server", check=False)
+    assert done.returncode == 1
+    assert b"server1 is not alive" in done.stderr
+    assert node(cluster, "server0")["state"] == "ready"  # all of them or none
+    cluster.command("fault", "resume", "server1")
+    wait_for(cluster, "server1", state="ready", restarts=1)
+    cluster.remember()
+
+
 def test_a_partition_holds_requests_up_until_it_heals(make_cluster):
     """The link is cut: the piece waits; the rest of the memory is served; then everything is answered."""
     cluster = make_cluster()
@@ -141,6 +168,9 @@ def test_a_hung_node_shows_where_it_stands_and_is_restarted(make_cluster):
     assert "_fault" in output
     supervisor = (cluster.folder / "logs" / cluster.name / "supervisor.out").read_text()
     assert supervisor == ""
+    log = cluster.command("logs", "--errors").stdout.decode()
+    assert "• hanging" in log
+    assert "• hung" in log
     cluster.remember()
 
 

@@ -257,3 +257,60 @@ def test_where_every_server_is_a_door_all_of_them_let_their_clients_finish():
     assert without_words(life.exited("server0", "", 2)) == []
     assert without_words(life.exited("server2", "", 2)) == []
     assert without_words(life.exited("server1", "", 2)) == [Collect()]
+
+
+def test_a_node_that_hangs_before_it_is_ready_is_found_too():
+    """A restart that gets nowhere is no better than a loop that stands still."""
+    life = running()
+    life.exited("server1", "killed", 1)
+    assert life.nodes["server1"].state is State.STARTING
+    assert without_words(life.hung("server1", "no progress for 10 s", 12)) == [ShowStack("server1")]
+
+
+def test_while_clients_finish_what_they_need_is_restarted():
+    """--drain: a secondary that dies, or waits for its restart, comes back; the door does not."""
+    life = running(deaths=99)
+    life.hold("server1", 5)
+    life.exited("server1", "killed", 1)
+    life.stop("finish", None, 2)
+    assert life.tick(5) == [Start("server1")]
+    assert Start("logger1") in life.exited("logger1", "killed", 6)
+    assert without_words(life.hung("server2", "no progress", 7)) == [ShowStack("server2")]
+    assert life.tick(7 + EVIDENCE) == [Kill("server2")]
+    assert Start("server2") in life.exited("server2", "killed", 8)
+    life.exited("logger1", "killed", 9)
+    assert life.nodes["logger1"].state is State.RESTARTING
+    assert without_words(life.exited("server0", "", 9)) == [Drain("server1", "now"), Drain("server2", "now")]
+    assert life.nodes["logger1"].state is State.EXITED
+    assert life.wake == 19
+
+
+def test_when_the_clients_have_finished_the_stop_has_a_deadline():
+    """Whatever --drain waited for: from then on it is a stop like any other."""
+    life = running()
+    life.stop("finish", None, 1)
+    assert life.wake is None
+    life.exited("server0", "", 100)
+    assert life.wake == 110
+    assert words(life.tick(110)) == [("late", "server1"), ("late", "server2")]
+
+
+def test_a_hung_door_does_not_keep_the_drain_waiting():
+    """Its clients get no answer any more: it is killed, and not started again."""
+    life = running()
+    life.stop("finish", None, 1)
+    assert without_words(life.hung("server0", "no progress", 5)) == [ShowStack("server0")]
+    actions = without_words(life.exited("server0", "killed", 5))
+    assert actions == [Drain("server1", "now"), Drain("server2", "now")]
+    assert not any(isinstance(action, Start | Kill) for action in life.tick(6))
+
+
+def test_a_node_that_is_kept_down_can_be_let_go():
+    """`fault resume` ends the hold: it is started at once, and only once."""
+    life = running()
+    life.hold("server1", 100)
+    life.exited("server1", "killed", 1)
+    assert life.release("server1", 2) == [Start("server1")]
+    assert life.release("server1", 2) == []
+    assert life.wake is None
+    assert life.release("server2", 2) == []
