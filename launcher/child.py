@@ -24,6 +24,8 @@ from node.loop import READ, Loop
 from node.spec import NodeSpec
 from node.zygote import SUPERVISOR
 
+LOST_STATUS = 255
+"""What multiprocessing takes for the exit status when the fork server, who knows it, is dead."""
 _context = multiprocessing.get_context("forkserver")
 EXIT_STATUS_WAIT = 1.0
 """Seconds the fork server may take to tell the status of a process that is already gone."""
@@ -40,11 +42,12 @@ def start_fork_server(directory: Path, *modules: str) -> None:
 
 
 def _fork_server_pid() -> int:
-    """The fork server, started again if it has died."""
+    """The fork server, started again if it has died, woken if it was stopped: it is waited for."""
     os.environ[SUPERVISOR] = str(os.getpid())
     forkserver.ensure_running()
     del os.environ[SUPERVISOR]
     pid: int = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    os.kill(pid, signal.SIGCONT)  # a child of this process that has not been waited for: nobody else has the pid
     return pid
 
 
@@ -57,7 +60,10 @@ def helpers() -> tuple[Identity, ...]:
 
 def stop_fork_server() -> None:
     """End the fork server and its resource tracker and wait for them. They would go by themselves when this process
-    is gone, but `down` promises that nothing is left when it returns; hence the standard library's own test hooks."""
+    is gone, but `down` promises that nothing is left when it returns; hence the standard library's own test hooks.
+    They have nothing to do any more, and one that is stopped would be waited for in vain: SIGKILL."""
+    for helper in helpers():
+        helper.signal(signal.SIGKILL)
     try:
         forkserver._forkserver._stop()  # type: ignore[attr-defined]
     except FileNotFoundError:
@@ -88,14 +94,20 @@ class Child:
         """It has said so: it has come far enough to take signals gracefully."""
         self.status: int | None = None
         """Its exit status, or minus the signal that ended it; None while it lives and where it is not known."""
+        self._problem = ""
+        self._parent: Identity | None = None
         ours, theirs = socket.socketpair()
-        arguments = spec, listeners, theirs, _fork_server_pid()
-        self._process = _context.Process(target=run_node, args=arguments, name=spec.name)
-        self._process.start()
+        try:
+            parent = _fork_server_pid()
+            self._parent = Identity.of(parent)
+            arguments = spec, listeners, theirs, parent
+            self._process = _context.Process(target=run_node, args=arguments, name=spec.name)
+            self._process.start()
+        except (OSError, EOFError) as error:  # the fork server died meanwhile, or the system has no room for more
+            self._problem = f"could not be started: {error or type(error).__name__}"
         theirs.close()
-        assert self._process.pid is not None
-        self.pid = self._process.pid
-        identity = Identity.of(self.pid)
+        self.pid = 0 if self._problem else self._process.pid or 0
+        identity = Identity.of(self.pid) if self.pid else None
         self._pidfd = identity.open() if identity else None
         self.identity = identity or Identity(self.pid, 0)
         self.channel = Channel(loop, ours, self._received)
@@ -143,13 +155,24 @@ class Child:
         while self.channel.open and wait([self.channel.sock], 0):
             self.channel._readable()
         self.channel.close()
-        wait([self._process.sentinel], EXIT_STATUS_WAIT)
-        self.status = self._process.exitcode
-        self._process.close()
+        how = self._problem or self._exit_status()
         for answered in self._answers.values():
             answered({"error": f"{self.spec.name} ended"})
         self._answers.clear()
-        self._gone(self, describe_exit(self.status))
+        self._gone(self, how)
+
+    def _exit_status(self) -> str:
+        """How the process ended, in words; the fork server, its parent, tells it soon, unless it is dead or late."""
+        if self._parent is not None:
+            self._parent.signal(signal.SIGCONT)
+        wait([self._process.sentinel], EXIT_STATUS_WAIT)
+        status = self._process.exitcode
+        if status is not None:
+            self._process.close()
+        if status == LOST_STATUS and not (self._parent and self._parent.alive):
+            return "died with the fork server"
+        self.status = status
+        return describe_exit(status)
 
 
 def describe_exit(status: int | None) -> str:

@@ -71,8 +71,7 @@ def up(file: Path, detach: bool, wait_timeout: float) -> int:
 def down(file: Path, timeout: float | None, drain: bool) -> int:
     """Stop the cluster gracefully and collect its log."""
     from client.discover import DiscoverError, cluster_name
-    from launcher.control import NoAnswer
-    from launcher.down import NotRunning
+    from launcher.down import Busy, NotRunning
     from launcher.down import down as stop
 
     def paths() -> list[str]:
@@ -86,8 +85,8 @@ def down(file: Path, timeout: float | None, drain: bool) -> int:
         return stop(name, timeout=timeout, drain=drain, tell=_printer(file, detach=True), paths=paths)
     except NotRunning:
         raise Failure(f"cluster {_load(file).name} is not running", EXIT_NOT_RUNNING) from None
-    except NoAnswer as error:
-        raise Failure(f"the supervisor of {name} does not answer: {error}") from error
+    except Busy:
+        raise Failure(f"cluster {name} is being started or stopped right now", EXIT_IN_USE) from None
 
 
 @cli.command()
@@ -137,10 +136,13 @@ def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, d
     if len(targets) != (2 if kind == "partition" else 1):
         raise click.UsageError("partition takes two nodes, every other fault one target")
     cluster = _load(file)
+    run_directory = RunDirectory(cluster.name)
     head = {"do": "fault", "kind": kind, "targets": targets, "seconds": span, "delay": delay}
     try:
-        answer = ask(RunDirectory(cluster.name).control, head, 10.0)
-    except NoAnswer:
+        answer = ask(run_directory.control, head, 10.0)
+    except NoAnswer as problem:
+        if run_directory.locked:
+            raise Failure(f"the supervisor of {cluster.name} does not answer: {problem}") from None
         raise Failure(f"cluster {cluster.name} is not running", EXIT_NOT_RUNNING) from None
     if "error" in answer:
         raise Failure(answer["error"])

@@ -11,7 +11,7 @@ from client.console import EXIT_TIMEOUT
 from launcher import leftovers, sockets
 from launcher.control import NoAnswer, connect
 from launcher.lifecycle import LAST_PHASES
-from launcher.rundir import RunDirectory, RunRecord
+from launcher.rundir import NameInUse, RunDirectory, RunRecord
 
 Tell = Callable[[dict[str, Any]], None]
 SLACK = 5.0
@@ -22,8 +22,12 @@ class NotRunning(Exception):
     """There is nothing to stop."""
 
 
+class Busy(Exception):
+    """Somebody else is starting the cluster, or cleaning up after it, at this moment."""
+
+
 def down(name: str, *, timeout: float | None, drain: bool, tell: Tell, paths: Callable[[], Sequence[str]]) -> int:
-    """Stop the cluster; returns the exit code when every process is gone. Raises NotRunning.
+    """Stop the cluster; returns the exit code when every process is gone. Raises NotRunning, Busy.
 
     What runs is known from its record, so cluster.yaml may have changed since, and need not be read (which would take
     half the time of a stop). `paths` tells the unix sockets that cluster.yaml names, where there is no record.
@@ -50,22 +54,27 @@ def down(name: str, *, timeout: float | None, drain: bool, tell: Tell, paths: Ca
             if happening["event"] == "late":
                 code = EXIT_TIMEOUT
     except NoAnswer as problem:
+        if record is None or not record.supervisor.alive:  # who holds the lock has not come so far yet
+            raise Busy from problem
         tell({"event": "unresponsive", "text": str(problem)})
-        if record is None:
-            raise
         record.supervisor.signal(signal.SIGKILL)
         leftovers.wait_gone([record.supervisor], leftovers.PATIENCE)
         _clean_up(run, record, paths, tell)
         return EXIT_TIMEOUT
-    if record is not None:
-        leftovers.wait_gone([record.supervisor, *record.helpers], leftovers.PATIENCE)
+    if record is not None and not leftovers.wait_gone([record.supervisor, *record.helpers], leftovers.PATIENCE):
+        leftovers.end(record)
     if not gone:  # it died on the way
         _clean_up(run, record, paths, tell)
     return code
 
 
 def _clean_up(run: RunDirectory, record: RunRecord | None, paths: Callable[[], Sequence[str]], tell: Tell) -> int:
-    """The supervisor is dead: end what is left, and remove the files."""
+    """The supervisor is dead: end what is left, and remove the files. Nobody may start it meanwhile."""
+    try:
+        run.acquire()
+    except NameInUse:
+        raise Busy from None
+    record = run.record() or record
     tell({"event": "supervisor-dead"})
     if record is not None:
         for name in leftovers.end(record):

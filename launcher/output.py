@@ -85,8 +85,7 @@ def verdict(status: dict[str, Any]) -> str:
     """One line that says how the cluster is, and what to do if it is not well."""
     head = f"{status['cluster']} is {status['state']}"
     if status.get("problem"):
-        remedy = "`memcluster down` cleans up" if status["state"] != "stopped" else "`memcluster up` starts it again"
-        return f"{head}: {status['problem']}; {remedy}"
+        return f"{head}: {status['problem']}"
     if status["state"] == "stopped":
         return f"{head}; `memcluster up` starts it"
     servers = sum(node["role"] != "logger" for node in status["nodes"])

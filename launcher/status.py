@@ -10,22 +10,29 @@ from launcher.config import ClusterConfig
 from launcher.control import NoAnswer, ask
 from launcher.rundir import NodeRecord, RunDirectory
 from node.address import Address
+from node.frames import Frame
 
 ANSWER_WITHIN = 5.0
 """Seconds a living supervisor has to answer."""
 GREETING_WITHIN = 0.3
-"""Seconds an orphaned server has to greet a client."""
+"""Seconds a node has to say its first word to somebody who asks it directly."""
 
 
 def read_status(config: ClusterConfig) -> dict[str, Any]:
     """The object that `status --json` prints."""
     run = RunDirectory(config.name)
-    if run.locked:
-        try:
-            return ask(run.control, {"do": "status"}, ANSWER_WITHIN)
-        except NoAnswer as problem:
-            return _recorded(config, run, f"the supervisor does not answer ({problem})")
-    return _recorded(config, run, "")
+    if not run.locked:
+        return _recorded(config, run, "")
+    record = run.record()
+    supervisor = record.supervisor if record else None
+    if supervisor and supervisor.stopped:
+        return _recorded(config, run, f"the supervisor is paused; `kill -CONT {supervisor.pid}` lets it go on")
+    try:
+        return ask(run.control, {"do": "status"}, ANSWER_WITHIN)
+    except NoAnswer as problem:
+        if supervisor and supervisor.alive:
+            return _recorded(config, run, f"the supervisor does not answer ({problem}); `memcluster down` ends it")
+        return _recorded(config, run, "it is being started or stopped right now")
 
 
 def exit_code(status: dict[str, Any]) -> int:
@@ -34,18 +41,20 @@ def exit_code(status: dict[str, Any]) -> int:
 
 
 def _recorded(config: ClusterConfig, run: RunDirectory, problem: str) -> dict[str, Any]:
-    """The status without the supervisor's help."""
+    """The status without the supervisor's help; it is dead if there is no `problem` with it."""
     record = run.record()
+    state = "degraded" if problem else "stopped"
+    nodes = [_recorded_node(node, "running" if problem else "orphaned") for node in record.nodes] if record else []
     if not problem and run.path.exists():
-        problem = "the supervisor is dead"
-    nodes = [_recorded_node(node) for node in record.nodes] if record else []
-    alive = [node["name"] for node in nodes if node["pid"]]
-    left = "its processes are gone, the memory is kept" if not alive else f"it left {', '.join(alive)}"
-    if "dead" in problem:
-        problem = f"{problem}; {left}"
+        if alive := [node["name"] for node in nodes if node["pid"]]:
+            state = "degraded"
+            problem = f"the supervisor is dead; it left {', '.join(alive)}; `memcluster down` cleans up"
+        else:
+            problem = "the supervisor is dead; its processes are gone, the memory is kept; "
+            problem += "`memcluster up` starts it again"
     return {
         "cluster": config.name,
-        "state": "degraded" if alive or "answer" in problem else "stopped",
+        "state": state,
         "uri": record.uri if record else None,
         "topology": config.topology,
         "memory": config.memory,
@@ -56,13 +65,14 @@ def _recorded(config: ClusterConfig, run: RunDirectory, problem: str) -> dict[st
     }
 
 
-def _recorded_node(node: NodeRecord) -> dict[str, Any]:
+def _recorded_node(node: NodeRecord, state: str) -> dict[str, Any]:
+    """`state` is that of a process that lives and was not stopped."""
     alive = node.identity.alive
-    answers = alive and _greets(node.address)
+    answers = alive and not node.identity.stopped and _answers(node)
     return {
         "name": node.name,
         "role": node.role,
-        "state": ("paused" if node.identity.stopped else "orphaned") if alive else "exited",
+        "state": ("paused" if node.identity.stopped else state) if alive else "exited",
         "ready": answers,
         "pid": node.pid if alive else None,
         "address": node.address,
@@ -77,13 +87,15 @@ def _recorded_node(node: NodeRecord) -> dict[str, Any]:
     }
 
 
-def _greets(address: str) -> bool:
-    """Somebody accepts there and says something first, as NBD servers do."""
-    parsed = Address.parse(address)
+def _answers(node: NodeRecord) -> bool:
+    """A server greets whoever connects, as NBD servers do; a logger answers a question, even one it does not know."""
+    parsed = Address.parse(node.address)
     with socket.socket(parsed.family, socket.SOCK_STREAM) as sock:
         sock.settimeout(GREETING_WITHIN)
         try:
             sock.connect(parsed.sockaddr)
+            if node.role == "logger":
+                sock.sendall(Frame({"ask": "status"}).encode())
             return bool(sock.recv(1))
         except OSError:
             return False

@@ -1,0 +1,162 @@
+"""The supervisor and its helpers themselves: stopped, killed, starved of room; and who may touch what is theirs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from harness import TIMEOUT, Cluster, memclient_command, memcluster_command, run
+
+from client.console import EXIT_DEGRADED, EXIT_IN_USE, EXIT_TIMEOUT
+from launcher.identity import Identity
+from launcher.leftovers import wait_gone
+from launcher.rundir import RunDirectory
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def said_by_the_supervisor(cluster: Cluster) -> str:
+    return (cluster.folder / "logs" / cluster.name / "supervisor.out").read_text()
+
+
+def wait_until(cluster: Cluster, **restarts: int) -> None:
+    """The cluster runs, and these nodes have been restarted so often; each question waits for an answer."""
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        status = cluster.status()
+        found = {node["name"]: node["restarts"] for node in status["nodes"]}
+        if status["state"] == "running" and restarts.items() <= found.items():
+            return
+        assert time.monotonic() < deadline, status
+
+
+def test_down_of_a_cluster_of_which_everything_is_stopped(make_cluster):
+    """SIGSTOP to every process: `status` says what it is, `down` is as graceful and as quick as ever."""
+    cluster = make_cluster()
+    record = cluster.record
+    for identity in (*record.helpers, *(node.identity for node in record.nodes), record.supervisor):
+        assert identity.signal(signal.SIGSTOP)
+    status = cluster.status()
+    assert status["state"] == "degraded"
+    assert f"kill -CONT {record.supervisor.pid}" in status["problem"]
+    assert {node["state"] for node in status["nodes"]} == {"paused"}
+    done = cluster.down()
+    assert done.stderr == b""
+    assert b"log records merged" in done.stdout
+    assert b"without" not in done.stdout
+    assert cluster.left_behind() == []
+
+
+def test_a_stopped_supervisor_is_told_from_a_dead_one(make_cluster):
+    """Its nodes serve on, and are no orphans."""
+    cluster = make_cluster()
+    cluster.record.supervisor.signal(signal.SIGSTOP)
+    status = cluster.status()
+    assert {(node["state"], node["ready"]) for node in status["nodes"]} == {("running", True)}
+    done = cluster.command("status", check=False)
+    assert done.returncode == EXIT_DEGRADED
+    cluster.record.supervisor.signal(signal.SIGCONT)
+    assert cluster.status()["state"] == "running"
+
+
+def test_a_node_dies_while_the_fork_server_is_stopped(make_cluster):
+    """The fork server is woken: the node is restarted, and the supervisor waits for nobody in vain."""
+    cluster = make_cluster()
+    fork_server, _tracker = cluster.record.helpers
+    fork_server.signal(signal.SIGSTOP)
+    Identity(*next((node.pid, node.start) for node in cluster.record.nodes if node.name == "server1")).signal(9)
+    wait_until(cluster, server1=1)
+    assert said_by_the_supervisor(cluster) == ""
+    cluster.remember()
+
+
+@pytest.mark.parametrize("victim", ["fork server", "resource tracker", "both"])
+def test_a_helper_is_killed(make_cluster, victim):
+    """With the fork server go all nodes, and all come back; without its tracker everything goes on."""
+    cluster = make_cluster()
+    with cluster.connect() as memory:
+        memory.pwrite(b"kept", 0)
+        for number in range(1, 4):
+            helpers = dict(zip(("fork server", "resource tracker"), cluster.record.helpers, strict=True))
+            for helper in helpers.values() if victim == "both" else [helpers[victim]]:
+                helper.signal(signal.SIGKILL)
+            if victim == "resource tracker":
+                Identity(*next((n.pid, n.start) for n in cluster.record.nodes if n.name == "server0")).signal(9)
+            wait_until(cluster, server0=number)
+            assert memory.pread(4, 0) == b"kept"
+            cluster.remember()
+    assert "Traceback" not in said_by_the_supervisor(cluster)
+
+
+def test_a_supervisor_that_does_not_answer_is_killed_by_down(make_cluster):
+    """At the end of all deadlines, with everything that was its own."""
+    cluster = make_cluster(stop_timeout="100ms")
+    supervisor = cluster.record.supervisor
+    stopper = f"while kill -STOP {supervisor.pid} 2>/dev/null; do :; done"  # whoever continues it
+    done = run("sh", "-c", f'{stopper} & $down; code=$?; wait; exit $code', cwd=cluster.folder, check=False,
+               down=" ".join(memcluster_command("down")))  # fmt: skip
+    assert done.returncode == EXIT_TIMEOUT
+    assert b"does not answer" in done.stderr
+    assert cluster.left_behind() == []
+
+
+def test_down_does_not_touch_what_another_is_just_starting(tmp_path):
+    """The lock is held, and the record is that of an earlier run: `down` and `status` say so, and remove nothing."""
+    cluster = Cluster(tmp_path)
+    cluster.up()
+    record = cluster.record
+    record.supervisor.signal(signal.SIGKILL)
+    assert wait_gone([record.supervisor], TIMEOUT)
+    run_directory = RunDirectory(cluster.name)
+    run_directory.acquire()  # as `up` does first
+    done = cluster.command("down", check=False)
+    assert done.returncode == EXIT_IN_USE, done.stderr
+    assert b"being started or stopped right now" in done.stderr
+    assert "right now" in cluster.status()["problem"]
+    assert (cluster.directory / "shard0").exists()
+    run_directory.release()
+    assert cluster.end() == []
+
+
+FULL_TMPFS = """
+set -e
+mount -t tmpfs -o size=24m tmpfs /dev/shm
+$memcluster up -d >/dev/null
+head -c 100000 /dev/urandom > data
+$memclient copy data memory:
+dd if=/dev/zero of=/dev/shm/filler bs=4k 2>/dev/null || true
+$memcluster fault kill server1 >/dev/null
+until $memcluster status; do [ $? = 4 ]; done
+until kill -9 $($fork_server); do :; done
+until $memcluster status | grep 'is running'; do :; done
+$memclient read 0 100000 | cmp - data
+head -c 8000000 /dev/urandom > big
+$memclient copy big memory: && exit 9
+rm /dev/shm/filler
+$memclient copy big memory:
+$memclient read 0 8000000 | cmp - big
+$memcluster down
+rmdir /dev/shm/* 2>/dev/null || [ -z "$(ls /dev/shm)" ]
+"""
+FORK_SERVER = "import json, glob; print(json.load(open(glob.glob('/dev/shm/*/state.json')[0]))['helpers'][0]['pid'])"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs takes root")
+def test_a_tmpfs_filled_by_clients_is_no_end_of_anything(tmp_path, topology):
+    """Shards and the supervisor's own files share it: nodes and fork server are restarted all the same, clients get
+    ENOSPC, and everything goes on when there is room again."""
+    cluster = Cluster(tmp_path, memory="16MiB", topology=topology)
+    (tmp_path / "fork_server.py").write_text(FORK_SERVER)
+    words = {
+        "memcluster": " ".join(memcluster_command()),
+        "memclient": " ".join(memclient_command()),
+        "fork_server": f"{memcluster_command()[0]} fork_server.py",
+    }
+    done = run("unshare", "--mount", "sh", "-c", FULL_TMPFS, cwd=tmp_path, check=False, **words)
+    if b"ermission" in done.stderr:
+        pytest.skip("this container may not mount: " + done.stderr.decode())
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert b"No space left on device (ENOSPC)" in done.stderr
+    assert "Traceback" not in said_by_the_supervisor(cluster)
