@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from time import monotonic_ns, time_ns
 from typing import Any
 
@@ -41,6 +42,8 @@ MEMORY_FLAGS = (
 REQUEST = int(Kind.REQUEST)
 AGE_CHECKS = 16
 """Looks at the age of log segments in the time that records are kept; but not more than one a second."""
+HANDSHAKE_CHECKS = 8
+"""Looks at clients in their handshake in the time that they have for it."""
 CLIENTS_MEMORY = 512 << 20
 """Bytes that all clients' requests in flight and unsent replies may take up."""
 # Plain numbers for the data path: comparing with a member of an enum costs 90 ns (Python 3.11).
@@ -97,6 +100,8 @@ class Server:
         self.admission = Admission(limit, look_at_the_machine() if limit is None else None)
         self.budget = Budget(CLIENTS_MEMORY)
         self.connections: dict[int, Connection] = {}
+        self._handshakes: dict[int, int] = {}  # when those came that came not long ago, the first one first
+        self._watches_handshakes = False
         self.scratch = memoryview(bytearray(RECEIVE_BUFFER))
         self.draining = False
         """No new client is let in."""
@@ -215,11 +220,23 @@ class Server:
             budget=self.budget,
         )
         self.connections[self._accepted] = connection
-        self.loop.after(self.spec.bounds.handshake_timeout, lambda: self._check_handshake(connection))
+        self._handshakes[self._accepted] = monotonic_ns()
+        if not self._watches_handshakes:
+            self._watch_handshakes()
 
-    def _check_handshake(self, connection: Connection) -> None:
-        if connection.open and connection.session.export is None:
-            connection.cut_off(f"no end of the handshake in {self.spec.bounds.handshake_timeout:g} s")
+    def _watch_handshakes(self) -> None:
+        """Cut off those that take too long. One timer for all: one each would keep what belonged to thousands who came
+        and went until its time."""
+        limit = self.spec.bounds.handshake_timeout
+        since = monotonic_ns() - limit * 1e9
+        late = list(takewhile(lambda number: self._handshakes[number] <= since, self._handshakes))
+        for number in late:
+            del self._handshakes[number]
+            if self.connections[number].session.export is None:
+                self.connections[number].cut_off(f"no end of the handshake in {limit:g} s")
+        self._watches_handshakes = bool(self._handshakes)
+        if self._handshakes:
+            self.loop.after(limit / HANDSHAKE_CHECKS, self._watch_handshakes)
 
     def _sample(self) -> None:
         self.admission.sample()
@@ -239,6 +256,7 @@ class Server:
     def lost(self, connection: Connection, reason: str) -> None:
         """A client is gone; with a reason, it had to go."""
         del self.connections[connection.number]
+        self._handshakes.pop(connection.number, None)
         if connection.slot is not None:
             self.admission.give_back(connection.slot)
         if reason:
