@@ -284,7 +284,10 @@ class Server:
         self._notices += 1
         if self._notices <= MAX_NOTICES:
             last = "; this was the last of these lines" if self._notices == MAX_NOTICES else ""
-            print(f"{self.spec.name}: {text}{last}", file=sys.stderr, flush=True)
+            try:
+                os.write(sys.stderr.fileno(), f"{self.spec.name}: {text}{last}\n".encode())
+            except OSError:
+                pass  # the disk is full: no reason to stop serving
 
     # -- requests ----------------------------------------------------------------------------------------------------
 

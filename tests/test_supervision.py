@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
 import time
 
 import pytest
-from harness import TIMEOUT, Cluster, memclient_command, memcluster_command, run
+from harness import ROOT, TIMEOUT, Cluster, memclient_command, memcluster_command, run
 
 from client.console import EXIT_DEGRADED, EXIT_IN_USE, EXIT_TIMEOUT
 from launcher.identity import Identity
@@ -19,6 +21,12 @@ pytestmark = pytest.mark.timeout(120)
 
 def said_by_the_supervisor(cluster: Cluster) -> str:
     return (cluster.folder / "logs" / cluster.name / "supervisor.out").read_text()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 def wait_until(cluster: Cluster, **restarts: int) -> None:
@@ -118,6 +126,69 @@ def test_down_does_not_touch_what_another_is_just_starting(tmp_path):
     assert (cluster.directory / "shard0").exists()
     run_directory.release()
     assert cluster.end() == []
+
+
+def test_up_goes_on_when_nobody_reads_what_it_says(tmp_path):
+    """`memcluster up | head -1`: the cluster does not die of the closed pipe."""
+    cluster = Cluster(tmp_path)
+    with subprocess.Popen(memcluster_command("up"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}) as up:  # fmt: skip
+        assert up.stdout is not None
+        up.stdout.readline()
+        up.stdout.close()
+        wait_until(cluster)
+        cluster.remember()
+        cluster.command("fault", "kill", "server1")
+        wait_until(cluster, server1=1)
+        assert up.poll() is None
+        assert cluster.end() == []
+        assert up.wait(TIMEOUT) == 0
+
+
+FULL_LOGS = """
+set -e
+mkdir logs
+mount -t tmpfs -o size=4m tmpfs logs
+$memcluster up -d >/dev/null
+dd if=/dev/zero of=logs/filler bs=4k 2>/dev/null || true
+$strangers
+echo kept | $memclient write 0
+$memclient read 0 4
+$memcluster status
+$memcluster down
+"""
+STRANGERS = """
+import socket, sys
+for _ in range(20):
+    with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\\r\\n" * 3)
+        try:
+            while stranger.recv(1000):
+                pass
+        except ConnectionResetError:
+            pass
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs takes root")
+def test_a_full_disk_under_the_logs_is_no_end_of_a_node(tmp_path):
+    """Neither records nor complaints about strangers can be written: the service goes on, and status says so."""
+    port = free_port()
+    cluster = Cluster(tmp_path, listen=f"127.0.0.1:{port}")
+    (tmp_path / "strangers.py").write_text(STRANGERS)
+    words = {
+        "memcluster": " ".join(memcluster_command()),
+        "memclient": " ".join(memclient_command()),
+        "strangers": f"{memcluster_command()[0]} strangers.py 127.0.0.1 {port}",
+    }
+    done = run("unshare", "--mount", "sh", "-c", FULL_LOGS, cwd=tmp_path, check=False, **words)
+    if b"ermission" in done.stderr:
+        pytest.skip("this container may not mount: " + done.stderr.decode())
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert b"kept" in done.stdout
+    assert b"died" not in done.stdout
+    assert b"\xe2\x9c\x94 server0    stopped" in done.stdout
+    assert cluster.left_behind() == []
 
 
 FULL_TMPFS = """
