@@ -19,6 +19,7 @@ from bench.chaos import places
 from bench.chaos.checker import Verdict, check
 from bench.chaos.history import BLOCK, Operation, identify, pattern, read_operations, write_operations
 from bench.chaos.logcheck import LogVerdict, check_log, logged_at
+from bench.chaos.report import Report
 from bench.chaos.schedule import PHASE, QUIET, WEIGHTS, plan
 from node.layout import Linear, Striped
 
@@ -226,6 +227,16 @@ def test_a_flush_is_logged_everywhere():
     pieces = [piece("0.1.1", "server0"), piece("0.1.1", "server1")]
     verdict = check_log([entry, *pieces, entry | {"request": "0.1.2"}], [flush], REGION, NODES, CLOCK, slack=0)
     assert verdict == LogVerdict(requests=2, pieces=2)
+
+
+@pytest.mark.parametrize("fault", [
+    {"verdict": Verdict(lost={A})}, {"verdict": Verdict(wrong=1)}, {"left": ["process 1"]}, {"trouble": ["down"]},
+    *({"log": LogVerdict(**{name: 1})} for name in ("missing", "missing_pieces", "double", "double_pieces")),
+])  # fmt: skip
+def test_whatever_was_found_fails_the_run(fault):
+    """Then the folder is kept."""
+    assert not Report("a run").failed
+    assert Report("a run", **fault).failed
 
 
 # -- schedule and places -----------------------------------------------------------------------------------------

@@ -60,8 +60,13 @@ class Report:
         return self.log.missing + self.log.missing_pieces
 
     @property
+    def double(self) -> int:
+        return self.log.double + self.log.double_pieces
+
+    @property
     def failed(self) -> bool:
-        return bool(self.verdict.lost or self.wrong_reads or self.missing or self.left or self.trouble)
+        found = self.verdict.lost, self.wrong_reads, self.missing, self.double, self.left, self.trouble
+        return any(found)
 
     def lines(self) -> list[str]:
         verdict, log = self.verdict, self.log
