@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import time
 
 import pytest
@@ -77,6 +79,33 @@ def test_killed_at_any_step_of_the_stop(tmp_path, share):
         assert cluster.left_behind() == []
         check(cluster, data)
         if b"the supervisor is dead" not in done.stdout:
+            break  # the steps are used up
+        steps += SHARES
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("share", range(SHARES))
+def test_up_after_a_stop_that_was_killed_at_any_step(tmp_path, share):
+    """The stop of a SIGTERM, with nobody who would clean up: what `up` finds is whole, and its port is free."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    cluster = Cluster(tmp_path, storage="data", listen=f"127.0.0.1:{port}")
+    data = bytes(range(254)) * 2000
+    cluster.command("up", "-d")
+    with cluster.connect() as memory:
+        memory.pwrite(data, 300_000)
+    cluster.command("down")
+    steps = count_steps_of_the_start(cluster) + share
+    while True:
+        cluster.command("up", "-d", MEMCLUSTER_KILL_AT=str(steps))
+        supervisor = cluster.record.supervisor
+        supervisor.signal(signal.SIGTERM)
+        assert wait_gone([supervisor], 30)
+        assert_no_process_is_left(cluster)
+        over = not cluster.directory.exists()
+        check(cluster, data)
+        if over:
             break  # the steps are used up
         steps += SHARES
 
