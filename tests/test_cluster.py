@@ -171,9 +171,11 @@ def test_a_second_ctrl_c_kills(tmp_path):
 
 
 def hold_up(cluster: Cluster, memory: memcluster.Memory) -> None:
-    """Let a request be in flight at the primary which a stopped secondary does not answer."""
+    """Let a request be in flight at the primary which a hanging secondary does not answer; a stop would wake a paused
+    one."""
     secondary = next(node for node in cluster.record.nodes if node.name == "server1")
-    secondary.identity.signal(signal.SIGSTOP)
+    cluster.command("fault", "hang", "server1")
+    assert not cluster.status()["nodes"][1]["ready"]  # it has begun
     memory.start_pread(1, secondary.range[0])
     # The loop is turned once more than the request needs: its answer to another request proves that it was read.
     assert memory.pread(1, 0) == b"\0"
@@ -309,10 +311,15 @@ def test_draining_lets_present_clients_finish(make_cluster, topology):
 
 
 def test_a_paused_process_can_stop_in_time(make_cluster):
-    """SIGTERM is followed by SIGCONT."""
+    """The stop wakes it: what waits for it is answered, and nobody is late."""
     cluster = make_cluster()
-    Identity.of(cluster.pid("server2")).signal(signal.SIGSTOP)
-    assert cluster.down().returncode == 0
+    with cluster.connect(reconnect=False) as memory:
+        offset = cluster.status()["nodes"][1]["range"][0]
+        Identity.of(cluster.pid("server1")).signal(signal.SIGSTOP)
+        waiting = memory.start_pread(1, offset)
+        assert memory.pread(1, 0) == b"\0"
+        assert cluster.down().returncode == 0
+        assert waiting.result() == b"\0"
 
 
 def test_a_drain_with_a_timeout_ends_although_a_client_stays(make_cluster):
@@ -324,7 +331,7 @@ def test_a_drain_with_a_timeout_ends_although_a_client_stays(make_cluster):
 
 
 def test_a_process_that_is_late_is_named_and_killed(make_cluster):
-    """A request whose secondary is stopped again and again holds the primary up: it is named, and `down` exits 124."""
+    """A request whose secondary hangs holds the primary up: it is named, and `down` exits 124."""
     cluster = make_cluster()
     with cluster.connect(reconnect=False) as memory:
         hold_up(cluster, memory)
