@@ -17,7 +17,7 @@ from node.budget import Budget
 from node.loop import Loop
 from node.nbd.errors import ProtocolError
 from node.nbd.server import REQUEST_COST, Exports, Request, ServerSession
-from node.nbd.wire import MAX_PAYLOAD
+from node.nbd.wire import MAX_PAYLOAD, Command
 from node.stream import Stream
 from node.tcp import tune
 from node.traffic import TRAFFIC
@@ -28,6 +28,8 @@ TRICKLE = 1 << 20
 """Bytes of replies that a client takes in its stall_timeout, at least, when more wait."""
 TURN_BUDGET = 1 << 20
 """Bytes' worth of requests of one client that are dealt with in one turn of the loop."""
+WRITE = int(Command.WRITE)
+"""Of the commands up to this one, data travels with the request or its reply."""
 LINGER = 0.25
 """Seconds a closed client may take to read its last replies and close its side."""
 
@@ -82,13 +84,16 @@ class Connection(Stream):
     def begin(self, request: Request) -> None:
         """The request will be answered in a later turn."""
         self.in_flight += 1
-        self._bytes_in_flight += request.weight
+        if request.command <= WRITE:
+            self._bytes_in_flight += request.length
 
     def end(self, request: Request) -> None:
         """The request has just been answered, in a later turn than it came."""
         self.in_flight -= 1
-        self._bytes_in_flight -= request.weight
-        self.send_soon()
+        if request.command <= WRITE:
+            self._bytes_in_flight -= request.length
+        if not self._flush_is_due:
+            self.send_soon()
 
     def finish(self) -> None:
         """Close as soon as nothing is in flight; until then the owner goes on being asked."""

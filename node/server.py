@@ -80,8 +80,9 @@ class Server:
         self.loop = loop
         self.spec = spec
         self.report = report
-        # Who looks instead of sleeping needs a processor for it: one for each server, and one for a client.
-        loop.spin = SPIN if len(spec.cluster.servers) < len(os.sched_getaffinity(0)) else 0.0
+        self.crowded = len(spec.cluster.servers) >= len(os.sched_getaffinity(0))
+        """Servers and a client have no processor each."""
+        loop.spin = 0.0 if self.crowded else SPIN  # who looks instead of sleeping needs a processor for it
         self.shard = Shard(spec.shard, spec.cluster.servers[spec.index].memory, durable=spec.durable)
         # Wall clock, but steady: it is set once, and goes on with the monotonic clock. Spans cannot be negative then.
         self._epoch = time_ns() - monotonic_ns()

@@ -89,11 +89,6 @@ class Request:
         self.error = 0
         self.message = ""
 
-    @property
-    def weight(self) -> int:
-        """Bytes of data that go with the request or its reply."""
-        return self.length if self.command <= _WRITE else 0
-
     def refuse(self, error: int, message: str) -> None:
         """The request is to be answered with this error and not carried out."""
         self.error = error
