@@ -19,13 +19,13 @@ from node.admission import SAMPLE, Admission, look_at_the_machine
 from node.budget import Budget
 from node.connection import Connection
 from node.listener import Listener
+from node.logwriter import LogWriter
 from node.loop import SPIN, Loop
 from node.memory import Shard
 from node.nbd.errors import Refused
 from node.nbd.server import RECEIVE_BUFFER, Export, Request
 from node.nbd.wire import Buffer, Command, CommandFlag, Error, Rep, TransmissionFlag
 from node.record import REPEATED, Event, Kind, Reason, first_identifier, subject_of
-from node.segments import LogWriter
 from node.spec import NodeSpec
 from node.traffic import TRAFFIC
 

@@ -15,6 +15,7 @@ from node import history as history_module
 from node.filter import Filter
 from node.history import History
 from node.layout import make_layout
+from node.logwriter import MIN_SEGMENT, LogWriter
 from node.merge import Entry, entries
 from node.nbd.wire import Command, Error
 from node.record import (
@@ -29,7 +30,6 @@ from node.record import (
     subject_of,
     summarise,
 )
-from node.segments import MIN_SEGMENT, LogWriter
 
 LAYOUT = make_layout([8192, 8192, 8192], 4096)
 MS = 10**6

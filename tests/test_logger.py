@@ -20,10 +20,10 @@ from node.cluster_map import ClusterMap, ServerEntry
 from node.filter import MAX_LAST
 from node.frames import Frame
 from node.logger import Logger
+from node.logwriter import MIN_SEGMENT, LogWriter
 from node.loop import Loop
 from node.nbd.wire import Command
 from node.record import RECORD_SIZE, Kind, Record, format_identifier, make_identifier, unpack
-from node.segments import MIN_SEGMENT, LogWriter
 from node.spec import Bounds, NodeSpec
 
 DEADLINE = 20.0

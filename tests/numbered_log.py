@@ -1,0 +1,35 @@
+"""A log of small segments, with records whose every field follows from their sequence number."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from node.logwriter import MIN_SEGMENT, LogWriter
+from node.record import RECORD_SIZE, Record, unpack
+from node.segments import HEADER_SIZE, Block
+
+SLOTS = (MIN_SEGMENT - HEADER_SIZE) // RECORD_SIZE
+"""Records in a segment of the least size."""
+RETAIN = 1 << 20
+
+
+def writer(directory: Path, retain: int = RETAIN, **more: object) -> LogWriter:
+    return LogWriter(directory, 0, retain, segment_size=MIN_SEGMENT, cluster="demo", **more)  # type: ignore[arg-type]
+
+
+def append(log: LogWriter, count: int = 1) -> None:
+    """Records whose every field follows from their sequence number; `check` knows how."""
+    for _ in range(count):
+        n = log.sequence + 1
+        log.append(n, n * 2, n * 3, n * 5, n % 7919, n % 101, 1, n % 8, n % 31, n % 109)
+
+
+def records(blocks: Iterable[Block]) -> list[Record]:
+    return [record for block in blocks for record in unpack(block.data)]
+
+
+def check(found: list[Record], first: int, last: int) -> None:
+    """All of [first, last] are there, in order and untorn."""
+    assert [record.sequence for record in found] == list(range(first, last + 1))
+    for r in found:
+        n = r.sequence
+        assert r == (n, n * 2, n * 3, n * 5, n % 7919, n % 101, 1, n % 8, n % 31, n % 109, n)

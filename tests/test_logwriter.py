@@ -1,0 +1,318 @@
+"""What was appended is never lost or torn, whatever ends the writer; what could not be written is counted."""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from numbered_log import RETAIN, SLOTS, append, check, records, writer
+
+from node.logwriter import MIN_SEGMENT, RETRY, YOUNG, LogWriter
+from node.record import MAX_INCARNATION, RECORD_SIZE, Event, Kind, Record, make_identifier, signed, unpack
+from node.segments import HEADER_SIZE, MAGIC, LogReader, SegmentError, list_segments, read_segments, segment_paths
+
+
+def sizes(directory: Path) -> list[int]:
+    return [path.stat().st_size for path in segment_paths(directory)]
+
+
+def test_what_is_appended_is_read(tmp_path: Path) -> None:
+    """Over several segments, while the writer is open and after it is closed."""
+    log = writer(tmp_path)
+    append(log, 3 * SLOTS + 5)
+    check(records(read_segments(tmp_path)), 1, 3 * SLOTS + 5)
+    log.close()
+    check(records(read_segments(tmp_path)), 1, 3 * SLOTS + 5)
+    assert [segment.first for segment in list_segments(tmp_path)] == [1, SLOTS + 1, 2 * SLOTS + 1, 3 * SLOTS + 1]
+
+
+def test_close_gives_unused_space_back(tmp_path: Path) -> None:
+    log = writer(tmp_path)
+    append(log, SLOTS + 2)
+    assert sizes(tmp_path) == [MIN_SEGMENT, MIN_SEGMENT]
+    log.close()
+    log.close()
+    assert sizes(tmp_path) == [MIN_SEGMENT, HEADER_SIZE + 2 * RECORD_SIZE]
+
+
+def test_space_is_reserved_before_it_is_written_to(tmp_path: Path) -> None:
+    """Otherwise a full disk would be a SIGBUS."""
+    log = writer(tmp_path)
+    (path,) = segment_paths(tmp_path)
+    assert path.stat().st_blocks * 512 >= MIN_SEGMENT
+    log.close()
+
+
+def test_a_number_that_does_not_fit_is_saturated(tmp_path: Path) -> None:
+    """A clock that goes back gives a negative duration; that must not end the server."""
+    log = writer(tmp_path)
+    log.append(5, -3, 1, 2, 1 << 32, 4, 1, 1, 0, 0)
+    append(log)
+    (first, _) = records(read_segments(tmp_path))
+    assert (first.duration, first.length, first.sequence) == (0, (1 << 32) - 1, 1)
+    assert log.lost == 0
+
+
+def test_a_new_process_goes_on_after_the_last_record(tmp_path: Path) -> None:
+    """The sequence has no hole, the incarnation is one more, and the old segment is cut after its last record."""
+    first = writer(tmp_path)
+    append(first, 10)
+    second = writer(tmp_path)  # as after a kill: the first one was never closed
+    append(second, 5)
+    check(records(read_segments(tmp_path)), 1, 15)
+    assert (first.incarnation, second.incarnation) == (1, 2)
+    assert second.first_identifier > first.first_identifier
+    assert sizes(tmp_path)[0] == HEADER_SIZE + 10 * RECORD_SIZE
+
+
+def test_a_torn_record_is_not_there(tmp_path: Path) -> None:
+    """Its fields were written, its mark was not: the next record takes its number."""
+    log = writer(tmp_path)
+    append(log, 3)
+    (path,) = segment_paths(tmp_path)
+    with path.open("r+b") as file:
+        file.seek(HEADER_SIZE + 3 * RECORD_SIZE)
+        file.write(b"\x55" * (RECORD_SIZE - 8))
+    check(records(read_segments(tmp_path)), 1, 3)
+    log = writer(tmp_path)
+    append(log, 2)
+    check(records(read_segments(tmp_path)), 1, 5)
+
+
+def test_many_starts_without_records_leave_one_empty_segment(tmp_path: Path) -> None:
+    append(writer(tmp_path), 2)
+    for _ in range(10):
+        last = writer(tmp_path)
+    assert len(segment_paths(tmp_path)) == 2
+    assert last.incarnation == 11
+    append(last)
+    check(records(read_segments(tmp_path)), 1, 3)
+
+
+def test_the_incarnation_wraps(tmp_path: Path) -> None:
+    log = writer(tmp_path)
+    log.incarnation = MAX_INCARNATION
+    append(log, SLOTS + 1)
+    assert writer(tmp_path).incarnation == 0
+
+
+def test_a_kill_between_reserving_and_naming_leaves_no_trace(tmp_path: Path) -> None:
+    append(writer(tmp_path), 2)
+    (tmp_path / "000002.new").write_bytes(bytes(100))
+    append(writer(tmp_path), 2)
+    check(records(read_segments(tmp_path)), 1, 4)
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_off(tmp_path: Path) -> None:
+    """With nothing to retain nothing is made, and append costs nothing."""
+    log = LogWriter(tmp_path / "log", 0, 0)
+    append(log, 3)
+    log.close()
+    assert not (tmp_path / "log").exists()
+    assert (log.sequence, log.lost, log.incarnation) == (0, 0, 0)
+    assert list(read_segments(tmp_path / "log")) == []
+
+
+# -- files that are not ours -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is not a segment of a memcluster log"),
+        (b"my thesis" * 1000, "is not a segment of a memcluster log"),
+        (MAGIC + b"\x63\0" + bytes(200), "has version 99 of the log's format, and this program reads 1"),
+    ],
+)
+def test_a_strange_file_is_refused_and_left_alone(tmp_path: Path, content: bytes, sentence: str) -> None:
+    path = tmp_path / "000001.seg"
+    path.write_bytes(content)
+    with pytest.raises(SegmentError, match=sentence):
+        writer(tmp_path)
+    with pytest.raises(SegmentError, match=sentence):
+        list(read_segments(tmp_path))
+    assert path.read_bytes() == content
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize(("server", "cluster"), [(1, "demo"), (0, "other")])
+def test_another_log_is_refused_and_left_alone(tmp_path: Path, server: int, cluster: str) -> None:
+    append(log := writer(tmp_path), 3)
+    log.close()
+    before = [path.read_bytes() for path in segment_paths(tmp_path)]
+    with pytest.raises(SegmentError, match=f"belongs to server 0 of cluster 'demo', not to server {server} of"):
+        LogWriter(tmp_path, server, RETAIN, cluster=cluster)
+    assert [path.read_bytes() for path in segment_paths(tmp_path)] == before
+
+
+# -- retention, full disks ---------------------------------------------------------------------------------------
+
+
+def test_no_more_is_kept_than_asked(tmp_path: Path) -> None:
+    """And what was dropped is a counted gap."""
+    retain = 5 * MIN_SEGMENT
+    log = writer(tmp_path, retain)
+    for _ in range(20):
+        append(log, SLOTS)
+        assert sum(sizes(tmp_path)) <= retain
+    kept = list(read_segments(tmp_path))
+    assert kept[0].missing == kept[0].first - 1 == 15 * SLOTS
+    assert [block.missing for block in kept[1:]] == [0] * 4
+    check(records(iter(kept)), 15 * SLOTS + 1, 20 * SLOTS)
+
+
+def numbered_log_are_smaller_where_little_is_kept(tmp_path: Path) -> None:
+    """A whole log in one segment would be dropped at once when it is full."""
+    log = LogWriter(tmp_path, 0, 64 << 10)
+    assert log.segment_size == 16 << 10
+    log.close()
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file can grow: what fallocate meets is not quite ENOSPC, but it is an OSError from the kernel."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIN_SEGMENT // 2, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_stops_the_log_and_not_the_service(tmp_path: Path) -> None:
+    """Records are lost and counted; when there is room again the log goes on, and the gap shows."""
+    log = writer(tmp_path)
+    with full_disk():
+        append(log, SLOTS + 10)
+        assert log.lost == 10
+        assert isinstance(log.error, OSError)
+        assert "stopped" in repr(log)
+        append(log, RETRY)  # it tries in vain
+        assert log.lost == RETRY + 10
+    assert len(os.listdir(tmp_path)) == 1
+    append(log, RETRY + 5)
+    assert log.error is None
+    lost = 2 * RETRY
+    assert log.lost == lost
+    found = records(read_segments(tmp_path))
+    check([r for r in found if r.sequence <= SLOTS], 1, SLOTS)
+    stopped, displaced, *rest = (r for r in found if r.sequence > SLOTS)
+    assert (stopped.kind, stopped.operation, stopped.offset) == (Kind.EVENT, Event.LOG_STOPPED, lost)
+    assert [stopped.sequence, displaced.sequence] == [SLOTS + lost + 1, SLOTS + lost + 2]
+    check(rest, SLOTS + lost + 3, log.sequence)
+    assert [block.missing for block in read_segments(tmp_path) if block.missing] == [lost]
+
+
+def test_a_disk_that_is_full_from_the_start(tmp_path: Path) -> None:
+    with full_disk():
+        log = writer(tmp_path)
+        append(log, 3)
+    assert (log.lost, log.sequence) == (3, 3)
+    log.close()
+
+
+# -- what is kept, and for how long ------------------------------------------------------------------------------
+
+
+def test_events_are_kept_at_any_level(tmp_path: Path) -> None:
+    log = LogWriter(tmp_path, 3, 1 << 20, level="errors")
+    log.append(1, 1, 1, 0, 512, 1, Kind.REQUEST, 0, 0, 0)
+    log.append(2, 1, 2, 0, 512, 1, Kind.REQUEST, 0, 0, 5)
+    log.event(Event.DIED, 3, value=-9, start=7)
+    assert [(r.start, r.kind, r.error) for r in records(read_segments(tmp_path))] == [
+        (2, Kind.REQUEST, 5),
+        (7, Kind.EVENT, 0),
+    ]
+    [_, died] = records(read_segments(tmp_path))
+    assert (died.operation, died.length, signed(died.offset), died.sequence) == (Event.DIED, 3, -9, 2)
+    assert not [block.missing for block in read_segments(tmp_path) if block.missing]
+
+
+def test_a_log_that_is_off_has_no_events(tmp_path: Path) -> None:
+    LogWriter(tmp_path, 0, 0).event(Event.READY, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sample", [2, 10])
+def test_sampling_keeps_whole_stories(tmp_path: Path, sample: int) -> None:
+    """Every server makes the same choice, about one in N, whatever pattern the requests have; no gaps are seen."""
+    kept = []
+    for server in range(3):
+        log = LogWriter(tmp_path / str(server), server, 1 << 22, sample=sample)
+        for number in range(1, 4001):
+            log.append(number, 1, make_identifier(0, 1, number), 0, 512, 1, Kind.PIECE, 0, 0, 0)
+        found = records(read_segments(tmp_path / str(server)))
+        assert [record.sequence for record in found] == list(range(1, len(found) + 1))
+        kept.append([record.identifier for record in found])
+    assert kept[0] == kept[1] == kept[2]
+    assert 0.8 < len(kept[0]) * sample / 4000 < 1.2
+    assert 0.3 < sum(identifier % 2 for identifier in kept[0]) / len(kept[0]) < 0.7
+
+
+def test_records_go_when_their_time_has_come(tmp_path: Path) -> None:
+    """Also those of a server that has nothing to do, and never those that are younger."""
+    now = [0]
+    log = LogWriter(tmp_path, 0, 1 << 22, MIN_SEGMENT, clock=lambda: now[0], retain_age=80.0)
+    for second in range(0, 1000, 5):
+        now[0] = second * 10**9
+        log.append(now[0], 1, second + 1, 0, 512, 1, Kind.REQUEST, 0, 0, 0)
+        log.expire()
+        ages = [second - record.start // 10**9 for record in records(read_segments(tmp_path, after=0))]
+        assert max(ages) <= 80 + 2 * 80 / YOUNG + 5
+        assert set(range(0, min(second, 80), 5)) <= set(ages)
+    now[0] += 200 * 10**9
+    log.expire()
+    now[0] += 200 * 10**9
+    log.expire()
+    assert records(read_segments(tmp_path)) == []
+    assert len(list(tmp_path.iterdir())) == 1
+    sequence = log.sequence
+    log.close()
+    assert LogWriter(tmp_path, 0, 1 << 22, MIN_SEGMENT).sequence == sequence
+
+
+# -- kill -9 -----------------------------------------------------------------------------------------------------
+
+WRITE_FOR_EVER = """
+import sys
+from pathlib import Path
+import numbered_log
+log = numbered_log.writer(Path(sys.argv[1]))
+while True:
+    numbered_log.append(log, 50)
+    print(log.sequence, flush=True)
+"""
+
+
+def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    """A process that appends for ever is killed again and again, and read while it runs.
+
+    Each time all that it said it had appended is there, whole; the next process goes on from there.
+    """
+    here = Path(__file__).parent
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(here), str(here.parent)]))
+    reader = LogReader(tmp_path)
+    found: list[Record] = []
+    for lines in (1, 3, 40, 100):
+        child = subprocess.Popen(
+            [sys.executable, "-c", WRITE_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE, env=environment, text=True
+        )
+        with child:
+            assert child.stdout is not None
+            for _ in range(lines):
+                acknowledged = int(child.stdout.readline())
+                if block := reader.read():
+                    found += unpack(block.data)
+            child.kill()
+        while block := reader.read():
+            found += unpack(block.data)
+        assert found[-1].sequence >= acknowledged
+        check(found, 1, found[-1].sequence)
+    assert reader.missing == 0
+    reader.close()
+    assert writer(tmp_path).incarnation == 5
