@@ -6,7 +6,8 @@ SIGBUS in the middle of a request. (The death of the machine is another matter: 
 
 A segment belongs to one incarnation of its server: a server that starts again cuts its predecessor's last segment
 after the last whole record and begins another. Sequence numbers go on from there. They also count the records that
-could not be written, so whatever is missing shows as a gap between two segments.
+could not be written, so whatever is missing shows as a gap between two segments. While the log is stopped the last
+number given out stands in a file of a few bytes, for the next incarnation, should a kill -9 come first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from node.segments import (
     HEADER_SIZE,
     MAGIC,
     SEGMENT_SIZE,
+    SEQUENCE,
     SUFFIX,
     VERSION,
     SegmentError,
@@ -36,6 +39,8 @@ from node.segments import (
 MIN_SEGMENT = 4096
 SEGMENTS_KEPT = 4
 """`retain` has room for this many segments at least: they are made smaller if need be."""
+GIVEN = "given"
+"""The file that holds the last sequence number given out while the log was stopped."""
 RETRY = 4096
 """Records lost between two attempts to write again."""
 YOUNG = 8
@@ -45,8 +50,9 @@ YOUNG = 8
 class LogWriter:
     """Appends records; one process writes to a directory at a time.
 
-    `sequence` is the number of the last record, `lost` how many of them could not be written: when the disk is full
-    the log stops, the service does not, and every RETRY records the log tries again. With a `retain` of 0 there is no
+    `sequence` is the number of the last record, `lost` how many of them could not be written (by incarnations before,
+    too, if they could not write that down): when the disk is full the log stops, the service does not, and every RETRY
+    records the log tries again. With a `retain` of 0 there is no
     log: nothing is written and nothing counted. `clock` (ns since 1970) must be the one the records' times come from.
 
     `level` "errors" keeps what failed, and `sample` N the stories of one request in N: what is left out is not counted
@@ -84,6 +90,7 @@ class LogWriter:
         self._pack = RECORD.pack_into
         self._number = 0
         self._descriptor = -1
+        self._given = -1
         self._map: mmap.mmap | None = None
         self._slots = memoryview(bytearray())  # of the map; empty while the log is stopped
         self._position = 0
@@ -160,6 +167,9 @@ class LogWriter:
     def close(self) -> None:
         """Give back the space that was reserved and not used."""
         self._let_go()
+        if self._given >= 0:
+            os.close(self._given)
+            self._given = -1
 
     def _append_error(self, *fields: int) -> None:
         if fields[9]:
@@ -179,17 +189,23 @@ class LogWriter:
         self.sequence = record.sequence
         if self.error:
             self.lost += 1
+            with suppress(OSError):  # there was no room for it from the start
+                os.pwrite(self._given, SEQUENCE.pack(self.sequence), 0)
             return
         if self.lost > self._lost_before:  # there is room again
-            self._lost_before = self.lost
-            stopped = Record(
-                self._clock(), 0, 0, self.lost, self.server, 0, Kind.EVENT, Event.LOG_STOPPED, 0, 0, self.sequence
-            )
-            RECORD.pack_into(self._slots, self._position, *stopped)
-            self._position += RECORD_SIZE
+            self._tell_lost()
             self.sequence += 1
             record = record._replace(sequence=self.sequence)
         RECORD.pack_into(self._slots, self._position, *clamp(record))
+        self._position += RECORD_SIZE
+
+    def _tell_lost(self) -> None:
+        """Write down, as record `sequence`, how many were lost."""
+        self._lost_before = self.lost
+        stopped = Record(
+            self._clock(), 0, 0, self.lost, self.server, 0, Kind.EVENT, Event.LOG_STOPPED, 0, 0, self.sequence
+        )
+        RECORD.pack_into(self._slots, self._position, *stopped)
         self._position += RECORD_SIZE
 
     def _open(self) -> None:
@@ -212,9 +228,22 @@ class LogWriter:
             self._number = last.number
             self.incarnation = (last.incarnation + 1) & MAX_INCARNATION
             self.sequence = last.first + used - 1
+        self._open_given()
         self._rotate()
         if last is not None and not used and self.error is None:
             last.path.unlink()  # a server that starts again and again leaves one empty segment, not a thousand
+        if self.lost and self.error is None:
+            self.sequence += 1
+            self._tell_lost()
+
+    def _open_given(self) -> None:
+        """See what was lost and not written down, and reserve the room to say so should the log stop."""
+        with suppress(OSError):  # no room even for that: then the count lives as long as the process
+            self._given = os.open(self.directory / GIVEN, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            os.posix_fallocate(self._given, 0, SEQUENCE.size)
+            (given,) = SEQUENCE.unpack(os.pread(self._given, SEQUENCE.size, 0))
+            self.lost = max(0, given - self.sequence)
+            self.sequence += self.lost
 
     def _rotate(self) -> None:
         """Begin the next segment; if that cannot be, the log stops."""

@@ -194,7 +194,7 @@ def test_a_full_disk_stops_the_log_and_not_the_service(tmp_path: Path) -> None:
         assert "stopped" in repr(log)
         append(log, RETRY)  # it tries in vain
         assert log.lost == RETRY + 10
-    assert len(os.listdir(tmp_path)) == 1
+    assert len(segment_paths(tmp_path)) == 1
     append(log, RETRY + 5)
     assert log.error is None
     lost = 2 * RETRY
@@ -208,11 +208,40 @@ def test_a_full_disk_stops_the_log_and_not_the_service(tmp_path: Path) -> None:
     assert [block.missing for block in read_segments(tmp_path) if block.missing] == [lost]
 
 
+@pytest.mark.parametrize("deaths", [1, 3])
+def test_what_a_full_disk_lost_is_counted_if_the_server_is_killed_then(tmp_path: Path, deaths: int) -> None:
+    """Before it could write that down: the next one does, as a gap and as an event, and once."""
+    log = writer(tmp_path)
+    with full_disk():
+        append(log, SLOTS + 10)
+        for _ in range(1, deaths):
+            log = writer(tmp_path)  # as after a kill: the one before was never closed
+            append(log, 10)
+    log = writer(tmp_path)
+    lost = 10 * deaths
+    assert log.lost == lost
+    append(log, 5)
+    assert [block.missing for block in read_segments(tmp_path) if block.missing] == [lost]
+    found = records(read_segments(tmp_path))
+    check(found[:SLOTS], 1, SLOTS)
+    stopped = found[SLOTS]
+    assert (stopped.operation, stopped.offset, stopped.sequence) == (Event.LOG_STOPPED, lost, SLOTS + lost + 1)
+    check(found[SLOTS + 1 :], SLOTS + lost + 2, SLOTS + lost + 6)
+    log = writer(tmp_path)
+    append(log)
+    assert log.lost == 0
+    assert [record.operation for record in records(read_segments(tmp_path))].count(Event.LOG_STOPPED) == 1
+
+
 def test_a_disk_that_is_full_from_the_start(tmp_path: Path) -> None:
     with full_disk():
         log = writer(tmp_path)
         append(log, 3)
     assert (log.lost, log.sequence) == (3, 3)
+    log = writer(tmp_path)
+    assert (log.lost, log.sequence) == (3, 4)
+    (stopped,) = records(read_segments(tmp_path))
+    assert (stopped.operation, stopped.offset, stopped.sequence) == (Event.LOG_STOPPED, 3, 4)
     log.close()
 
 
@@ -270,7 +299,7 @@ def test_records_go_when_their_time_has_come(tmp_path: Path) -> None:
     now[0] += 200 * 10**9
     log.expire()
     assert records(read_segments(tmp_path)) == []
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(segment_paths(tmp_path)) == 1
     sequence = log.sequence
     log.close()
     assert LogWriter(tmp_path, 0, 1 << 22, MIN_SEGMENT).sequence == sequence
