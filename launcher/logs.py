@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -26,8 +26,6 @@ REMEMBERED = 1 << 17
 """Records of a followed log that are remembered as shown."""
 ATTEMPTS = 60
 """To reach a logger 0 that was lost, some two minutes."""
-IN_FLIGHT = 60 * 10**9
-"""ns before the last record shown in which requests may have begun that are logged only now."""
 TIMEOUT = 15.0
 """Seconds of silence: more than logger 0 itself waits for another logger."""
 _UNITS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
@@ -38,10 +36,11 @@ class LogsError(Exception):
     """The log cannot be shown; the text says why."""
 
 
-def parse_since(text: str, now: int | None = None) -> int:
-    """`5m`, `1.5h` (ago) or a time in ISO 8601, local unless it says otherwise, as ns since 1970. Raises ValueError."""
+def parse_since(text: str) -> int:
+    """A time in ISO 8601, local unless it says otherwise, as ns since 1970, or `5m`, `1.5h` (ago) as a negative number:
+    each logger takes that off what its own clock says. Raises ValueError."""
     if ago := _AGO.fullmatch(text.strip()):
-        return (time.time_ns() if now is None else now) - int(float(ago[1]) * _UNITS[ago[2]])
+        return -max(1, int(float(ago[1]) * _UNITS[ago[2]]))
     try:
         return round(datetime.fromisoformat(text.strip()).timestamp() * 1e6) * 1000
     except (ValueError, OverflowError, OSError):
@@ -52,8 +51,9 @@ def parse_since(text: str, now: int | None = None) -> int:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which part of the log: times in ns since 1970, `request` an identifier as text, `slower` in ns, `span` bytes of
-    the memory as (offset, length). The loggers sort out what does not fit, so it is not even sent."""
+    """Which part of the log: times in ns since 1970 or, negative, before now; `request` an identifier as text, `slower`
+    in ns, `span` bytes of the memory as (offset, length). The loggers sort out what does not fit, so it is
+    not even sent."""
 
     last: int | None = None
     since: int | None = None
@@ -107,18 +107,20 @@ def read_batches(
     while it is followed, it is tried again, and the log goes on where it stopped. Raises LogsError.
     """
     part = Wanted(**wanted)
+    if part.last == 0 and not follow:
+        return
+    head = part.to_head()
     if part.last == 0:
-        if not follow:
-            return
-        part = replace(part, last=None, since=max(part.since or 0, time.time_ns()))
+        head["news"] = True
     seen = _Seen()
     attempts = 0
     while True:
         live = False
         try:
-            for batch in _ask(address, part.to_head(), follow, timeout, told):
-                if batch is None:
+            for batch in _ask(address, head, follow, timeout, told):
+                if isinstance(batch, dict):
                     live, attempts = True, 0
+                    seen.advance(batch)
                     if seen.lost:
                         seen.lost = False
                         told("logger0 is back; the log goes on")
@@ -133,7 +135,7 @@ def read_batches(
             if not seen.lost:
                 told(f"{error}; trying again until it is back")
             seen.lost = True
-            part = replace(part, last=None, since=seen.resume(part.since))
+            head["after"] = seen.after
             time.sleep(min(2.0, 0.05 * 2**attempts))
             attempts += 1
         else:
@@ -145,25 +147,26 @@ class _Seen:
 
     def __init__(self) -> None:
         self.lost = False
-        self._shown: dict[tuple[int, int], int] = {}  # (server, sequence number): start, the latest last
-        self._latest = time.time_ns()
+        self.after: dict[str, int] = {}
+        """By server, the record up to which everything has been shown: from there on to ask again."""
+        self._shown: dict[tuple[str, int], None] = {}  # servers and sequence numbers, the latest last
 
     def add(self, batch: list[LogEntry]) -> list[LogEntry]:
         """The entries that are new."""
         shown = self._shown
-        fresh = [entry for entry in batch if (entry.server, entry.record.sequence) not in shown]
-        for server, record in fresh:
-            shown[server, record.sequence] = record.start
-            self._latest = max(self._latest, record.start)
+        fresh = [entry for entry in batch if (entry.node, entry.record.sequence) not in shown]
+        for entry in fresh:
+            shown[entry.node, entry.record.sequence] = None
         while len(shown) > REMEMBERED:
-            del shown[next(iter(shown))]
+            node, sequence = next(iter(shown))
+            del shown[node, sequence]
+            self.advance({node: sequence})
         return fresh
 
-    def resume(self, since: int | None) -> int:
-        """The time from which on to ask again: early enough for requests that were in flight at the loss, late enough
-        for everything that has been shown to be remembered."""
-        oldest = min(self._shown.values(), default=0) if len(self._shown) == REMEMBERED else 0
-        return max(since or 0, self._latest - IN_FLIGHT, oldest)
+    def advance(self, after: dict[str, int]) -> None:
+        """What comes up to these records will not be asked for again."""
+        for node, sequence in after.items():
+            self.after[node] = max(sequence, self.after.get(node, 0))
 
 
 class _LostError(LogsError):
@@ -172,8 +175,8 @@ class _LostError(LogsError):
 
 def _ask(
     address: str, head: dict[str, Any], follow: bool, timeout: float, told: Callable[[str], object]
-) -> Iterator[list[LogEntry] | None]:
-    """One connection's batches; None where the history ends and what happens now begins."""
+) -> Iterator[list[LogEntry] | dict[str, int]]:
+    """One connection's batches; where a history ends and what happens now begins, up to where it is given."""
     reader = FrameReader()
     try:
         with connect(address, timeout) as sock:
@@ -189,9 +192,9 @@ def _ask(
                         told(sentence)
                     if head.get("end"):
                         return
-                    if head.get("live"):
+                    if "after" in head:
                         sock.settimeout(None)
-                        yield None
+                        yield head["after"]
     except TimeoutError:
         raise _LostError(f"logger0 at {address} is silent for {timeout:g} s") from None
     except FrameError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from typing import Any
 
 from launcher.logs import LogsError, connect
@@ -21,8 +20,7 @@ PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 def read_stats(address: str, seconds: float, *, sample: int = 1, timeout: float = TIMEOUT) -> dict[str, Any]:
     """The figures of the last `seconds`, as `stats --json` prints them. Counts of a log that keeps one story in
     `sample` are scaled up. Raises LogsError."""
-    now = time.time_ns()
-    answer = _ask(address, {"ask": "stats", "since": now - int(seconds * 1e9)}, timeout)
+    answer = _ask(address, {"ask": "stats", "since": -max(1, int(seconds * 1e9))}, timeout)
     try:
         tallies = {node: Tally.from_head(head) for node, head in answer["stats"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:

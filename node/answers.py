@@ -134,11 +134,17 @@ class MergedAnswer:
         if node is not None and node not in tuple(names):
             raise QueryError(f"there is no node {node!r} with a log; there are {', '.join(names)}")
         follow = flag(head, "follow")
-        wanted = Filter.from_head(head)
+        after = head.get("after", {})
+        if not isinstance(after, dict) or not all(name in names and type(after[name]) is int for name in after):
+            raise QueryError(f"after must be sequence numbers by the names of servers, not {after!r}")
+        wanted = Filter.from_head({name: value for name, value in head.items() if name != "after"})
         self.channel = channel
         self._done = done
         servers = range(count) if node is None else [names[node]]
-        self._gathering = Gathering(logger.loop, logger.spec, logger.history, wanted, servers, follow, self)
+        self._gathering = Gathering(
+            logger.loop, logger.spec, logger.history, wanted, servers, follow, self,
+            after={names[name]: sequence for name, sequence in after.items()},
+        )  # fmt: skip
 
     @property
     def ready(self) -> bool:

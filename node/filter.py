@@ -6,7 +6,7 @@ A filter travels in a query, so that each logger applies it to its own share and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from node.layout import Layout
@@ -29,9 +29,11 @@ Range = tuple[int, int]
 class Filter:
     """Which records are wanted: those that pass every test that is set.
 
-    `since` and `until` are times of start, `after` is a sequence number, `last` 0 for all. `client` is the number of a
-    connection: it finds requests and events, for a piece does not know its client. `operations` are names of NBD
-    commands and of events. `slower` is a duration in ns. `errors` finds what failed, and events that mean trouble.
+    `since` and `until` are times of start; a negative one is a time before now, by the clock of whoever holds the log.
+    `after` is a sequence number, `last` 0 for all, `news` leaves out all that is in the log already.
+    `client` is the number of a connection: it finds requests and events, for a piece does not know its client.
+    `operations` are names of NBD commands and of events. `slower` is a duration in ns. `errors` finds what failed, and
+    events that mean trouble.
     `offset` and `length` are bytes of the whole memory: requests are held against them as they are, pieces against
     what of them lies in their server's shard.
     """
@@ -41,6 +43,7 @@ class Filter:
     request: int | None = None
     last: int = 0
     after: int = 0
+    news: bool = False
     client: int | None = None
     operations: tuple[str, ...] = ()
     slower: int = 0
@@ -53,11 +56,12 @@ class Filter:
         """The filter in a query. Raises ValueError with a sentence."""
         request, client = head.get("request"), head.get("client")
         return cls(
-            since=_number(head, "since", 0, MAX_TIME),
-            until=_number(head, "until", MAX_TIME, MAX_TIME),
+            since=_number(head, "since", 0, MAX_TIME, -MAX_TIME),
+            until=_number(head, "until", MAX_TIME, MAX_TIME, -MAX_TIME),
             request=None if request is None else _number(head, "request", 0, MAX_IDENTIFIER),
             last=_number(head, "last", 0, MAX_LAST),
             after=_number(head, "after", 0, MAX_TIME),
+            news=flag(head, "news"),
             client=None if client is None else _number(head, "client", 0, (1 << 32) - 1),
             operations=_operations(head.get("operations", [])),
             slower=_number(head, "slower", 0, MAX_TIME),
@@ -70,6 +74,15 @@ class Filter:
         """As a part of a query; only what differs from the default."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: value for name, value in fields.items() if value != getattr(Filter, name)}
+
+    def at(self, now: int) -> Filter:
+        """The filter with times since 1970, where `now` is what that clock says."""
+        since, until = (now + time if time < 0 else time for time in (self.since, self.until))
+        return replace(self, since=max(0, since), until=max(0, until))
+
+    def onwards(self, after: int) -> Filter:
+        """What of all that is added after this record is wanted, whatever its server's clock says."""
+        return replace(self, after=after, since=0, last=0, news=False)
 
     @property
     def is_plain(self) -> bool:
@@ -127,10 +140,10 @@ class Filter:
         return True
 
 
-def _number(head: Mapping[str, Any], name: str, default: int, most: int) -> int:
+def _number(head: Mapping[str, Any], name: str, default: int, most: int, least: int = 0) -> int:
     value = head.get(name, default)
-    if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"{name} must be a whole number from 0 to {most}, not {value!r}")
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
     return value
 
 

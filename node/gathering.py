@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from node import topology
@@ -16,6 +16,7 @@ from node.filter import MAX_TIME, Filter
 from node.history import History
 from node.loop import Loop, Timer
 from node.merge import UNKNOWN, Entry, Live, Merger
+from node.record import RECORD
 from node.shares import BATCH, POLL, LocalShare, RemoteShare
 from node.spec import NodeSpec
 
@@ -56,8 +57,11 @@ class Gathering:
         output: Output,
         *,
         last_of_each: bool = False,
+        after: Mapping[int, int] | None = None,
     ) -> None:
-        """With `last_of_each` the filter's `last` is meant for each server, and nothing need be held for it."""
+        """With `last_of_each` the filter's `last` is meant for each server, and nothing need be held for it. Of servers
+        in `after` all that was added after the record of this number is wanted."""
+        after = after or {}
         self.loop = loop
         self.wanted = wanted
         self.follow = follow
@@ -68,7 +72,8 @@ class Gathering:
         self._trouble: dict[str, str] = {}
         self._gaps: list[dict[str, Any]] = []
         self._merger = Merger(servers, one_clock=topology.load(spec.cluster.topology).hands_over)
-        self._tail: deque[Entry] | None = deque(maxlen=wanted.last) if wanted.last and not last_of_each else None
+        with_tail = wanted.last and not (last_of_each or after)
+        self._tail: deque[Entry] | None = deque(maxlen=wanted.last) if with_tail else None
         self._gate: Live | None = None
         self._asked: set[int] = set()
         self._pump_is_due = False
@@ -77,15 +82,16 @@ class Gathering:
         self._lost: dict[int, RemoteShare] = {}  # to be tried again
         if follow:
             patience = int((spec.bounds.retry_timeout + 5) * 1e9)
-            floor = UNKNOWN if wanted.last or wanted.since else 0
+            floor = UNKNOWN if wanted.last or wanted.since or after else 0
             self._gate = Live(dict.fromkeys(servers, floor), WINDOW, patience)
         self._shares: dict[int, Share] = {}
         for server in servers:
+            part = wanted.onwards(after[server]) if server in after else wanted
             if server == spec.index:
-                self._shares[server] = LocalShare(loop, history, wanted, self)
+                self._shares[server] = LocalShare(loop, history, part, self)
             else:
                 address = spec.cluster.servers[server].logger
-                self._shares[server] = RemoteShare(loop, server, address, wanted, follow, self)
+                self._shares[server] = RemoteShare(loop, server, address, part, follow, self)
         self.go_on()
 
     def go_on(self) -> None:
@@ -130,8 +136,8 @@ class Gathering:
         if not self.live:
             self._gaps += found
             self._merger.end(server)
-        elif found:
-            self.output.tell({"gaps": found})
+        elif not trouble:
+            self.output.tell({"gaps": found, "after": self._given()})
         self.go_on()
 
     def back(self, server: int) -> None:
@@ -206,7 +212,8 @@ class Gathering:
     def _go_live(self) -> None:
         self.live = True
         self._tail = None
-        self.output.tell({"live": True, "missing": sorted(self._trouble), "trouble": self._trouble, "gaps": self._gaps})
+        head = {"missing": sorted(self._trouble), "trouble": self._trouble, "gaps": self._gaps}
+        self.output.tell({"live": True, "after": self._given(), **head})
         self._gaps = []
         for share in self._lost.values():
             share.retry()
@@ -220,6 +227,15 @@ class Gathering:
             assert self._gate is not None
             if batch := self._gate.take(self._now()):
                 self.output.write(batch)
+
+    def _given(self) -> dict[str, int]:
+        """Up to which record each server's log is given whole: there who has to ask again goes on."""
+        assert self._gate is not None
+        given = {server: share.after for server, share in self._shares.items() if server not in self._lost}
+        for _, _, _, server, slot in self._gate.pending:
+            if server in given:
+                given[server] = min(given[server], RECORD.unpack(slot)[-1] - 1)
+        return {f"server{server}": sequence for server, sequence in given.items()}
 
     def _now(self) -> int:
         return self._epoch + time.monotonic_ns()

@@ -12,8 +12,9 @@ process that was killed before its reply left, and by the next one. Such a piece
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from node.filter import MAX_TIME, Filter
 from node.layout import Layout
 from node.merge import Bound, Entry, Stretch, entries, in_order, survey
 from node.record import KEY, RECORD_SIZE, Kind, Summary, has_repeats, is_repeat, summarise
-from node.segments import Segment, SegmentReader, list_segments
+from node.segments import Segment, SegmentReader, last_sequence, list_segments
 
 HELD = 10_000
 """The last so many records are held until the end; of more, what comes before them is counted and passed over. (Records
@@ -39,9 +40,17 @@ class _Part(NamedTuple):
 
 
 class History:
-    """The log of one server, as a reader of its directory finds it; `layout` tells which bytes that server holds."""
+    """The log of one server, as a reader of its directory finds it; `layout` tells which bytes that server holds,
+    `clock` what time it is there."""
 
-    def __init__(self, directory: str | Path, server: int, layout: Layout | None = None) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        server: int,
+        layout: Layout | None = None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.clock = clock
         self.directory = Path(directory)
         self.server = server
         self.layout = layout
@@ -157,7 +166,7 @@ class Reading:
 
     def __init__(self, history: History, wanted: Filter) -> None:
         self.history = history
-        self.wanted = wanted
+        self.wanted = wanted.at(history.clock())
         self.after = wanted.after
         self.gaps: list[tuple[int, int]] = []
         self._here = wanted.within(history.layout, history.server)
@@ -167,6 +176,9 @@ class Reading:
         return self.wanted.keep(batch, self._here)
 
     def __iter__(self) -> Iterator[list[Entry]]:
+        if self.wanted.news:
+            self.after = max(self.after, last_sequence(self.history.directory))
+            return
         parts: list[_Part] = []
         for part in self._survey():
             if part is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import monotonic_ns, time_ns
 from typing import Any
 
 from node.answers import ANSWERS, Answer, QueryError
@@ -132,7 +133,10 @@ class Logger:
         self.loop = loop
         self.spec = spec
         self.report = report
-        self.history = History(spec.log_directory, spec.index, spec.cluster.layout)
+        epoch = time_ns() - monotonic_ns()  # as its server has it, which starts when it does
+        self.history = History(
+            spec.log_directory, spec.index, spec.cluster.layout, clock=lambda: epoch + monotonic_ns()
+        )
         self.answered = 0
         self._queries: set[Query] = set()
         self._collections: set[Collection] = set()

@@ -262,6 +262,12 @@ class Live:
         """What has just come."""
         self._coming.append((now, batch))
 
+    @property
+    def pending(self) -> Iterator[Entry]:
+        """What has come and is not given yet."""
+        for _, batch in (*self._coming, *self._held.values()):
+            yield from batch
+
     def expect(self, batch: Iterable[Entry]) -> None:
         """Entries of a history that begins somewhere: requests before its first are not expected."""
         for _, kind, identifier, _, _ in batch:

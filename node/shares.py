@@ -92,6 +92,7 @@ class LocalShare:
             return
         if batch is None:
             self._reader = LogReader(self.history.directory, self.after)
+            self._reading.wanted = self._reading.wanted.onwards(self.after)
             self.sink.ended(self.history.server, self._reading.gaps, "")
         elif batch:
             self.sink.fed(self.history.server, batch, 0)
@@ -141,6 +142,11 @@ class RemoteShare:
         self._deadline: Timer | None = None
         self._socket: socket.socket | None = None
         self._open()
+
+    @property
+    def after(self) -> int:
+        """The sequence number of the last record that was looked at, once the history is given."""
+        return self.wanted.after
 
     def more(self) -> None:
         self._asked = True
@@ -210,7 +216,7 @@ class RemoteShare:
         if frame.head.get("end"):
             self._history = False
             self._given = ()
-            self.wanted = replace(self.wanted, last=0)
+            self.wanted = self.wanted.onwards(self.wanted.after)
             if not self.follow:
                 self.close()
             self.sink.ended(self.server, [(gap["after"], gap["records"]) for gap in frame.head.get("gaps", [])], "")

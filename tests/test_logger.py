@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launcher.logs import LogsError, read_log
+from launcher.logs import LogsError, read_batches, read_log
 from node import answers, shares
 from node import logger as role
 from node.channel import Channel
@@ -440,6 +440,97 @@ def test_following_does_not_wait_for_other_clocks(make: Callable[..., Loggers], 
     assert story(asker.merged) == ["1:1.1.1", "0:0.1.1", "1:-0.1.1"]
 
 
+HOURS = 3600 * 10**9
+
+
+def set_clock(loggers: Loggers, server: int, skew: int) -> None:
+    loggers.loggers[server].history.clock = lambda: time_ns() + skew
+
+
+@pytest.mark.parametrize("skew", [-2 * HOURS, 2 * HOURS])
+def test_a_time_ago_is_by_each_servers_own_clock(make: Callable[..., Loggers], skew: int) -> None:
+    """In the history and when it is followed, from and up to it."""
+    loggers = make(2)
+    set_clock(loggers, 1, skew)
+    ago, recent = time_ns() - 600 * 10**9, time_ns() - 30 * 10**9
+    for server, there in ((0, 0), (1, skew)):
+        loggers.request(1, server=server, start=ago + there)
+        loggers.request(2, server=server, start=recent + there)
+    minutes = 300 * 10**9
+    assert sorted(story(loggers.ask({"ask": "merged", "since": -minutes}).merged)) == ["0:0.1.2", "1:1.1.2"]
+    assert sorted(story(loggers.ask({"ask": "merged", "until": -minutes}).merged)) == ["0:0.1.1", "1:1.1.1"]
+    asker = loggers.asker()
+    asker.channel.send({"ask": "merged", "since": -minutes, "follow": True})
+    loggers.turn_until(lambda: any("live" in frame.head for frame in asker.frames))
+    loggers.request(3, server=1, start=time_ns() + skew)
+    loggers.turn_until(lambda: len(asker.merged) == 3)
+    assert sorted(story(asker.merged)) == ["0:0.1.2", "1:1.1.2", "1:1.1.3"]
+
+
+def test_news_only(make: Callable[..., Loggers]) -> None:
+    """Whatever the servers' clocks say: one is two hours behind, one ahead."""
+    loggers = make(3)
+    for number, skew in enumerate((0, -2 * HOURS, 2 * HOURS)):
+        loggers.request(1, server=number, start=time_ns() + skew)
+    asker = loggers.asker()
+    asker.channel.send({"ask": "merged", "news": True, "follow": True})
+    loggers.turn_until(lambda: any("live" in frame.head for frame in asker.frames))
+    assert asker.last["after"] == {"server0": 1, "server1": 1, "server2": 1}
+    for number, skew in enumerate((0, -2 * HOURS, 2 * HOURS)):
+        loggers.request(2, server=number, start=time_ns() + skew)
+    loggers.turn_until(lambda: len(asker.merged) == 3)
+    assert sorted(story(asker.merged)) == ["0:0.1.2", "1:1.1.2", "2:2.1.2"]
+
+
+def test_going_on_after_what_was_given(make: Callable[..., Loggers]) -> None:
+    """By sequence numbers; where none is known the rest of the query holds."""
+    loggers = make(3)
+    for server in range(3):
+        for number in range(1, 6):
+            loggers.request(number, server=server, start=T - server * HOURS + number)
+    query = {"ask": "merged", "last": 2, "since": T - HOURS, "after": {"server0": 4, "server1": 3}}
+    found = story(loggers.ask(query).merged)
+    assert sorted(found) == ["0:0.1.5", "1:1.1.4", "1:1.1.5"]
+    query = {"ask": "merged", "last": 2, "after": {"server0": 4, "server1": 3}}
+    assert sorted(story(loggers.ask(query).merged)) == ["0:0.1.5", "1:1.1.4", "1:1.1.5", "2:2.1.4", "2:2.1.5"]
+
+
+def test_a_piece_that_waits_is_not_told_as_given(make: Callable[..., Loggers]) -> None:
+    loggers = make(2)
+    loggers.request(1, 1)
+    slow = make_identifier(0, 1, 2)
+    loggers.writers[1].append(T, 10, slow, 0, 512, 0, Kind.PIECE, Command.READ, 0, 0)
+    loggers.request(3, 1)
+    asker = loggers.asker()
+    asker.channel.send({"ask": "merged", "follow": True})
+    loggers.turn_until(lambda: any("live" in frame.head for frame in asker.frames))
+    assert asker.last["after"] == {"server0": 2, "server1": 1}
+
+
+def test_the_command_goes_on_where_it_was_whatever_the_clocks(make: Callable[..., Loggers]) -> None:
+    """Logger 0 is lost and comes back; what a server far behind logged meanwhile is shown, and nothing twice."""
+    loggers = make(2)
+    seen: list[str] = []
+    told: list[str] = []
+    batches = read_batches(loggers.addresses[0], follow=True, last=1, told=told.append)
+
+    def read(count: int) -> None:
+        while len(seen) < count:
+            seen.extend(story([tuple(entry) for entry in next(batches)]))
+
+    loggers.request(1, start=time_ns())
+    loggers.in_thread(lambda: read(1))
+    loggers.request(2, server=1, start=time_ns() - 2 * HOURS)
+    loggers.in_thread(lambda: read(2))
+    loggers.loggers[0].cut("logger0", True)  # its queries are closed
+    loggers.request(3, server=1, start=time_ns() - 2 * HOURS)
+    loggers.loggers[0].cut("logger0", False)
+    loggers.in_thread(lambda: read(3))
+    assert seen == ["0:0.1.1", "1:1.1.2", "1:1.1.3"]
+    assert "trying again until it is back" in told[0]
+    batches.close()
+
+
 def test_following_tells_of_a_logger_that_goes(make: Callable[..., Loggers]) -> None:
     loggers = make(3)
     asker = loggers.asker()
@@ -617,7 +708,9 @@ def test_drain_with_nothing_to_do(make: Callable[..., Loggers]) -> None:
         ({"ask": "everything"}, "ask must be merged, share, stats or tally, not 'everything'"),
         ({"ask": "more"}, "ask must be merged, share, stats or tally, not 'more'"),
         ({"ask": ["merged"]}, "ask must be merged, share, stats or tally, not ['merged']"),
-        ({"ask": "merged", "since": "yesterday"}, "since must be a whole number from 0 to"),
+        ({"ask": "merged", "since": "yesterday"}, "since must be a whole number from -"),
+        ({"ask": "merged", "after": {"server9": 1}}, "after must be sequence numbers by the names of servers"),
+        ({"ask": "merged", "after": 7}, "after must be sequence numbers by the names of servers"),
         ({"ask": "merged", "last": -1}, "last must be a whole number from 0 to 1000000, not -1"),
         ({"ask": "merged", "last": True}, "last must be a whole number"),
         ({"ask": "merged", "last": 10**9}, "last must be a whole number"),

@@ -227,12 +227,8 @@ def test_render() -> None:
     ("text", "seconds"), [("30s", 30), ("5m", 300), ("1.5h", 5400), ("2d", 172800), ("250ms", 0.25), (" 0s ", 0)]
 )
 def test_since_ago(text: str, seconds: float) -> None:
-    assert parse_since(text, now=START) == START - int(seconds * 10**9)
-
-
-def test_since_ago_is_from_now() -> None:
-    before = time.time_ns()
-    assert before - 10**9 <= parse_since("1s") <= time.time_ns() - 10**9
+    """A time before now, whoever's clock says what that is; never 0, which is any time."""
+    assert parse_since(text) == min(-1, -int(seconds * 10**9))
 
 
 @pytest.mark.parametrize(
