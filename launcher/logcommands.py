@@ -47,6 +47,20 @@ def _operation(value: str) -> str:
     return value.upper()
 
 
+def _count(least: int) -> Callable[[Any], int]:
+    def convert(value: Any) -> int:
+        from node.filter import MAX_LAST
+
+        return click.IntRange(least, MAX_LAST).convert(value, None, None)
+
+    return convert
+
+
+def _check_range(span: tuple[int, int] | None, memory: int) -> None:
+    if span is not None and sum(span) > memory:
+        raise click.UsageError(f"--range ends at byte {sum(span)}, but the memory has {memory} bytes")
+
+
 _OPTIONS = (
     click.option("--since", metavar="T", type=_time, help="From T on: 5m (ago), or 2026-01-31T12:00:00."),
     click.option("--until", metavar="T", type=_time, help="What started at T or before."),
@@ -93,7 +107,7 @@ def _tell_of_stopped_logs(name: str) -> None:
 
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
-@click.option("-n", "--last", type=click.IntRange(min=0), metavar="N", help="The last N records.")
+@click.option("-n", "--last", type=_count(0), metavar="N", help="The last N records.")
 @_filters
 @click.option("--json", "as_json", is_flag=True, help="JSON lines.")
 @click.option("--trace", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
@@ -117,6 +131,7 @@ def logs(
     from launcher.checked import load, logger0
 
     cluster = load(file)
+    _check_range(options["span"], cluster.memory)
     address = logger0(cluster)
     _tell_of_stopped_logs(cluster.name)
     batches = read_batches(address, follow=follow, last=last, request=request, told=_tell, **_wanted(options))
@@ -152,7 +167,7 @@ def logs(
 @click.command()
 @click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
               help="[default: CLUSTER-timeline.html]")  # fmt: skip
-@click.option("-n", "--last", type=click.IntRange(min=1), metavar="N", default=30_000, show_default=True,
+@click.option("-n", "--last", type=_count(1), metavar="N", default=30_000, show_default=True,
               help="The last N records.")  # fmt: skip
 @_filters
 @click.pass_obj
@@ -163,6 +178,7 @@ def timeline(file: Path, /, output: Path | None, last: int, **options: Any) -> i
     from launcher.timeline import make_page
 
     cluster = load(file)
+    _check_range(options["span"], cluster.memory)
     entries = read_log(logger0(cluster), last=last, told=_tell, **_wanted(options))
     path = output or Path(f"{cluster.name}-timeline.html")
     try:
