@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
-from harness import Cluster
+from harness import Cluster, clusters, commands
 from hypothesis import settings
 
 from node.topology import names
@@ -22,18 +23,29 @@ def topology(request) -> str:
 
 
 @pytest.fixture
-def make_cluster(tmp_path, request):
-    """A function that starts a cluster with the given keys of cluster.yaml; each is stopped and checked at the end."""
-    clusters: list[Cluster] = []
+def new_cluster():
+    """Makes a cluster in a folder, with the given keys of cluster.yaml, and does not start it: see harness.clusters."""
+    with clusters() as new:
+        yield new
+
+
+@pytest.fixture
+def make_cluster(tmp_path, new_cluster):
+    """As `new_cluster`, in a folder of its own, and starts it."""
+    numbers = itertools.count()
 
     def make(**keys) -> Cluster:
-        folder = tmp_path / f"cluster{len(clusters)}"
+        folder = tmp_path / f"cluster{next(numbers)}"
         folder.mkdir()
-        cluster = Cluster(folder, **keys)
-        clusters.append(cluster)
+        cluster = new_cluster(folder, **keys)
         cluster.up()
         return cluster
 
-    yield make
-    problems = [problem for cluster in clusters for problem in cluster.end()]
-    assert not problems, problems
+    return make
+
+
+@pytest.fixture
+def start():
+    """Starts a command in the background, which does not outlive the test: see harness.commands."""
+    with commands() as start:
+        yield start

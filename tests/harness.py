@@ -12,6 +12,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -29,8 +31,13 @@ TIMEOUT = 60.0
 _numbers = itertools.count()
 
 
+def environment(**more: str) -> dict[str, str]:
+    """For commands of this checkout's code, wherever they run."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
+
+
 def run(*command: str | os.PathLike[str], cwd: Path | None = None, check: bool = True, stdin: bytes | None = None,
-        timeout: float = TIMEOUT, **environment: str) -> subprocess.CompletedProcess[bytes]:  # fmt: skip
+        timeout: float = TIMEOUT, **variables: str) -> subprocess.CompletedProcess[bytes]:  # fmt: skip
     """Run a command and return what it printed; with `check`, a failure shows both of its outputs."""
     done = subprocess.run(
         [str(word) for word in command],
@@ -39,7 +46,7 @@ def run(*command: str | os.PathLike[str], cwd: Path | None = None, check: bool =
         capture_output=True,
         timeout=timeout,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env=environment(**variables),
     )
     if check:
         assert done.returncode == 0, (command, done.returncode, done.stdout.decode(), done.stderr.decode())
@@ -66,7 +73,7 @@ def need(command: str, package: str) -> str:
 
 
 class Cluster:
-    """A cluster of a test: port 0, a name of its own, small memory."""
+    """A cluster of a test: port 0, a name of its own, small memory. Made by `clusters`, which ends it."""
 
     def __init__(self, folder: Path, **keys) -> None:
         self.folder = folder
@@ -91,7 +98,9 @@ class Cluster:
 
     def remember(self) -> None:
         """Note who runs now, so that `end` can prove that they are gone."""
-        record = self.record
+        self._note(self.record)
+
+    def _note(self, record: RunRecord) -> None:
         for identity in (record.supervisor, *record.helpers, *(node.identity for node in record.nodes)):
             self._seen[identity.pid] = identity
 
@@ -119,11 +128,13 @@ class Cluster:
         return self.command("down", *words, check=check)
 
     def end(self) -> list[str]:
-        """Stop the cluster if it still runs; returns what it has left behind."""
-        if RunDirectory(self.name).record() is not None:
-            self.down(check=False)
+        """Stop the cluster if it still runs, in whatever state it is; returns what it has left behind."""
+        record = RunDirectory(self.name).record()
+        if record is not None:
+            self._note(record)
+            self.command("down", "--timeout", "10s", check=False)
         problems = self.left_behind()
-        for identity in self._seen.values():
+        for identity in (*self._seen.values(), *self.processes()):
             identity.signal(signal.SIGKILL)
         shutil.rmtree(self.directory, ignore_errors=True)
         return problems
@@ -151,3 +162,40 @@ class Cluster:
         if path and (self.folder / path).exists():
             problems.append(f"socket {path}")
         return problems
+
+
+@contextmanager
+def clusters() -> Iterator[Callable[..., Cluster]]:
+    """Makes clusters, as Cluster does, which are ended however the test ends, and must leave nothing."""
+    made: list[Cluster] = []
+
+    def new(folder: Path, **keys) -> Cluster:
+        made.append(Cluster(folder, **keys))
+        return made[-1]
+
+    try:
+        yield new
+    finally:
+        problems = [problem for cluster in reversed(made) for problem in cluster.end()]
+    assert not problems, problems
+
+
+@contextmanager
+def commands() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts commands of this checkout's code, as Popen does; those that still run when the test ends are killed."""
+    started: list[subprocess.Popen] = []
+
+    def start(*command: str | os.PathLike[str], env: dict[str, str] | None = None, **options) -> subprocess.Popen:
+        started.append(subprocess.Popen(command, env=environment(**(env or {})), **options))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for process in started:
+            process.kill()
+        for process in started:
+            process.wait(TIMEOUT)
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()

@@ -148,9 +148,9 @@ $memcluster down >/dev/null
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs takes root")
-def test_a_full_storage_is_enospc_for_the_client_and_shows_in_status(tmp_path):
+def test_a_full_storage_is_enospc_for_the_client_and_shows_in_status(tmp_path, new_cluster):
     """No room: the client's error says so, what was written before stays, every process lives, status tells."""
-    cluster = Cluster(tmp_path, memory="8MiB", storage="data")
+    cluster = new_cluster(tmp_path, memory="8MiB", storage="data")
     (tmp_path / "data").mkdir()
     words = {"memcluster": " ".join(memcluster_command()), "memclient": " ".join(memclient_command())}
     done = run("unshare", "--mount", "sh", "-c", FULL_STORAGE, cwd=tmp_path, check=False, **words)

@@ -11,7 +11,7 @@ import subprocess
 import threading
 
 import pytest
-from harness import memclient_command, run
+from harness import environment, memclient_command, run
 from peers import Peer, nbdkit, opened, refusing, scripted, serving
 
 from node.nbd.wire import Rep
@@ -113,7 +113,7 @@ def test_copy_to_a_stdout_that_is_a_file_leaves_what_is_there(memclient, tmp_pat
         log.write(b"old ")
         log.flush()
         subprocess.run([*memclient_command("--uri", memclient.uri, "copy", "memory:", "-", "--length", "3")],
-                       stdout=log, cwd=os.getcwd(), check=True)  # fmt: skip
+                       stdout=log, env=environment(), check=True)  # fmt: skip
     assert (tmp_path / "log").read_bytes() == b"old new"
     memclient("copy", "memory:", "/dev/null")
 
@@ -192,14 +192,18 @@ def test_a_reader_that_goes_away_is_no_error_message():
     os.close(ours)
     with scripted(serving(bytearray(4 * MIB))) as uri:
         done = subprocess.run(
-            memclient_command("--uri", uri, "read", "0", "4MiB"), stdout=theirs, stderr=subprocess.PIPE, check=False
+            memclient_command("--uri", uri, "read", "0", "4MiB"),
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            check=False,
         )
     os.close(theirs)
     assert done.returncode == 1
     assert done.stderr == b""
 
 
-def test_ctrl_c_ends_a_copy_quietly():
+def test_ctrl_c_ends_a_copy_quietly(start):
     """Exit code 130, no traceback."""
     connected = threading.Event()
 
@@ -209,8 +213,8 @@ def test_ctrl_c_ends_a_copy_quietly():
         list(peer.serve())
 
     with scripted(script) as uri:
-        process = subprocess.Popen(
-            memclient_command("--uri", uri, "copy", "-", "memory:"), stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        process = start(
+            *memclient_command("--uri", uri, "copy", "-", "memory:"), stdin=subprocess.PIPE, stderr=subprocess.PIPE
         )
         assert connected.wait(30)
         process.send_signal(signal.SIGINT)
@@ -227,7 +231,9 @@ def test_a_file_is_not_copied_onto_itself(memclient, tmp_path, name):
     assert_one_sentence(memclient("copy", "disk.img", name, check=False), 1, "are the same file")
     with open(tmp_path / "disk.img", "rb") as file:
         command = memclient_command("--uri", memclient.uri, "copy", "-", name)
-        done = subprocess.run(command, cwd=tmp_path, stdin=file, stderr=subprocess.PIPE, check=False)
+        done = subprocess.run(
+            command, cwd=tmp_path, stdin=file, stderr=subprocess.PIPE, env=environment(), check=False
+        )
     assert_one_sentence(done, 1, "are the same file")
     assert (tmp_path / "disk.img").read_bytes() == b"content"
 
@@ -237,7 +243,7 @@ def test_a_full_disk_is_one_sentence(memclient, words):
     """Where stdout leads to it."""
     with open("/dev/full", "wb") as full:
         command = memclient_command("--uri", memclient.uri, *words)
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment(), check=False)
     assert_one_sentence(done, 1, "memclient: No space left on device")
 
 

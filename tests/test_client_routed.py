@@ -162,38 +162,38 @@ def test_what_is_in_flight_is_bounded(make_cluster, monkeypatch):
         assert memory.pread(1, 0) == bytes([49])
 
 
-def test_an_old_map_is_found_out(tmp_path):
+def test_an_old_map_is_found_out(tmp_path, new_cluster):
     """Another layout on the same sockets: the client is refused, fetches the new map and goes on."""
     listens = [{"memory": SIZE // 2, "listen": f"unix:{name}"} for name in ("a", "b")]
-    cluster = Cluster(tmp_path, topology="client-routed", servers=listens, listen="unix:a")
+    cluster = new_cluster(tmp_path, topology="client-routed", servers=listens, listen="unix:a")
     cluster.up()
     data = random.Random(3).randbytes(SIZE)
     with cluster.connect() as memory:
         memory.pwrite(data, 0)
         assert cluster.end() == []
-        other = Cluster(tmp_path, topology="client-routed", servers=listens, listen="unix:a", layout={"stripe": "4KiB"})
+        other = new_cluster(
+            tmp_path, topology="client-routed", servers=listens, listen="unix:a", layout={"stripe": "4KiB"}
+        )
         other.up()
         assert memory.pread(100, SIZE // 2 - 50) == bytes(100)
         memory.pwrite(data, 0)
         assert memory.reconnections
         with other.connect() as fresh:
             assert fresh.pread(SIZE, 0) == data
-    assert other.end() == []
 
 
-def test_a_memory_of_another_size_is_an_error(tmp_path):
+def test_a_memory_of_another_size_is_an_error(tmp_path, new_cluster):
     """What a client knows of the memory's size is no longer true: it is told so."""
     whole = [{"memory": SIZE, "listen": "unix:a"}]
-    cluster = Cluster(tmp_path, topology="client-routed", servers=whole, listen="unix:a")
+    cluster = new_cluster(tmp_path, topology="client-routed", servers=whole, listen="unix:a")
     cluster.up()
     with cluster.connect() as memory:
         assert cluster.end() == []
         half = [{"memory": SIZE // 2, "listen": "unix:a"}]
-        other = Cluster(tmp_path, topology="client-routed", memory=SIZE // 2, servers=half, listen="unix:a")
+        other = new_cluster(tmp_path, topology="client-routed", memory=SIZE // 2, servers=half, listen="unix:a")
         other.up()
         with pytest.raises(memcluster.ClusterError, match="the memory is another one"):
             memory.pread(1, 0)
-    assert other.end() == []
 
 
 def test_without_reconnect_a_loss_is_an_error(make_cluster):

@@ -33,10 +33,12 @@ def read_line(process: subprocess.Popen, wanted: str) -> list[str]:
     raise AssertionError((wanted, lines, process.stderr.read() if process.stderr else ""))
 
 
-def foreground(cluster: Cluster, *words: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        memcluster_command("up", *words), cwd=cluster.folder, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+@pytest.fixture
+def foreground(start):
+    """Starts `memcluster up` of a cluster; returns the process, which has a session of its own, as in a terminal."""
+    return lambda cluster: start(
+        *memcluster_command("up"), cwd=cluster.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -78,9 +80,9 @@ def test_a_cluster_from_start_to_stop(make_cluster):
     assert cluster.command("down", check=False).returncode == 3
 
 
-def test_the_order_of_the_stop_and_that_all_exit_0(tmp_path):
+def test_the_order_of_the_stop_and_that_all_exit_0(tmp_path, new_cluster, foreground):
     """Server 0, the other servers, the merged log, the other loggers, logger 0: each with status 0."""
-    cluster = Cluster(tmp_path)
+    cluster = new_cluster(tmp_path)
     process = foreground(cluster)
     read_line(process, "to stop it")
     cluster.remember()
@@ -108,19 +110,19 @@ def test_up_on_a_running_cluster_says_so(make_cluster):
     assert b"is in use by the cluster of" in refused.stderr
 
 
-def test_a_port_in_use_names_its_holder_and_starts_nothing(tmp_path):
+def test_a_port_in_use_names_its_holder_and_starts_nothing(tmp_path, new_cluster):
     """Exit 5, the pid that holds it, nothing left."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        cluster = Cluster(tmp_path, listen=f"127.0.0.1:{taken.getsockname()[1]}")
+        cluster = new_cluster(tmp_path, listen=f"127.0.0.1:{taken.getsockname()[1]}")
         done = cluster.command("up", "-d", check=False)
         assert done.returncode == 5
         assert f"(pid {os.getpid()})" in done.stderr.decode()
         assert cluster.left_behind() == []
 
 
-def test_a_stale_unix_socket_is_replaced_and_a_living_one_is_not(tmp_path):
+def test_a_stale_unix_socket_is_replaced_and_a_living_one_is_not(tmp_path, new_cluster):
     """A socket file on which nobody listens is no reason to refuse; somebody who listens is, and a plain file."""
-    cluster = Cluster(tmp_path, listen="unix:m.sock")
+    cluster = new_cluster(tmp_path, listen="unix:m.sock")
     (tmp_path / "m.sock").write_text("not a socket")
     refused = cluster.command("up", "-d", check=False)
     assert refused.returncode == 5
@@ -136,12 +138,11 @@ def test_a_stale_unix_socket_is_replaced_and_a_living_one_is_not(tmp_path):
     cluster.up()
     with cluster.connect() as memory:
         assert memory.size == 1 << 20
-    assert cluster.end() == []
 
 
-def test_foreground_up_shows_what_happens_and_ctrl_c_stops_it(tmp_path):
+def test_foreground_up_shows_what_happens_and_ctrl_c_stops_it(tmp_path, new_cluster, foreground):
     """A line a process, the URI, how to stop; SIGINT drains and exits 0."""
-    cluster = Cluster(tmp_path)
+    cluster = new_cluster(tmp_path)
     process = foreground(cluster)
     lines = read_line(process, "to stop it")
     assert sum("ready" in line and ("server" in line or "logger" in line) for line in lines) == 6
@@ -154,9 +155,9 @@ def test_foreground_up_shows_what_happens_and_ctrl_c_stops_it(tmp_path):
     assert cluster.left_behind() == []
 
 
-def test_a_second_ctrl_c_kills(tmp_path):
+def test_a_second_ctrl_c_kills(tmp_path, new_cluster, foreground):
     """A request whose secondary is stopped holds the drain up; the second SIGINT ends everything at once."""
-    cluster = Cluster(tmp_path, stop_timeout="1h", retry_timeout="1h")
+    cluster = new_cluster(tmp_path, stop_timeout="1h", retry_timeout="1h")
     process = foreground(cluster)
     read_line(process, "to stop it")
     cluster.remember()
@@ -181,9 +182,9 @@ def hold_up(cluster: Cluster, memory: memcluster.Memory) -> None:
     assert memory.pread(1, 0) == b"\0"
 
 
-def test_the_cluster_outlives_the_reader_of_its_output(tmp_path):
+def test_the_cluster_outlives_the_reader_of_its_output(tmp_path, new_cluster, foreground):
     """`memcluster up | head`: what happens later is told to nobody, and goes on happening."""
-    cluster = Cluster(tmp_path)
+    cluster = new_cluster(tmp_path)
     process = foreground(cluster)
     read_line(process, "to stop it")
     cluster.remember()
@@ -198,9 +199,9 @@ def test_the_cluster_outlives_the_reader_of_its_output(tmp_path):
 
 
 @pytest.mark.parametrize("where", [">&- 2>&-", ">/dev/full", "<&- >&-"])
-def test_up_and_down_do_what_they_promise_wherever_their_output_goes(tmp_path, where):
+def test_up_and_down_do_what_they_promise_wherever_their_output_goes(tmp_path, new_cluster, where):
     """Closed streams, whose numbers sockets would get, and a full disk: the cluster runs, then it is gone."""
-    cluster = Cluster(tmp_path)
+    cluster = new_cluster(tmp_path)
     run("sh", "-c", f"{shlex.join(memcluster_command('up', '-d'))} {where}", cwd=tmp_path)
     cluster.remember()
     with cluster.connect() as memory:
@@ -213,9 +214,9 @@ def test_up_and_down_do_what_they_promise_wherever_their_output_goes(tmp_path, w
     {"memory": "64XB"}, {"servers": 0}, {"servers": 65}, {"topology": "ring"}, {"lisen": "x"},
     {"memory": "100TiB"}, {"servers": [{"memory": "1MiB"}, {"memory": "1KiB"}]}, {"layout": {"stripe": 3}},
 ])  # fmt: skip
-def test_a_wrong_cluster_yaml_is_refused_with_its_place(tmp_path, keys):
+def test_a_wrong_cluster_yaml_is_refused_with_its_place(tmp_path, new_cluster, keys):
     """Exit 2, file:line:column, no traceback, nothing started."""
-    cluster = Cluster(tmp_path, **keys)
+    cluster = new_cluster(tmp_path, **keys)
     done = cluster.command("up", "-d", check=False)
     assert done.returncode == 2
     assert done.stderr.decode().startswith("cluster.yaml:")
@@ -223,9 +224,9 @@ def test_a_wrong_cluster_yaml_is_refused_with_its_place(tmp_path, keys):
     assert cluster.left_behind() == []
 
 
-def test_config_prints_a_file_that_means_the_same(tmp_path):
+def test_config_prints_a_file_that_means_the_same(tmp_path, new_cluster):
     """`memcluster config` fills in the defaults; its output is a cluster.yaml again."""
-    cluster = Cluster(tmp_path)
+    cluster = new_cluster(tmp_path)
     printed = cluster.command("config").stdout
     (tmp_path / "again.yaml").write_bytes(printed)
     assert cluster.command("-f", "again.yaml", "config").stdout == printed
@@ -233,9 +234,9 @@ def test_config_prints_a_file_that_means_the_same(tmp_path):
     assert json.loads(cluster.command("config", "--json-schema").stdout)["title"] == "cluster.yaml"
 
 
-def test_what_was_acknowledged_under_load_survives_the_stop(tmp_path, topology):
+def test_what_was_acknowledged_under_load_survives_the_stop(tmp_path, new_cluster, topology):
     """SIGTERM under load with `storage: DIR`: every write that was answered is in the files, and in the log."""
-    cluster = Cluster(tmp_path, storage="data", memory="4MiB", topology=topology)
+    cluster = new_cluster(tmp_path, storage="data", memory="4MiB", topology=topology)
     cluster.up()
     acknowledged = {}
     with cluster.connect(reconnect=False) as memory:
@@ -265,10 +266,9 @@ def test_what_was_acknowledged_under_load_survives_the_stop(tmp_path, topology):
             # A later write to the same place that was not acknowledged may have been carried out.
             assert int.from_bytes(memory.pread(8, offset), "little") >= value
     assert sum(entry["error"] is None for entry in logged_writes(cluster)) >= len(acknowledged)
-    assert cluster.end() == []
 
 
-def test_new_requests_are_told_eshutdown_while_old_ones_are_answered(make_cluster):
+def test_new_requests_are_told_eshutdown_while_old_ones_are_answered(make_cluster, start):
     """A request in flight when the stop begins is answered; one sent afterwards gets ESHUTDOWN."""
     cluster = make_cluster(stop_timeout="30s")
     secondary = Identity.of(cluster.pid("server1"))
@@ -279,7 +279,7 @@ def test_new_requests_are_told_eshutdown_while_old_ones_are_answered(make_cluste
         in_flight = memory.start_pread(1, offset)
         # The loop is turned once more than the request needs: its answer to another request proves that it was read.
         assert memory.pread(1, 0) == b"\0"
-        down = subprocess.Popen(memcluster_command("down"), cwd=cluster.folder, stdout=subprocess.PIPE, text=True)
+        down = start(*memcluster_command("down"), cwd=cluster.folder, stdout=subprocess.PIPE, text=True)
         refused = False
         while not refused:  # answered until the stop has reached the primary
             try:
@@ -292,13 +292,12 @@ def test_new_requests_are_told_eshutdown_while_old_ones_are_answered(make_cluste
     assert cluster.left_behind() == []
 
 
-def test_draining_lets_present_clients_finish(make_cluster, topology):
+def test_draining_lets_present_clients_finish(make_cluster, start, topology):
     """down --drain: the present client goes on, a new one is refused, and the end comes when the first leaves."""
     cluster = make_cluster(topology=topology)
     memory = cluster.connect()
     uri = cluster.uri
-    words = memcluster_command("down", "--drain")
-    down = subprocess.Popen(words, cwd=cluster.folder, stdout=subprocess.PIPE, text=True)
+    down = start(*memcluster_command("down", "--drain"), cwd=cluster.folder, stdout=subprocess.PIPE, text=True)
     read_line(down, "stopping")
     memory.pwrite(b"still here", 5)
     assert memory.pread(10, 5) == b"still here"
@@ -463,9 +462,9 @@ def test_a_memory_of_another_shape_is_not_overwritten(make_cluster):
     cluster.up()
 
 
-def test_storage_in_a_directory_outlives_down(tmp_path):
+def test_storage_in_a_directory_outlives_down(tmp_path, new_cluster):
     """`storage: DIR`: the shards are files there, found again by the next `up`; a stranger's are refused."""
-    cluster = Cluster(tmp_path, storage="data")
+    cluster = new_cluster(tmp_path, storage="data")
     cluster.up()
     with cluster.connect() as memory:
         memory.pwrite(b"on disk", 500_000, fua=True)
@@ -484,9 +483,9 @@ def test_storage_in_a_directory_outlives_down(tmp_path):
     assert cluster.left_behind() == []
 
 
-def test_a_shard_that_was_cut_short_stops_the_start_with_the_reason(tmp_path):
+def test_a_shard_that_was_cut_short_stops_the_start_with_the_reason(tmp_path, new_cluster):
     """The node's own words reach the person, through `up -d`."""
-    cluster = Cluster(tmp_path, storage="data")
+    cluster = new_cluster(tmp_path, storage="data")
     cluster.up()
     assert cluster.end() == []
     os.truncate(tmp_path / "data" / "shard1", 100)

@@ -85,12 +85,12 @@ def test_a_wrong_topology_is_named(tmp_path):
     assert f"there are {', '.join(names())}".encode() in done.stderr
 
 
-def test_ctrl_c_leaves_nothing(tmp_path):
+def test_ctrl_c_leaves_nothing(tmp_path, start):
     """Interrupted while a cluster runs: it is stopped, its folder removed."""
-    process = subprocess.Popen(
-        memcluster_command("compare", "--topology", "chain", "--for", "60s"),
+    process = start(
+        *memcluster_command("compare", "--topology", "chain", "--for", "60s"),
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={"TMPDIR": str(tmp_path)},
     )  # fmt: skip
     assert process.stderr is not None
     while "4KiB reads" not in process.stderr.readline():

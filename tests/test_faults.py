@@ -203,9 +203,9 @@ def test_a_fault_that_makes_no_sense_is_refused(make_cluster, words, sentence):
     assert sentence in done.stderr.decode()
 
 
-def test_a_fault_needs_a_cluster(tmp_path):
+def test_a_fault_needs_a_cluster(tmp_path, new_cluster):
     """Exit 3 when nothing runs."""
-    assert Cluster(tmp_path).command("fault", "pause", "server0", check=False).returncode == 3
+    assert new_cluster(tmp_path).command("fault", "pause", "server0", check=False).returncode == 3
 
 
 def test_memcluster_client_survives_the_death_of_the_primary(make_cluster):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import TIMEOUT, Cluster
+from harness import TIMEOUT, Cluster, clusters
 
 from launcher.control import ask
 from node.connection import ROOM
@@ -187,12 +187,12 @@ class Stranger:
 
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory) -> Iterator[World]:
-    cluster = Cluster(tmp_path_factory.mktemp("hostile"), memory=str(SIZE))
-    cluster.up()
-    world = World(cluster)
-    yield world
-    world.witness.close()
-    assert cluster.end() == []
+    with clusters() as new:
+        cluster = new(tmp_path_factory.mktemp("hostile"), memory=str(SIZE))
+        cluster.up()
+        world = World(cluster)
+        yield world
+        world.witness.close()
 
 
 @contextmanager
@@ -508,30 +508,27 @@ def test_what_comes_after_disc_is_not_looked_at(world):
 # -- time and memory ---------------------------------------------------------------------------------------------
 
 
-def test_who_stalls_in_the_handshake_is_cut_off(tmp_path):
+def test_who_stalls_in_the_handshake_is_cut_off(tmp_path, new_cluster):
     """At handshake_timeout, wherever it stopped; a client that has opened its export may be idle for ever."""
-    cluster = Cluster(tmp_path, clients={"handshake_timeout": "300ms"})
+    cluster = new_cluster(tmp_path, clients={"handshake_timeout": "300ms"})
     cluster.up()
-    try:
-        world = World(cluster)
-        stalls = [b"", FLAGS[:3], FLAGS, FLAGS + LIST, FLAGS + GO[:-1], FLAGS + option(4711, length=60_000) + b"x" * 9]
-        stalls.append(FLAGS + option(Option.INFO, length=MAX_SKIP))
-        descriptors = world.server0.num_fds()
-        before = world.bad_input
-        with ExitStack() as stack:
-            strangers = [stack.enter_context(world.stranger()) for _ in stalls]
-            for stranger, words in zip(strangers, stalls, strict=True):
-                stranger.send(words)
-            for stranger in strangers:
-                stranger.until_closed()
-        assert world.bad_input == before + len(stalls)
-        assert world.witness[0:1] == b"\0"  # idle since before the first of them
-        deadline = time.monotonic() + TIMEOUT
-        while world.server0.num_fds() != descriptors:
-            assert time.monotonic() < deadline
-        world.witness.close()
-    finally:
-        assert cluster.end() == []
+    world = World(cluster)
+    stalls = [b"", FLAGS[:3], FLAGS, FLAGS + LIST, FLAGS + GO[:-1], FLAGS + option(4711, length=60_000) + b"x" * 9]
+    stalls.append(FLAGS + option(Option.INFO, length=MAX_SKIP))
+    descriptors = world.server0.num_fds()
+    before = world.bad_input
+    with ExitStack() as stack:
+        strangers = [stack.enter_context(world.stranger()) for _ in stalls]
+        for stranger, words in zip(strangers, stalls, strict=True):
+            stranger.send(words)
+        for stranger in strangers:
+            stranger.until_closed()
+    assert world.bad_input == before + len(stalls)
+    assert world.witness[0:1] == b"\0"  # idle since before the first of them
+    deadline = time.monotonic() + TIMEOUT
+    while world.server0.num_fds() != descriptors:
+        assert time.monotonic() < deadline
+    world.witness.close()
 
 
 def fill(stranger: Stranger, words: bytes, world: World) -> int:
@@ -899,19 +896,16 @@ def end_of_session(words: bytes) -> str:
 
 
 @pytest.mark.parametrize("topology", sorted({*names()} - {"primary-secondary"}))
-def test_mutated_sessions_at_the_door_of_other_topologies(tmp_path, topology):
+def test_mutated_sessions_at_the_door_of_other_topologies(tmp_path, new_cluster, topology):
     """Where servers answer on sockets that they were handed, thousands of strangers leave no more behind."""
-    cluster = Cluster(tmp_path, memory=str(SIZE), topology=topology)
+    cluster = new_cluster(tmp_path, memory=str(SIZE), topology=topology)
     cluster.up()
-    try:
-        world = World(cluster)
-        world.works()
-        before = world.held()
-        leaves_nothing(world, random.Random(13))
-        world.unhurt(before)
-        world.witness.close()
-    finally:
-        assert cluster.end() == []
+    world = World(cluster)
+    world.works()
+    before = world.held()
+    leaves_nothing(world, random.Random(13))
+    world.unhurt(before)
+    world.witness.close()
 
 
 # -- the other doors ---------------------------------------------------------------------------------------------

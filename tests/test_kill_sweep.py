@@ -36,9 +36,9 @@ def check(cluster: Cluster, data: bytes) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("share", range(SHARES))
 @pytest.mark.parametrize(("storage", "topology"), [("data", "dispatcher"), ("memory", "primary-secondary")])
-def test_killed_at_any_step_of_the_start(tmp_path, share, storage, topology):
+def test_killed_at_any_step_of_the_start(tmp_path, new_cluster, share, storage, topology):
     """Whatever step of `up` the supervisor dies at: no process stays, and the next `up` has what was written before."""
-    cluster = Cluster(tmp_path, storage=storage, topology=topology, listen="unix:sock")
+    cluster = new_cluster(tmp_path, storage=storage, topology=topology, listen="unix:sock")
     data = bytes(range(256)) * 2000
     steps = share
     while True:
@@ -61,9 +61,9 @@ def test_killed_at_any_step_of_the_start(tmp_path, share, storage, topology):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("share", range(SHARES))
-def test_killed_at_any_step_of_the_stop(tmp_path, share):
+def test_killed_at_any_step_of_the_stop(tmp_path, new_cluster, share):
     """Whatever step of the stop the supervisor dies at: no process stays, `down` cleans up, the storage is whole."""
-    cluster = Cluster(tmp_path, storage="data", topology="chain", listen="unix:sock")
+    cluster = new_cluster(tmp_path, storage="data", topology="chain", listen="unix:sock")
     data = bytes(range(255)) * 2000
     cluster.command("up", "-d")
     with cluster.connect() as memory:
@@ -85,12 +85,12 @@ def test_killed_at_any_step_of_the_stop(tmp_path, share):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("share", range(SHARES))
-def test_up_after_a_stop_that_was_killed_at_any_step(tmp_path, share):
+def test_up_after_a_stop_that_was_killed_at_any_step(tmp_path, new_cluster, share):
     """The stop of a SIGTERM, with nobody who would clean up: what `up` finds is whole, and its port is free."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    cluster = Cluster(tmp_path, storage="data", listen=f"127.0.0.1:{port}")
+    cluster = new_cluster(tmp_path, storage="data", listen=f"127.0.0.1:{port}")
     data = bytes(range(254)) * 2000
     cluster.command("up", "-d")
     with cluster.connect() as memory:

@@ -13,8 +13,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,6 +27,7 @@ from node.segments import read_segments
 pytestmark = pytest.mark.timeout(180)
 Line = dict[str, Any]
 Make = Callable[..., Cluster]
+Start = Callable[..., "subprocess.Popen[str]"]
 STRIPES = {"layout": {"stripe": "4KiB"}, "memory": "768KiB"}
 LAYOUT = make_layout([256 << 10] * 3, 4096)
 
@@ -193,19 +193,6 @@ def test_the_lives_of_nodes_and_clients_are_in_the_log(make_cluster: Make) -> No
 # -- following ---------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def following(cluster: Cluster, *words: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        memcluster_command("logs", "-f", "--json", *words), cwd=cluster.folder, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.communicate(timeout=TIMEOUT)
-
-
 def read_until(stream: Any, true: Callable[[str], bool]) -> list[str]:
     """The lines up to the first that is as wanted."""
     found = []
@@ -218,10 +205,14 @@ def read_until(stream: Any, true: Callable[[str], bool]) -> list[str]:
 
 
 @pytest.mark.parametrize("victim", ["logger0", "logger1"])
-def test_a_lost_loggers_share_comes_back_by_itself(make_cluster: Make, victim: str) -> None:
+def test_a_lost_loggers_share_comes_back_by_itself(make_cluster: Make, start: Start, victim: str) -> None:
     """It is named, it is named again when it is back, and nothing is missing or told twice."""
     cluster = make_cluster(**STRIPES)
-    with cluster.connect() as memory, following(cluster, "--op", "write") as process:
+    process = start(
+        *memcluster_command("logs", "-f", "--json", "--op", "write"), cwd=cluster.folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    with cluster.connect() as memory:
         for number in range(20):
             memory.pwrite(bytes(12288), number * 12288)
         shown = read_until(process.stdout, lambda line: '"offset":233472,' in line)
@@ -303,21 +294,25 @@ def test_the_tree_of_a_request(make_cluster: Make) -> None:
         (["--until", "soon"], "is neither a time ago"),
     ],
 )
-def test_what_cannot_be_meant_gets_a_sentence(tmp_path: Any, words: list[str], sentence: str) -> None:
-    done = Cluster(tmp_path).command("logs", *words, check=False)
+def test_what_cannot_be_meant_gets_a_sentence(
+    tmp_path: Any, new_cluster: Make, words: list[str], sentence: str
+) -> None:
+    done = new_cluster(tmp_path).command("logs", *words, check=False)
     assert done.returncode == 2
     assert sentence in done.stderr.decode()
 
 
-def test_colour_on_a_terminal_only_and_not_where_it_is_unwanted(make_cluster: Make) -> None:
+def test_colour_on_a_terminal_only_and_not_where_it_is_unwanted(make_cluster: Make, start: Start) -> None:
     cluster = make_cluster()
 
-    def on_a_terminal(**environment: str) -> bytes:
+    def on_a_terminal(**variables: str) -> bytes:
         ours, theirs = pty.openpty()
-        process = subprocess.Popen(
-            memcluster_command("logs", "-n", "1"), cwd=cluster.folder, stdout=theirs,
-            env={**os.environ, "TERM": "xterm", **environment},
-        )  # fmt: skip
+        process = start(
+            *memcluster_command("logs", "-n", "1"),
+            cwd=cluster.folder,
+            stdout=theirs,
+            env={"TERM": "xterm", **variables},
+        )
         os.close(theirs)
         assert process.wait(TIMEOUT) == 0
         text = b""

@@ -8,7 +8,7 @@ import signal
 import subprocess
 
 import pytest
-from harness import ROOT, TIMEOUT, memclient_command, run
+from harness import TIMEOUT, memclient_command, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -119,20 +119,19 @@ def test_nobody_to_measure(tmp_path):
     assert done.returncode == 3
 
 
-def test_ctrl_c_ends_it_early_with_what_was_found(make_cluster):
+def test_ctrl_c_ends_it_early_with_what_was_found(make_cluster, start):
     cluster = make_cluster(servers=1)
     before = cluster.status()["nodes"][0]["requests"]
-    with subprocess.Popen(
-        memclient_command("--uri", cluster.uri, "bench", "--runtime", "60s", "--json"),
-        cwd=ROOT,
+    process = start(
+        *memclient_command("--uri", cluster.uri, "bench", "--runtime", "60s", "--json"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-    ) as process:
-        while cluster.status()["nodes"][0]["requests"] < before + 1000:
-            assert process.poll() is None
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=TIMEOUT)
+    )
+    while cluster.status()["nodes"][0]["requests"] < before + 1000:
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130
     assert json.loads(out)["read"]["requests"] >= 1000
     assert not err

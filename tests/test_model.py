@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from harness import Cluster
+from harness import Cluster, clusters
 from hypothesis import HealthCheck, Phase, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
@@ -232,10 +232,10 @@ class Machine(RuleBasedStateMachine):
 @pytest.fixture(scope="module", params=COMBINATIONS)
 def standing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One cluster for all the histories of a combination; at the end nothing of it is left."""
-    cluster = Cluster(tmp_path_factory.mktemp(request.param), memory=SIZE, **COMBINATIONS[request.param])
-    cluster.up()
-    yield cluster
-    assert cluster.end() == []
+    with clusters() as new:
+        cluster = new(tmp_path_factory.mktemp(request.param), memory=SIZE, **COMBINATIONS[request.param])
+        cluster.up()
+        yield cluster
 
 
 def test_the_cluster_is_a_bytearray(standing):

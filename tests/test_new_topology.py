@@ -7,7 +7,7 @@ import json
 import shutil
 
 import pytest
-from harness import ROOT, Cluster, memcluster_command, run
+from harness import ROOT, memcluster_command, run
 
 from node.topology import load, names
 
@@ -35,7 +35,7 @@ def test_nothing_else_knows_the_name_of_a_topology_or_of_a_role():
     assert found == [("schema.py", "primary-secondary")]
 
 
-def test_one_file_is_a_topology(tmp_path):
+def test_one_file_is_a_topology(tmp_path, new_cluster):
     """A cluster of it starts, is written and read, broken, mended, measured and stopped, and its log is read."""
     code = tmp_path / "code"
     for package in PACKAGES:
@@ -44,26 +44,24 @@ def test_one_file_is_a_topology(tmp_path):
     (code / "node" / "topologies" / "brand_new.py").write_text(NEW)
     folder = tmp_path / "cluster"
     folder.mkdir()
-    cluster = Cluster(folder, topology="brand-new")
+    cluster = new_cluster(folder, topology="brand-new")
 
     def command(*words: str) -> bytes:
         return cluster.command(*words, PYTHONPATH=str(code)).stdout
 
-    try:
-        command("up", "-d")
-        cluster.remember()
-        with cluster.connect() as memory:
-            memory.pwrite(b"new" * 1000, (1 << 20) // 3 - 1500)
-            command("fault", "kill", "rest")
-            assert memory.pread(3000, (1 << 20) // 3 - 1500) == b"new" * 1000
-        status = json.loads(command("status", "--json"))
-        assert status["topology"] == "brand-new"
-        assert [node["role"] for node in status["nodes"][:3]] == ["first", "rest", "rest"]
-        assert b"WRITE" in command("logs", "--op", "write")
-        assert b"write" in command("stats").lower()
-    finally:
-        command("down")
-        assert cluster.end() == []
+    command("up", "-d")
+    cluster.remember()
+    with cluster.connect() as memory:
+        memory.pwrite(b"new" * 1000, (1 << 20) // 3 - 1500)
+        command("fault", "kill", "rest")
+        assert memory.pread(3000, (1 << 20) // 3 - 1500) == b"new" * 1000
+    status = json.loads(command("status", "--json"))
+    assert status["topology"] == "brand-new"
+    assert [node["role"] for node in status["nodes"][:3]] == ["first", "rest", "rest"]
+    assert b"WRITE" in command("logs", "--op", "write")
+    assert b"write" in command("stats").lower()
+    command("down")
+    assert cluster.left_behind() == []
     words = ["--topology", "brand-new", "--for", "100ms", "--servers", "2", "--json", "--plot", "plot.svg"]
     found = json.loads(run(*memcluster_command("compare", *words), cwd=folder, PYTHONPATH=str(code)).stdout)
     assert [case["fan_out"] for case in found["cases"]] == ["parallel", "serial"]

@@ -13,7 +13,7 @@ import subprocess
 import time
 
 import pytest
-from harness import TIMEOUT, Cluster, need, run
+from harness import TIMEOUT, Cluster, clusters, need, run
 
 from launcher.control import ask
 
@@ -43,10 +43,10 @@ DEBIAN = {"PATH": f"/usr/bin:/bin:{os.environ['PATH']}"}
 @pytest.fixture(scope="module", params=COMBINATIONS)
 def standing(request, tmp_path_factory) -> Cluster:
     """A cluster for all the tests of one combination; at the end nothing of it is left."""
-    cluster = Cluster(tmp_path_factory.mktemp(request.param), memory="8MiB", **COMBINATIONS[request.param])
-    cluster.up()
-    yield cluster
-    assert cluster.end() == []
+    with clusters() as new:
+        cluster = new(tmp_path_factory.mktemp(request.param), memory="8MiB", **COMBINATIONS[request.param])
+        cluster.up()
+        yield cluster
 
 
 @pytest.fixture
@@ -541,10 +541,10 @@ LIMIT_TEXT = "all 2 client slots are taken (clients.limit: 2 in cluster.yaml)"
 
 @pytest.fixture(scope="module")
 def standing_small(tmp_path_factory) -> Cluster:
-    cluster = Cluster(tmp_path_factory.mktemp("small"), clients={"limit": 2})
-    cluster.up()
-    yield cluster
-    assert cluster.end() == []
+    with clusters() as new:
+        cluster = new(tmp_path_factory.mktemp("small"), clients={"limit": 2})
+        cluster.up()
+        yield cluster
 
 
 @pytest.fixture
@@ -606,7 +606,7 @@ LEAVING = {
 
 
 @pytest.mark.parametrize("way", LEAVING)
-def test_a_slot_is_free_again_however_its_client_left(small, way):
+def test_a_slot_is_free_again_however_its_client_left(small, start, way):
     """DISC, a plain close, and kill -9 of the client's process with requests in flight."""
     need("nbdsh", "python3-libnbd")
     script = "print('here', flush=True)\n"
@@ -616,19 +616,17 @@ def test_a_slot_is_free_again_however_its_client_left(small, way):
         script += f"input(); {LEAVING[way]}"
     with small.connect():
         for _ in range(5):
-            holder = subprocess.Popen(
-                ["nbdsh", "-u", small.uri, "-c", script],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **DEBIAN},
-            )  # fmt: skip
-            with holder:
-                assert holder.stdout.readline() == b"here\n"
-                assert run("nbdsh", "-u", small.uri, "-c", "pass", check=False, **DEBIAN).returncode != 0
-                if LEAVING[way] is None:
-                    holder.kill()
-                else:
-                    holder.stdin.write(b"\n")
-                    holder.stdin.flush()
-                holder.wait(TIMEOUT)
+            holder = start(
+                "nbdsh", "-u", small.uri, "-c", script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=DEBIAN
+            )
+            assert holder.stdout.readline() == b"here\n"
+            assert run("nbdsh", "-u", small.uri, "-c", "pass", check=False, **DEBIAN).returncode != 0
+            if LEAVING[way] is None:
+                holder.kill()
+            else:
+                holder.stdin.write(b"\n")
+                holder.stdin.flush()
+            holder.wait(TIMEOUT)
             wait_for_clients(small, 1)
             run("nbdsh", "-u", small.uri, "-c", "h.pread(1, 0)", **DEBIAN)
             wait_for_clients(small, 1)

@@ -205,9 +205,9 @@ def test_the_metrics_page_minds_its_bounds(make_cluster: Callable[..., Cluster])
     silent.close()
 
 
-def test_a_taken_metrics_port_starts_nothing(tmp_path: Any) -> None:
+def test_a_taken_metrics_port_starts_nothing(tmp_path: Any, new_cluster: Callable[..., Cluster]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        cluster = Cluster(tmp_path, metrics=f"127.0.0.1:{taken.getsockname()[1]}")
+        cluster = new_cluster(tmp_path, metrics=f"127.0.0.1:{taken.getsockname()[1]}")
         done = cluster.command("up", "-d", check=False)
     assert done.returncode == 5
     assert b"is already in use" in done.stderr

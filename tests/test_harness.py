@@ -1,0 +1,50 @@
+"""What the tests stand on: nothing outlives a test, however it ends."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+from harness import ROOT, Cluster, clusters, commands, memcluster_command, run
+
+
+def test_a_cluster_ends_with_a_test_that_fails(tmp_path):
+    """One that nobody has remembered, too, and one in the foreground."""
+    (tmp_path / "other").mkdir()
+    seen: list[Cluster] = []
+    processes: list[subprocess.Popen] = []
+
+    def failing() -> None:
+        with clusters() as new, commands() as start:
+            seen.extend([new(tmp_path), new(tmp_path / "other")])
+            seen[0].command("up", "-d")
+            processes.append(start(*memcluster_command("up"), cwd=seen[1].folder, stdout=subprocess.PIPE))
+            while b"to stop it" not in processes[0].stdout.readline():
+                pass
+            assert all(cluster.processes() for cluster in seen)
+            pytest.fail("in the middle of it")
+
+    with pytest.raises(pytest.fail.Exception, match="in the middle of it"):
+        failing()
+    assert processes[0].poll() is not None
+    assert [cluster.left_behind() for cluster in seen] == [[], []]
+
+
+def test_a_cluster_that_leaves_something_fails_the_test(tmp_path):
+    """It is told and removed."""
+    test = clusters()
+    cluster = test.__enter__()(tmp_path)
+    cluster.directory.mkdir()
+    (cluster.directory / "shard9").touch()
+    with pytest.raises(AssertionError, match="shard9"):
+        test.__exit__(None, None, None)
+    assert not cluster.directory.exists()
+
+
+def test_commands_run_this_checkouts_code(tmp_path, start):
+    """Wherever they run, and whatever is installed."""
+    code = "import launcher, os; print(os.path.dirname(launcher.__path__[0]), end='')"
+    words = [memcluster_command()[0], "-c", code]
+    assert run(*words, cwd=tmp_path).stdout.decode() == str(ROOT)
+    told, _ = start(*words, cwd=tmp_path, stdout=subprocess.PIPE, text=True).communicate()
+    assert told == str(ROOT)
