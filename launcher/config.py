@@ -116,6 +116,8 @@ def load(path: Path, available: int | None = None) -> ClusterConfig:
     if not isinstance(document.value, dict):
         raise ConfigError([Problem(name, 1, 1, "must be keys and values, memory: 64MiB at least")])
     values = {key: value for key, value in document.value.items() if not key.startswith("x-")}
+    if written := document.texts.get(("name",)):  # 007 is no number here; clients read it so, too
+        values["name"] = written
     problems: list[Problem] = []
     wrong: set[int | str] = set()
     try:

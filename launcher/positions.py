@@ -38,11 +38,13 @@ class YAMLProblem(Exception):
 
 @dataclass
 class Document:
-    """`value` is plain data; `keys` and `values` say where (line, column) each key and value stands."""
+    """`value` is plain data; `keys` and `values` say where (line, column) each key and value stands, `texts` how each
+    scalar is written."""
 
     value: Any = None
     keys: dict[Path, tuple[int, int]] = field(default_factory=dict)
     values: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    texts: dict[Path, str] = field(default_factory=dict)
 
 
 def parse(text: str) -> Document:
@@ -97,6 +99,7 @@ class _Builder:
                 mapping[key] = self.build(value_node, (*path, key), above)
             return mapping
         assert isinstance(node, yaml.ScalarNode)
+        self.document.texts[path] = str(node.value)
         return _scalar(node)
 
 

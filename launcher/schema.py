@@ -42,9 +42,9 @@ def _address(value: Any) -> Address:
 
 
 def _name(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int) or not NAME.fullmatch(str(value)):
+    if not isinstance(value, str) or not NAME.fullmatch(value):
         raise ValueError("must be 1 to 40 letters, digits, - or _, with a letter or digit first")
-    return str(value)
+    return value
 
 
 def _topology(value: Any) -> str:

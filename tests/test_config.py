@@ -123,11 +123,17 @@ def test_a_file_that_is_not_there(folder):
         load(Path("missing.yaml"))
 
 
-@pytest.mark.parametrize("name", ["demo", "off", "No", "'7'", "12", "1_000", "", None])
+@pytest.mark.parametrize("name", ["demo", "off", "No", "'7'", "12", "007", "0x10", "true", "null", "1_000", "", None])
 def test_clients_find_a_cluster_by_the_name_that_the_launcher_gives_it(folder, name):
     """Both read the same file, the client only its name."""
     text = "memory: 1MiB\n" + (f"name: {name}\n" if name is not None else "")
     assert loaded(text).name == cluster_name(Path("cluster.yaml"))
+
+
+def test_a_name_is_what_is_written(folder):
+    """Digits, too, are no number."""
+    assert loaded("name: 007\nmemory: 1MiB").name == "007"
+    assert loaded(dump(loaded("name: 007\nmemory: 1MiB"))).name == "007"
 
 
 def test_every_key_but_memory_has_a_default(folder):
