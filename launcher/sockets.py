@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 import stat
@@ -84,6 +85,17 @@ def remove_stale(path: str) -> None:
             pass
 
 
+def in_the_way(held: tuple[str, int], wanted: Address) -> bool:
+    """Whether who listens at (host, port) keeps others from an address: 0.0.0.0 and :: are every address."""
+    if held[1] != wanted.port:
+        return False
+    holder = ipaddress.ip_address(held[0])
+    found = socket.getaddrinfo(wanted.host, None, wanted.family, socket.SOCK_STREAM)
+    hosts = {ipaddress.ip_address(sockaddr[0]) for *_, sockaddr in found}
+    every = any(host.is_unspecified and host.version >= holder.version for host in hosts)  # :: is IPv4's, too
+    return every or holder.is_unspecified or holder in hosts
+
+
 def _holder(address: Address) -> str:
     """` by process 'python3' (pid 4711)`, as far as this user may see it; or what else is at the path."""
     import psutil
@@ -95,8 +107,7 @@ def _holder(address: Address) -> str:
             if address.path:
                 holds = str(found.laddr) == address.path
             else:
-                listens = found.status == psutil.CONN_LISTEN
-                holds = bool(listens and found.laddr and found.laddr.port == address.port)
+                holds = found.status == psutil.CONN_LISTEN and in_the_way(found.laddr, address)
             if holds and found.pid:
                 return f" by process {psutil.Process(found.pid).name()!r} (pid {found.pid})"
     except (psutil.Error, OSError):
