@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from client.console import EXIT_ERROR, EXIT_TIMEOUT
+from client.console import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TIMEOUT
 from launcher import lifecycle, orders, sockets
 from launcher.census import Census
 from launcher.child import Child, helpers
@@ -159,8 +159,9 @@ class Supervisor:
         self._do(self.lifecycle.stop(mode, timeout, self._now()))
 
     def _interrupt(self) -> None:
-        """Ctrl-C: once drains, twice kills."""
+        """Ctrl-C: once stops, twice kills."""
         if self._interrupted:
+            self.lifecycle.code = EXIT_INTERRUPTED
             self._do(self.lifecycle.kill(self._now()))
         else:
             self._interrupted = True
