@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
@@ -21,6 +22,13 @@ class NotRunning(DiscoverError):
 def cluster_file() -> Path:
     """The description of the cluster meant: MEMCLUSTER_FILE, or cluster.yaml here."""
     return Path(os.environ.get("MEMCLUSTER_FILE", "cluster.yaml"))
+
+
+def command(file: Path, words: str) -> str:
+    """`memcluster WORDS` as a person must type it here to mean the cluster of `file`."""
+    if "MEMCLUSTER_FILE" not in os.environ and file.absolute() == Path("cluster.yaml").absolute():
+        return f"memcluster {words}"
+    return f"memcluster -f {shlex.quote(str(file))} {words}"
 
 
 def default_name(file: Path) -> str:
@@ -58,4 +66,4 @@ def running_uri(file: Path) -> str:
     try:
         return (run_directory(name) / "uri").read_text().strip()
     except FileNotFoundError as error:
-        raise NotRunning(f"cluster {name} is not running; `memcluster up -d` starts it") from error
+        raise NotRunning(f"cluster {name} is not running; `{command(file, 'up -d')}` starts it") from error

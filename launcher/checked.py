@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from client.console import EXIT_NOT_RUNNING, EXIT_USAGE, Failure
+from client.discover import command
 from launcher import config as configuration
 from launcher.config import ClusterConfig, ConfigError
 
@@ -25,6 +26,7 @@ def logger0(cluster: ClusterConfig) -> str:
     address = next((found.address for found in record.nodes if found.name == "logger0"), None) if record else None
     if address is None:
         merged = cluster.logs.directory / f"{cluster.name}.log"
-        hint = f"; the log of its last run is {merged}" if merged.exists() else ""
+        hint = f"; `{command(cluster.file, 'up -d')}` starts it"
+        hint += f"; the log of its last run is {merged}" if merged.exists() else ""
         raise Failure(f"cluster {cluster.name} is not running{hint}", EXIT_NOT_RUNNING)
     return address

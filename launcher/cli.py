@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from client.console import EXIT_IN_USE, EXIT_NOT_RUNNING, Failure, run, seconds, silence, size
+from client.discover import command
 from launcher import logcommands
 from launcher.faultkind import FaultKind
 from launcher.output import happening_line, show_again, status_table, steps
@@ -56,7 +57,7 @@ def up(file: Path, detach: bool, wait_timeout: float) -> int:
                 f"{record.supervisor.pid}): stop that one, or give this one another name",
                 EXIT_IN_USE,
             ) from None
-        click.echo(f"cluster {cluster.name} is already running: {record.uri} (to stop it: {_stop_command(file)})")
+        click.echo(f"cluster {cluster.name} is already running: {record.uri} (to stop it: {command(file, 'down')})")
         return 0
     except sockets.AddressTaken as error:
         raise Failure(f"{error}\nnothing was started", EXIT_IN_USE) from error
@@ -143,14 +144,15 @@ def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, d
     except NoAnswer as problem:
         if run_directory.locked:
             raise Failure(f"the supervisor of {cluster.name} does not answer: {problem}") from None
-        raise Failure(f"cluster {cluster.name} is not running", EXIT_NOT_RUNNING) from None
+        hint = f"`{command(file, 'up -d')}` starts it"
+        raise Failure(f"cluster {cluster.name} is not running; {hint}", EXIT_NOT_RUNNING) from None
     if "error" in answer:
         raise Failure(answer["error"])
     click.echo(f"{kind}: {', '.join(answer['done'])}{f' for {span:g} s' if span else ''}")
 
 
-for command in logcommands.COMMANDS:
-    cli.add_command(command)
+for logcommand in logcommands.COMMANDS:
+    cli.add_command(logcommand)
 
 
 @cli.command()
@@ -215,12 +217,8 @@ def _load(file: Path) -> ClusterConfig:
     return load(file)
 
 
-def _stop_command(file: Path) -> str:
-    return "memcluster down" if str(file) == "cluster.yaml" else f"memcluster -f {file} down"
-
-
 def _printer(file: Path, detach: bool) -> Callable[[dict[str, Any]], None]:
-    stop_command = _stop_command(file) + ("" if detach else "   (or Ctrl-C here)")
+    stop_command = command(file, "down") + ("" if detach else "   (or Ctrl-C here)")
 
     def tell(happening: dict[str, Any]) -> None:
         if line := happening_line(happening, stop_command):

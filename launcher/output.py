@@ -6,7 +6,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from client.discover import command
 
 COLUMNS = {
     "NAME": "name",
@@ -87,7 +90,7 @@ def verdict(status: dict[str, Any]) -> str:
     if status.get("problem"):
         return f"{head}: {status['problem']}"
     if status["state"] == "stopped":
-        return f"{head}; `memcluster up` starts it"
+        return f"{head}; `{command(Path(status['file']), 'up')}` starts it"
     servers = sum(node["role"] != "logger" for node in status["nodes"])
     reasons = [
         f"{node['name']} is {node['state']}" + (f" ({node['reason']})" if node.get("reason") else "")

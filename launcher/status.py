@@ -6,6 +6,7 @@ import socket
 from typing import Any
 
 from client.console import EXIT_DEGRADED, EXIT_NOT_RUNNING
+from client.discover import command
 from launcher.config import ClusterConfig
 from launcher.control import NoAnswer, ask
 from launcher.rundir import NodeRecord, RunDirectory
@@ -31,7 +32,8 @@ def read_status(config: ClusterConfig) -> dict[str, Any]:
         return ask(run.control, {"do": "status"}, ANSWER_WITHIN)
     except NoAnswer as problem:
         if supervisor and supervisor.alive:
-            return _recorded(config, run, f"the supervisor does not answer ({problem}); `memcluster down` ends it")
+            remedy = f"`{command(config.file, 'down')}` ends it"
+            return _recorded(config, run, f"the supervisor does not answer ({problem}); {remedy}")
         return _recorded(config, run, "it is being started or stopped right now")
 
 
@@ -48,10 +50,11 @@ def _recorded(config: ClusterConfig, run: RunDirectory, problem: str) -> dict[st
     if not problem and run.path.exists():
         if alive := [node["name"] for node in nodes if node["pid"]]:
             state = "degraded"
-            problem = f"the supervisor is dead; it left {', '.join(alive)}; `memcluster down` cleans up"
+            remedy = f"`{command(config.file, 'down')}` cleans up"
+            problem = f"the supervisor is dead; it left {', '.join(alive)}; {remedy}"
         else:
             problem = "the supervisor is dead; its processes are gone, the memory is kept; "
-            problem += "`memcluster up` starts it again"
+            problem += f"`{command(config.file, 'up')}` starts it again"
     return {
         "cluster": config.name,
         "state": state,

@@ -13,6 +13,7 @@ from typing import Any
 from setproctitle import setproctitle
 
 from client.console import EXIT_ERROR
+from client.discover import command
 from launcher import leftovers, sockets
 from launcher.child import start_fork_server, stop_fork_server
 from launcher.config import ClusterConfig
@@ -95,7 +96,7 @@ def _prepare_directories(config: ClusterConfig, run: RunDirectory, found: Sequen
         claim_memory(directory, config.name, sizes, config.stripe)
         (config.logs.directory / config.name).mkdir(parents=True, exist_ok=True)
     except MemoryMismatch as error:
-        remedy = "choose another directory" if config.storage else "`memcluster down` discards it"
+        remedy = "choose another directory" if config.storage else f"`{command(config.file, 'down')}` discards it"
         raise CannotStart(f"{error}; {remedy}") from error
     except OSError as error:
         raise CannotStart(f"{error.filename or directory}: {error.strerror}") from error

@@ -17,6 +17,7 @@ import yaml
 from harness import TIMEOUT, Cluster, memcluster_command, run
 
 import memcluster
+from client.console import EXIT_INTERRUPTED
 from launcher.identity import Identity
 from launcher.leftovers import wait_gone
 
@@ -110,6 +111,21 @@ def test_up_on_a_running_cluster_says_so(make_cluster):
     assert b"is in use by the cluster of" in refused.stderr
 
 
+@pytest.mark.parametrize("way", [("-f", "my.yaml"), ()])
+def test_what_is_advised_names_the_file_that_was_given(tmp_path, new_cluster, way):
+    """By -f or by MEMCLUSTER_FILE: a command that is shown can be typed as it stands."""
+    cluster = new_cluster(tmp_path)
+    (tmp_path / "my.yaml").write_text(cluster.file.read_text())
+    variables = {} if way else {"MEMCLUSTER_FILE": "my.yaml"}
+    for words in (["status"], ["logs"], ["fault", "kill", "server0"]):
+        done = cluster.command(*way, *words, check=False, **variables)
+        assert done.returncode == 3
+        assert "my.yaml up" in (done.stdout + done.stderr).decode()
+    started = cluster.command(*way, "up", "-d", **variables)
+    cluster.remember()
+    assert b"memcluster -f my.yaml down" in started.stdout
+
+
 def test_a_port_in_use_names_its_holder_and_starts_nothing(tmp_path, new_cluster):
     """Exit 5, the pid that holds it, nothing left."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -156,7 +172,7 @@ def test_foreground_up_shows_what_happens_and_ctrl_c_stops_it(tmp_path, new_clus
 
 
 def test_a_second_ctrl_c_kills(tmp_path, new_cluster, foreground):
-    """A request whose secondary is stopped holds the drain up; the second SIGINT ends everything at once."""
+    """A request whose secondary hangs holds the stop up; the second SIGINT ends everything at once, with 130."""
     cluster = new_cluster(tmp_path, stop_timeout="1h", retry_timeout="1h")
     process = foreground(cluster)
     read_line(process, "to stop it")
@@ -167,7 +183,7 @@ def test_a_second_ctrl_c_kills(tmp_path, new_cluster, foreground):
         read_line(process, "stopping")
         process.send_signal(signal.SIGINT)
         assert "server0    killed by SIGKILL" in process.stdout.read()
-    process.wait(TIMEOUT)
+    assert process.wait(TIMEOUT) == EXIT_INTERRUPTED
     assert cluster.left_behind() == []
 
 

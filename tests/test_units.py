@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.discover import NAME, DiscoverError, NotRunning, cluster_file, default_name, run_directory, running_uri
+from client.discover import (
+    NAME,
+    DiscoverError,
+    NotRunning,
+    cluster_file,
+    command,
+    default_name,
+    run_directory,
+    running_uri,
+)
 from client.units import format_duration, format_size, parse_duration, parse_size
 from node.address import Address
 
@@ -79,6 +89,13 @@ def test_a_cluster_is_found_by_its_name(tmp_path, monkeypatch):
     cluster_file().write_text("name: never-started-by-anybody\nmemory: 1\n")
     with pytest.raises(NotRunning, match="never-started-by-anybody is not running"):
         running_uri(cluster_file())
+    monkeypatch.delenv("MEMCLUSTER_FILE")
+    monkeypatch.chdir(tmp_path)
+    assert command(tmp_path / "cluster.yaml", "up") == "memcluster up"
+    assert command(Path("a b.yaml"), "down") == "memcluster -f 'a b.yaml' down"
+    monkeypatch.setenv("MEMCLUSTER_FILE", str(tmp_path / "c.yaml"))
+    with pytest.raises(NotRunning, match=f"`memcluster -f {tmp_path}/c.yaml up -d` starts it"):
+        running_uri(cluster_file())
     cluster_file().write_text("name: [")
     with pytest.raises(DiscoverError, match="cannot be read"):
         running_uri(cluster_file())
@@ -88,6 +105,4 @@ def test_a_cluster_is_found_by_its_name(tmp_path, monkeypatch):
 @given(st.text(min_size=1, max_size=60).filter(lambda text: "/" not in text and "\0" not in text))
 def test_any_folder_gives_a_name(folder):
     """The default is always one that may be used."""
-    from pathlib import Path
-
     assert NAME.fullmatch(default_name(Path("/x") / folder / "cluster.yaml"))
