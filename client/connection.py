@@ -17,10 +17,11 @@ import time
 from collections.abc import Sequence
 
 from client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout, request_error
+from client.handshake import FIRST_PAUSE, LONGEST_PAUSE, open_session, pause_until
 from client.uri import Target
 from node.nbd import errors as nbd
 from node.nbd.client import ClientSession, Reply
-from node.nbd.wire import Buffer, Command, Option, Rep
+from node.nbd.wire import Buffer, Command, Rep
 
 IOV_MAX = 1024
 """Buffers in one sendmsg, at most (Linux)."""
@@ -33,8 +34,6 @@ BATCH = 16
 cores; 115,000 if each request is sent by itself."""
 REPEATED = 1 << 15
 """The flag by which the log of a server that a router connects to knows what it may have seen before."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
-"""Seconds between two attempts to connect again; each pause is twice the one before."""
 
 
 class Pending:
@@ -111,7 +110,7 @@ class Connection:
         self._closed = False
         self._trouble = ""  # why the connection was lost
         self._sock: socket.socket | None = None
-        self._sock, self.session = _open(target, time.monotonic() + timeout, namespace=namespace)
+        self._sock, self.session = open_session(target, time.monotonic() + timeout, namespace=namespace)
         self._watch()
 
     def __repr__(self) -> str:
@@ -308,7 +307,7 @@ class Connection:
             try:
                 if not self.reconnect or self._closed:
                     raise Disconnected(self.target, f"the connection is lost: {self._trouble}")
-                self.come_back(*_open(self.target, deadline))
+                self.come_back(*open_session(self.target, deadline))
                 return
             except ConnectionProblem as error:
                 refused = isinstance(error, Refused) and error.reply != Rep.ERR_SHUTDOWN
@@ -330,122 +329,3 @@ class Connection:
             pending.outcome = error
         self._in_flight.clear()
         self._cost = 0
-
-
-def list_exports(target: Target, timeout: float = 30.0) -> list[tuple[str, str]]:
-    """(name, description) of what a server offers. Raises Refused, Disconnected, Timeout."""
-    sock, session = _open(target, time.monotonic() + timeout, Option.LIST)
-    sock.close()
-    return session.exports
-
-
-def offered_contexts(target: Target, namespace: str, timeout: float) -> list[str]:
-    """The metadata contexts of a namespace that an export has. Raises Refused, Disconnected, Timeout."""
-    sock, session = _open(target, time.monotonic() + timeout, Option.INFO, namespace)
-    sock.close()
-    return session.offered
-
-
-class Handshake:
-    """A connection to be: `step` goes on with the handshake, and nothing waits but the connecting itself, `seconds` at
-    most. Raises Refused, Disconnected, Timeout, and is closed then."""
-
-    def __init__(self, target: Target, seconds: float, goal: Option = Option.GO, namespace: str = "") -> None:
-        self.target = target
-        self.session = ClientSession(target.export, goal=goal, namespace=namespace)
-        try:
-            self.sock = _connect(target, time.monotonic() + seconds)
-        except TimeoutError as error:
-            raise Timeout(target, "connection", max(0.0, seconds)) from error
-        except OSError as error:
-            raise Disconnected(target, f"cannot connect: {error.strerror or error}") from error
-        self.sock.setblocking(False)
-
-    def step(self) -> bool:
-        """Send and receive what can be without waiting; whether the handshake is done."""
-        session = self.session
-        try:
-            while not (session.ready or session.finished):
-                self._say()
-                try:
-                    count = self.sock.recv_into(session.receive_buffer())
-                except BlockingIOError:
-                    return False
-                if count:
-                    session.received(count)
-                else:
-                    session.receive_eof()
-            if session.finished:
-                self._say()
-        except nbd.Refused as error:
-            self.sock.close()
-            raise Refused(self.target, error) from error
-        except OSError as error:
-            self.sock.close()
-            raise Disconnected(self.target, error.strerror or str(error)) from error
-        except nbd.ProtocolError as error:
-            self.sock.close()
-            raise Disconnected(self.target, str(error)) from error
-        return True
-
-    def _say(self) -> None:
-        """A handshake is a few hundred bytes: a socket always takes them."""
-        if self.session.outgoing:
-            self.sock.sendall(b"".join(self.session.outgoing))
-            self.session.outgoing.clear()
-
-
-def _open(
-    target: Target, deadline: float, goal: Option = Option.GO, namespace: str = ""
-) -> tuple[socket.socket, ClientSession]:
-    """A connected, non-blocking socket and its session, the handshake behind it."""
-    seconds = deadline - time.monotonic()
-    handshake = Handshake(target, seconds, goal, namespace)
-    poll = select.poll()
-    poll.register(handshake.sock, select.POLLIN)
-    try:
-        while not handshake.step():
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise Timeout(target, "end of the handshake", seconds)
-    except BaseException:
-        handshake.sock.close()
-        raise
-    return handshake.sock, handshake.session
-
-
-def _connect(target: Target, deadline: float) -> socket.socket:
-    if not target.path:
-        sock = socket.create_connection((target.host, target.port), _remaining(deadline))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if sock.getsockname()[0] == sock.getpeername()[0]:  # on one host nothing needs pacing (see node/tcp.py)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
-        return sock
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.settimeout(_remaining(deadline))
-        while True:
-            try:
-                sock.connect(target.path)
-                return sock
-            except BlockingIOError as error:  # the backlog is full; a TCP socket would wait
-                if not pause_until(FIRST_PAUSE, deadline):
-                    raise TimeoutError from error
-    except BaseException:
-        sock.close()
-        raise
-
-
-def _remaining(deadline: float) -> float:
-    remaining = deadline - time.monotonic()
-    if remaining <= 0:
-        raise TimeoutError
-    return remaining
-
-
-def pause_until(seconds: float, deadline: float) -> bool:
-    """Wait, but not beyond the deadline; false if that has passed."""
-    remaining = deadline - time.monotonic()
-    if remaining <= 0:
-        return False
-    select.poll().poll(min(seconds, remaining) * 1000)
-    return True

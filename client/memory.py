@@ -12,9 +12,10 @@ from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from client.cluster_map import read_map
-from client.connection import Connection, Pending, list_exports
+from client.connection import Connection, Pending
 from client.discover import cluster_file, running_uri
 from client.errors import ClusterError, InvalidRequest, ReadOnly
+from client.handshake import list_exports
 from client.router import NAMESPACE, RoutedPending, Router, is_part
 from client.uri import Target, parse_uri
 from node.nbd import wire

@@ -14,16 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from client.cluster_map import ClusterMap, parse_map, read_map
-from client.connection import (
-    FIRST_PAUSE,
-    LONGEST_PAUSE,
-    MAX_IN_FLIGHT,
-    Connection,
-    Handshake,
-    Pending,
-    offered_contexts,
-)
+from client.connection import MAX_IN_FLIGHT, Connection, Pending
 from client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout, request_error
+from client.handshake import FIRST_PAUSE, LONGEST_PAUSE, Handshake, offered_contexts
 from client.uri import Target
 from node.layout import Piece, join_extents
 from node.nbd.client import Reply

@@ -11,7 +11,7 @@ import pytest
 from peers import Peer, opened, refusing, scripted, serving, wait_for_goodbye
 
 import client.connection
-from client.connection import Connection, list_exports
+from client.connection import Connection
 from client.errors import (
     ClusterError,
     Disconnected,
@@ -23,6 +23,7 @@ from client.errors import (
     ShuttingDown,
     Timeout,
 )
+from client.handshake import list_exports
 from client.uri import Target, parse_uri
 from node.nbd import wire
 from node.nbd.wire import Command, Error, Rep

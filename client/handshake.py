@@ -1,0 +1,138 @@
+"""The way to a connection: the connecting, then the handshake up to an export, or one that only asks about it.
+
+What is done with the connection is not its affair: see connection.py and router.py.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+
+from client.errors import Disconnected, Refused, Timeout
+from client.uri import Target
+from node.nbd import errors as nbd
+from node.nbd.client import ClientSession
+from node.nbd.wire import Option
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
+"""Seconds between two attempts to connect; each pause is twice the one before."""
+
+
+class Handshake:
+    """A connection to be: `step` goes on with the handshake, and nothing waits but the connecting itself, `seconds` at
+    most. Raises Refused, Disconnected, Timeout, and is closed then."""
+
+    def __init__(self, target: Target, seconds: float, goal: Option = Option.GO, namespace: str = "") -> None:
+        self.target = target
+        self.session = ClientSession(target.export, goal=goal, namespace=namespace)
+        try:
+            self.sock = _connect(target, time.monotonic() + seconds)
+        except TimeoutError as error:
+            raise Timeout(target, "connection", max(0.0, seconds)) from error
+        except OSError as error:
+            raise Disconnected(target, f"cannot connect: {error.strerror or error}") from error
+        self.sock.setblocking(False)
+
+    def step(self) -> bool:
+        """Send and receive what can be without waiting; whether the handshake is done."""
+        session = self.session
+        try:
+            while not (session.ready or session.finished):
+                self._say()
+                try:
+                    count = self.sock.recv_into(session.receive_buffer())
+                except BlockingIOError:
+                    return False
+                if count:
+                    session.received(count)
+                else:
+                    session.receive_eof()
+            if session.finished:
+                self._say()
+        except nbd.Refused as error:
+            self.sock.close()
+            raise Refused(self.target, error) from error
+        except OSError as error:
+            self.sock.close()
+            raise Disconnected(self.target, error.strerror or str(error)) from error
+        except nbd.ProtocolError as error:
+            self.sock.close()
+            raise Disconnected(self.target, str(error)) from error
+        return True
+
+    def _say(self) -> None:
+        """A handshake is a few hundred bytes: a socket always takes them."""
+        if self.session.outgoing:
+            self.sock.sendall(b"".join(self.session.outgoing))
+            self.session.outgoing.clear()
+
+
+def open_session(
+    target: Target, deadline: float, goal: Option = Option.GO, namespace: str = ""
+) -> tuple[socket.socket, ClientSession]:
+    """A connected, non-blocking socket and its session, the handshake behind it."""
+    seconds = deadline - time.monotonic()
+    handshake = Handshake(target, seconds, goal, namespace)
+    poll = select.poll()
+    poll.register(handshake.sock, select.POLLIN)
+    try:
+        while not handshake.step():
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise Timeout(target, "end of the handshake", seconds)
+    except BaseException:
+        handshake.sock.close()
+        raise
+    return handshake.sock, handshake.session
+
+
+def list_exports(target: Target, timeout: float = 30.0) -> list[tuple[str, str]]:
+    """(name, description) of what a server offers. Raises Refused, Disconnected, Timeout."""
+    sock, session = open_session(target, time.monotonic() + timeout, Option.LIST)
+    sock.close()
+    return session.exports
+
+
+def offered_contexts(target: Target, namespace: str, timeout: float) -> list[str]:
+    """The metadata contexts of a namespace that an export has. Raises Refused, Disconnected, Timeout."""
+    sock, session = open_session(target, time.monotonic() + timeout, Option.INFO, namespace)
+    sock.close()
+    return session.offered
+
+
+def _connect(target: Target, deadline: float) -> socket.socket:
+    if not target.path:
+        sock = socket.create_connection((target.host, target.port), _remaining(deadline))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sock.getsockname()[0] == sock.getpeername()[0]:  # on one host nothing needs pacing (see node/tcp.py)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+        return sock
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(_remaining(deadline))
+        while True:
+            try:
+                sock.connect(target.path)
+                return sock
+            except BlockingIOError as error:  # the backlog is full; a TCP socket would wait
+                if not pause_until(FIRST_PAUSE, deadline):
+                    raise TimeoutError from error
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _remaining(deadline: float) -> float:
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        raise TimeoutError
+    return remaining
+
+
+def pause_until(seconds: float, deadline: float) -> bool:
+    """Wait, but not beyond the deadline; false if that has passed."""
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        return False
+    select.poll().poll(min(seconds, remaining) * 1000)
+    return True
