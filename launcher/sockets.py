@@ -107,8 +107,8 @@ def _holder(address: Address) -> str:
             if address.path:
                 holds = str(found.laddr) == address.path
             else:
-                listens = found.status == psutil.CONN_LISTEN and found.laddr
-                holds = bool(listens) and in_the_way((found.laddr.ip, found.laddr.port), address)
+                listens = found.status == psutil.CONN_LISTEN
+                holds = bool(listens and found.laddr and in_the_way((found.laddr.ip, found.laddr.port), address))
             if holds and found.pid:
                 return f" by process {psutil.Process(found.pid).name()!r} (pid {found.pid})"
     except (psutil.Error, OSError):
