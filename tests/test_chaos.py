@@ -18,10 +18,11 @@ sys.path.insert(0, str(ROOT))  # `bench` is not installed
 from bench.chaos import places
 from bench.chaos.checker import Verdict, check
 from bench.chaos.history import BLOCK, Operation, identify, pattern, read_operations, write_operations
-from bench.chaos.logcheck import LogVerdict, check_log, logged_at
+from bench.chaos.logcheck import LogVerdict, check_log, logged_at, routed
 from bench.chaos.report import Report
 from bench.chaos.schedule import PHASE, QUIET, WEIGHTS, plan
 from node.layout import Linear, Striped
+from node.topology import names
 
 A, B, C, ZERO = 0xA, 0xB, 0xC, 0
 MIXED = "mixed"
@@ -192,6 +193,7 @@ LOGS = {
     "another operation": ([logged(2, operation="TRIM")], [write(A, 1, 3)], {"missing": 1, "double": 1}),
     "an error is no record of success": ([logged(2, error="EIO")], [write(A, 1, 3)], {"missing": 1}),
     "twice": ([logged(2), logged(3, "0.1.2")], [write(A, 1, 3)], {"double": 1}),
+    "twice under one identifier": ([logged(2), logged(3)], [write(A, 1, 3), write(B, 1, 3)], {"double": 1}),
     "sent again": ([logged(2), logged(3, "0.1.2")], [write(A, 1, 3, repeats=1)], {}),
     "sent again once": (
         [logged(2), logged(2, "0.1.2"), logged(3, "0.1.3")],
@@ -200,7 +202,7 @@ LOGS = {
     ),
     "unknown, there, late": ([logged(9)], [write(A, 1, 3, "unknown")], {}),
     "unknown, not there": ([], [write(A, 1, 3, "unknown")], {}),
-    "shared out so that all have one": ([logged(2), logged(5)], [write(A, 1, 6), write(B, 1, 3)], {}),
+    "shared out so that all have one": ([logged(2), logged(5, "0.1.2")], [write(A, 1, 6), write(B, 1, 3)], {}),
     "a probe": ([logged(2) | {"operation": "READ", "length": 1}], [], {}),
     "pieces of both": (SPANNING, [write(A, 1, 3, block=1, blocks=2)], {}),
     "a piece missing": (SPANNING[:2], [write(A, 1, 3, block=1, blocks=2)], {"missing_pieces": 1}),
@@ -218,6 +220,34 @@ def test_the_log_is_held_against_what_was_acknowledged(case):
     counts = {name: getattr(verdict, name) for name in ("missing", "double", "missing_pieces", "double_pieces")}
     assert {name: count for name, count in counts.items() if count} == wanted
     assert bool(verdict.told) == bool(wanted)
+
+
+ROUTED = {
+    Linear((2 * BLOCK, 2 * BLOCK)): [(BLOCK, BLOCK), (2 * BLOCK, 2 * BLOCK)],
+    Striped((2 * BLOCK, 2 * BLOCK), BLOCK): [(2 * BLOCK, BLOCK), (BLOCK, 2 * BLOCK)],
+}
+
+
+@pytest.mark.parametrize("layout", ROUTED)
+@pytest.mark.parametrize("missing", [None, 0, 1])
+def test_each_part_of_what_a_client_routes_is_held_against_the_log(layout, missing):
+    """One request a server, under the address of its first byte there; a part that is not logged is found."""
+    parts = routed(layout, write(A, 1, 3, block=1, blocks=3))
+    assert [(part.offset, part.length) for part in parts] == ROUTED[layout]
+    entries = [
+        {**logged(2, node=f"server{number}"), "offset": part.offset, "length": part.length}
+        for number, part in enumerate(parts)
+        if number != missing
+    ]
+    nodes = partial(logged_at, "client-routed", layout)
+    verdict = check_log(entries, parts, REGION, nodes, CLOCK, slack=0)
+    assert (verdict.missing, verdict.double, verdict.missing_pieces) == (missing is not None, 0, 0)
+
+
+def test_a_flush_of_a_client_that_routes_is_logged_by_every_server():
+    """Under the address of the server's first byte."""
+    flush = Operation("one", 1, "FLUSH", 0, 0, A, 1, 3, "acknowledged", 0, [], "")
+    assert [part.offset for part in routed(Linear((BLOCK, BLOCK)), flush)] == [0, BLOCK]
 
 
 def test_a_flush_is_logged_everywhere():
@@ -276,6 +306,11 @@ def test_one_server_has_no_links_to_cut():
     assert {fault.target for fault in plan(1, 500.0, 1)} <= {"server0", "logger0", "supervisor", "fork server", "all"}
 
 
+def test_servers_that_are_not_linked_are_not_cut_off():
+    """Where clients route by themselves; everything else happens to these servers, too."""
+    assert {fault.kind for fault in plan(1, 500.0, 3, linked=False)} == {"kill", "pause", "resume", "slow", "hang"}
+
+
 @pytest.mark.parametrize("layout", [
     Linear((8 << 20,) * 3), Linear((24 << 20,)), Linear((3 << 20,) * 8), Striped((8 << 20,) * 3, 65536),
 ])  # fmt: skip
@@ -296,9 +331,12 @@ def test_regions_do_not_overlap(layout, clients):
 
 RUNS = {
     "parallel-linear": ["--seed", "7"],
-    "dispatcher": ["--seed", "9", "--topology", "dispatcher", "--layout", "stripe"],
     "serial-stripe": ["--seed", "8", "--fan-out", "serial", "--layout", "stripe", "--storage", "directory"],
+    "dispatcher": ["--seed", "9", "--topology", "dispatcher", "--layout", "stripe"],
+    "chain": ["--seed", "10", "--topology", "chain"],
+    "client-routed": ["--seed", "11", "--topology", "client-routed", "--layout", "stripe"],
 }
+assert set(names()) - set(RUNS) == {"primary-secondary"}, "the default; every other topology has its run"
 
 
 @pytest.mark.timeout(300)

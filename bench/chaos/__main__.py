@@ -15,6 +15,7 @@ from bench.chaos.report import Report
 from bench.chaos.run import Options, replay, run
 from bench.chaos.schedule import Fault, plan
 from client.units import parse_duration
+from node import topology as topologies
 
 
 def _seconds(_context: click.Context, _parameter: click.Parameter, text: str) -> float:
@@ -27,8 +28,7 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, text: str) ->
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--seed", type=int, default=1, show_default=True, help="What is broken when follows from it.")
 @click.option("--for", "seconds", callback=_seconds, default="60s", show_default=True, help="How long.")
-@click.option("--topology", type=click.Choice(["primary-secondary", "dispatcher", "chain"]),
-              default="primary-secondary", show_default=True)  # fmt: skip
+@click.option("--topology", type=click.Choice(topologies.names()), default="primary-secondary", show_default=True)
 @click.option("--servers", type=click.IntRange(1, 16), default=3, show_default=True)
 @click.option("--layout", type=click.Choice(["linear", "stripe"]), default="linear", show_default=True)
 @click.option("--fan-out", type=click.Choice(["parallel", "serial"]), default="parallel", show_default=True)
@@ -66,7 +66,9 @@ def main(
     else:
         storage = "data" if storage == "directory" else storage
         options = Options(seed, seconds, servers, layout, fan_out, storage, clients, rate, not no_real, topology)
-        schedule = plan(seed, seconds, servers + (topology == "dispatcher"), every)
+        shape = topologies.load(topology)
+        processes = servers + shape.dispatches
+        schedule = plan(seed, seconds, processes, every, linked=bool(shape.links(processes)))
     sys.exit(_run(options, schedule, keep=keep))
 
 

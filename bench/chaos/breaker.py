@@ -15,11 +15,7 @@ from bench.chaos.subject import Subject
 from launcher.identity import Identity
 from launcher.leftovers import wait_gone
 
-FAULTS = {
-    "slow": ["slow", "--delay", "20ms"],
-    "hang": ["hang"],
-    "partition": ["partition", "server0"],
-}
+DELAY = "20ms"
 COMMAND_PATIENCE = 15.0
 UP_AGAIN = "up again"
 
@@ -80,10 +76,12 @@ class Breaker:
         if fault.kind == "resume":
             paused = self._paused.pop(fault.target, None)
             return "resumed" if paused and paused.signal(signal.SIGCONT) else "not alive"
-        kind, *options = FAULTS[fault.kind]
-        words = ["fault", kind, *options[-1:], fault.target] if kind == "partition" else ["fault", kind, fault.target]
-        words += options if kind == "slow" else []
-        self._commands.append((fault, self._subject.begin(*words, "--for", f"{fault.span:g}s")))
+        words = ["fault", fault.kind, fault.target, "--for", f"{fault.span:g}s"]
+        if fault.kind == "partition":
+            words.append(self._subject.peer(fault.target))
+        elif fault.kind == "slow":
+            words += ["--delay", DELAY]
+        self._commands.append((fault, self._subject.begin(*words)))
         self.others[fault.kind] += 1
         return "asked"
 

@@ -3,7 +3,8 @@
 Each acknowledged request must be in the log, with the same operation, offset and length, at a time between its
 beginning and its acknowledgement. A request that was sent again because its connection was lost may be there once
 more for each time; any other record of a request in our clients' regions is one too many. Of each acknowledged
-request, every server that holds bytes of it must have logged its piece exactly once.
+request, every server that holds bytes of it must have logged its piece exactly once. Where clients route by themselves
+a part that one server holds is a request of its own there.
 """
 
 from __future__ import annotations
@@ -65,12 +66,14 @@ def check_log(
     verdict = LogVerdict()
     records: dict[Key, list[tuple[int, str]]] = defaultdict(list)
     pieces: Counter[tuple[str, str]] = Counter()
+    requests: Counter[tuple[str, str]] = Counter()
     for entry in entries:
         if entry["kind"] == "piece":
             verdict.pieces += 1
             pieces[entry["request"], entry["node"]] += 1
         elif entry["kind"] == "request" and entry["error"] is None:
             verdict.requests += 1
+            requests[entry["request"], entry["node"]] += 1
             key = entry["operation"], entry["offset"], entry["length"]
             records[key].append((entry["time_ns"], entry["request"]))
     issued: dict[Key, list[Operation]] = defaultdict(list)
@@ -79,14 +82,20 @@ def check_log(
     for key, found in issued.items():
         _check_key(key, found, records.pop(key, []), pieces, nodes, clock, slack, verdict)
     for (kind, offset, length), left in records.items():
-        if length != PROBE and any(region.offset <= offset < region.offset + region.length for region in regions):
+        if length != PROBE and kind != "FLUSH" and any(region.offset <= offset < region.offset + region.length for region in regions):
             verdict.double += len(left)
             verdict.tell(f"{len(left)} records of {kind} {length} bytes at {offset:#x}, which nobody asked for")
-    doubles = [(identity, count) for identity, count in pieces.items() if count > 1]
-    verdict.double_pieces = sum(count - 1 for _, count in doubles)
-    for (request, node), count in doubles[:5]:
-        verdict.tell(f"the piece of {request} on {node} is there {count} times")
+    verdict.double += _twice("record", requests, verdict)
+    verdict.double_pieces = _twice("piece", pieces, verdict)
     return verdict
+
+
+def _twice(what: str, counts: Mapping[tuple[str, str], int], verdict: LogVerdict) -> int:
+    """How many there are beyond the first under each identifier on each server."""
+    doubles = [(identity, count) for identity, count in counts.items() if count > 1]
+    for (request, node), count in doubles[:5]:
+        verdict.tell(f"the {what} of {request} on {node} is there {count} times")
+    return sum(count - 1 for _, count in doubles)
 
 
 def _check_key(
@@ -155,9 +164,22 @@ def _match(
     return pairs, left, absent
 
 
+def routed(layout: Layout, operation: Operation) -> list[Operation]:
+    """What the client that routes makes of an operation: one on each server, logged under the address of its first byte
+    in the whole memory."""
+    if operation.kind == "FLUSH":
+        return [operation._replace(offset=layout.address(server, 0)) for server in range(len(layout.sizes))]
+    return [
+        operation._replace(offset=layout.address(piece.server, piece.offset), length=piece.length)
+        for piece in layout.split(operation.offset, operation.length)
+    ]
+
+
 def logged_at(topology: str, layout: Layout, operation: Operation) -> list[str]:
     """Where pieces of the request are logged: with a primary nowhere if it carries it out alone, in a chain by all on
-    the way; a dispatcher logs that it passed it on."""
+    the way; a dispatcher logs that it passed it on; clients that route make requests without pieces."""
+    if topology == "client-routed":
+        return []
     if topology == "chain" or operation.kind == "FLUSH":
         return [f"server{server}" for server in range(len(layout.sizes))]
     servers = [piece.server for piece in layout.split(operation.offset, operation.length)]

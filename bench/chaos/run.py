@@ -18,15 +18,16 @@ from bench.chaos import load
 from bench.chaos.breaker import Breaker
 from bench.chaos.checker import NEVER, check
 from bench.chaos.history import Operation, read_operations
-from bench.chaos.logcheck import SLACK, check_log, logged_at
-from bench.chaos.places import Places, choose
+from bench.chaos.logcheck import SLACK, check_log, logged_at, routed
+from bench.chaos.places import Places, Region, choose
 from bench.chaos.realclients import Copy, Fio, RealClient
 from bench.chaos.report import Report
 from bench.chaos.schedule import Fault
-from bench.chaos.subject import NotUp, Subject
+from bench.chaos.subject import STRIPE, NotUp, Subject
 from launcher import config
 from node import topology
-from node.layout import Layout, Linear, Striped
+from node.layout import Layout, make_layout
+from node.topology import Topology
 
 BEGIN_WITHIN = 60.0
 HEAL_WITHIN = 60.0
@@ -57,11 +58,14 @@ class Options:
         )
 
     @property
+    def shape(self) -> Topology:
+        return topology.load(self.topology)
+
+    @property
     def keys(self) -> dict[str, Any]:
         """Of cluster.yaml."""
-        layout = {"stripe": "64KiB"} if self.layout == "stripe" else "linear"
+        layout = {"stripe": STRIPE} if self.layout == "stripe" else "linear"
         return {
-            "servers": self.servers,
             "topology": self.topology,
             "layout": layout,
             "fan_out": self.fan_out,
@@ -72,7 +76,7 @@ class Options:
 def run(options: Options, schedule: list[Fault], folder: Path, end: Event, tell: Tell) -> Report:
     """Do it all. What can be looked at afterwards is in `folder`; nothing else is left."""
     report = Report(options.title)
-    subject = Subject(folder, **options.keys)
+    subject = Subject(folder, options.shape, options.servers, **options.keys)
     report.breaker = breaker = Breaker(subject)
     (folder / "schedule.json").write_text(json.dumps(schedule))
     history = folder / "history"
@@ -80,7 +84,7 @@ def run(options: Options, schedule: list[Fault], folder: Path, end: Event, tell:
     began = _clock()
     try:
         subject.up()
-        places = _places(folder, options)
+        places = choose(_layout(folder), options.clients)
         tell(f"{options.title}: {len(schedule)} faults in {folder}")
         _put_under_load(options, schedule, subject, places, breaker, report, end)
         _look_at_the_end(subject, places, report)
@@ -138,8 +142,8 @@ def _put_under_load(
     real: list[RealClient] = []
     if options.real:
         real = [
-            Fio("fio", subject.uri, places.fio, options.seed, subject.folder, stop_real),
-            Copy("nbdcopy", subject.uri, places.copy, options.seed, subject.folder, stop_real),
+            kind(name, *_door(options, subject, region), options.seed, subject.folder, stop_real)
+            for kind, name, region in ((Fio, "fio", places.fio), (Copy, "nbdcopy", places.copy))
         ]
     report.tallies = [client.tally for client in real]
     try:
@@ -170,6 +174,15 @@ def _put_under_load(
             client.join()
 
 
+def _door(options: Options, subject: Subject, region: Region) -> tuple[str, Region]:
+    """Where a client that does not route reaches the region, or the largest part of it that one server lets it see."""
+    if not options.shape.every_server_is_a_door:
+        return subject.uri, region
+    pieces = _layout(subject.folder).split(region.offset, region.length)
+    piece = max(pieces, key=lambda piece: piece.length)
+    return subject.door(piece.server), region._replace(offset=piece.offset, length=piece.length)
+
+
 def _look_at_the_end(subject: Subject, places: Places, report: Report) -> None:
     """Everything heals, every byte is read once more, and the log is fetched."""
     state = subject.wait_until_running(HEAL_WITHIN)
@@ -191,32 +204,31 @@ def _check(folder: Path, report: Report) -> None:
     report.loaded = tuple(facts["loaded"])
     report.count(operations)
     report.verdict = check(operations, ordered=options.fan_out == "parallel")
-    places = _places(folder, options)
+    layout = _layout(folder)
+    places = choose(layout, options.clients)
     log = folder / "log.jsonl"
     if not log.exists():
         report.trouble.append("there is no log")
         return
     slack = SLACK + abs(facts["drift"])
+    if options.shape.every_server_is_a_door:
+        operations = [part for operation in operations for part in routed(layout, operation)]
     with log.open() as lines:
         report.log = check_log(
             map(json.loads, lines),
             operations,
             [*places.private, *places.shared],
-            partial(logged_at, options.topology, _layout(folder)),
+            partial(logged_at, options.topology, layout),
             facts["clock"],
             slack,
         )
-
-
-def _places(folder: Path, options: Options) -> Places:
-    return choose(_layout(folder), options.clients)
 
 
 def _layout(folder: Path) -> Layout:
     found = config.load(folder / "cluster.yaml")
     dispatcher = [0] if topology.load(found.topology).dispatches else []
     sizes = (*dispatcher, *(server.memory for server in found.servers))
-    return Striped(sizes, found.stripe) if found.stripe else Linear(sizes)
+    return make_layout(sizes, found.stripe)
 
 
 def _clock() -> int:

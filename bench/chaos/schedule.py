@@ -43,8 +43,9 @@ class Fault(NamedTuple):
     span: float = 0.0
 
 
-def plan(seed: int, seconds: float, servers: int, mean: float = 1.0) -> list[Fault]:
-    """The faults of a run of so many seconds, `mean` seconds apart on average."""
+def plan(seed: int, seconds: float, servers: int, mean: float = 1.0, *, linked: bool = True) -> list[Fault]:
+    """The faults of a run of so many seconds, `mean` seconds apart on average. Servers that are not `linked` to one
+    another cannot be cut off."""
     rng = random.Random(f"schedule {seed}")
     faults: list[Fault] = []
     at = FIRST + rng.expovariate(1 / mean)
@@ -52,12 +53,12 @@ def plan(seed: int, seconds: float, servers: int, mean: float = 1.0) -> list[Fau
         spared = servers > 1 and int(at / PHASE) % 2 == 0
         kinds = [kind for kind in WEIGHTS if not (spared and kind in FATAL)]
         [kind] = rng.choices(kinds, [WEIGHTS[kind] for kind in kinds])
-        faults += _fault(rng, kind, round(at, 3), servers, spared=spared)
+        faults += _fault(rng, kind, round(at, 3), servers, spared=spared, linked=linked and servers > 1)
         at += rng.expovariate(1 / mean)
     return sorted(faults)
 
 
-def _fault(rng: random.Random, kind: str, at: float, servers: int, *, spared: bool) -> list[Fault]:
+def _fault(rng: random.Random, kind: str, at: float, servers: int, *, spared: bool, linked: bool) -> list[Fault]:
     server, secondary = f"server{rng.randrange(servers)}", f"server{rng.randrange(1, max(2, servers))}"
     if spared:
         server = secondary
@@ -68,15 +69,15 @@ def _fault(rng: random.Random, kind: str, at: float, servers: int, *, spared: bo
         return [Fault(at, "kill", {"server": server, "logger": logger}.get(what, what))]
     if kind.startswith("pause, "):
         then = round(at + rng.uniform(0.05, 0.4), 3)
-        if kind == "pause, kill" or servers == 1:
-            return [*_pause(at, server, span + 0.5), Fault(then, "kill", server)]
-        if kind == "pause, partition":
+        if kind == "pause, partition" and linked:
             return [*_pause(at, secondary, span + 0.5), Fault(then, "partition", secondary, 0.1)]
-        return [*_pause(at, secondary, span + 0.5), Fault(then, "kill", "server0")]
+        if kind == "pause, kill primary" and servers > 1:
+            return [*_pause(at, secondary, span + 0.5), Fault(then, "kill", "server0")]
+        return [*_pause(at, server, span + 0.5), Fault(then, "kill", server)]
     if kind.startswith("pause"):
         target = {"pause logger": logger, "pause supervisor": "supervisor"}.get(kind, server)
         return _pause(at, target, span)
-    if kind == "partition" and servers > 1:
+    if kind == "partition" and linked:
         return [Fault(at, kind, secondary, span)]
     if kind == "hang":
         return [Fault(at, kind, server, 5.0)]

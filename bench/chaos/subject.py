@@ -19,8 +19,12 @@ import yaml
 from launcher.identity import Identity
 from launcher.leftovers import wait_gone
 from launcher.rundir import RunDirectory, RunRecord
+from node.topology import Topology
 
 ROOT = Path(__file__).parent.parent.parent
+MEMORY = 24 << 20
+"""Bytes, but for what does not come out even in stripes."""
+STRIPE = 64 << 10
 PORTS = range(20_000, 32_000)
 """Not those that the system gives away: the port must be free while there is no supervisor."""
 COMMAND_TIMEOUT = 60.0
@@ -33,14 +37,16 @@ class NotUp(Exception):
 
 
 class Subject:
-    """A cluster in `folder`, with `keys` of cluster.yaml beside those that a chaos run needs."""
+    """A cluster of so many servers in `folder`, with `keys` of cluster.yaml beside those that a chaos run needs."""
 
-    def __init__(self, folder: Path, **keys: Any) -> None:
+    def __init__(self, folder: Path, shape: Topology, servers: int, **keys: Any) -> None:
         self.folder = folder
+        self._links = shape.links(servers + shape.dispatches)
         self.name = f"chaos-{os.getpid()}-{folder.name[-8:]}"
         self.keys = {
             "name": self.name,
-            "memory": "24MiB",
+            "servers": servers,
+            "memory": MEMORY,
             "listen": f"127.0.0.1:{_free_port()}",
             "restart": {"deaths": 1000, "cap": "1s"},
             "logs": {"directory": "logs", "retain": "8GiB"},
@@ -48,13 +54,27 @@ class Subject:
             "stop_timeout": "60s",
             **keys,
         }
+        if shape.every_server_is_a_door:
+            share = MEMORY // servers // STRIPE * STRIPE
+            others = [{"memory": share, "listen": f"127.0.0.1:{_free_port()}"} for _ in range(servers - 1)]
+            self.keys |= {"memory": share * servers, "servers": [{"memory": share}, *others]}
         (folder / "cluster.yaml").write_text(yaml.safe_dump(self.keys))
         self.directory = RunDirectory(self.name)
         self._seen: dict[Identity, None] = {}
 
     @property
     def uri(self) -> str:
+        """Server 0's, where clients begin."""
         return f"nbd://{self.keys['listen']}"
+
+    def door(self, server: int) -> str:
+        """Where clients connect to a server that lets them in to its own part."""
+        return f"nbd://{self.keys['servers'][server]['listen']}" if server else self.uri
+
+    def peer(self, server: str) -> str:
+        """Another server that this one has a link to."""
+        number = int(server.removeprefix("server"))
+        return f"server{next(one + other - number for one, other in self._links if number in (one, other))}"
 
     def command(self, *words: str, timeout: float = COMMAND_TIMEOUT) -> subprocess.CompletedProcess[bytes]:
         """`memcluster WORDS`, whatever its exit code."""
