@@ -82,7 +82,8 @@ def check_log(
     for key, found in issued.items():
         _check_key(key, found, records.pop(key, []), pieces, nodes, clock, slack, verdict)
     for (kind, offset, length), left in records.items():
-        if length != PROBE and kind != "FLUSH" and any(region.offset <= offset < region.offset + region.length for region in regions):
+        ours = any(region.offset <= offset < region.offset + region.length for region in regions)
+        if ours and length != PROBE and kind != "FLUSH":
             verdict.double += len(left)
             verdict.tell(f"{len(left)} records of {kind} {length} bytes at {offset:#x}, which nobody asked for")
     verdict.double += _twice("record", requests, verdict)
