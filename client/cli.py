@@ -16,7 +16,7 @@ from client import bench
 from client.console import EXIT_ERROR, EXIT_NOT_RUNNING, EXIT_TIMEOUT, EXIT_USAGE, Failure, run, seconds, system_words
 from client.console import size as size_type
 from client.copy import FileSink, FileSource, MemorySink, MemorySource, Sink, Source, copy
-from client.discover import DiscoverError, NotRunning
+from client.discover import DiscoverError, NotOurs, NotRunning
 from client.errors import ClusterError, Disconnected, Timeout
 from client.memory import Memory, connect, default_uri
 from client.units import format_size, parse_size
@@ -231,6 +231,8 @@ def _open(uri: str | None, timeout: float) -> Memory:
         return connect(uri or default_uri(), timeout=timeout)
     except NotRunning as error:
         raise Failure(str(error), EXIT_NOT_RUNNING) from error
+    except NotOurs as error:
+        raise Failure(str(error)) from error
     except DiscoverError as error:
         raise Failure(str(error), EXIT_USAGE) from error
     except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import stat
 from pathlib import Path
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
@@ -17,6 +18,10 @@ class DiscoverError(Exception):
 
 class NotRunning(DiscoverError):
     """There is such a cluster, but it does not run."""
+
+
+class NotOurs(DiscoverError):
+    """What lies where the cluster's run directory should be was made by somebody else, and is not to be believed."""
 
 
 def cluster_file() -> Path:
@@ -38,8 +43,25 @@ def default_name(file: Path) -> str:
 
 
 def run_directory(name: str) -> Path:
-    """Where a cluster of this user keeps what is there only while it runs, on tmpfs."""
-    return Path(f"/dev/shm/memcluster-{os.getuid()}-{name}")
+    """Where a cluster of this user keeps what is there only while it runs, on tmpfs. Raises NotOurs."""
+    path = Path(f"/dev/shm/memcluster-{os.getuid()}-{name}")
+    check_owner(path)
+    return path
+
+
+def check_owner(path: Path) -> None:
+    """Everybody may make files in /dev/shm, under any name. Raises NotOurs."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotOurs(f"{path} is no directory: remove it, or give the cluster another name")
+    if found.st_uid != os.getuid():
+        raise NotOurs(
+            f"{path} belongs to another user (uid {found.st_uid}): nothing in it is believed; give the cluster another "
+            "name, or have that user remove it"
+        )
 
 
 def cluster_name(file: Path) -> str:

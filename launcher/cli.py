@@ -207,7 +207,13 @@ def show_config(file: Path, json_schema: bool) -> None:
 
 def main() -> None:
     """The entry point."""
-    run(cli, "memcluster")
+    run(cli, "memcluster", _explain)
+
+
+def _explain(error: Exception) -> Failure | None:
+    from client.discover import NotOurs
+
+    return Failure(str(error)) if isinstance(error, NotOurs) else None
 
 
 def _load(file: Path) -> ClusterConfig:
