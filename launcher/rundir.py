@@ -9,7 +9,8 @@ lives, so a free lock beside a record means that a supervisor died; what it left
     control       the supervisor's socket for the command line
     listener-…    the fork server's own
     server1.sock, gates, bell1 …  of the topologies that hand clients' sockets over
-    memory.json   what the shards belong to; a shard of another shape is refused, not overwritten
+    memory.json   what the shards belong to, there when all of them are; one that is missing or of another shape is
+                  refused, not made anew; memory.json.new while they are being made or thrown away
     shard0 …      the memory, unless `storage` is a directory
 """
 
@@ -19,11 +20,13 @@ import fcntl
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from client.discover import run_directory
+from client.discover import check_owner, run_directory
 from launcher.identity import Identity
+from launcher.steps import step
 
 
 class NameInUse(Exception):
@@ -81,7 +84,7 @@ class RunRecord:
 
 
 class RunDirectory:
-    """The paths and the lock; see the top of this file."""
+    """The paths and the lock; see the top of this file. Raises NotOurs if somebody else's directory is in the place."""
 
     def __init__(self, name: str) -> None:
         self.path = run_directory(name)
@@ -92,9 +95,10 @@ class RunDirectory:
         self._lock_fd: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock for as long as this process lives. Raises NameInUse."""
+        """Take the lock for as long as this process lives. Raises NameInUse, NotOurs."""
         while self._lock_fd is None:
             self.path.mkdir(mode=0o700, exist_ok=True)
+            check_owner(self.path)
             try:
                 fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:  # its owner has just removed the directory
@@ -155,27 +159,85 @@ class RunDirectory:
         for path in (self.uri, self.control, self.state, *self.path.glob("listener-*")):
             path.unlink(missing_ok=True)
 
+    @property
+    def holds_memory(self) -> bool:
+        """An earlier run's, or what is left of it."""
+        return _claim(self.path).exists() or any(self.path.glob("shard*"))
+
     def remove(self) -> None:
-        """Remove everything, the memory too."""
+        """Remove everything, the memory too. What is left if this process is killed meanwhile is no memory any more."""
+        with suppress(FileNotFoundError):
+            _claim(self.path).rename(_unfinished(self.path))
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 def claim_memory(directory: Path, cluster: str, sizes: list[int], stripe: int) -> None:
-    """Make sure that the shards in `directory` are this cluster's, or that there are none. Raises MemoryMismatch."""
-    path = directory / "memory.json"
+    """Make sure that the shards in `directory` are this cluster's and whole, or make them where there are none.
+    Raises MemoryMismatch, and then nothing has changed."""
+    path = _claim(directory)
     wanted = {"cluster": cluster, "shards": sizes, "stripe": stripe}
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:
-        strangers = sorted(entry.name for entry in directory.glob("shard*"))
-        if strangers:
-            raise MemoryMismatch(f"{directory} holds {', '.join(strangers)} but no memory.json") from None
-        _write(path, json.dumps(wanted, indent=2))
+        _make_memory(directory, sizes, json.dumps(wanted, indent=2))
         return
     except ValueError as error:
         raise MemoryMismatch(f"{path} cannot be read: {error}") from error
     if found != wanted:
         raise MemoryMismatch(f"{directory} holds another memory: {_describe(found)}; this one is {_describe(wanted)}")
+    problems = [problem for server, size in enumerate(sizes) if (problem := _look_at(directory, server, size))]
+    if problems:
+        raise MemoryMismatch(f"the memory in {directory} is not whole: {', '.join(problems)}")
+
+
+def _make_memory(directory: Path, sizes: list[int], claim: str) -> None:
+    """Empty shards, then memory.json, which says that all are there. Whoever is killed on the way has served nobody,
+    so what is found beside memory.json.new may be made again."""
+    unfinished = _unfinished(directory)
+    strangers = sorted(entry.name for entry in directory.glob("shard*"))
+    if strangers and not unfinished.exists():
+        raise MemoryMismatch(f"{directory} holds {', '.join(strangers)} but no memory.json")
+    unfinished.write_text(claim)
+    for server, size in enumerate(sizes):
+        fd = os.open(_shard(directory, server), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
+    step()
+    _sync(directory)  # a flush of a shard does not bring the shard's name to the disk
+    unfinished.replace(_claim(directory))
+    _sync(directory)
+
+
+def _look_at(directory: Path, server: int, size: int) -> str:
+    """What is wrong with a shard that must be there."""
+    path = _shard(directory, server)
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    return "" if found == size else f"{path.name} has {found} bytes instead of {size}"
+
+
+def _claim(directory: Path) -> Path:
+    return directory / "memory.json"
+
+
+def _unfinished(directory: Path) -> Path:
+    return directory / "memory.json.new"
+
+
+def _shard(directory: Path, server: int) -> Path:
+    return directory / f"shard{server}"
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _describe(memory: object) -> str:

@@ -52,7 +52,7 @@ def up(config: ClusterConfig, *, detach: bool, wait_timeout: float, tell: Tell) 
     except NameInUse:
         raise AlreadyRunning(run.record()) from None
     step()
-    found_memory = any(run.path.glob("shard*"))
+    found_memory = run.holds_memory
     try:
         _end_leftovers(run, tell)
         step()
@@ -96,7 +96,9 @@ def _prepare_directories(config: ClusterConfig, run: RunDirectory, found: Sequen
         claim_memory(directory, config.name, sizes, config.stripe)
         (config.logs.directory / config.name).mkdir(parents=True, exist_ok=True)
     except MemoryMismatch as error:
-        remedy = "choose another directory" if config.storage else f"`{command(config.file, 'down')}` discards it"
+        remedy = f"`{command(config.file, 'down')}` discards it"
+        if config.storage:
+            remedy = "put back what belongs there, or choose another directory"
         raise CannotStart(f"{error}; {remedy}") from error
     except OSError as error:
         raise CannotStart(f"{error.filename or directory}: {error.strerror}") from error

@@ -26,7 +26,8 @@ class ShardError(Exception):
 
 
 class Shard:
-    """`size` bytes of memory in the file at `path`, which is made if it is not there.
+    """`size` bytes of memory in the file at `path`, which must be there: another one in its place would be zeroes where
+    bytes were acknowledged.
 
     With `durable`, `sync` reaches the disk. Offsets and lengths must lie within the shard: callers have checked.
     """
@@ -35,11 +36,12 @@ class Shard:
         self.path = path
         self.size = size
         self.durable = durable
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise ShardError(f"{path} is gone, and with it {size} bytes of the memory: put it back") from None
         found = os.fstat(self._fd).st_size
-        if found == 0:
-            os.ftruncate(self._fd, size)
-        elif found != size:
+        if found != size:
             os.close(self._fd)
             raise ShardError(f"{path} has {found} bytes, the shard {size}: move it away, or give the old sizes back")
         self._map = mmap.mmap(self._fd, size) if size else mmap.mmap(-1, PAGE)  # an empty file cannot be mapped

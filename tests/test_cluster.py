@@ -6,10 +6,13 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -499,17 +502,109 @@ def test_storage_in_a_directory_outlives_down(tmp_path, new_cluster):
     assert cluster.left_behind() == []
 
 
-def test_a_shard_that_was_cut_short_stops_the_start_with_the_reason(tmp_path, new_cluster):
-    """The node's own words reach the person, through `up -d`."""
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "long", "empty", "all missing", "another cluster's"])
+def test_storage_that_is_not_whole_is_refused_and_left_as_it_is(tmp_path, new_cluster, damage):
+    """Zeroes are never put where acknowledged bytes were: one sentence, and nothing has changed. With the right files
+    back, every byte is there."""
     cluster = new_cluster(tmp_path, storage="data")
     cluster.up()
+    with cluster.connect() as memory:
+        memory.pwrite(b"kept" * 1000, 350_000)
     assert cluster.end() == []
-    os.truncate(tmp_path / "data" / "shard1", 100)
-    refused = cluster.command("up", "-d", check=False)
-    assert refused.returncode == 1
-    assert b"shard1 has 100 bytes" in refused.stdout + refused.stderr
-    assert os.path.getsize(tmp_path / "data" / "shard1") == 100
-    assert cluster.left_behind() == []
+    data, shard = tmp_path / "data", tmp_path / "data" / "shard1"
+    whole = contents(data)
+    if damage == "another cluster's":
+        cluster.file.write_text(yaml.safe_dump({**cluster.keys, "name": f"{cluster.name}-other"}))
+        words = b"holds another memory: cluster " + cluster.name.encode()
+    elif damage.endswith("missing"):
+        for path in data.glob("shard*") if damage.startswith("all") else [shard]:
+            path.unlink()
+        words = b"is not whole: " + (b"shard0" if damage.startswith("all") else b"shard1") + b" is missing"
+    else:
+        size = {"short": 100, "long": 1 << 20, "empty": 0}[damage]
+        os.truncate(shard, size)
+        words = b"is not whole: shard1 has %d bytes instead of " % size
+    damaged = contents(data)
+    for _ in range(2):
+        refused = cluster.command("up", "-d", check=False)
+        assert refused.returncode == 1
+        assert words in refused.stderr
+        assert b"put back what belongs there, or choose another directory" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+        assert contents(data) == damaged
+        assert cluster.left_behind() == []
+    cluster.file.write_text(yaml.safe_dump(cluster.keys))
+    for name, content in whole.items():
+        (data / name).write_bytes(content)
+    cluster.up()
+    with cluster.connect() as memory:
+        assert memory.pread(4000, 350_000) == b"kept" * 1000
+    assert cluster.end() == []
+
+
+@pytest.mark.parametrize("names", [["shard1"], ["shard0", "shard1", "shard2"]])
+def test_memory_that_is_not_whole_is_refused_until_down_discards_it(make_cluster, names):
+    """On tmpfs, too, after a crash."""
+    cluster = make_cluster()
+    cluster.record.supervisor.signal(signal.SIGKILL)
+    assert wait_gone([node.identity for node in cluster.record.nodes], TIMEOUT)
+    for name in names:
+        (cluster.directory / name).unlink()
+    for _ in range(2):
+        refused = cluster.command("up", "-d", check=False)
+        assert refused.returncode == 1
+        assert names[0].encode() + b" is missing" in refused.stderr
+        assert b"down` discards it" in refused.stderr
+    cluster.command("down")
+    cluster.up()
+
+
+def test_a_server_whose_shard_is_gone_does_not_come_back_with_zeroes(tmp_path, new_cluster):
+    """It was deleted under the running cluster: the node's own words say so, and a client waits or is refused."""
+    cluster = new_cluster(tmp_path, storage="data", retry_timeout="100ms", restart={"deaths": 2})
+    cluster.up()
+    with cluster.connect() as memory:
+        memory.pwrite(b"kept", 400_000)
+        (tmp_path / "data" / "shard1").unlink()
+        cluster.command("fault", "kill", "server1")
+        with pytest.raises(memcluster.RequestError):
+            memory.pread(4, 400_000)
+    assert not (tmp_path / "data" / "shard1").exists()
+    while (state := cluster.status())["state"] != "degraded" or state["nodes"][1]["state"] != "failed":
+        pass
+    assert b"shard1 is gone, and with it" in cluster.command("status", check=False).stdout
+    assert cluster.end() == []
+
+
+@pytest.mark.parametrize("what", ["directory", "file"])
+@pytest.mark.parametrize("words", [["up", "-d"], ["status"], ["down"], ["fault", "pause", "server1"], ["logs"]])
+def test_a_run_directory_of_somebody_else_is_not_believed(tmp_path, what, words):
+    """Anybody may make one in /dev/shm under our name: a sentence says whose it is, and nothing in it is touched."""
+    uid = os.getuid() + 1
+    foreign = Path(f"/dev/shm/memcluster-{uid}-{tmp_path.name[:40]}")  # ours, for whom takes himself for another user
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"name": tmp_path.name[:40], "memory": "1MiB"}))
+    if what == "directory":
+        foreign.mkdir()
+        (foreign / "uri").write_text("nbd://127.0.0.1:1")
+    else:
+        foreign.touch()
+    code = f"import os; os.getuid = lambda: {uid}; from {{}}.cli import main; main()"
+    try:
+        commands = [("launcher", words)] + ([("client", ["info"])] if words == ["status"] else [])
+        for package, arguments in commands:
+            refused = run(sys.executable, "-c", code.format(package), *arguments, cwd=tmp_path, check=False)
+            assert refused.returncode == 1
+            wanted = f"belongs to another user (uid {os.getuid()})" if what == "directory" else "is no directory"
+            assert f"{foreign} {wanted}" in refused.stderr.decode()
+            assert len(refused.stderr.splitlines()) == 1
+        if what == "directory":
+            assert [path.name for path in foreign.iterdir()] == ["uri"]
+    finally:
+        shutil.rmtree(foreign) if what == "directory" else foreign.unlink()
 
 
 def test_the_client_limit_refuses_one_more_and_gives_slots_back(make_cluster, topology):

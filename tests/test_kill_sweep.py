@@ -60,6 +60,29 @@ def test_killed_at_any_step_of_the_start(tmp_path, new_cluster, share, storage, 
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("storage", ["data", "memory"])
+def test_killed_at_any_step_of_the_first_start(tmp_path, storage):
+    """While the memory is being made nobody has been served yet: the next `up` makes it, and asks for nothing."""
+    for steps in range(1, 100):
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        cluster = Cluster(folder, storage=storage)
+        done = cluster.command("up", "-d", check=False, MEMCLUSTER_KILL_AT=str(steps))
+        if done.returncode == 0:
+            break
+        assert_no_process_is_left(cluster)
+        cluster.up()
+        with cluster.connect() as memory:
+            assert memory[:] == bytes(memory.size)
+        assert cluster.end() == []
+    assert steps > 5
+    cluster.command("down", check=False)
+    assert_no_process_is_left(cluster)
+    cluster.command("down", check=False)
+    assert cluster.left_behind() == []
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("share", range(SHARES))
 def test_killed_at_any_step_of_the_stop(tmp_path, new_cluster, share):
     """Whatever step of the stop the supervisor dies at: no process stays, `down` cleans up, the storage is whole."""

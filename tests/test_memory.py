@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -20,9 +21,16 @@ HOLE = int(Status.HOLE | Status.ZERO)
 
 @pytest.fixture
 def shard(tmp_path):
-    shard = Shard(str(tmp_path / "shard0"), SIZE)
+    shard = new(tmp_path / "shard0")
     yield shard
     shard.close()
+
+
+def new(path: Path, size: int = SIZE) -> Shard:
+    """A shard of a file that holds nothing yet."""
+    path.touch()
+    os.truncate(path, size)
+    return Shard(str(path), size)
 
 
 def read(shard: Shard, offset: int = 0, length: int = SIZE) -> bytes:
@@ -68,7 +76,7 @@ def test_the_last_part_of_a_page_can_become_a_hole(shard):
 
 def test_a_shard_is_found_again_with_its_holes(tmp_path):
     """The file is the memory: a new process sees the same bytes and the same holes."""
-    first = Shard(str(tmp_path / "s"), SIZE)
+    first = new(tmp_path / "s")
     first.write(3 * PAGE, b"still here")
     second = Shard(str(tmp_path / "s"), SIZE)
     assert read(second, 3 * PAGE, 10) == b"still here"
@@ -81,6 +89,16 @@ def test_a_file_of_another_size_is_refused_and_left_as_it_is(tmp_path):
     with pytest.raises(ShardError, match="has 10 bytes"):
         Shard(str(tmp_path / "s"), SIZE)
     assert (tmp_path / "s").read_bytes() == b"somebody's"
+
+
+def test_a_file_that_is_gone_or_empty_is_not_made_anew(tmp_path):
+    """Zeroes would take the place of what was acknowledged."""
+    with pytest.raises(ShardError, match="is gone"):
+        Shard(str(tmp_path / "s"), SIZE)
+    (tmp_path / "s").touch()
+    with pytest.raises(ShardError, match="has 0 bytes"):
+        Shard(str(tmp_path / "s"), SIZE)
+    assert (tmp_path / "s").stat().st_size == 0
 
 
 def test_extents_can_be_bounded(shard):
@@ -105,7 +123,7 @@ operations = st.lists(
 @given(operations)
 def test_a_shard_is_a_bytearray_with_holes(tmp_path_factory, steps):
     """After any operations the bytes are a bytearray's, and what the extents call a hole is zero."""
-    shard = Shard(str(tmp_path_factory.mktemp("shard") / "s"), SIZE)
+    shard = new(tmp_path_factory.mktemp("shard") / "s")
     model = bytearray(SIZE)
     for what, offset, wanted, value in steps:
         length = min(wanted, SIZE - offset)
@@ -128,6 +146,7 @@ def test_a_shard_is_a_bytearray_with_holes(tmp_path_factory, steps):
 FULL_DISK = """
 import errno, os, sys
 from node.memory import Shard
+open(sys.argv[1], "w").truncate(64 << 20)
 shard = Shard(sys.argv[1], 64 << 20)
 written = 0
 try:
