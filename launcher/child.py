@@ -12,12 +12,13 @@ import socket
 import sys
 import types
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from launcher.identity import Identity
+from launcher.identity import Identity, kill
 from node.channel import Channel
 from node.frames import Frame
 from node.loop import READ, Loop
@@ -137,6 +138,12 @@ class Child:
                     signal.pidfd_send_signal(self._pidfd, signum)
                 except ProcessLookupError:
                     return
+
+    def kill(self) -> None:
+        """End it, and whatever runs in its group: a node leads one of its own."""
+        if self._pidfd is not None:
+            with suppress(ProcessLookupError):
+                kill(self._pidfd)
 
     def _received(self, _channel: Channel, frame: Frame) -> None:
         self.ready = self.ready or frame.head.get("event") == "ready"

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
+
+_GROUP = 4
+"""PIDFD_SIGNAL_PROCESS_GROUP, since Linux 6.9."""
+
+
+def kill(pidfd: int) -> None:
+    """SIGKILL to the group that this very process leads, and to it alone if it leads none (yet) or the kernel is older:
+    no number is sent to that could be somebody else's by now. Raises ProcessLookupError."""
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL, None, _GROUP)
+    except OSError:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -45,12 +58,23 @@ class Identity:
 
     def signal(self, *signums: int) -> bool:
         """Send the signals to this very process; false if it is gone."""
+
+        def send(pidfd: int) -> None:
+            for signum in signums:
+                signal.pidfd_send_signal(pidfd, signum)
+
+        return self._send(send)
+
+    def kill(self) -> bool:
+        """End the process and its group; false if it is gone."""
+        return self._send(kill)
+
+    def _send(self, send: Callable[[int], None]) -> bool:
         pidfd = self.open()
         if pidfd is None:
             return False
         try:
-            for signum in signums:
-                signal.pidfd_send_signal(pidfd, signum)
+            send(pidfd)
         except ProcessLookupError:
             return False
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Sequence
 
@@ -26,7 +25,7 @@ def end(record: RunRecord) -> list[str]:
     """Kill what is left of a cluster whose supervisor is dead; returns the names of what was still there."""
     found = living(record)
     for _, identity in found:
-        identity.signal(signal.SIGKILL)
+        identity.kill()
     wait_gone([identity for _, identity in found], PATIENCE)
     return [name for name, _ in found]
 

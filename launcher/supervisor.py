@@ -206,7 +206,7 @@ class Supervisor:
                     if mode == "now" and child.ready:  # reaches one that does not listen, and one that is paused
                         child.signal(signal.SIGTERM, signal.SIGCONT)
                 case lifecycle.Kill(name):
-                    self.children[name].signal(signal.SIGKILL)
+                    self.children[name].kill()
                 case lifecycle.ShowStack(name):
                     self.children[name].signal(signal.SIGUSR1)
                 case lifecycle.Collect():

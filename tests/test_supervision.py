@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
@@ -228,3 +230,34 @@ def test_a_tmpfs_filled_by_clients_is_no_end_of_anything(tmp_path, new_cluster, 
     assert done.returncode == 0, (done.stdout, done.stderr)
     assert b"No space left on device (ENOSPC)" in done.stderr
     assert "Traceback" not in said_by_the_supervisor(cluster)
+
+
+GROUP = """
+import os, signal, sys
+reading, writing = os.pipe()
+child = os.fork()
+if not child:
+    os.read(reading, 1)  # for ever: the other end is open here, too
+print(child, flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_kill_goes_to_the_group_that_a_process_leads(leads):
+    """And to the process alone if it leads none: who killed it may be in the same group."""
+    process = subprocess.Popen([sys.executable, "-c", GROUP], stdout=subprocess.PIPE, start_new_session=leads)
+    assert process.stdout is not None
+    child = Identity.of(int(process.stdout.readline()))
+    leader = Identity.of(process.pid)
+    assert child is not None
+    assert leader is not None
+    try:
+        assert leader.kill()
+        assert process.wait(10) == -signal.SIGKILL
+        if tuple(map(int, platform.release().split(".")[:2])) >= (6, 9):
+            assert wait_gone([child], 10 if leads else 0) == leads
+        assert not leader.kill()
+    finally:
+        child.signal(signal.SIGKILL)
+        process.stdout.close()
