@@ -353,3 +353,65 @@ def test_a_short_run_loses_nothing_and_leaves_nothing(tmp_path: Path, combinatio
     assert done.returncode == 0, (done.stdout.decode(), done.stderr.decode())
     for name in ("lost writes", "wrong reads", "missing log records"):
         assert any(line.startswith(name) for line in done.stdout.decode().splitlines())
+
+
+SABOTAGE = """
+from bench.chaos import run
+from bench.chaos.__main__ import main
+from bench.chaos.history import read_operations
+
+look = run._look_at_the_end
+
+def spoil(subject, places, report):
+    with (subject.folder / "data" / "shard0").open("r+b") as shard:
+        for operation in read_operations([subject.folder / "history" / "client0.jsonl"]):
+            shard.seek(operation.offset + 5)
+            byte = shard.read(1)  # of a write's tag
+            if operation.kind == "WRITE" and byte.strip(b"\\0"):
+                shard.seek(operation.offset + 5)
+                shard.write(bytes([byte[0] ^ 0x80]))
+                break
+    look(subject, places, report)
+
+run._look_at_the_end = spoil
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_run_that_fails_leaves_a_folder_from_which_it_is_run_again(tmp_path: Path):
+    """A byte of a shard is spoilt under the running cluster: the report says so, the folder tells the same once more
+    from what was recorded, and the same faults are done again, to a cluster that nobody spoils."""
+    spoilt, temporary = tmp_path / "spoilt.py", tmp_path / "temporary"
+    spoilt.write_text(SABOTAGE)
+    temporary.mkdir()
+
+    def chaos(*words: str | Path) -> tuple[int, dict[str, str], str]:
+        done = run(sys.executable, *words, cwd=tmp_path, timeout=120, check=False, TMPDIR=str(temporary))
+        report = done.stdout.decode()
+        said = report + done.stderr.decode()
+        assert "Traceback" not in said, said
+        return done.returncode, {line[:22].rstrip(): line[22:] for line in report.splitlines()}, said
+
+    options = ["--for", "4s", "--clients", "2", "--no-real", "--storage", "directory", "--seed", "3"]
+    code, found, said = chaos(spoilt, *options)
+    assert (code, found["wrong reads"], found["lost writes"], found["left behind"]) == (1, "1", "0", "nothing"), said
+    assert "of last" in said
+    [folder] = temporary.iterdir()
+    assert said.endswith(f"python -m bench.chaos --replay {folder}\n")
+    for name in ("cluster.yaml", "schedule.json", "faults.json", "run.json", "history", "log.jsonl", "logs", "report"):
+        assert (folder / name).exists()
+    assert (folder / "report").read_text() in said
+
+    code, again, said = chaos("-m", "bench.chaos", "--replay", folder, "--check-only")
+    assert (code, again.pop("run")) == (1, f"{found['run']}, as it was recorded"), said
+    assert {name: again[name] for name in ("requests", "blocks read", "wrong reads", "log", "longest pause")} == {
+        name: found[name] for name in ("requests", "blocks read", "wrong reads", "log", "longest pause")
+    }
+    assert list(temporary.iterdir()) == [folder]
+
+    code, last, said = chaos("-m", "bench.chaos", "--replay", folder, "--keep")
+    assert (code, last["run"], last["wrong reads"]) == (0, found["run"], "0"), said
+    [other] = set(temporary.iterdir()) - {folder}
+    assert (other / "schedule.json").read_text() == (folder / "schedule.json").read_text()
