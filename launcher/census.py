@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
-
-import psutil
+from typing import TYPE_CHECKING, Any, Protocol
 
 from launcher.child import Child
 from launcher.config import ClusterConfig
@@ -15,6 +13,9 @@ from launcher.lifecycle import Lifecycle, State
 from node.cluster_map import ClusterMap
 from node.loop import Loop
 from node.spec import NodeSpec
+
+if TYPE_CHECKING:
+    import psutil
 
 ANSWER_WITHIN = 1.0
 """Seconds a node has to answer; one that does not is shown without its counters."""
@@ -113,7 +114,9 @@ class Census:
         }
 
     def _usage(self, child: Child) -> tuple[int, float]:
-        """(bytes in memory, per cent of a processor) of a process."""
+        """(bytes in memory, per cent of a processor) of a process. (Imported late: `up` need not wait for it.)"""
+        import psutil
+
         try:
             process = self._seen.setdefault(child.pid, psutil.Process(child.pid))
             return process.memory_info().rss, process.cpu_percent()

@@ -35,7 +35,9 @@ EXIT_STATUS_WAIT = 1.0
 def start_fork_server(directory: Path, *modules: str) -> None:
     """Start the process from which all nodes are forked, with the nodes' modules and these loaded. The command line's
     own modules are not for the nodes, so the main module is hidden from it. Its socket lies in `directory`: in a
-    temporary one of its own it would stay for ever after a kill -9."""
+    temporary one of its own it would stay for ever after a kill -9. No node has what multiprocessing's resource
+    tracker looks after (semaphores, shared memory), so what it would be told goes nowhere: a process less."""
+    resource_tracker._resource_tracker._fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)  # type: ignore[attr-defined]
     multiprocessing.current_process()._config["tempdir"] = str(directory)  # type: ignore[attr-defined]
     sys.modules["__main__"] = types.ModuleType("__main__")
     _context.set_forkserver_preload(["node.zygote", "node.process", *modules])
@@ -53,23 +55,22 @@ def _fork_server_pid() -> int:
 
 
 def helpers() -> tuple[Identity, ...]:
-    """The fork server and its resource tracker, as far as they live."""
-    pids = forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
-    found = (Identity.of(pid) for pid in pids if pid)
-    return tuple(identity for identity in found if identity is not None)
+    """The fork server, if it lives."""
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    found = Identity.of(pid) if pid else None
+    return () if found is None else (found,)
 
 
 def stop_fork_server() -> None:
-    """End the fork server and its resource tracker and wait for them. They would go by themselves when this process
-    is gone, but `down` promises that nothing is left when it returns; hence the standard library's own test hooks.
-    They have nothing to do any more, and one that is stopped would be waited for in vain: SIGKILL."""
+    """End the fork server and wait for it. It would go by itself when this process is gone, but `down` promises that
+    nothing is left when it returns; hence the standard library's own test hook. It has nothing to do any more, and
+    one that is stopped would be waited for in vain: SIGKILL."""
     for helper in helpers():
         helper.signal(signal.SIGKILL)
     try:
         forkserver._forkserver._stop()  # type: ignore[attr-defined]
     except FileNotFoundError:
         pass  # its socket went with the run directory; removing it is the last that _stop does
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 class Child:

@@ -65,7 +65,7 @@ class RunRecord:
     stop_timeout: float
     supervisor: Identity
     helpers: tuple[Identity, ...]
-    """The fork server and its resource tracker."""
+    """The fork server."""
     nodes: tuple[NodeRecord, ...]
 
     def to_json(self) -> str:

@@ -74,7 +74,7 @@ def test_a_stopped_supervisor_is_told_from_a_dead_one(make_cluster):
 def test_a_node_dies_while_the_fork_server_is_stopped(make_cluster):
     """The fork server is woken: the node is restarted, and the supervisor waits for nobody in vain."""
     cluster = make_cluster()
-    fork_server, _tracker = cluster.record.helpers
+    (fork_server,) = cluster.record.helpers
     fork_server.signal(signal.SIGSTOP)
     Identity(*next((node.pid, node.start) for node in cluster.record.nodes if node.name == "server1")).signal(9)
     wait_until(cluster, server1=1)
@@ -82,18 +82,14 @@ def test_a_node_dies_while_the_fork_server_is_stopped(make_cluster):
     cluster.remember()
 
 
-@pytest.mark.parametrize("victim", ["fork server", "resource tracker", "both"])
-def test_a_helper_is_killed(make_cluster, victim):
-    """With the fork server go all nodes, and all come back; without its tracker everything goes on."""
+def test_the_fork_server_is_killed(make_cluster):
+    """With it go all nodes, and all come back."""
     cluster = make_cluster()
     with cluster.connect() as memory:
         memory.pwrite(b"kept", 0)
         for number in range(1, 4):
-            helpers = dict(zip(("fork server", "resource tracker"), cluster.record.helpers, strict=True))
-            for helper in helpers.values() if victim == "both" else [helpers[victim]]:
-                helper.signal(signal.SIGKILL)
-            if victim == "resource tracker":
-                Identity(*next((n.pid, n.start) for n in cluster.record.nodes if n.name == "server0")).signal(9)
+            (fork_server,) = cluster.record.helpers
+            fork_server.signal(signal.SIGKILL)
             wait_until(cluster, server0=number)
             assert memory.pread(4, 0) == b"kept"
             cluster.remember()
