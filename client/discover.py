@@ -7,6 +7,7 @@ import re
 import shlex
 import stat
 from pathlib import Path
+from typing import Any
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 """What a cluster may be called."""
@@ -64,18 +65,28 @@ def check_owner(path: Path) -> None:
         )
 
 
-def cluster_name(file: Path) -> str:
-    """The name of the cluster that `file` describes; the rest of the file is not looked at. Raises DiscoverError."""
+def outline(file: Path) -> dict[str, Any]:
+    """The keys of `file` as they are written, unchecked: enough to find a cluster by. Raises DiscoverError."""
     import yaml
 
     try:
         # Scalars as they are written: by YAML 1.1 `name: off` would be False, for the launcher it is a word.
-        document = yaml.load(file.read_text(), yaml.BaseLoader)
+        document = yaml.load(file.read_text(), getattr(yaml, "CBaseLoader", yaml.BaseLoader))
     except FileNotFoundError as error:
         raise DiscoverError(f"{file}: no such file; say which cluster with --uri or MEMCLUSTER_URI") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DiscoverError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
-    name = document.get("name") if isinstance(document, dict) else None
+    return document if isinstance(document, dict) else {}
+
+
+def cluster_name(file: Path) -> str:
+    """The name of the cluster that `file` describes; the rest of the file is not looked at. Raises DiscoverError."""
+    return name_in(outline(file), file)
+
+
+def name_in(document: dict[str, Any], file: Path) -> str:
+    """The name that the outline of `file` gives. Raises DiscoverError."""
+    name = document.get("name")
     name = default_name(file) if name in (None, "") else str(name)
     if not NAME.fullmatch(name):
         raise DiscoverError(f"{file}: {name!r} is no name of a cluster")

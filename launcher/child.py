@@ -23,11 +23,13 @@ from node.channel import Channel
 from node.frames import Frame
 from node.loop import READ, Loop
 from node.spec import NodeSpec
-from node.zygote import SUPERVISOR
+from node.zygote import OUTPUT, SUPERVISOR, run_node
 
 LOST_STATUS = 255
 """What multiprocessing takes for the exit status when the fork server, who knows it, is dead."""
 _context = multiprocessing.get_context("forkserver")
+_output = open(os.memfd_create("fork server's output"), "r+b")  # noqa: SIM115 - as long as this process
+"""What the fork server says, and a node before it has a file of its own; handed on when the fork server is stopped."""
 EXIT_STATUS_WAIT = 1.0
 """Seconds the fork server may take to tell the status of a process that is already gone."""
 
@@ -46,9 +48,9 @@ def start_fork_server(directory: Path, *modules: str) -> None:
 
 def _fork_server_pid() -> int:
     """The fork server, started again if it has died, woken if it was stopped: it is waited for."""
-    os.environ[SUPERVISOR] = str(os.getpid())
+    os.environ |= {SUPERVISOR: str(os.getpid()), OUTPUT: f"/proc/{os.getpid()}/fd/{_output.fileno()}"}
     forkserver.ensure_running()
-    del os.environ[SUPERVISOR]
+    del os.environ[SUPERVISOR], os.environ[OUTPUT]
     pid: int = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     os.kill(pid, signal.SIGCONT)  # a child of this process that has not been waited for: nobody else has the pid
     return pid
@@ -67,6 +69,8 @@ def stop_fork_server() -> None:
     one that is stopped would be waited for in vain: SIGKILL."""
     for helper in helpers():
         helper.signal(signal.SIGKILL)
+    _output.seek(0)
+    sys.stderr.write(_output.read().decode(errors="replace"))
     try:
         forkserver._forkserver._stop()  # type: ignore[attr-defined]
     except FileNotFoundError:
@@ -84,8 +88,6 @@ class Child:
         told: Callable[[Child, dict[str, Any]], None],
         gone: Callable[[Child, str], None],
     ) -> None:
-        from node.process import run_node
-
         self.loop = loop
         self.spec = spec
         self._told = told

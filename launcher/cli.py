@@ -34,21 +34,35 @@ def cli(context: click.Context, file: Path) -> None:
     context.obj = file
 
 
-@cli.command()
+@cli.command("up")
 @click.option("-d", "--detach", is_flag=True, help="Return when the cluster is ready; it goes on in the background.")
 @click.option("--wait-timeout", type=seconds, default=60.0, show_default=True, help="Longest time until it is ready.")
 @click.pass_obj
-def up(file: Path, detach: bool, wait_timeout: float) -> int:
+def start(file: Path, detach: bool, wait_timeout: float) -> int:
     """Start the cluster."""
-    from launcher import sockets
-    from launcher.up import AlreadyRunning, CannotStart
-    from launcher.up import up as start
+    tell = _printer(file, detach)
+    if not detach:
+        return _supervise(file, wait_timeout, tell, None)
+    from launcher.background import in_background
 
-    cluster = _load(file)
+    return in_background(lambda told, leave: _supervise(file, wait_timeout, told, leave), tell)
+
+
+def _supervise(
+    file: Path, wait_timeout: float, tell: Callable[[dict[str, Any]], None], leave: Callable[[Path], None] | None
+) -> int:
+    """Start the cluster and be its supervisor, until it is stopped; `leave` sends what it says then to a file."""
+    from launcher import sockets
+    from launcher.up import AlreadyRunning, CannotStart, up
+
+    def go_away(cluster: ClusterConfig) -> None:
+        if leave is not None:
+            leave(cluster.logs.directory / cluster.name / "supervisor.out")
+
     try:
-        return start(cluster, detach=detach, wait_timeout=wait_timeout, tell=_printer(file, detach))
+        return up(file, lambda: _load(file), wait_timeout=wait_timeout, tell=tell, leave=go_away)
     except AlreadyRunning as running:
-        record = running.record
+        cluster, record = running.config, running.record
         if record is None:
             raise Failure(f"cluster {cluster.name} is being started or stopped right now", EXIT_IN_USE) from None
         if record.file != str(cluster.file):

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from client.console import EXIT_TIMEOUT
-from launcher import leftovers, sockets
+from launcher import leftovers
 from launcher.control import NoAnswer, connect
-from launcher.lifecycle import LAST_PHASES
+from launcher.patience import LAST_PHASES
 from launcher.rundir import NameInUse, RunDirectory, RunRecord
 
 Tell = Callable[[dict[str, Any]], None]
@@ -70,6 +70,8 @@ def down(name: str, *, timeout: float | None, drain: bool, tell: Tell, paths: Ca
 
 def _clean_up(run: RunDirectory, record: RunRecord | None, paths: Callable[[], Sequence[str]], tell: Tell) -> int:
     """The supervisor is dead: end what is left, and remove the files. Nobody may start it meanwhile."""
+    from launcher import sockets
+
     try:
         run.acquire()
     except NameInUse:

@@ -22,8 +22,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-LAST_PHASES = 3.0
-"""Seconds the phases after a missed deadline still have, so that the log is written even then."""
+from launcher.patience import LAST_PHASES
+
 EVIDENCE = 0.5
 """Seconds a hung process has to show its stack before it is killed."""
 

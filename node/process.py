@@ -8,11 +8,11 @@ the kernel kills it (PR_SET_PDEATHSIG), even if it hangs or is stopped.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import resource
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
@@ -26,7 +26,7 @@ from node.frames import Frame
 from node.logger import Logger
 from node.loop import Loop
 from node.spec import NodeSpec
-from node.zygote import die_with
+from node.zygote import die_with, redirect_output
 
 BEAT = 0.5
 """Seconds between two signs that the loop still turns."""
@@ -57,12 +57,16 @@ class Role(Protocol):
 def run_node(spec: NodeSpec, listeners: Sequence[socket.socket], control: socket.socket, fork_server: int) -> None:
     """Be the node until it is time to go. The target of the process; runs in a child of the fork server, whose pid
     is given."""
+    gc.freeze()
+    gc.enable()
     os.setsid()  # a terminal's Ctrl-C is for the supervisor alone
     die_with(fork_server)
     # The fork server ends when nobody holds this pipe: only the supervisor is to hold it, not the nodes.
     os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     setproctitle(f"memcluster {spec.cluster.name}: {spec.name} ({spec.role})")
-    _redirect_output(os.path.join(os.path.dirname(spec.log_directory), f"{spec.name}.out"))
+    logs = os.path.dirname(spec.log_directory)
+    os.makedirs(logs, exist_ok=True)
+    redirect_output(os.path.join(logs, f"{spec.name}.out"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -129,14 +133,3 @@ class _Node:
     def _answer(self, head: dict[str, Any], answer: dict[str, Any]) -> None:
         if "id" in head:
             self.control.send({"answer": head["id"], **answer})
-
-
-def _redirect_output(path: str) -> None:
-    """What the process prints goes to a file of its own; it must not hold its starter's terminal or pipe open."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
