@@ -152,7 +152,7 @@ class ClusterFile(_Strict):
     name: Name | None = None
     memory: Size
     servers: _Servers = 1
-    topology: Topology = "primary-secondary"
+    topology: Topology = topology.DEFAULT
     fan_out: Literal["parallel", "serial"] = "parallel"
     layout: _Layout = "linear"
     listen: Listen | None = None

@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # they take a while to load, and the fork server need not wai
     from launcher.places import Place
 
 Tell = Callable[[dict[str, Any]], None]
-DEFAULT_TOPOLOGY = "primary-secondary"
 
 
 class AlreadyRunning(Exception):
@@ -96,7 +95,7 @@ def up(
 
 def _modules(document: dict[str, Any]) -> list[str]:
     """What the nodes need of their topology."""
-    name = document.get("topology", DEFAULT_TOPOLOGY)
+    name = document.get("topology", topology.DEFAULT)
     return [topology.module(name)] if name in topology.names() else []
 
 

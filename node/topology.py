@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = "node.topologies"
+DEFAULT = "primary-secondary"
+"""What `topology` is where cluster.yaml does not say."""
 
 
 @dataclass(frozen=True)

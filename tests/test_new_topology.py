@@ -24,7 +24,7 @@ TOPOLOGY = Topology(
 
 
 def test_nothing_else_knows_the_name_of_a_topology_or_of_a_role():
-    """Outside of their own files they stand in one place: the default of cluster.yaml."""
+    """Outside of their own files one of them stands in one place: the default of cluster.yaml."""
     known = {word for name in names() for word in (name, name.replace("-", "_"), *load(name).roles)}
     found = []
     for package in PACKAGES:
@@ -32,7 +32,7 @@ def test_nothing_else_knows_the_name_of_a_topology_or_of_a_role():
             if path.parent.name != "topologies":
                 constants = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
                 found += [(path.name, node.value) for node in constants if node.value in known]
-    assert found == [("schema.py", "primary-secondary")]
+    assert found == [("topology.py", "primary-secondary")]
 
 
 def test_one_file_is_a_topology(tmp_path, new_cluster):
