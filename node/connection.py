@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from node.budget import Budget
@@ -37,6 +37,8 @@ LINGER = 0.25
 class Owner(Protocol):
     """Who serves the requests."""
 
+    @property
+    def connections(self) -> Mapping[int, Connection]: ...
     def serve(self, connection: Connection, requests: list[Request]) -> None: ...
     def lost(self, connection: Connection, reason: str) -> None: ...
     def place(self, connection: Connection, request: Request) -> memoryview | None: ...
@@ -112,6 +114,10 @@ class Connection(Stream):
             return self._half_closed
         session = self.session
         return session.sink is not None or (not session.waiting and (not self._held or self._room > 0))
+
+    @property
+    def takes_turns(self) -> bool:
+        return len(self.owner.connections) > 1
 
     @property
     def _room(self) -> int:

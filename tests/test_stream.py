@@ -32,6 +32,16 @@ class Receiver(Stream):
         self.close()
 
 
+class Turns(Receiver):
+    def __init__(self, loop: Loop, sock: socket.socket, takes_turns: bool) -> None:
+        super().__init__(loop, sock)
+        self._takes_turns = takes_turns
+
+    @property
+    def takes_turns(self) -> bool:
+        return self._takes_turns
+
+
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     """The two ends of a TCP connection."""
@@ -80,6 +90,26 @@ class TestExpect:
         while receiver.open:
             loop.turn(timeout=10)
         assert receiver.came == 10
+
+
+class TestTurns:
+    @pytest.mark.parametrize("takes_turns", [True, False])
+    def test_a_stream_that_takes_turns_sends_its_share(
+        self, loop: Loop, monkeypatch: pytest.MonkeyPatch, takes_turns: bool
+    ) -> None:
+        """Although the socket would take more; all of it leaves in the end, and in its order."""
+        monkeypatch.setattr("node.stream.SHARE", 3000)
+        near, far = socket.socketpair()
+        with near, far:
+            stream = Turns(loop, near, takes_turns)
+            sent = [bytes([number]) * 2000 for number in range(4)]
+            stream.outgoing += sent
+            for turn in range(1, 4):
+                stream.flush() if turn == 1 else loop.turn(timeout=10)
+                assert stream.sent == (min(3000 * turn, 8000) if takes_turns else 8000)
+                if not stream.queued:
+                    break
+            assert far.recv(8000, socket.MSG_WAITALL) == b"".join(sent)
 
 
 class TestTune:
