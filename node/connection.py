@@ -94,8 +94,7 @@ class Connection(Stream):
         self.in_flight -= 1
         if request.command <= WRITE:
             self._bytes_in_flight -= request.length
-        if not self._flush_is_due:
-            self.send_soon()
+        self.send_soon()
 
     def finish(self) -> None:
         """Close as soon as nothing is in flight; until then the owner goes on being asked."""

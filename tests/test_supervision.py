@@ -165,21 +165,23 @@ for _ in range(20):
 """
 
 
+def run_in_small_room(folder, script: str, **words: str):
+    """What a script did that mounts a small tmpfs of its own; the commands are there as $memcluster and $memclient."""
+    words |= {"memcluster": " ".join(memcluster_command()), "memclient": " ".join(memclient_command())}
+    done = run("unshare", "--mount", "sh", "-c", script, cwd=folder, check=False, **words)
+    if b"ermission" in done.stderr:
+        pytest.skip("this container may not mount: " + done.stderr.decode())
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    return done
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs takes root")
 def test_a_full_disk_under_the_logs_is_no_end_of_a_node(tmp_path, new_cluster):
     """Neither records nor complaints about strangers can be written: the service goes on, and status says so."""
     port = free_port()
     cluster = new_cluster(tmp_path, listen=f"127.0.0.1:{port}")
     (tmp_path / "strangers.py").write_text(STRANGERS)
-    words = {
-        "memcluster": " ".join(memcluster_command()),
-        "memclient": " ".join(memclient_command()),
-        "strangers": f"{memcluster_command()[0]} strangers.py 127.0.0.1 {port}",
-    }
-    done = run("unshare", "--mount", "sh", "-c", FULL_LOGS, cwd=tmp_path, check=False, **words)
-    if b"ermission" in done.stderr:
-        pytest.skip("this container may not mount: " + done.stderr.decode())
-    assert done.returncode == 0, (done.stdout, done.stderr)
+    done = run_in_small_room(tmp_path, FULL_LOGS, strangers=f"{memcluster_command()[0]} strangers.py 127.0.0.1 {port}")
     assert b"kept" in done.stdout
     assert b"died" not in done.stdout
     assert b"\xe2\x9c\x94 server0    stopped" in done.stdout
@@ -215,15 +217,7 @@ def test_a_tmpfs_filled_by_clients_is_no_end_of_anything(tmp_path, new_cluster, 
     ENOSPC, and everything goes on when there is room again."""
     cluster = new_cluster(tmp_path, memory="16MiB", topology=topology)
     (tmp_path / "fork_server.py").write_text(FORK_SERVER)
-    words = {
-        "memcluster": " ".join(memcluster_command()),
-        "memclient": " ".join(memclient_command()),
-        "fork_server": f"{memcluster_command()[0]} fork_server.py",
-    }
-    done = run("unshare", "--mount", "sh", "-c", FULL_TMPFS, cwd=tmp_path, check=False, **words)
-    if b"ermission" in done.stderr:
-        pytest.skip("this container may not mount: " + done.stderr.decode())
-    assert done.returncode == 0, (done.stdout, done.stderr)
+    done = run_in_small_room(tmp_path, FULL_TMPFS, fork_server=f"{memcluster_command()[0]} fork_server.py")
     assert b"No space left on device (ENOSPC)" in done.stderr
     assert "Traceback" not in said_by_the_supervisor(cluster)
 
