@@ -70,10 +70,13 @@ def silence(stream: TextIO) -> None:
 
 
 def _open_standard_streams() -> None:
-    """One that was closed by our caller leads nowhere: else a file or socket of ours would get its number."""
+    """One that was closed by our caller leads nowhere: else a file or socket of ours, or of a process that we start,
+    would get its number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as we run
+            stream = open(os.devnull, mode)  # noqa: SIM115 - for as long as we run
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def run(command: click.Command, name: str, explain: Callable[[Exception], Failure | None] = lambda _: None) -> None:

@@ -8,6 +8,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -44,6 +45,14 @@ def assert_one_sentence(done: subprocess.CompletedProcess[bytes], code: int, *wo
     assert text.count("\n") == 1
     for word in words:
         assert word in text
+
+
+def test_what_a_command_starts_has_the_streams_that_its_caller_closed():
+    """They lead nowhere in the command's own processes, too: else a socket of theirs would be what they print to."""
+    child = [sys.executable, "-c", "import sys; sys.exit(None in (sys.stdin, sys.stdout, sys.stderr))"]
+    body = f"run(click.Command('start', callback=lambda: subprocess.run({child}).returncode), 'start')"
+    script = f"import click, subprocess; from client.console import run; {body}"
+    run("sh", "-c", f"{shlex.join([sys.executable, '-c', script])} <&- >&- 2>&-")
 
 
 # -- info, read, write ---------------------------------------------------------------------------------------------
