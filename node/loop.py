@@ -17,16 +17,11 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from time import perf_counter
 from types import FrameType
 from typing import Protocol
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
-SPIN = 50e-6
-"""Seconds that the loop looks for something to do before it sleeps, when the last sleeps were as short as that."""
-MOST_DOUBT = 1 << 12
-"""Short sleeps after looks in vain until the next look, at most."""
 EVENTS_A_TURN = 64
 """Sources dealt with in one turn, at most; epoll hands out the others in the next ones."""
 
@@ -36,6 +31,8 @@ class HasFileno(Protocol):
 
 
 Source = int | HasFileno
+Wait = Callable[[float | None, int], list[tuple[int, int]]]
+"""Seconds at most (None: no end) and sources at most to what is ready, as (descriptor, events) of epoll."""
 
 
 class Timer:
@@ -63,16 +60,14 @@ class Loop:
     def __init__(self) -> None:
         self._selector = selectors.EpollSelector()
         # The selector keeps the sources; they are asked for without it: its `select` makes objects, at 1.2 us a turn.
-        self._poll = select.epoll.fromfd(os.dup(self._selector.fileno()))
+        self._epoll = select.epoll.fromfd(os.dup(self._selector.fileno()))
+        self.wait: Wait = self._epoll.poll
+        """How it waits; others may put their own way around this one."""
         self._watched: dict[int, tuple[Callable[[int], None], int]] = {}
         self._fresh: set[int] = set()  # watched since this turn began, perhaps under a number that was another's
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()  # equal times run in the order they were set
         self._soon: list[Callable[[], None]] = []
-        self.spin = 0.0
-        """SPIN, or 0 for a loop that sleeps at once when there is nothing to do."""
-        self._doubt = 1  # short sleeps to come before the loop looks instead of sleeping; 0: it looks
-        self._penalty = 1
         self._stopped = False
         self._signals: dict[int, Callable[[], None]] = {}
         self._wakeup: tuple[socket.socket, socket.socket] | None = None
@@ -162,7 +157,7 @@ class Loop:
         self.turns += 1
         watched, fresh = self._watched, self._fresh
         fresh.clear()
-        for descriptor, events in self._wait(timeout):
+        for descriptor, events in self.wait(timeout, EVENTS_A_TURN):
             source = watched.get(descriptor)
             # A handler before this one may have closed this source, and its number may already be another's.
             if source is None or descriptor in fresh:
@@ -179,31 +174,6 @@ class Loop:
             for call in calls:
                 call()
 
-    def _wait(self, timeout: float | None) -> list[tuple[int, int]]:
-        """What is ready, (descriptor, events).
-
-        The next request of a client that waits for each answer comes within SPIN, and to look for it that long costs
-        less than to sleep and be woken. It pays only while the client has a processor of its own, so a look in vain
-        costs a doubled number of short sleeps before the next one, and after a long sleep nothing is tried at all.
-        """
-        poll, spin = self._poll.poll, self.spin
-        if not spin or (timeout is not None and timeout <= spin):
-            return poll(timeout, EVENTS_A_TURN)
-        now = perf_counter()
-        if not self._doubt:
-            until = now + spin
-            while now < until:
-                if found := poll(0, EVENTS_A_TURN):
-                    self._penalty = 1
-                    return found
-                now = perf_counter()
-            self._penalty = min(2 * self._penalty, MOST_DOUBT)
-            self._doubt = self._penalty
-        found = poll(timeout, EVENTS_A_TURN)
-        if perf_counter() - now < spin:
-            self._doubt -= 1
-        return found
-
     def _run_timers(self) -> None:
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
@@ -217,7 +187,7 @@ class Loop:
             signal.set_wakeup_fd(-1)
             for end in self._wakeup:
                 end.close()
-        self._poll.close()
+        self._epoll.close()
         self._selector.close()
 
 

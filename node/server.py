@@ -20,7 +20,7 @@ from node.budget import Budget
 from node.connection import Connection
 from node.listener import Listener
 from node.logwriter import LogWriter
-from node.loop import SPIN, Loop
+from node.loop import Loop
 from node.memory import Shard
 from node.nbd.errors import Refused
 from node.nbd.server import RECEIVE_BUFFER, Export, Request
@@ -28,6 +28,7 @@ from node.nbd.wire import Buffer, Command, CommandFlag, Error, Rep, Transmission
 from node.record import REPEATED, Event, Kind, Reason, first_identifier, subject_of
 from node.spec import NodeSpec
 from node.traffic import TRAFFIC
+from node.waiting import eager
 
 MEMORY_FLAGS = (
     TransmissionFlag.HAS_FLAGS
@@ -82,7 +83,7 @@ class Server:
         self.report = report
         self.crowded = len(spec.cluster.servers) >= len(os.sched_getaffinity(0))
         """Servers and a client have no processor each."""
-        loop.spin = 0.0 if self.crowded else SPIN  # who looks instead of sleeping needs a processor for it
+        loop.wait = eager(loop.wait, look=not self.crowded)
         self.shard = Shard(spec.shard, spec.cluster.servers[spec.index].memory, durable=spec.durable)
         # Wall clock, but steady: it is set once, and goes on with the monotonic clock. Spans cannot be negative then.
         self._epoch = time_ns() - monotonic_ns()

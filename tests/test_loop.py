@@ -3,10 +3,12 @@
 import os
 import socket
 import time
+from contextlib import suppress
 
 import pytest
 
-from node.loop import READ, SPIN, WRITE, Loop
+from node.loop import READ, WRITE, Loop
+from node.waiting import LINGER, WINDOW, Awake, Look
 
 
 @pytest.fixture
@@ -74,17 +76,94 @@ def test_a_source_that_took_a_number_over_is_not_called_for_its_predecessor(loop
         source.close()
 
 
-def test_looking_instead_of_sleeping_ends_when_nothing_comes(loop, pair):
-    """After a hundred quick requests and then silence, a loop that may spin sleeps: at most a few looks are paid."""
-    loop.spin = SPIN
+def converse(loop, pair, turns):
+    """A client that sends the next request when it has its answer."""
     loop.watch(pair[0], READ, lambda _mask: pair[0].recv(1))
-    for _ in range(100):
+    for _ in range(turns):
         pair[1].send(b"x")
         loop.turn(1)
+
+
+def test_looking_instead_of_sleeping_ends_when_nothing_comes(loop, pair):
+    """After a hundred quick requests and then silence, a loop that looks sleeps: at most a few looks are paid."""
+    loop.wait = Look(loop.wait)
+    converse(loop, pair, 100)
     began = time.process_time()
     for _ in range(20):
         loop.turn(0.01)
     assert time.process_time() - began < 0.05
+
+
+class Waits:
+    """Stands for epoll: takes `seconds` to find what it finds; keeps the timeouts that it was given."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.found = [(0, READ)]
+        self.timeouts = []
+
+    def __call__(self, timeout, most):
+        assert most == 64
+        self.timeouts.append(timeout)
+        if self.seconds:
+            time.sleep(self.seconds)
+        return self.found
+
+
+@pytest.fixture
+def device(tmp_path):
+    """Stands for the kernel's, which is there for root alone."""
+    path = tmp_path / "cpu_dma_latency"
+    path.touch()
+    return path
+
+
+def is_open(path):
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the listing's own descriptor is gone by now
+            if os.path.samefile(f"/proc/self/fd/{name}", path):
+                return True
+    return False
+
+
+def window(awake, work=0.0):
+    """As many waits as are judged together, and the server's work after each."""
+    for _ in range(WINDOW):
+        awake(1, 64)
+        if work:
+            time.sleep(work)
+
+
+def test_processors_stay_awake_while_a_client_waits_for_each_answer(device):
+    """The request, four bytes of zeroes, is made in a conversation and is dropped in the first silence."""
+    waits = Waits()
+    awake = Awake(waits, device)
+    waits.seconds = 20e-6
+    while not is_open(device):  # on a busy machine some conversations are too slow
+        window(awake)
+    assert device.read_bytes() == bytes(4)
+    waits.timeouts.clear()
+    awake(LINGER / 2, 64)
+    waits.found = []
+    awake(None, 64)
+    assert waits.timeouts == [LINGER / 2, LINGER]
+    assert not is_open(device)
+    awake(None, 64)
+    assert waits.timeouts[-1] is None
+
+
+def test_processors_may_sleep_when_the_server_has_no_time_to_wait(device):
+    """Waits that take no time, as with many requests in flight, end the request and do not make one."""
+    waits = Waits()
+    awake = Awake(waits, device)
+    window(awake, work=20e-6)
+    assert not is_open(device)
+    waits.seconds = 20e-6
+    while not is_open(device):
+        window(awake)
+    waits.seconds = 0.0
+    window(awake, work=20e-6)
+    assert not is_open(device)
 
 
 def test_a_closed_loop_holds_no_descriptors(pair):
