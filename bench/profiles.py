@@ -168,7 +168,7 @@ def _sample(py_spy: str, service: Service, load: Load, runtime: float) -> Counte
 
 
 def _name(frame: re.Match[str]) -> str:
-    """`Stream.flush (node/stream.py)`: the file as the repository names it."""
+    """`Stream.flush (node/transport/stream.py)`: the file as the repository names it."""
     function, file = frame.groups()
     path = Path(file)
     return f"{function} ({path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name})"

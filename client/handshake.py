@@ -104,7 +104,7 @@ def _connect(target: Target, deadline: float) -> socket.socket:
     if not target.path:
         sock = socket.create_connection((target.host, target.port), _remaining(deadline))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if sock.getsockname()[0] == sock.getpeername()[0]:  # on one host nothing needs pacing (see node/tcp.py)
+        if sock.getsockname()[0] == sock.getpeername()[0]:  # on one host nothing needs pacing (node/transport/tcp.py)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
         return sock
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

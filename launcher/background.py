@@ -13,7 +13,7 @@ from typing import Any
 from client.console import EXIT_ERROR
 from launcher.control import FrameStream, NoAnswer
 from launcher.identity import Identity
-from node.frames import Frame
+from node.transport.frames import Frame
 
 Tell = Callable[[dict[str, Any]], None]
 

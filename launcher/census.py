@@ -11,8 +11,8 @@ from launcher.child import Child
 from launcher.config import ClusterConfig
 from launcher.lifecycle import Lifecycle, State
 from node.cluster_map import ClusterMap
-from node.loop import Loop
 from node.spec import NodeSpec
+from node.transport.loop import Loop
 
 if TYPE_CHECKING:
     import psutil

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.identity import Identity, kill
-from node.channel import Channel
-from node.frames import Frame
-from node.loop import READ, Loop
 from node.spec import NodeSpec
+from node.transport.channel import Channel
+from node.transport.frames import Frame
+from node.transport.loop import READ, Loop
 from node.zygote import OUTPUT, SUPERVISOR, run_node
 
 LOST_STATUS = 255

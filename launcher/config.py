@@ -21,7 +21,7 @@ from client.units import format_duration, format_size
 from launcher.positions import Document, YAMLProblem, parse
 from launcher.schema import MAX_SERVERS, TAGS, Clients, ClusterFile, Logs, Restart, Server, Stripes
 from node import topology
-from node.address import Address
+from node.transport.address import Address
 
 Place = tuple[int | str, ...]
 """The way to a value: ("servers", 1, "listen")."""

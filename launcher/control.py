@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from node.frames import Frame, FrameError, FrameReader
+from node.transport.frames import Frame, FrameError, FrameReader
 
 
 class NoAnswer(Exception):

@@ -16,8 +16,8 @@ from launcher.child import Child
 from launcher.faultkind import FaultKind
 from launcher.orders import Fault
 from node.layout import Layout
-from node.loop import Loop, Timer
-from node.record import LOGGER, subject_of
+from node.log.record import LOGGER, subject_of
+from node.transport.loop import Loop, Timer
 
 HANG = 3600.0
 """Seconds a node hangs when nobody says how long; its supervisor will have ended it before."""

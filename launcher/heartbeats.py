@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from launcher.child import Child
-from node.loop import Loop
+from node.transport.loop import Loop
 
 CHECK = 0.5
 """Seconds between two looks."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from launcher.identity import Identity
 from launcher.rundir import RunRecord
-from node.loop import wait_readable
+from node.transport.loop import wait_readable
 
 PATIENCE = 10.0
 """Seconds to wait for processes that were killed."""

@@ -40,7 +40,7 @@ def _range(value: str) -> tuple[int, int]:
 
 
 def _operation(value: str) -> str:
-    from node.filter import known_operations
+    from node.log.filter import known_operations
 
     if value.upper() not in known_operations():
         raise click.BadParameter(f"there is no {value!r}; there are {', '.join(map(str.lower, known_operations()))}")
@@ -49,7 +49,7 @@ def _operation(value: str) -> str:
 
 def _count(least: int) -> Callable[[Any], int]:
     def convert(value: Any) -> int:
-        from node.filter import MAX_LAST
+        from node.log.filter import MAX_LAST
 
         return click.IntRange(least, MAX_LAST).convert(value, None, None)
 

@@ -1,6 +1,6 @@
 """`memcluster logs`: reads the merged log from logger 0 over a blocking socket, and renders it.
 
-The order is logger 0's work and the look node/logtext.py's; here is the asking, and what is told beside the records:
+The order is logger 0's work and the look node/log/text.py's; here is the asking, and what is told beside the records:
 which loggers are missing, and how many records.
 """
 
@@ -16,10 +16,10 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from node.address import Address
-from node.frames import Frame, FrameError, FrameReader
-from node.logtext import COLOURS, LogEntry, format_json, format_text
-from node.record import RECORD_SIZE, Kind, format_identifier, parse_identifier, unpack
+from node.log.record import RECORD_SIZE, Kind, format_identifier, parse_identifier, unpack
+from node.log.text import COLOURS, LogEntry, format_json, format_text
+from node.transport.address import Address
+from node.transport.frames import Frame, FrameError, FrameReader
 
 RECEIVE = 1 << 18
 REMEMBERED = 1 << 17

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from launcher.config import ClusterConfig
 from launcher.rundir import RunDirectory
 from node import topology
-from node.address import Address
+from node.transport.address import Address
 
 
 @dataclass(frozen=True)

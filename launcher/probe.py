@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from time import monotonic_ns
 
-from node.address import Address
-from node.link import Link, Submission
-from node.loop import Loop
+from node.forwarding.link import Link, Submission
 from node.nbd.client import Reply
 from node.nbd.wire import Command
+from node.transport.address import Address
+from node.transport.loop import Loop
 
 PATIENCE = 30.0
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from client.discover import NAME
 from client.units import parse_duration, parse_size
 from node import topology
-from node.address import Address
+from node.transport.address import Address
 
 MAX_SERVERS = 64
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from launcher.logs import LogsError, connect
 from launcher.output import format_bytes
-from node.frames import Frame, FrameError, FrameReader
-from node.logtext import event_name, operation_name
-from node.record import Kind
-from node.tally import Figures, Tally
+from node.log.record import Kind
+from node.log.tally import Figures, Tally
+from node.log.text import event_name, operation_name
+from node.transport.frames import Frame, FrameError, FrameReader
 
 TIMEOUT = 10.0
 BUSIEST = 5

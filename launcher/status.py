@@ -10,8 +10,8 @@ from client.discover import command
 from launcher.config import ClusterConfig
 from launcher.control import NoAnswer, ask
 from launcher.rundir import NodeRecord, RunDirectory
-from node.address import Address
-from node.frames import Frame
+from node.transport.address import Address
+from node.transport.frames import Frame
 
 ANSWER_WITHIN = 5.0
 """Seconds a living supervisor has to answer."""

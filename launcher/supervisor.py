@@ -29,13 +29,13 @@ from launcher.probe import Probe
 from launcher.rundir import NodeRecord, RunDirectory, RunRecord
 from launcher.steps import step
 from node import topology
-from node.address import Address
-from node.channel import Channel
 from node.cluster_map import ClusterMap, ServerEntry
-from node.frames import Frame
-from node.listener import Listener
-from node.loop import Loop, Timer
 from node.spec import Bounds, NodeSpec
+from node.transport.address import Address
+from node.transport.channel import Channel
+from node.transport.frames import Frame
+from node.transport.listener import Listener
+from node.transport.loop import Loop, Timer
 
 Happening = dict[str, Any]
 RECORD_AGAIN = 1.0

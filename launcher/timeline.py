@@ -13,9 +13,9 @@ from importlib import resources
 from typing import Any
 
 from launcher.trace import Tracks
-from node.logtext import LogEntry, event_detail, event_name, operation_name
+from node.log.record import COUNTER_BITS, SERVER_SHIFT, TROUBLE, Event, Kind, format_identifier, subject_name
+from node.log.text import LogEntry, event_detail, event_name, operation_name
 from node.nbd.wire import Error
-from node.record import COUNTER_BITS, SERVER_SHIFT, TROUBLE, Event, Kind, format_identifier, subject_name
 
 ROWS = 8
 """Things beside one another in a lane; what goes beyond is drawn over the last."""

@@ -16,7 +16,7 @@ from launcher.child import start_fork_server, stop_fork_server
 from launcher.rundir import MemoryMismatch, NameInUse, RunDirectory, RunRecord, claim_memory
 from launcher.steps import step
 from node import topology
-from node.address import Address
+from node.transport.address import Address
 
 if TYPE_CHECKING:  # they take a while to load, and the fork server need not wait for it
     from launcher.config import ClusterConfig

@@ -14,7 +14,7 @@ from node.layout import Layout, make_layout
 
 @dataclass(frozen=True)
 class ServerEntry:
-    """A server, its logger and its shard; addresses as text (see node/address.py), `memory` in bytes."""
+    """A server, its logger and its shard; addresses as text (see node/transport/address.py), `memory` in bytes."""
 
     address: str
     logger: str

@@ -21,11 +21,11 @@ from typing import Any, Protocol
 from setproctitle import setproctitle
 
 from node import topology
-from node.channel import Channel
-from node.frames import Frame
-from node.logger import Logger
-from node.loop import Loop
+from node.logger.logger import Logger
 from node.spec import NodeSpec
+from node.transport.channel import Channel
+from node.transport.frames import Frame
+from node.transport.loop import Loop
 from node.zygote import die_with, redirect_output
 
 BEAT = 0.5

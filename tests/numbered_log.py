@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from node.logwriter import MIN_SEGMENT, LogWriter
-from node.record import RECORD_SIZE, Record, unpack
-from node.segments import HEADER_SIZE, Block
+from node.log.record import RECORD_SIZE, Record, unpack
+from node.log.segments import HEADER_SIZE, Block
+from node.log.writer import MIN_SEGMENT, LogWriter
 
 SLOTS = (MIN_SEGMENT - HEADER_SIZE) // RECORD_SIZE
 """Records in a segment of the least size."""

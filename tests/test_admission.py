@@ -1,11 +1,11 @@
-"""node/admission.py and node/budget.py: who is let in, and how much all of them may take up."""
+"""node/serving/admission.py and node/serving/budget.py: who is let in, and how much all of them may take up."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.admission import CPU_SAMPLES, MARKS, Admission, Shortage, Usage
+from node.serving.admission import CPU_SAMPLES, MARKS, Admission, Shortage, Usage
 
 CALM = Usage(0.1, 0.1, 0.1)
 

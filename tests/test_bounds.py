@@ -11,10 +11,10 @@ import psutil
 import pytest
 from harness import Cluster, memclient_command, memcluster_command, run
 
-from node.connection import ROOM
 from node.nbd import wire
 from node.nbd.client import ClientSession
 from node.nbd.wire import Command
+from node.serving.connection import ROOM
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from client.discover import cluster_name
 from launcher.config import ConfigError, dump, json_schema, load
-from node.address import Address
+from node.transport.address import Address
 
 PLENTY = 1 << 50
 MACHINE = 1 << 30

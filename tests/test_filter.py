@@ -11,14 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node import history as history_module
-from node.filter import Filter
-from node.history import History
 from node.layout import make_layout
-from node.logwriter import MIN_SEGMENT, LogWriter
-from node.merge import Entry, entries
-from node.nbd.wire import Command, Error
-from node.record import (
+from node.log import history as history_module
+from node.log.filter import Filter
+from node.log.history import History
+from node.log.merge import Entry, entries
+from node.log.record import (
     RECORD,
     RECORD_SIZE,
     REPEATED,
@@ -30,6 +28,8 @@ from node.record import (
     subject_of,
     summarise,
 )
+from node.log.writer import MIN_SEGMENT, LogWriter
+from node.nbd.wire import Command, Error
 
 LAYOUT = make_layout([8192, 8192, 8192], 4096)
 MS = 10**6

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from node.gates import BrokenStream, Gates
-from node.loop import Loop
+from node.handover.gates import BrokenStream, Gates
+from node.transport.loop import Loop
 
 pytestmark = pytest.mark.timeout(60)
 

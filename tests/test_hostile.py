@@ -22,14 +22,14 @@ import pytest
 from harness import TIMEOUT, Cluster, clusters
 
 from launcher.control import ask
-from node.connection import ROOM
-from node.frames import PREFIX, FrameReader
 from node.nbd import wire
 from node.nbd.errors import ProtocolError, Refused
 from node.nbd.server import MAX_OPTION, MAX_SKIP, Export, ServerSession
 from node.nbd.wire import Chunk, Command, CommandFlag, Error, Option, Rep
-from node.server import CLIENTS_MEMORY, MEMORY_FLAGS
+from node.serving.connection import ROOM
+from node.serving.server import CLIENTS_MEMORY, MEMORY_FLAGS
 from node.topology import names
+from node.transport.frames import PREFIX, FrameReader
 
 pytestmark = pytest.mark.timeout(120)
 

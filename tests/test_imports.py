@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,33 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("launcher", "node", "client")
 FILES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+NODE = sorted(path for path in (ROOT / "node").rglob("*.py") if path != ROOT / "node/__init__.py")
 WITH_IO = {"asyncio", "multiprocessing", "os", "select", "selectors", "signal", "socket", "subprocess", "time"}
 PURE = [
     *(f"node/nbd/{name}.py" for name in ("wire", "server", "client", "replies", "errors")),
-    *(f"node/{name}.py" for name in ("layout", "record", "merge", "frames", "budget", "slots", "handover")),
+    "node/layout.py",
+    *(f"node/log/{name}.py" for name in ("record", "merge", "filter", "tally")),
+    *(f"node/{name}.py" for name in ("transport/frames", "serving/budget", "serving/slots", "handover/messages")),
     "launcher/lifecycle.py",
 ]
 CODEC = ("node.nbd", "node.layout")
+DIRECTIONS: dict[str, set[str]] = {
+    "layout": set(),
+    "nbd": set(),
+    "cluster_map": {"layout"},
+    "spec": {"cluster_map"},
+    "topology": set(),
+    "transport": {"nbd"},
+    "log": {"layout", "nbd"},
+    "logger": {"log", "spec", "topology", "transport"},
+    "serving": {"log", "nbd", "spec", "transport"},
+    "forwarding": {"layout", "log", "nbd", "serving", "transport"},
+    "handover": {"layout", "log", "nbd", "serving", "spec", "transport"},
+    "topologies": {"forwarding", "handover", "layout", "log", "nbd", "serving", "spec", "topology", "transport"},
+    "process": {"logger", "spec", "topology", "transport", "zygote"},
+    "zygote": {"process"},  # in a function, when it has been started
+}
+"""What each part of node, a folder or a file, may import of the others."""
 
 
 def imports(path: Path) -> set[str]:
@@ -54,6 +75,19 @@ def test_a_module_imports_only_what_its_place_allows(path):
             assert not other.startswith("node.topologies"), f"{name} looks inside a topology: {other}"
         if name.startswith("node/"):
             assert not other.startswith("node.topologies"), f"{name} knows a topology: {other}"
+
+
+@pytest.mark.parametrize("part", sorted({path.relative_to(ROOT / "node").parts[0] for path in NODE}))
+def test_the_parts_of_node_know_one_another_in_one_direction(part):
+    """The table of directions, row by row; a part that it does not know is not allowed."""
+    inside = [path for path in NODE if path.relative_to(ROOT / "node").parts[0] == part]
+    part = part.removesuffix(".py")
+    found = {name.split(".")[1] for path in inside for name in ours(path) if name.count(".")} - {part}
+    assert found == DIRECTIONS[part]
+
+
+def test_the_table_of_directions_has_no_circle():
+    TopologicalSorter({part: others for part, others in DIRECTIONS.items() if part != "zygote"}).prepare()
 
 
 @pytest.mark.parametrize("name", PURE)

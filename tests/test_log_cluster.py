@@ -21,8 +21,8 @@ from harness import TIMEOUT, Cluster, memcluster_command
 
 import memcluster
 from node.layout import make_layout
-from node.record import REPEATED, Kind
-from node.segments import read_segments
+from node.log.record import REPEATED, Kind
+from node.log.segments import read_segments
 
 pytestmark = pytest.mark.timeout(180)
 Line = dict[str, Any]

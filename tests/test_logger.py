@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 
 from launcher.logs import LogsError, read_batches, read_log
-from node import answers, shares
-from node import logger as role
-from node.channel import Channel
 from node.cluster_map import ClusterMap, ServerEntry
-from node.filter import MAX_LAST
-from node.frames import Frame
-from node.logger import Logger
-from node.logwriter import MIN_SEGMENT, LogWriter
-from node.loop import Loop
+from node.log.filter import MAX_LAST
+from node.log.record import RECORD_SIZE, Kind, Record, format_identifier, make_identifier, unpack
+from node.log.writer import MIN_SEGMENT, LogWriter
+from node.logger import answers, shares
+from node.logger import logger as role
+from node.logger.logger import Logger
 from node.nbd.wire import Command
-from node.record import RECORD_SIZE, Kind, Record, format_identifier, make_identifier, unpack
 from node.spec import Bounds, NodeSpec
+from node.transport.channel import Channel
+from node.transport.frames import Frame
+from node.transport.loop import Loop
 
 DEADLINE = 20.0
 T = 1_700_000_000 * 10**9

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.logs import LogsError, parse_since, read_log, render, tree
-from node.frames import Frame
-from node.logtext import LogEntry, format_json, format_text
+from node.log.record import LOGGER, RECORD, REPEATED, Event, Kind, Reason, Record, make_identifier
+from node.log.text import LogEntry, format_json, format_text
 from node.nbd.wire import Command, CommandFlag, Error
-from node.record import LOGGER, RECORD, REPEATED, Event, Kind, Reason, Record, make_identifier
+from node.transport.frames import Frame
 
 START = 1_700_000_000_123_456_789
 REQUEST = LogEntry(

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from numbered_log import RETAIN, SLOTS, append, check, records, writer
 
-from node.logwriter import MIN_SEGMENT, RETRY, YOUNG, LogWriter
-from node.record import MAX_INCARNATION, RECORD_SIZE, Event, Kind, Record, make_identifier, signed, unpack
-from node.segments import HEADER_SIZE, MAGIC, LogReader, SegmentError, list_segments, read_segments, segment_paths
+from node.log.record import MAX_INCARNATION, RECORD_SIZE, Event, Kind, Record, make_identifier, signed, unpack
+from node.log.segments import HEADER_SIZE, MAGIC, LogReader, SegmentError, list_segments, read_segments, segment_paths
+from node.log.writer import MIN_SEGMENT, RETRY, YOUNG, LogWriter
 
 
 def sizes(directory: Path) -> list[int]:

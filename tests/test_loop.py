@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import pytest
 
-from node.loop import READ, WRITE, Loop
-from node.waiting import LINGER, WINDOW, Awake, Look
+from node.serving.waiting import LINGER, WINDOW, Awake, Look
+from node.transport.loop import READ, WRITE, Loop
 
 
 @pytest.fixture

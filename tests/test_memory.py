@@ -1,4 +1,4 @@
-"""node/memory.py: bytes, holes, and a full disk."""
+"""node/serving/memory.py: bytes, holes, and a full disk."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.memory import PAGE, Shard, ShardError
 from node.nbd.wire import Status
+from node.serving.memory import PAGE, Shard, ShardError
 
 SIZE = 10 * PAGE + 100
 HOLE = int(Status.HOLE | Status.ZERO)
@@ -145,7 +145,7 @@ def test_a_shard_is_a_bytearray_with_holes(tmp_path_factory, steps):
 
 FULL_DISK = """
 import errno, os, sys
-from node.memory import Shard
+from node.serving.memory import Shard
 open(sys.argv[1], "w").truncate(64 << 20)
 shard = Shard(sys.argv[1], 64 << 20)
 written = 0

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node import merge as merge_module
-from node.merge import PIECE, REQUEST, UNKNOWN, Entry, Live, Merger, Stretch, entries, in_order, merge, survey
-from node.record import RECORD, Event, Kind, make_identifier
+from node.log import merge as merge_module
+from node.log.merge import PIECE, REQUEST, UNKNOWN, Entry, Live, Merger, Stretch, entries, in_order, merge, survey
+from node.log.record import RECORD, Event, Kind, make_identifier
 
 SECOND = 10**9
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered_log import SLOTS, append, check, records, writer
 
-from node.logwriter import MIN_SEGMENT
-from node.record import Record, unpack
-from node.segments import LogReader, read_segments
+from node.log.record import Record, unpack
+from node.log.segments import LogReader, read_segments
+from node.log.writer import MIN_SEGMENT
 
 
 @settings(max_examples=50, deadline=None)

@@ -19,17 +19,17 @@ import pytest
 from harness import Cluster
 
 from launcher.identity import Identity
-from node.address import Address
-from node.budget import Budget
-from node.gates import Gates
-from node.handover import ADOPT, DROP, HELLO, WELCOME, Order
-from node.loop import Loop
+from node.handover.gates import Gates
+from node.handover.messages import ADOPT, DROP, HELLO, WELCOME, Order
+from node.handover.passage import Passage
+from node.handover.taking import HandedConnection
 from node.nbd import wire
 from node.nbd.client import ClientSession, Reply
 from node.nbd.errors import ProtocolError
 from node.nbd.wire import Command, CommandFlag
-from node.passage import Passage
-from node.taking import HandedConnection
+from node.serving.budget import Budget
+from node.transport.address import Address
+from node.transport.loop import Loop
 
 pytestmark = pytest.mark.timeout(120)
 MiB = 1 << 20

@@ -1,4 +1,4 @@
-"""node/slots.py: no slot twice, none lost."""
+"""node/serving/slots.py: no slot twice, none lost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.slots import SlotTable
+from node.serving.slots import SlotTable
 
 
 @given(st.integers(1, 8), st.lists(st.booleans(), max_size=60))

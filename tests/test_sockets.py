@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.sockets import in_the_way
-from node.address import Address
+from node.transport.address import Address
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from launcher.stats import stats_table
+from node.log.record import RECORD, Event, Kind
+from node.log.tally import MIN_CELL, Figures, Tally, bucket, bucket_end
 from node.nbd.wire import Command, Error
-from node.record import RECORD, Event, Kind
-from node.tally import MIN_CELL, Figures, Tally, bucket, bucket_end
 
 pytestmark = pytest.mark.timeout(120)
 DURATIONS = st.integers(0, 10**12)

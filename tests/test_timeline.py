@@ -15,9 +15,9 @@ from harness import need
 
 from launcher.timeline import make_page
 from launcher.trace import Tracks, write_trace
-from node.logtext import LogEntry
+from node.log.record import Event, Kind, Record, make_identifier
+from node.log.text import LogEntry
 from node.nbd.wire import Command, Error
-from node.record import Event, Kind, Record, make_identifier
 
 pytestmark = pytest.mark.timeout(180)
 START = 1_700_000_000 * 10**9

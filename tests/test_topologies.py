@@ -14,7 +14,7 @@ from harness import Cluster, run
 
 import memcluster
 from launcher.identity import Identity
-from node.handover import ADOPT, DROP, HELLO, ORDER, Order
+from node.handover.messages import ADOPT, DROP, HELLO, ORDER, Order
 from node.nbd import wire
 from node.nbd.client import ClientSession
 from node.nbd.wire import Command, CommandFlag

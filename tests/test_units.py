@@ -1,4 +1,4 @@
-"""client/units.py, client/discover.py and node/address.py: what people write, both ways."""
+"""client/units.py, client/discover.py and node/transport/address.py: what people write, both ways."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from client.discover import (
     running_uri,
 )
 from client.units import format_duration, format_size, parse_duration, parse_size
-from node.address import Address
+from node.transport.address import Address
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""One file for each topology: where a client's request goes, and who answers it."""

@@ -12,20 +12,20 @@ import socket
 from collections.abc import Sequence
 from itertools import islice
 
-from node.address import Address
-from node.answering import Answerer
-from node.connection import Connection
-from node.handover import LOST, HandoverError, Order
+from node.handover.answering import Answerer
+from node.handover.messages import LOST, HandoverError, Order
+from node.handover.part import BLOCK_STATUS, READ, WRITE, Extents, Parts, do_part, encode_result, join_parts, own_piece
+from node.handover.passage import Passage, PassageLink
+from node.handover.taking import Taker
 from node.layout import Piece, join_extents
-from node.loop import Loop
 from node.nbd.server import RECEIVE_BUFFER, Request
 from node.nbd.wire import EXTENT, Buffer, CommandFlag, Error
-from node.part import BLOCK_STATUS, READ, WRITE, Extents, Parts, do_part, encode_result, join_parts, own_piece
-from node.passage import Passage, PassageLink
-from node.server import Report, Server
+from node.serving.connection import Connection
+from node.serving.server import Report, Server
 from node.spec import NodeSpec
-from node.taking import Taker
 from node.topology import Topology
+from node.transport.address import Address
+from node.transport.loop import Loop
 
 
 class Head(Taker):

@@ -13,14 +13,14 @@ import socket
 from collections.abc import Sequence
 from dataclasses import replace
 
-from node.connection import Connection
-from node.door import Door
-from node.loop import Loop
+from node.log.record import REPEATED
 from node.nbd.server import Export, Request
-from node.record import REPEATED
-from node.server import Report, Route
+from node.serving.connection import Connection
+from node.serving.door import Door
+from node.serving.server import Report, Route
 from node.spec import NodeSpec
 from node.topology import Topology
+from node.transport.loop import Loop
 
 BLOCK = 1 << 20
 """Identifiers that a client is lent at a time."""

@@ -2,9 +2,9 @@
 they answer the client themselves. The bytes of a read never come to the dispatcher.
 
 The servers have the client's own socket. A read that spans several is answered by each with chunks that say where their
-bytes belong; every other request is answered by the one that is done last (see node/gates.py for both). A client that
-has no structured replies, or does not want its data cut up, cannot be answered by several: then, and only then, the
-pieces of a read that spans servers come back to the dispatcher, which answers.
+bytes belong; every other request is answered by the one that is done last (see node/handover/gates.py for both). A
+client that has no structured replies, or does not want its data cut up, cannot be answered by several: then, and only
+then, the pieces of a read that spans servers come back to the dispatcher, which answers.
 """
 
 from __future__ import annotations
@@ -14,16 +14,10 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from node.address import Address
-from node.answering import Answerer
-from node.connection import Connection
-from node.gates import MAX_GATES, MAX_TICKETS, Gates
-from node.handover import DATA, SEND_BACK, HandoverError, Order
-from node.layout import Piece, join_extents
-from node.loop import Loop
-from node.nbd.server import Request
-from node.nbd.wire import EXTENT, Buffer, CommandFlag, Error
-from node.part import (
+from node.handover.answering import Answerer
+from node.handover.gates import MAX_GATES, MAX_TICKETS, Gates
+from node.handover.messages import DATA, SEND_BACK, HandoverError, Order
+from node.handover.part import (
     BLOCK_STATUS,
     FLUSH,
     READ,
@@ -35,12 +29,18 @@ from node.part import (
     join_parts,
     own_piece,
 )
-from node.passage import Passage, PassageLink
-from node.server import Report
-from node.slots import SlotTable
+from node.handover.passage import Passage, PassageLink
+from node.handover.taking import HandedConnection, Taken, Taker
+from node.layout import Piece, join_extents
+from node.nbd.server import Request
+from node.nbd.wire import EXTENT, Buffer, CommandFlag, Error
+from node.serving.connection import Connection
+from node.serving.server import Report
+from node.serving.slots import SlotTable
 from node.spec import NodeSpec
-from node.taking import HandedConnection, Taken, Taker
 from node.topology import Topology
+from node.transport.address import Address
+from node.transport.loop import Loop
 
 
 def gates_directory(spec: NodeSpec) -> Path:

@@ -8,20 +8,20 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from node.address import Address
-from node.connection import Connection
-from node.door import Door
-from node.fanout import Fanout, PassedOn
+from node.forwarding.fanout import Fanout, PassedOn
+from node.forwarding.link import Link
+from node.forwarding.pool import Pool
 from node.layout import Linear, Piece
-from node.link import Link
-from node.loop import Loop
+from node.log.record import REPEATED, Kind
 from node.nbd.server import RECEIVE_BUFFER, Export, Request
 from node.nbd.wire import Command, Error
-from node.pool import Pool
-from node.record import REPEATED, Kind
-from node.server import MEMORY_FLAGS, Report, Route, Server
+from node.serving.connection import Connection
+from node.serving.door import Door
+from node.serving.server import MEMORY_FLAGS, Report, Route, Server
 from node.spec import NodeSpec
 from node.topology import Topology
+from node.transport.address import Address
+from node.transport.loop import Loop
 
 PIECE = int(Kind.PIECE)
 FLUSH = int(Command.FLUSH)

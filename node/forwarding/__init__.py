@@ -1,0 +1,1 @@
+"""A server asks others for the pieces of a request, as their client, and answers itself."""

@@ -1,0 +1,243 @@
+"""A link: the way from one node to a server. An NBD client on the loop that outlives its connections.
+
+What is submitted stays in the table of what is in flight, payload and all, until its reply has come. When the
+connection is lost the link makes a new one and sends the whole table again, in the order of the cookies, which grow:
+every command may be repeated, and a server answers one connection in order, so a later overlapping write can never be
+answered while an earlier one waits to be repeated. Only what is older than `retry_timeout` is given up, with EIO.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from time import monotonic_ns
+from typing import cast
+
+from node.forwarding.pool import Pool
+from node.log.record import REPEATED
+from node.nbd.client import Awaited, ClientSession, Reply
+from node.nbd.errors import NBDError
+from node.nbd.wire import Buffer, Error
+from node.transport.address import Address
+from node.transport.loop import Loop, Timer
+from node.transport.stream import Stream
+from node.transport.tcp import tune
+from node.transport.traffic import TRAFFIC
+
+SHUTDOWN = int(Error.ESHUTDOWN)
+RECONNECT_AT_MOST = 0.5
+"""Seconds between two attempts to connect, at most; the first follows at once."""
+
+
+class Submission(Awaited):
+    """A request in flight, with all that it takes to repeat it. It becomes its own reply, and is told so once, from the
+    loop, by `answered`. The payload must stay as it is until then."""
+
+    __slots__ = ("flags", "payload", "since")
+
+    def __init__(
+        self, command: int, cookie: int, offset: int, length: int, flags: int, payload: Sequence[Buffer], since: int
+    ) -> None:
+        """`since` is the time from which the link's `retry_timeout` counts, by the link's clock."""
+        super().__init__(command, cookie, offset, length, None)
+        self.flags = flags
+        self.payload = payload
+        self.since = since
+
+    def answered(self) -> None:
+        """The reply is complete."""
+        raise NotImplementedError
+
+
+class Link:
+    """Submits requests to an export of the server at `address`; `ready(link)` is called at each connection."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        address: Address,
+        export: str,
+        retry_timeout: float,
+        scratch: memoryview,
+        ready: Callable[[Link], None] = lambda _: None,
+        pool: Pool | None = None,
+        clock: Callable[[], int] = monotonic_ns,
+    ) -> None:
+        self.loop = loop
+        self.address = address
+        self.export = export
+        self.connections = 0
+        """Times a connection was made."""
+        self.trouble = ""
+        """Why there is no connection, if there is none."""
+        self._retry_timeout = retry_timeout
+        self._scratch = scratch
+        self._ready = ready
+        self._room = None if pool is None else pool.take
+        self._clock = clock
+        self._in_flight: dict[int, Submission] = {}
+        self._wire: _Wire | None = None
+        self._attempts = 0
+        self._closed = False
+        self._cut = False
+        self._reconnect: Timer | None = None
+        self._expiry: Timer | None = None
+        self._connect()
+
+    def __repr__(self) -> str:
+        state = "ready" if self.ready else f"waiting: {self.trouble}"
+        return f"<Link to {self.address} {state}, {len(self._in_flight)} in flight>"
+
+    @property
+    def ready(self) -> bool:
+        """There is a connection in the transmission phase."""
+        return self._wire is not None and self._wire.session.ready
+
+    def submit(self, request: Submission) -> None:
+        """Send a request, now or when there is a connection; its cookie must not be in flight."""
+        TRAFFIC.messages_out += 1
+        self._in_flight[request.cookie] = request
+        wire = self._wire
+        if wire is not None and wire.session.ready:
+            wire.session.send(request, request.flags, request.payload)
+            wire.send_soon()
+        if self._expiry is None:
+            self._expiry = self.loop.after(self._retry_timeout, self._expire)
+
+    def close(self) -> None:
+        """Say goodbye and stay closed; nothing may be in flight."""
+        self._closed = True
+        for timer in (self._reconnect, self._expiry):
+            if timer is not None:
+                timer.cancel()
+        if self._wire is not None:
+            if self._wire.session.ready:
+                self._wire.session.disconnect()
+                self._wire.flush()
+            self._wire.close()
+            self._wire = None
+
+    def cut(self, cut: bool) -> None:
+        """Lose the connection and make no other until it is given back."""
+        self._cut = cut
+        if cut and self._wire is not None:
+            self._wire.lose("cut by a fault")
+        elif not cut and self._wire is None:
+            self._connect()
+
+    # -- the connection's side ---------------------------------------------------------------------------------------
+
+    def received(self, replies: list[Reply]) -> None:
+        """Pass replies on. A server that is going down has not carried the request out: it stays in the table."""
+        TRAFFIC.messages_in += len(replies)
+        for reply in cast(list[Submission], replies):  # they were submitted here
+            if reply.error == SHUTDOWN:
+                self._in_flight[reply.cookie] = reply
+            else:
+                reply.answered()
+
+    def established(self, wire: _Wire) -> None:
+        """A handshake is over: repeat what is in flight."""
+        tune(wire.sock)
+        self._attempts = 0
+        self.connections += 1
+        self.trouble = ""
+        for sent in sorted(self._in_flight.values(), key=attrgetter("cookie")):
+            sent.reset()
+            wire.session.send(sent, sent.flags | REPEATED if self.connections > 1 else sent.flags, sent.payload)
+        wire.send_soon()
+        self._ready(self)
+
+    def lost(self, reason: str) -> None:
+        """The connection is gone: make another, at once the first time."""
+        self._wire = None
+        self.trouble = reason
+        if not self._closed and not self._cut:
+            delay = min(RECONNECT_AT_MOST, 0.01 * (2**self._attempts - 1))
+            self._attempts = min(self._attempts + 1, 10)
+            self._reconnect = self.loop.after(delay, self._connect)
+
+    def _connect(self) -> None:
+        if self._cut or self._wire is not None:
+            return
+        sock = socket.socket(self.address.family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            sock.connect(self.address.sockaddr)
+        except BlockingIOError:
+            pass  # the outcome shows as readable
+        except OSError as error:
+            sock.close()
+            self.lost(f"{self.address}: {error.strerror}")
+            return
+        session = ClientSession(
+            self.export,
+            scratch=self._scratch,
+            room=self._room,
+            awaited=cast(dict[int, Awaited], self._in_flight),  # it adds none of its own
+        )
+        self._wire = _Wire(self, sock, session)
+
+    def _expire(self) -> None:
+        """Give up what has waited too long. Its late reply would be nobody's, so the connection goes with it."""
+        limit = self._clock() - int(self._retry_timeout * 1e9)
+        self._expiry = None
+        late = [sent for sent in self._in_flight.values() if sent.since <= limit]
+        if late:
+            for sent in late:
+                del self._in_flight[sent.cookie]
+            if self._wire is not None:
+                self._wire.lose("no reply in time")
+            message = f"no answer from {self.address} for {self._retry_timeout:g} s (retry_timeout)"
+            for sent in late:
+                sent.reset()
+                sent.error, sent.message = int(Error.EIO), message
+                sent.answered()
+        if self._in_flight and self._expiry is None:
+            oldest = min(sent.since for sent in self._in_flight.values())
+            self._expiry = self.loop.after((oldest - limit) / 1e9, self._expire)
+
+
+class _Wire(Stream):
+    """One connection of a link."""
+
+    def __init__(self, link: Link, sock: socket.socket, session: ClientSession) -> None:
+        super().__init__(link.loop, sock, session.outgoing)
+        self.link = link
+        self.session = session
+        self.update()
+
+    def _readable(self) -> None:
+        session = self.session
+        try:
+            count = self.sock.recv_into(session.receive_buffer())
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lost(error.strerror or "receive failed")
+            return
+        if not count:
+            self._lost("closed by the server")
+            return
+        TRAFFIC.received += count
+        was_ready = session.ready
+        try:
+            replies = session.received(count)
+        except NBDError as error:
+            self._lost(str(error))
+            return
+        self.expect(session.missing)
+        if session.ready and not was_ready:
+            self.link.established(self)
+        elif replies:
+            self.link.received(replies)
+        if self.open and session.outgoing:
+            self.send_soon()
+
+    def _lost(self, reason: str) -> None:
+        if self.open:
+            self.close()
+            self.link.lost(f"{self.link.address}: {reason}")
+
+    lose = _lost

@@ -1,0 +1,265 @@
+"""A passage: the connection over which one server hands clients' sockets and requests to another.
+
+`Passage` is one connection (a unix socket: only those carry descriptors), `PassageLink` the end that connects and
+connects again. They know the messages (messages.py), not what is done with them.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+
+from node.handover.messages import HELLO, WELCOME, HandoverError, Order, OrderReader
+from node.nbd.wire import Buffer
+from node.transport.address import Address
+from node.transport.loop import Loop, Timer
+from node.transport.stream import IOV_MAX, Stream, drop
+from node.transport.traffic import TRAFFIC
+
+MAX_DESCRIPTORS = 64
+"""Descriptors that one receive takes, at most; the kernel gives those of one message at a time."""
+NONE_LEFT = -1
+"""In the place of a descriptor that the system had no room for."""
+RECONNECT_AT_MOST = 0.5
+"""Seconds between two attempts to connect, at most; the first follows at once."""
+
+
+class _Handed(bytes):
+    """A message that takes a descriptor along: one of its own, closed when it is sent."""
+
+    descriptor: int
+
+
+class Passage(Stream):
+    """`received(passage, orders)` and `gone(passage, reason)` are called from the loop; the reason is empty when
+    nothing was wrong."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        scratch: memoryview,
+        received: Callable[[Passage, list[Order]], None],
+        gone: Callable[[Passage, str], None],
+        place: Callable[[Order], memoryview | None] = lambda _: None,
+    ) -> None:
+        super().__init__(loop, sock, [])
+        self._reader = OrderReader(scratch, place)
+        self._received = received
+        self._gone = gone
+        self._handed = 0  # messages in `outgoing` that take a descriptor along
+        self._descriptors: deque[int] = deque()
+        self.update()
+
+    def __repr__(self) -> str:
+        return f"<Passage {'open' if self.open else 'closed'}, {self.queued} bytes to send>"
+
+    def send(self, order: Order, *buffers: Buffer) -> None:
+        """Queue a message; it leaves at the end of this turn. The buffers must stay as they are until then."""
+        if self.open:
+            TRAFFIC.messages_out += 1
+            self.outgoing.append(order.encode(sum(map(len, buffers))))
+            self.outgoing += buffers
+            self.send_soon()
+
+    def send_bytes(self, data: bytes) -> None:
+        """Queue an encoded message."""
+        if self.open:
+            TRAFFIC.messages_out += 1
+            self.outgoing.append(data)
+            self.send_soon()
+
+    def hand(self, order: Order, descriptor: int) -> None:
+        """Queue a message that takes a descriptor along, which is given away with it."""
+        if not self.open:
+            os.close(descriptor)
+            return
+        message = _Handed(order.encode())
+        message.descriptor = descriptor
+        self.outgoing.append(message)
+        self._handed += 1
+        self.send_soon()
+
+    def take_descriptor(self) -> int | None:
+        """The descriptor that came with the message being looked at; None if the system had none left."""
+        descriptor = self._descriptors.popleft() if self._descriptors else NONE_LEFT
+        return None if descriptor == NONE_LEFT else descriptor
+
+    def flush(self) -> None:
+        """A message with a descriptor is sent by itself, those between two of them together."""
+        while self._handed and self.open:
+            outgoing = self.outgoing
+            first = outgoing[0]
+            try:
+                if isinstance(first, _Handed):
+                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [first.descriptor]))]
+                    sent = self.sock.sendmsg([first], rights)
+                    os.close(first.descriptor)
+                    self._handed -= 1
+                else:
+                    until = next(at for at, buffer in enumerate(outgoing) if isinstance(buffer, _Handed))
+                    sent = self.sock.sendmsg(outgoing[: min(until, IOV_MAX)])
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                self._failed(error)
+                return
+            self.sent += sent
+            TRAFFIC.sent += sent
+            drop(outgoing, sent)
+        if not self._handed:
+            super().flush()
+            return
+        self._flush_is_due = False
+        self.queued = sum(map(len, self.outgoing))
+        self.update()
+
+    def close(self) -> None:
+        if self.open:
+            for message in self.outgoing:
+                if isinstance(message, _Handed):
+                    os.close(message.descriptor)
+            while self._descriptors:
+                if (descriptor := self.take_descriptor()) is not None:
+                    os.close(descriptor)
+            super().close()
+
+    def _readable(self) -> None:
+        try:
+            buffer = self._reader.receive_buffer()
+            space = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)
+            count, extra, flags, _ = self.sock.recvmsg_into([buffer], space, socket.MSG_CMSG_CLOEXEC)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            count, extra, flags = 0, [], 0
+        if flags & socket.MSG_CTRUNC:  # without its place held, its message would take the next one's: another client's
+            self._descriptors.append(NONE_LEFT)
+        for level, kind, data in extra:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self._descriptors.extend(array.array("i", data[: len(data) // 4 * 4]))
+        if not count:
+            self._lost("")
+            return
+        TRAFFIC.received += count
+        try:
+            orders = self._reader.received(count)
+        except HandoverError as error:
+            self._lost(str(error))
+            return
+        if orders:
+            TRAFFIC.messages_in += len(orders)
+            self._received(self, orders)
+
+    def _lost(self, reason: str) -> None:
+        if self.open:
+            self.close()
+            self._gone(self, reason)
+
+    lose = _lost
+
+
+class PassageLink:
+    """The way to a server that is to answer: `joined`, `answered(orders)` and `lost` are called from the loop.
+
+    It keeps nothing that was sent: what is to become of the requests that a dead server had is its owner's to say.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        number: int,
+        address: Address,
+        own_number: int,
+        scratch: memoryview,
+        *,
+        joined: Callable[[PassageLink], None],
+        answered: Callable[[PassageLink, list[Order]], None],
+        lost: Callable[[PassageLink], None],
+    ) -> None:
+        self.number = number
+        """The server's."""
+        self.address = address
+        self.passage: Passage | None = None
+        """There while orders may be sent."""
+        self.trouble = "not yet connected"
+        self._loop = loop
+        self._own_number = own_number
+        self._scratch = scratch
+        self._joined = joined
+        self._answered = answered
+        self._lost_it = lost
+        self._connection: Passage | None = None
+        self._attempts = 0
+        self._cut = self._closed = False
+        self._reconnect: Timer | None = None
+        self._connect()
+
+    def __repr__(self) -> str:
+        return f"<PassageLink to server{self.number} {'ready' if self.passage else f'waiting: {self.trouble}'}>"
+
+    def cut(self, cut: bool) -> None:
+        """Lose the connection and make no other until it is given back."""
+        self._cut = cut
+        if cut and self._connection is not None:
+            self.trouble = "cut by a fault"
+            self._connection.lose("")
+        elif not cut:
+            self._connect()
+
+    def renew(self) -> None:
+        """Begin afresh, of this side's own will: the server there drops what it has for this one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = self.passage = None
+        self._connect()
+
+    def close(self) -> None:
+        self._closed = True
+        if self._reconnect is not None:
+            self._reconnect.cancel()
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self.passage = None
+
+    def _connect(self) -> None:
+        if self._cut or self._closed or self._connection is not None:
+            return
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            sock.connect(self.address.sockaddr)
+        except OSError as error:
+            sock.close()
+            self._try_again(f"{self.address}: {error.strerror}")
+            return
+        self._connection = Passage(self._loop, sock, self._scratch, self._received, self._gone)
+        self._connection.send(Order(HELLO, client=self._own_number))
+
+    def _received(self, passage: Passage, orders: list[Order]) -> None:
+        if self.passage is None and orders[0].kind == WELCOME:
+            del orders[0]
+            self._attempts = 0
+            self.trouble = ""
+            self.passage = passage
+            self._joined(self)
+        if orders:
+            self._answered(self, orders)
+
+    def _gone(self, _passage: Passage, reason: str) -> None:
+        was_ready, self.passage, self._connection = self.passage is not None, None, None
+        if was_ready:
+            self._lost_it(self)
+        self._try_again(f"{self.address}: {reason or 'closed by the server'}")
+
+    def _try_again(self, trouble: str) -> None:
+        self.trouble = self.trouble if self._cut else trouble
+        if self._reconnect is not None:
+            self._reconnect.cancel()
+        if not self._closed and not self._cut:
+            delay = min(RECONNECT_AT_MOST, 0.01 * (2**self._attempts - 1))
+            self._attempts = min(self._attempts + 1, 10)
+            self._reconnect = self._loop.after(delay, self._connect)

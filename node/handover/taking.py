@@ -1,0 +1,298 @@
+"""Taking clients' requests that other servers answer: what dispatcher and chain have in common.
+
+The taker reads from the clients, hands their sockets over, passes requests on as orders, and counts those in flight, so
+that its connections are as bounded as if it answered itself. When a server that has orders dies, nobody knows how far
+it came with the replies: the clients that wait for it lose their connection, and nobody else.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from node.handover.answering import end_stream
+from node.handover.gates import BrokenStream, Gates
+from node.handover.messages import ADOPT, DATA, DONE, DROP, DROPPED, LOST, ORDER, Order, decode_done
+from node.handover.passage import PassageLink
+from node.layout import Piece
+from node.nbd.server import RECEIVE_BUFFER, Request
+from node.nbd.wire import Buffer, Error
+from node.serving.connection import Connection
+from node.serving.door import Door
+from node.serving.server import Report
+from node.spec import NodeSpec
+from node.transport.address import Address
+from node.transport.loop import Loop, Timer
+
+
+class HandedConnection(Connection):
+    """A client whose socket other servers may write to, too: with `gates`, through the `gate`."""
+
+    gates: Gates | None = None
+    gate = 0
+    adopted: set[int]
+    """The servers that have the socket."""
+    _has_gate = False
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self.adopted = set()
+        super().__init__(*arguments, **named)
+
+    def hand_to(self, link: PassageLink) -> None:
+        """Give a server the socket if it has not got it yet; if that cannot be, the connection is closed."""
+        if link.number in self.adopted:
+            return
+        assert link.passage is not None
+        self.adopted.add(link.number)
+        self.flush()  # from here on others may write: nothing may be half said, except by who holds the gate
+        if self.queued and self.gates is None:
+            self.cut_off("sends requests, and does not take the replies of the handshake")
+        if self.open:
+            try:
+                descriptor = os.dup(self.sock.fileno())
+            except OSError as error:
+                self.cut_off(f"its socket cannot be handed to server{link.number}: {error.strerror}")
+                return
+            order = Order(ADOPT, client=self.number, ticket=self.gate, flags=int(self.session.structured))
+            link.passage.hand(order, descriptor)
+
+    def flush(self) -> None:
+        if self.gates is not None and self.adopted and self.outgoing and not self._has_gate and self.open:
+            try:
+                self._has_gate = self.gates.take(self.gate, self.flush)
+            except BrokenStream as error:
+                self._lost(str(error))
+                return
+            if not self._has_gate:
+                self._flush_is_due = False
+                return
+        super().flush()
+
+    def _flushed(self) -> None:
+        if not self.queued:
+            self._let_go()
+        super()._flushed()
+
+    def _let_go(self) -> None:
+        if self._has_gate and self.gates is not None:
+            self._has_gate = False
+            self.gates.give_back(self.gate)
+
+    def close(self) -> None:
+        if self.open:
+            if self.adopted:
+                end_stream(self.sock)
+            super().close()
+            if self.gates is not None:
+                self.gates.forget(self.gate)
+            self._let_go()
+
+
+class Taken:
+    """A request in flight. Plain slots: this is the data path."""
+
+    __slots__ = ("awaiting", "connection", "identifier", "later", "request", "returned", "start", "ticket")
+
+    def __init__(self, connection: HandedConnection, request: Request, start: int, identifier: int) -> None:
+        self.connection = connection
+        self.request = request
+        self.start = start
+        self.identifier = identifier
+        self.awaiting = 0
+        """Orders that are not done."""
+        self.ticket = 0
+        self.later: list[Callable[[], None]] = []
+        """What is to be passed on when what was passed on is done; the next one last."""
+        self.returned: list[tuple[Piece, memoryview]] | None = None
+        """What has come back, if the taker answers itself."""
+
+    def order(self) -> Order:
+        """What is said to those who answer."""
+        request = self.request
+        return Order(
+            ORDER, request.command, request.flags, request.error, self.connection.number, self.ticket,
+            self.identifier, request.cookie, request.offset, self.start, request.length,
+        )  # fmt: skip
+
+
+class Taker(Door):
+    """Passes requests on over `links`, by the number of the server there."""
+
+    connection_type = HandedConnection
+
+    def __init__(
+        self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report, to: Sequence[int]
+    ) -> None:
+        super().__init__(loop, spec, listeners, report)
+        scratch = memoryview(bytearray(RECEIVE_BUFFER))
+        self._sent: dict[int, dict[int, Taken]] = {number: {} for number in to}
+        self._waiting: dict[int, list[tuple[Taken, Order, tuple[Buffer, ...]]]] = {number: [] for number in to}
+        self._expiry: Timer | None = None
+        self._starting = False
+        self.links = {
+            number: PassageLink(
+                loop,
+                number,
+                Address.parse(spec.cluster.servers[number].address),
+                spec.index,
+                scratch,
+                joined=self._joined,
+                answered=self._answered,
+                lost=self.link_lost,
+            )
+            for number in to
+        }
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Ready means that orders can be passed on to everybody."""
+        self._starting = True
+        self._check_links()
+
+    def status(self) -> dict[str, Any]:
+        waiting = [f"server{link.number}: {link.trouble}" for link in self.links.values() if link.passage is None]
+        return super().status() | {"waiting_for": waiting}
+
+    def cut(self, peer: str, cut: bool) -> None:
+        for link in self.links.values():
+            if peer == f"server{link.number}":
+                link.cut(cut)
+
+    def close(self) -> None:
+        super().close()
+        for link in self.links.values():
+            link.close()
+
+    def lost(self, connection: Connection, reason: str) -> None:
+        assert isinstance(connection, HandedConnection)
+        for number in connection.adopted:
+            passage = self.links[number].passage
+            if passage is not None:
+                passage.send(Order(DROP, client=connection.number))
+        super().lost(connection, reason)
+
+    def _check_links(self) -> None:
+        if self._starting and all(link.passage is not None for link in self.links.values()):
+            self._starting = False
+            super().start()
+
+    # -- passing on --------------------------------------------------------------------------------------------------
+
+    def take(self, connection: Connection, request: Request, start: int) -> Taken:
+        """Begin a request that others will answer; a payload that lies in the receive buffer is copied."""
+        assert isinstance(connection, HandedConnection)
+        connection.begin(request)
+        if request.payload is not None and not request.owned:
+            request.payload = memoryview(bytes(request.payload))
+        return Taken(connection, request, start, self.next_identifier())
+
+    def pass_on(self, taken: Taken, number: int, order: Order, *buffers: Buffer) -> None:
+        """Send an order to a server, or keep it until the server is back."""
+        taken.awaiting += 1
+        if self.links[number].passage is None:
+            self._waiting[number].append((taken, order, buffers))
+            if self._expiry is None:
+                self._expire()
+        else:
+            self._send(taken, number, order, buffers)
+
+    def _send(self, taken: Taken, number: int, order: Order, buffers: tuple[Buffer, ...]) -> None:
+        link, connection = self.links[number], taken.connection
+        assert link.passage is not None
+        if connection.open:
+            connection.hand_to(link)
+        if not connection.open:
+            self.loop.soon(lambda: self._one_done(taken))  # not now: more of it may be about to be passed on
+            return
+        self._sent[number][taken.identifier] = taken
+        link.passage.send(order, *buffers)
+
+    def _one_done(self, taken: Taken) -> None:
+        taken.awaiting -= 1
+        if taken.later and taken.connection.open:
+            taken.later.pop()()
+        elif not taken.awaiting:
+            self.all_done(taken)
+            taken.connection.end(taken.request)
+
+    def all_done(self, taken: Taken) -> None:
+        """Everything that was passed on is done, or will never be."""
+
+    # -- what the servers say ----------------------------------------------------------------------------------------
+
+    def _joined(self, link: PassageLink) -> None:
+        """Nothing of what the server had before is under its hands any more."""
+        lost, self._sent[link.number] = self._sent[link.number], {}
+        for taken in lost.values():
+            self._one_done(taken)
+        waiting, self._waiting[link.number] = self._waiting[link.number], []
+        for taken, order, buffers in waiting:
+            self._send(taken, link.number, order, buffers)
+        self._check_links()
+
+    def _answered(self, link: PassageLink, orders: list[Order]) -> None:
+        sent = self._sent[link.number]
+        for order in orders:
+            if order.kind == DONE:
+                for identifier in decode_done(order):
+                    if (taken := sent.pop(identifier, None)) is not None:
+                        self._one_done(taken)
+            elif order.kind == DATA:
+                if (taken := sent.pop(order.identifier, None)) is not None:
+                    self.came_back(taken, link.number, order)
+                    self._one_done(taken)
+            elif order.kind == DROPPED:
+                self.dropped(link.number, order.client)
+            elif order.kind == LOST and (connection := self.connections.get(order.client)) is not None:
+                connection.cut_off(f"server{link.number} cannot send it anything")
+
+    def came_back(self, taken: Taken, number: int, order: Order) -> None:
+        """A server has sent back what was read."""
+
+    def dropped(self, number: int, client: int) -> None:
+        """A server has let go of a client that is gone."""
+
+    def link_lost(self, link: PassageLink) -> None:
+        """The server is dead, or cut off: who waits for it cannot know how far its reply has come. If it is only cut
+        off it may still be at work, so what it has counts as done when it is back, and not before."""
+        sent = self._sent[link.number].values()
+        victims = {taken.connection for taken in sent}
+        for connection in list(self.connections.values()):
+            assert isinstance(connection, HandedConnection)
+            if link.number in connection.adopted:
+                connection.adopted.discard(link.number)
+                if connection in victims:
+                    self.notice(f"client {connection.number} loses its connection: server{link.number} is gone")
+                    end_stream(connection.sock)
+                    connection._lost("")
+        for taken in sent:
+            taken.request.payload = None
+
+    def _expire(self) -> None:
+        """Give up what has waited for its server too long; asked now and then as long as something waits."""
+        limit = int(self.spec.bounds.retry_timeout * 1e9)
+        now = self.now()
+        for number, waiting in self._waiting.items():
+            late = [entry for entry in waiting if now - entry[0].start >= limit]
+            self._waiting[number] = [entry for entry in waiting if now - entry[0].start < limit]
+            for taken, _, _ in late:
+                self._give_up(taken, number)
+        self._expiry = None
+        if any(self._waiting.values()):
+            self._expiry = self.loop.after(self.spec.bounds.retry_timeout / 10, self._expire)
+
+    def _give_up(self, taken: Taken, number: int) -> None:
+        """The client gets EIO; but if other servers have a part in the answer it loses its connection."""
+        connection, request = taken.connection, taken.request
+        if taken.ticket:
+            connection.cut_off(f"server{number} has been away too long")
+        elif connection.open:
+            text = f"no answer from server{number} for {self.spec.bounds.retry_timeout:g} s (retry_timeout)"
+            request.refuse(Error.EIO, text)
+            if taken.returned is None:  # else the taker answers when all is done
+                self.complete(connection, request, taken.start, taken.identifier)
+        taken.later.clear()
+        self._one_done(taken)

@@ -1,0 +1,251 @@
+"""The log of one server on disk: files of records, read by other processes at any time; node/log/writer.py writes them.
+
+A segment is a header and then slots of one record each. Slot i holds the record with the sequence number
+`header.first + i`, or nothing yet. Where the next segment begins with a greater number than would follow, records are
+missing: dropped, or never written.
+
+Readers use pread, not a map: a file may be cut short or deleted while they read it. They first look how far the marks
+go, then copy what lies before: a copy that ran along with the writer could have an old field and a new mark.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from struct import Struct
+from typing import NamedTuple
+
+from node.log.record import RECORD_SIZE
+
+MAGIC = b"memclog\0"
+VERSION = 1
+HEADER = Struct("<8sHHIQQ96s")  # MAGIC, VERSION, server, incarnation, first, created, cluster's name
+HEADER_SIZE = HEADER.size
+SUFFIX = ".seg"
+
+SEGMENT_SIZE = 4 << 20
+
+SEQUENCE = Struct("<Q")
+SEQUENCE_AT = RECORD_SIZE - SEQUENCE.size
+
+
+class SegmentError(Exception):
+    """A file in the log's directory is not a segment of this server's log."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.reason}; move it away, or name another directory for the logs"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment's file and what its header says; `created` and all times are ns since 1970."""
+
+    path: Path
+    server: int
+    incarnation: int
+    first: int
+    """The sequence number of the record in the first slot."""
+    created: int
+    cluster: bytes
+
+    @property
+    def number(self) -> int:
+        return int(self.path.stem)
+
+
+def segment_paths(directory: Path) -> list[Path]:
+    """The segments' files, oldest first; none if there is no such directory."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    stems = [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
+    return [directory / f"{stem}{SUFFIX}" for stem in sorted((s for s in stems if s.isdigit()), key=int)]
+
+
+def list_segments(directory: Path, after: int = 0) -> list[Segment]:
+    """The segments whose number is greater than `after`, oldest first. Raises SegmentError and OSError."""
+    segments = []
+    for path in segment_paths(directory):
+        if int(path.stem) > after:
+            try:
+                segments.append(read_header(path))
+            except FileNotFoundError:
+                pass  # dropped since it was listed
+    return segments
+
+
+def last_sequence(directory: Path) -> int:
+    """The sequence number of the last record there is; 0 if there is none. Raises SegmentError and OSError."""
+    paths = segment_paths(directory)
+    if not paths:
+        return 0
+    with SegmentReader(read_header(paths[-1])) as reader:
+        return reader.segment.first + reader.committed() - 1
+
+
+def read_header(path: Path) -> Segment:
+    """Raises SegmentError if the file is not a segment, and OSError."""
+    with open(path, "rb", buffering=0) as file:
+        data = file.read(HEADER_SIZE)
+    if len(data) < HEADER_SIZE or not data.startswith(MAGIC):
+        raise SegmentError(path, "is not a segment of a memcluster log")
+    _, version, server, incarnation, first, created, cluster = HEADER.unpack(data)
+    if version != VERSION:
+        raise SegmentError(path, f"has version {version} of the log's format, and this program reads {VERSION}")
+    return Segment(path, server, incarnation, first, created, cluster.rstrip(b"\0"))
+
+
+class Block(NamedTuple):
+    """Records that follow one another: `data` holds their slots, `first` is the first one's sequence number.
+
+    `missing` records should have come before them and are not there: dropped, or never written.
+    """
+
+    missing: int
+    first: int
+    data: bytes
+
+    @property
+    def last(self) -> int:
+        """The last record's sequence number."""
+        return self.first + len(self.data) // RECORD_SIZE - 1
+
+
+class SegmentReader:
+    """The slots of one segment; they are numbered from 0."""
+
+    def __init__(self, segment: Segment) -> None:
+        """Raises OSError, FileNotFoundError if the segment was dropped."""
+        self.segment = segment
+        self._descriptor = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __enter__(self) -> SegmentReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def committed(self, known: int = 0) -> int:
+        """How many slots hold their record, when `known` of them are known to; slots are filled one after another."""
+        low, step = known, 1
+        while self._is_whole(low + step - 1):  # further and further ...
+            low += step
+            step *= 2
+        while step > 1:  # ... and back in halves: `low` slots are whole, not all `low + step` are
+            step //= 2
+            if self._is_whole(low + step - 1):
+                low += step
+        return low
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The slots [start, stop), which must have been committed."""
+        return os.pread(self._descriptor, (stop - start) * RECORD_SIZE, HEADER_SIZE + start * RECORD_SIZE)
+
+    def _is_whole(self, slot: int) -> bool:
+        mark = os.pread(self._descriptor, SEQUENCE.size, HEADER_SIZE + slot * RECORD_SIZE + SEQUENCE_AT)
+        return mark == SEQUENCE.pack(self.segment.first + slot)
+
+
+class LogReader:
+    """Reads a server's log from one end to the other, again and again as it grows.
+
+    `after` is the sequence number of the last record that was read (or passed over), `missing` counts the records
+    that should have been there. With `since`, segments that hold only records that ended before it are passed over.
+    """
+
+    def __init__(self, directory: str | Path, after: int = 0, since: int | None = None) -> None:
+        self.directory = Path(directory)
+        self.after = after
+        self.missing = 0
+        self._since = since
+        self._reader: SegmentReader | None = None
+        self._slot = 0
+        self._number = 0
+
+    def __repr__(self) -> str:
+        return f"<LogReader {self.directory} after {self.after}, {self.missing} missing>"
+
+    def read(self, limit: int = SEGMENT_SIZE // RECORD_SIZE) -> Block | None:
+        """The next records, at most `limit` and of one segment; None if there are none yet.
+
+        Raises SegmentError and OSError.
+        """
+        while True:
+            if self._reader is not None and (block := self._read_on(limit)):
+                return block
+            following = self._following()
+            if following is None:
+                return None
+            # The writer may have filled the segment at hand just before it began the next one.
+            if self._reader is not None and (block := self._read_on(limit)):
+                return block
+            self._turn_to(*following)
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _read_on(self, limit: int) -> Block | None:
+        assert self._reader is not None
+        committed = self._reader.committed(self._slot)
+        if committed == self._slot:
+            return None
+        stop = min(committed, self._slot + limit)
+        first = self._reader.segment.first + self._slot
+        data = self._reader.read(self._slot, stop)
+        self._slot = stop
+        missing, self.after = first - self.after - 1, first + len(data) // RECORD_SIZE - 1
+        self.missing += missing
+        return Block(missing, first, data)
+
+    def _following(self) -> tuple[Segment, int] | None:
+        """The segment to read next, if there is one, and the last sequence number before what is wanted of it."""
+        segments = list_segments(self.directory, after=self._number)
+        after = self.after
+        for segment, neighbour in zip_longest(segments, segments[1:]):
+            if neighbour is None:
+                return segment, after
+            if neighbour.first > after + 1:
+                if not self._is_before_since(segment, neighbour):
+                    return segment, after
+                after = neighbour.first - 1
+        return None
+
+    def _is_before_since(self, segment: Segment, neighbour: Segment) -> bool:
+        """Records are written when they end; only within an incarnation is the clock known not to go back."""
+        return (
+            self._since is not None and neighbour.incarnation == segment.incarnation and neighbour.created < self._since
+        )
+
+    def _turn_to(self, segment: Segment, after: int) -> None:
+        self.close()
+        self._number = segment.number
+        self.after = after
+        try:
+            self._reader = SegmentReader(segment)
+        except FileNotFoundError:
+            return  # dropped meanwhile; its records will be counted as missing
+        self._slot = max(0, after + 1 - segment.first)
+
+
+def read_segments(directory: str | Path, after: int = 0, since: int | None = None) -> Iterator[Block]:
+    """All records after the one with the sequence number `after`, a segment at a time."""
+    reader = LogReader(directory, after, since)
+    try:
+        while block := reader.read():
+            yield block
+    finally:
+        reader.close()

@@ -1,0 +1,145 @@
+"""Figures from the records of the log: how many, how much, how long, what failed, and which bytes are busiest. Pure.
+
+Latencies are counted in a histogram whose buckets have equal relative widths, as HdrHistogram's have: 32 to a doubling,
+so a percentile is at most 3 % too high, whatever the range. Tallies add up: of stretches of time, and of servers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from node.log.record import RECORD, Kind
+
+SUB_BITS = 5
+SUB_BUCKETS = 1 << SUB_BITS
+CELLS = 256
+"""Ranges into which the memory is cut to see which are busy, at most."""
+MIN_CELL = 4096
+REQUEST, PIECE, EVENT = int(Kind.REQUEST), int(Kind.PIECE), int(Kind.EVENT)
+
+
+def bucket(ns: int) -> int:
+    """The bucket of a duration: below 64 each its own, then 32 to a doubling."""
+    shift = max(0, ns.bit_length() - SUB_BITS - 1)
+    return (shift << SUB_BITS) + (ns >> shift)
+
+
+def bucket_end(index: int) -> int:
+    """The longest duration in a bucket."""
+    shift = max(0, (index >> SUB_BITS) - 1)
+    return ((index - (shift << SUB_BITS) + 1) << shift) - 1
+
+
+@dataclass
+class Figures:
+    """Of one kind of record and one operation."""
+
+    count: int = 0
+    bytes: int = 0
+    errors: int = 0
+    time: int = 0
+    """ns, all durations together."""
+    longest: int = 0
+    latency: Counter[int] = field(default_factory=Counter)
+    """How many by `bucket`."""
+
+    def percentile(self, part: float) -> int:
+        """The duration in ns that this part (0 to 1) of all did not exceed."""
+        wanted = part * self.count
+        seen = 0
+        for index in sorted(self.latency):
+            seen += self.latency[index]
+            if seen >= wanted:
+                return min(bucket_end(index), self.longest)
+        return self.longest
+
+
+class Tally:
+    """The figures of one server, by (kind, operation); `cells` counts requests and bytes by range of the memory."""
+
+    def __init__(self, memory: int = 0) -> None:
+        cell = MIN_CELL
+        while cell * CELLS < memory:
+            cell *= 2
+        self.cell = cell
+        self.figures: dict[tuple[int, int], Figures] = {}
+        self.events: Counter[int] = Counter()
+        self.cells: Counter[int] = Counter()
+        self.cell_bytes: Counter[int] = Counter()
+        self.missing = 0
+
+    def __repr__(self) -> str:
+        return f"<Tally {sum(found.count for found in self.figures.values())} records, {self.missing} missing>"
+
+    def add(self, slots: Iterable[bytes]) -> None:
+        """Count records."""
+        figures, unpack = self.figures, RECORD.unpack
+        for slot in slots:
+            _, duration, _, offset, length, _, kind, operation, _, error, _ = unpack(slot)
+            if kind == EVENT:
+                self.events[operation] += 1
+                continue
+            found = figures.get((kind, operation))
+            if found is None:
+                found = figures[kind, operation] = Figures()
+            found.count += 1
+            found.time += duration
+            found.longest = max(found.longest, duration)
+            shift = max(0, duration.bit_length() - SUB_BITS - 1)
+            found.latency[(shift << SUB_BITS) + (duration >> shift)] += 1
+            if error:
+                found.errors += 1
+                continue
+            found.bytes += length
+            if kind == REQUEST and length:
+                self._touch(offset, offset + length)
+
+    def _touch(self, start: int, end: int) -> None:
+        cell = self.cell
+        first, last = start // cell, (end - 1) // cell
+        for index in range(first, min(last, first + CELLS) + 1):
+            self.cells[index] += 1
+            self.cell_bytes[index] += min(end, (index + 1) * cell) - max(start, index * cell)
+
+    def join(self, other: Tally) -> None:
+        """Add another tally of the same cluster."""
+        for key, theirs in other.figures.items():
+            ours = self.figures.setdefault(key, Figures())
+            ours.count += theirs.count
+            ours.bytes += theirs.bytes
+            ours.errors += theirs.errors
+            ours.time += theirs.time
+            ours.longest = max(ours.longest, theirs.longest)
+            ours.latency += theirs.latency
+        self.events += other.events
+        self.cells += other.cells
+        self.cell_bytes += other.cell_bytes
+        self.missing += other.missing
+
+    def to_head(self) -> dict[str, Any]:
+        """As a part of a frame."""
+        return {
+            "cell": self.cell,
+            "missing": self.missing,
+            "figures": [
+                [*key, one.count, one.bytes, one.errors, one.time, one.longest, list(one.latency.items())]
+                for key, one in self.figures.items()
+            ],
+            "events": list(self.events.items()),
+            "cells": [[index, count, self.cell_bytes[index]] for index, count in self.cells.items()],
+        }
+
+    @classmethod
+    def from_head(cls, head: Mapping[str, Any]) -> Tally:
+        """Raises ValueError, KeyError or TypeError if that is none."""
+        tally = cls()
+        tally.cell, tally.missing = int(head["cell"]), int(head["missing"])
+        for kind, operation, count, size, errors, time, longest, latency in head["figures"]:
+            tally.figures[kind, operation] = Figures(count, size, errors, time, longest, Counter(dict(latency)))
+        tally.events = Counter(dict(head["events"]))
+        for index, count, size in head["cells"]:
+            tally.cells[index], tally.cell_bytes[index] = count, size
+        return tally

@@ -1,0 +1,296 @@
+"""The logger of a server: gives its server's log to whoever asks, and, on server 0, everybody's as one.
+
+A query is a frame, and so are its answers; docs/log.md has the protocol. Nothing here blocks: work is cut into pieces
+that each take a turn of the loop, and an answer pauses while its asker does not read.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import monotonic_ns, time_ns
+from typing import Any
+
+from node.log.filter import Filter, flag
+from node.log.history import History
+from node.log.segments import SegmentError, last_sequence
+from node.log.tally import Tally
+from node.logger.answers import ANSWERS, Answer, QueryError
+from node.logger.collection import Collection
+from node.logger.metrics import MetricsPage, Page, exposition
+from node.logger.tallying import Census, Count
+from node.spec import NodeSpec
+from node.transport.channel import Channel
+from node.transport.frames import Frame
+from node.transport.listener import Listener
+from node.transport.loop import Loop, Timer
+
+MAX_CONNECTIONS = 64
+MAX_QUERIES = 16
+"""Queries answered at a time."""
+ASK_TIMEOUT = 10.0
+"""Seconds a connection has to ask."""
+LINGER = 1.0
+"""Seconds an asker has to hang up once it has got everything. Who closes with words unread may cost the other side the
+end of the answer, so the asker, who knows the end when it sees it, closes first."""
+LOOK_AHEAD = 1.0
+"""Seconds between two looks for segments that can be summarised before anybody asks."""
+DRAIN = 5.0
+"""Seconds that answers under way have to come to their end when the logger is to stop."""
+
+
+class Query:
+    """A connection to this logger: it asks once, and is answered."""
+
+    def __init__(self, logger: Logger, sock: socket.socket) -> None:
+        self.logger = logger
+        self.answer: Answer | None = None
+        self._over = False
+        self.channel = Channel(logger.loop, sock, self._received, self._closed)
+        self.channel.drained = self._drained
+        self._deadline = logger.loop.after(ASK_TIMEOUT, self.channel.close)
+
+    def __repr__(self) -> str:
+        return f"<Query {type(self.answer).__name__ if self.answer else 'not asked yet'}, {self.channel!r}>"
+
+    def _received(self, _channel: Channel, frame: Frame) -> None:
+        if self._over:
+            return
+        try:
+            self._take(frame.head)
+        except (QueryError, ValueError) as error:
+            self.channel.send({"error": str(error)})
+            self._end()
+
+    def _take(self, head: dict[str, Any]) -> None:
+        """Raises QueryError or ValueError with a sentence."""
+        ask = head.get("ask")
+        if self.answer is not None:
+            if ask != "more":
+                raise QueryError("one connection asks once")
+            self.answer.more()
+            return
+        self._deadline.cancel()
+        if self.logger.busy >= MAX_QUERIES:
+            raise QueryError(f"{self.logger.spec.name} answers {MAX_QUERIES} queries already; try again later")
+        kind = ANSWERS.get(ask) if isinstance(ask, str) else None
+        if kind is None:
+            *most, last = ANSWERS
+            raise QueryError(f"ask must be {', '.join(most)} or {last}, not {ask!r}")
+        self.answer = kind(self.logger, self.channel, head, self._done)
+
+    def _drained(self, _channel: Channel) -> None:
+        if self._over:
+            self._linger()
+        elif self.answer is not None:
+            self.logger.loop.soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self.answer is not None:
+            self.answer.go_on()
+
+    def _done(self) -> None:
+        """The answer is complete."""
+        self.logger.answered += 1
+        self._end()
+
+    def _end(self) -> None:
+        """There is nothing more to say."""
+        self._let_go()
+        if not self.channel.queued:
+            self._linger()
+
+    def _linger(self) -> None:
+        self._deadline.cancel()
+        self._deadline = self.logger.loop.after(LINGER, self.channel.close)
+
+    def _let_go(self) -> None:
+        self._over = True
+        answer, self.answer = self.answer, None
+        if answer is not None:
+            answer.close()
+
+    def _closed(self, _channel: Channel) -> None:
+        self._let_go()
+        self._deadline.cancel()
+        self.logger.left(self)
+
+    def drain(self) -> None:
+        """End what would never end by itself."""
+        if self.answer is not None:
+            self.answer.stop()
+        elif not self._over:
+            self.channel.close()
+
+
+class Logger:
+    """The log keeper of server `spec.index`."""
+
+    def __init__(
+        self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.loop = loop
+        self.spec = spec
+        self.report = report
+        epoch = time_ns() - monotonic_ns()  # as its server has it, which starts when it does
+        self.history = History(
+            spec.log_directory, spec.index, spec.cluster.layout, clock=lambda: epoch + monotonic_ns()
+        )
+        self.answered = 0
+        self._queries: set[Query] = set()
+        self._collections: set[Collection] = set()
+        self._drained: Callable[[], None] | None = None
+        self._deadline: Timer | None = None
+        self._listeners = [Listener(loop, sock, self._accept) for sock in listeners[:1]]
+        self._running: Count | None = None
+        self._censuses: set[Census] = set()
+        self._page = MetricsPage(loop, listeners[1], self._make_page) if len(listeners) > 1 else None
+        if spec.metrics:
+            try:
+                end = Filter(after=last_sequence(Path(spec.log_directory)))
+            except (OSError, SegmentError):
+                end = Filter()
+            self._running = Count(loop, self.history, spec.cluster.memory, end, lambda _: None, follow=True)
+
+    def __repr__(self) -> str:
+        return f"<Logger {self.spec.index}, {self.busy} of {len(self._queries)} connections answered>"
+
+    @property
+    def busy(self) -> int:
+        """Queries that are being answered."""
+        return sum(query.answer is not None for query in self._queries)
+
+    def start(self) -> None:
+        """Let askers in."""
+        for listener in self._listeners:
+            listener.start()
+        self.report({"event": "ready"})
+        self.loop.after(LOOK_AHEAD, self._look_ahead)
+
+    def status(self) -> dict[str, Any]:
+        """The counters, for `memcluster status`."""
+        try:
+            records = last_sequence(Path(self.spec.log_directory))
+        except (OSError, SegmentError):
+            records = 0
+        counters: dict[str, Any] = {"clients": len(self._queries), "requests": self.answered, "records": records}
+        return counters | {"metrics": self._page.address} if self._page is not None else counters
+
+    def command(self, head: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+        """{"do": "collect"}: write the merged log to `spec.merged_log`."""
+        if head.get("do") != "collect" or self.spec.index:
+            answer({"error": f"{self.spec.name} does not understand {head.get('do')!r}"})
+            return
+        collection = Collection(self.loop, self.spec, self.history, answer, self._collected)
+        self._collections.add(collection)
+        collection.start()
+
+    def cut(self, peer: str, cut: bool) -> None:
+        """A partition from logger 0, the only one that asks: its connections are lost, new ones wait."""
+        if peer != "logger0":
+            return
+        for listener in self._listeners:
+            listener.pause() if cut else listener.start()
+        for query in tuple(self._queries) if cut else ():
+            query.channel.close()
+
+    def drain(self, mode: str, done: Callable[[], None]) -> None:  # noqa: ARG002 - answers always come to their end
+        """Take no more queries, end those that follow, finish the others; at the deadline what is left is cut off."""
+        self._drained = done
+        if self._deadline is not None:
+            return
+        self._deadline = self.loop.after(DRAIN, self._cut_off)
+        for listener in self._listeners:
+            listener.stop()
+        if self._page is not None:
+            self._page.close()
+        for query in tuple(self._queries):
+            query.drain()
+        self._check_drained()
+
+    def close(self) -> None:
+        """Give everything back."""
+        for listener in self._listeners:
+            listener.stop()
+        if self._page is not None:
+            self._page.close()
+        if self._running is not None:
+            self._running.close()
+        for census in self._censuses:
+            census.close()
+        self._cut_off()
+
+    # -- figures ---------------------------------------------------------------------------------------------------
+
+    def tally(self, head: Mapping[str, Any], done: Callable[[Tally | None, str], None]) -> Callable[[], None]:
+        """Count this server's records; returns what ends that. Raises ValueError if the query makes no sense."""
+        if flag(head, "running"):
+            running = self._running
+            found = None if running is None else running.tally
+            self.loop.soon(lambda: done(found, "no figures are kept: cluster.yaml names no address for metrics"))
+            return lambda: None
+
+        def counted(trouble: str) -> None:
+            done(None if trouble else count.tally, trouble)
+
+        wanted = Filter.from_head(head)
+        count = Count(self.loop, self.history, self.spec.cluster.memory, wanted, counted, follow=False)
+        return count.close
+
+    def census(self, head: dict[str, Any], done: Callable[[dict[int, Tally], dict[str, str]], None]) -> Census:
+        """Ask all loggers for their figures."""
+
+        def finish(tallies: dict[int, Tally], trouble: dict[str, str]) -> None:
+            self._censuses.discard(census)
+            done(tallies, trouble)
+
+        census = Census(self.loop, self.spec, head, lambda told: self.tally(head, told), finish)
+        self._censuses.add(census)
+        return census
+
+    def _make_page(self, answer: Callable[[Page], None]) -> None:
+        self.census(
+            {"running": True},
+            lambda tallies, _: answer(exposition(tallies, len(self.spec.cluster.servers), self.spec.log_sample)),
+        )
+
+    # -- the queries' side -----------------------------------------------------------------------------------------
+
+    def left(self, query: Query) -> None:
+        """A connection is gone."""
+        self._queries.discard(query)
+        self._check_drained()
+
+    def _accept(self, sock: socket.socket) -> None:
+        if len(self._queries) < MAX_CONNECTIONS:
+            self._queries.add(Query(self, sock))
+        else:
+            sock.close()
+
+    def _look_ahead(self) -> None:
+        """One segment a turn, so that nobody waits."""
+        try:
+            more = self.history.look_ahead()
+        except (OSError, SegmentError):
+            more = False  # who asks will be told
+        self.loop.after(0.0 if more else LOOK_AHEAD, self._look_ahead)
+
+    def _collected(self, collection: Collection) -> None:
+        self._collections.discard(collection)
+        self._check_drained()
+
+    def _cut_off(self) -> None:
+        for query in tuple(self._queries):
+            query.channel.close()
+        for collection in tuple(self._collections):
+            collection.close()
+        self._collections.clear()
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        if self._drained is not None and not self._queries and not self._collections:
+            done, self._drained = self._drained, None
+            if self._deadline is not None:
+                self._deadline.cancel()
+            done()

@@ -1,0 +1,151 @@
+"""Counting on the loop: a logger's own server's log, and, for logger 0, what all the loggers have counted.
+
+A `Count` reads a stretch of the log, or goes on for ever, in turns of the loop. A `Census` asks every logger for its
+tally at once and answers when the last one has, or when time is up.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from node.log.filter import Filter
+from node.log.history import History
+from node.log.merge import Entry
+from node.log.tally import Tally
+from node.logger.shares import LocalShare
+from node.spec import NodeSpec
+from node.transport.address import Address
+from node.transport.channel import Channel
+from node.transport.frames import Frame
+from node.transport.loop import WRITE, Loop, Timer
+
+ANSWER_WITHIN = 5.0
+"""Seconds a logger has to count and answer."""
+
+
+class Count:
+    """Counts what a filter wants of this logger's own server's log; `done(trouble)` is called at the end of the
+    history, and with `follow` it goes on with what is added."""
+
+    def __init__(
+        self, loop: Loop, history: History, memory: int, wanted: Filter, done: Callable[[str], None], *, follow: bool
+    ) -> None:
+        self.tally = Tally(memory)
+        self.follow = follow
+        self._done = done
+        self._share = LocalShare(loop, history, wanted, self)
+        self._share.more()
+
+    def fed(self, _server: int, batch: list[Entry], missing: int) -> None:
+        self.tally.add([entry[4] for entry in batch])
+        self.tally.missing += missing
+        self._share.more()
+
+    def ended(self, _server: int, gaps: Sequence[tuple[int, int]], trouble: str) -> None:
+        self.tally.missing += sum(count for _, count in gaps)
+        if self.follow and not trouble:
+            self._share.more()
+        self._done(trouble)
+
+    def back(self, server: int) -> None:
+        """A local share is never lost for a time."""
+
+    def close(self) -> None:
+        self._share.close()
+
+
+class Census:
+    """The tallies of all loggers by the number of their server; `done(tallies, trouble)` is called once."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        spec: NodeSpec,
+        head: dict[str, Any],
+        own: Callable[[Callable[[Tally | None, str], None]], object],
+        done: Callable[[dict[int, Tally], dict[str, str]], None],
+    ) -> None:
+        self._done: Callable[[dict[int, Tally], dict[str, str]], None] | None = done
+        self._tallies: dict[int, Tally] = {}
+        self._trouble: dict[str, str] = {}
+        self._left = len(spec.cluster.servers)
+        self._calls = [
+            _Call(loop, server.logger, {"ask": "tally", **head}, lambda found, why, i=index: self._told(i, found, why))  # type: ignore[misc]
+            for index, server in enumerate(spec.cluster.servers)
+            if index != spec.index
+        ]
+        own(lambda found, why: self._told(spec.index, found, why))
+
+    def close(self) -> None:
+        self._done = None
+        for call in self._calls:
+            call.close()
+
+    def _told(self, server: int, found: Tally | None, trouble: str) -> None:
+        if found is None:
+            self._trouble[f"logger{server}"] = trouble
+        else:
+            self._tallies[server] = found
+        self._left -= 1
+        if not self._left and self._done is not None:
+            done, self._done = self._done, None
+            done(dict(sorted(self._tallies.items())), self._trouble)
+
+
+class _Call:
+    """One question to another logger, and one answer."""
+
+    def __init__(
+        self, loop: Loop, address: str, head: dict[str, Any], done: Callable[[Tally | None, str], None]
+    ) -> None:
+        self._loop = loop
+        self._head = head
+        self._done: Callable[[Tally | None, str], None] | None = done
+        self._channel: Channel | None = None
+        self._deadline: Timer = loop.after(ANSWER_WITHIN, lambda: self._end(None, "does not answer"))
+        parsed = Address.parse(address)
+        self._socket = socket.socket(parsed.family, socket.SOCK_STREAM)
+        self._socket.setblocking(False)
+        try:
+            self._socket.connect(parsed.sockaddr)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            reason = error.strerror or str(error)
+            loop.soon(lambda: self._end(None, reason))
+            return
+        loop.watch(self._socket, WRITE, self._connected)
+
+    def close(self) -> None:
+        self._done = None
+        self._deadline.cancel()
+        if self._channel is not None:
+            self._channel.close()
+        elif self._socket.fileno() >= 0:
+            self._loop.unwatch(self._socket)
+            self._socket.close()
+
+    def _connected(self, _mask: int) -> None:
+        self._loop.unwatch(self._socket)
+        if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._end(None, os.strerror(error))
+            return
+        self._channel = Channel(self._loop, self._socket, self._received, lambda _: self._end(None, "hung up"))
+        self._channel.send(self._head)
+
+    def _received(self, _channel: Channel, frame: Frame) -> None:
+        try:
+            tally = Tally.from_head(frame.head["tally"])
+        except (KeyError, TypeError, ValueError):
+            self._end(None, str(frame.head.get("error", "does not keep to the protocol")))
+        else:
+            self._end(tally, "")
+
+    def _end(self, found: Tally | None, trouble: str) -> None:
+        done = self._done
+        self.close()
+        if done is not None:
+            done(found, trouble)

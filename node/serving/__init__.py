@@ -1,0 +1,1 @@
+"""What every process that serves memory is made of: its clients, its shard, its bounds."""

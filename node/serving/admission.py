@@ -1,0 +1,117 @@
+"""Who may come in: a slot from a fixed table, or, with `clients.limit: auto`, as many as the machine bears.
+
+`auto` watches memory, file descriptors and processor time. A resource that ran short lets nobody in until it has
+recovered by a margin (hysteresis), so the answer does not flap.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from node.serving.slots import SlotTable
+
+SAMPLE = 1.0
+"""Seconds between two looks at the machine."""
+CPU_SAMPLES = 5
+"""Samples in a row that must be above the mark: a short burst of work is no shortage."""
+
+
+class Usage(NamedTuple):
+    """A look at the machine, each as the part in use, 0 to 1."""
+
+    memory: float
+    descriptors: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Short at `high` and above, recovered at `low` and below."""
+
+    high: float
+    low: float
+
+
+MARKS = {"memory": Mark(0.92, 0.88), "descriptors": Mark(0.90, 0.85), "cpu": Mark(0.97, 0.85)}
+WORDS = {"memory": "memory", "descriptors": "file descriptors", "cpu": "processor time"}
+
+
+class Shortage:
+    """Which resources are short, after each sample. Pure."""
+
+    def __init__(self) -> None:
+        self.short: dict[str, float] = {}
+        self._busy = 0  # samples in a row with the processors busy
+
+    def sample(self, usage: Usage) -> None:
+        self._busy = self._busy + 1 if usage.cpu >= MARKS["cpu"].high else 0
+        for name, mark in MARKS.items():
+            value = getattr(usage, name)
+            if name in self.short:
+                if value <= mark.low:
+                    del self.short[name]
+                else:
+                    self.short[name] = value
+            elif value >= mark.high and (name != "cpu" or self._busy >= CPU_SAMPLES):
+                self.short[name] = value
+
+
+class Admission:
+    """Gives slots, or the reason why not; counts the refusals by reason. `limit` None is auto."""
+
+    def __init__(self, limit: int | None, look: Callable[[], Usage] | None = None) -> None:
+        self.limit = limit
+        self.refusals: Counter[str] = Counter()
+        self.short_of = ""
+        """What the last refusal was for: a key of `refusals`."""
+        self._slots = SlotTable(limit)
+        self._shortage = Shortage()
+        self._look = look
+
+    @property
+    def taken(self) -> int:
+        """Clients that are in."""
+        return self._slots.taken
+
+    def sample(self) -> None:
+        """Look at the machine; to be called once a second with `auto`."""
+        if self._look is not None:
+            self._shortage.sample(self._look())
+
+    def take(self) -> int | str:
+        """A slot, or a sentence that says why there is none."""
+        for name, value in self._shortage.short.items():
+            self._count(name)
+            return f"{WORDS[name]} of this machine ran short: {value:.0%} in use (clients.limit: auto)"
+        slot = self._slots.take()
+        if slot is None:
+            self._count("slots")
+            return f"all {self.limit} client slots are taken (clients.limit: {self.limit} in cluster.yaml)"
+        return slot
+
+    def _count(self, reason: str) -> None:
+        self.refusals[reason] += 1
+        self.short_of = reason
+
+    def give_back(self, slot: int) -> None:
+        self._slots.give_back(slot)
+
+
+def look_at_the_machine() -> Callable[[], Usage]:
+    """A function that looks at memory, this process's descriptors and the processors with psutil."""
+    import resource
+
+    import psutil
+
+    process = psutil.Process()
+    psutil.cpu_percent()  # the first call only sets the mark from which the next one counts
+
+    def look() -> Usage:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        memory = psutil.virtual_memory()
+        return Usage(1 - memory.available / memory.total, process.num_fds() / limit, psutil.cpu_percent() / 100)
+
+    return look

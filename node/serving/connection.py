@@ -1,0 +1,256 @@
+"""One client of a server: its socket, its NBD session, and how much of the server it may take up.
+
+Bytes go from the socket to the session and its requests to the owner; replies leave in one gathered send a turn. The
+bounds: a turn serves at most TURN_BUDGET bytes' worth of requests of one client, and a client with ROOM bytes in
+flight or unsent is not read from until it takes its replies.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from node.nbd.errors import ProtocolError
+from node.nbd.server import REQUEST_COST, Exports, Request, ServerSession
+from node.nbd.wire import MAX_PAYLOAD, Command
+from node.serving.budget import Budget
+from node.transport.loop import Loop
+from node.transport.stream import Stream
+from node.transport.tcp import tune
+from node.transport.traffic import TRAFFIC
+
+ROOM = 2 * MAX_PAYLOAD
+"""Bytes of a client's requests in flight and replies unsent, at most (one request may pass it)."""
+TRICKLE = 1 << 20
+"""Bytes of replies that a client takes in its stall_timeout, at least, when more wait."""
+TURN_BUDGET = 1 << 20
+"""Bytes' worth of requests of one client that are dealt with in one turn of the loop."""
+WRITE = int(Command.WRITE)
+"""Of the commands up to this one, data travels with the request or its reply."""
+LINGER = 0.25
+"""Seconds a closed client may take to read its last replies and close its side."""
+
+
+class Owner(Protocol):
+    """Who serves the requests."""
+
+    @property
+    def connections(self) -> Mapping[int, Connection]: ...
+    def serve(self, connection: Connection, requests: list[Request]) -> None: ...
+    def lost(self, connection: Connection, reason: str) -> None: ...
+    def place(self, connection: Connection, request: Request) -> memoryview | None: ...
+
+
+class Connection(Stream):
+    """A client. `in_flight` counts its requests that the owner has begun and not yet answered."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        owner: Owner,
+        exports: Callable[[Connection], Exports],
+        number: int,
+        scratch: memoryview,
+        budget: Budget,
+    ) -> None:
+        self.session = ServerSession(exports(self), self._place, scratch)
+        super().__init__(loop, sock, self.session.outgoing)
+        tune(sock)
+        self.owner = owner
+        self.number = number
+        self.in_flight = 0
+        self._budget = budget
+        self._bytes_in_flight = 0
+        self._held = 0  # bytes that the budget counts for this client
+        self._seen: tuple[float, int, memoryview | None] | None = None  # for `stalled`: when, bytes sent, payload
+        self.slot: int | None = None
+        self.route: Callable[[Connection, Request, int], None] = _no_route
+        """What serves the requests; the owner sets it when the client opens an export."""
+        self.closing = False
+        """Nothing that the client still sends is looked at."""
+        self._leaving = False
+        self._half_closed = False
+        self.update()
+        self.send_soon()
+
+    def __repr__(self) -> str:
+        state = "closing" if self.closing else "open" if self.open else "closed"
+        return f"<Connection {self.number} {state}, {self.in_flight} in flight, {self.queued} bytes unsent>"
+
+    # -- what the owner says -----------------------------------------------------------------------------------------
+
+    def begin(self, request: Request) -> None:
+        """The request will be answered in a later turn."""
+        self.in_flight += 1
+        if request.command <= WRITE:
+            self._bytes_in_flight += request.length
+
+    def end(self, request: Request) -> None:
+        """The request has just been answered, in a later turn than it came."""
+        self.in_flight -= 1
+        if request.command <= WRITE:
+            self._bytes_in_flight -= request.length
+        self.send_soon()
+
+    def finish(self) -> None:
+        """Close as soon as nothing is in flight; until then the owner goes on being asked."""
+        self._leaving = True
+        self.send_soon()
+
+    # -- the stream's side -------------------------------------------------------------------------------------------
+
+    @property
+    def wants_read(self) -> bool:
+        # 1. A client that does not take its replies gets no new ones made.
+        # 2. One that was told goodbye is still read from, so that its end of file is seen.
+        # 3. One whose requests are parked is read from when they are served.
+        # 4. A payload under way is counted already, and only reading can end what it holds.
+        if self.closing:
+            return self._half_closed
+        session = self.session
+        return session.sink is not None or (not session.waiting and (not self._held or self._room > 0))
+
+    @property
+    def takes_turns(self) -> bool:
+        return len(self.owner.connections) > 1
+
+    @property
+    def _room(self) -> int:
+        """Bytes' worth of requests that may be begun now; a client with nothing in flight may always begin one."""
+        room = min(ROOM - self._held, self._budget.left)
+        return room if room > 0 or self._held else 1
+
+    def _account(self) -> None:
+        """Tell the budget what this client takes up. Whoever holds something comes here again when it gets less."""
+        sink = self.session.sink
+        held = self._bytes_in_flight + self.queued + (0 if sink is None else len(sink)) if self.open else 0
+        if held != self._held:
+            self._budget.used += held - self._held
+            self._held = held
+
+    def stalled(self, seconds: float) -> str:
+        """Why this client has to go, if it holds memory and has made too little use of the time; to be asked now and
+        then, and at least twice in `seconds`."""
+        payload = self.session.sink
+        if not self.queued and payload is None:
+            self._seen = None
+            return ""
+        now = time.monotonic()
+        if self._seen is None or payload is not self._seen[2] or (self.queued and self.sent - self._seen[1] >= TRICKLE):
+            self._seen = now, self.sent, payload
+        if now - self._seen[0] < seconds:
+            return ""
+        if payload is not None:
+            return f"the payload of a write did not come in {seconds:g} s"
+        return f"took {self.sent - self._seen[1]} bytes in {seconds:g} s while {self.queued} wait"
+
+    def _readable(self) -> None:
+        if self.closing:
+            self._discard()
+            return
+        session = self.session
+        try:
+            count = self.sock.recv_into(session.receive_buffer())
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._failed(error)
+            return
+        if not count:
+            self._lost("")
+            return
+        TRAFFIC.received += count
+        try:
+            room = self._room
+            requests = session.received(count, room if room < TURN_BUDGET else TURN_BUDGET)
+        except ProtocolError as error:
+            self._lost(str(error))
+            return
+        self.expect(session.missing)
+        self._serve(requests)
+
+    def _resume(self) -> None:
+        if self.open and not self.closing and self.session.waiting and self._room > 0:
+            try:
+                requests = self.session.resume(min(TURN_BUDGET, self._room))
+            except ProtocolError as error:
+                self._lost(str(error))
+                return
+            self._serve(requests)
+
+    def _serve(self, requests: list[Request]) -> None:
+        if requests:
+            self.owner.serve(self, requests)
+            self._account()
+        if self.session.finished:
+            self.closing = True
+        if self.in_flight or self.loop.lag:
+            self.send_soon()  # replies that come from elsewhere in this turn go with these
+        else:
+            self.flush()
+
+    def _place(self, request: Request) -> memoryview | None:
+        return self.owner.place(self, request)
+
+    def _flushed(self) -> None:
+        self._account()
+        if self.queued:
+            return
+        if (self.closing or self._leaving) and not self.in_flight:
+            self._half_close()
+        elif self.session.waiting and self._room > 0:
+            self.loop.soon(self._resume)
+
+    def _half_close(self) -> None:
+        """Nothing more will be sent. Closing at once could make the kernel reset the connection and take the last
+        replies with it, so what the client still sends is read away until it closes too, or LINGER is over."""
+        if self._half_closed:
+            return
+        self._half_closed = self.closing = True
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._lost("")
+            return
+        self.loop.after(LINGER, lambda: self._lost(""))
+
+    def _discard(self) -> None:
+        try:
+            gone = not self.sock.recv(1 << 16)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            gone = True
+        if gone:
+            self._lost("")
+
+    def cut_off(self, reason: str) -> None:
+        """End the connection at once: what it was to receive is given up, in the kernel's buffers, too."""
+        if self.open:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._lost(reason)
+
+    def _failed(self, error: OSError) -> None:
+        """A client that resets the connection is gone like one that closes it: port probes do, and killed clients."""
+        if isinstance(error, ConnectionError):
+            self._lost("")
+        else:
+            super()._failed(error)
+
+    def _lost(self, reason: str) -> None:
+        """The client is gone, or has to go; an empty reason means that nothing was wrong."""
+        if self.open:
+            self.close()
+            self._account()
+            self.owner.lost(self, reason)
+
+
+def _no_route(_connection: Connection, request: Request, _start: int) -> None:
+    raise AssertionError(f"{request} came before an export was opened")
+
+
+assert REQUEST_COST < TURN_BUDGET < ROOM

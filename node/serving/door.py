@@ -1,0 +1,70 @@
+"""A server where clients come in: it exports what there is for them as "", and the cluster's map as cluster.json.
+
+A topology derives from it and says where a request on "" goes (`request`), and where a large payload is received.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from node.log.record import Kind
+from node.nbd.server import Export, Request
+from node.nbd.wire import Command, Status, TransmissionFlag
+from node.serving.connection import Connection
+from node.serving.server import MEMORY_FLAGS, REQUEST, Report, Route, Server
+from node.spec import NodeSpec
+from node.transport.loop import Loop
+
+MAP = int(Kind.MAP)
+MAP_EXPORT = "cluster.json"
+
+
+class Door(Server):
+    """`layout` is the whole memory's; `size` and `description` are what clients see of the export ""."""
+
+    def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
+        super().__init__(loop, spec, listeners, report)
+        self.layout = spec.cluster.layout
+        self._map = memoryview(spec.cluster.to_json())
+        self._exports: tuple[Export, ...] = (
+            Export("", self.size, MEMORY_FLAGS, self.description),
+            Export(
+                MAP_EXPORT,
+                len(self._map),
+                TransmissionFlag.HAS_FLAGS | TransmissionFlag.READ_ONLY | TransmissionFlag.CAN_MULTI_CONN,
+                f"the map of {spec.cluster.name}",
+            ),
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes that a client sees."""
+        return self.spec.cluster.memory
+
+    @property
+    def description(self) -> str:
+        cluster = self.spec.cluster
+        owners = sum(server.memory > 0 for server in cluster.servers)
+        return f"the memory of {cluster.name}: {cluster.memory} bytes over {owners} servers"
+
+    def request(self, connection: Connection, request: Request, start: int) -> None:
+        """Take a request on the memory that keeps to the protocol."""
+        raise NotImplementedError
+
+    def exports(self) -> Sequence[Export]:
+        return self._exports
+
+    def route(self, connection: Connection, export: Export) -> Route:
+        self.take_slot(connection)
+        return self._read_map if export.name == MAP_EXPORT else self.request
+
+    def turn_away(self, connection: Connection, request: Request, start: int) -> None:
+        kind = MAP if connection.route == self._read_map else REQUEST
+        self.complete(connection, request, start, self.next_identifier(), kind=kind)
+
+    def _read_map(self, connection: Connection, request: Request, start: int) -> None:
+        end = request.offset + request.length
+        data = [self._map[request.offset : end]] if request.command == Command.READ and request.length else None
+        extents = [(request.length, int(Status.DATA))] if request.command == Command.BLOCK_STATUS else None
+        self.complete(connection, request, start, self.next_identifier(), data, extents, MAP)

@@ -1,0 +1,498 @@
+"""What every serving process shares: clients and their slots, the shard, the log, the counters, the drain.
+
+A role (in node/topologies/) derives from it and says two things: which exports a client may open, and where a
+request goes. A request is answered with `complete`, which writes its log record before the reply can leave.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from time import monotonic_ns, time_ns
+from typing import Any
+
+from node.log.record import REPEATED, Event, Kind, Reason, first_identifier, subject_of
+from node.log.writer import LogWriter
+from node.nbd.errors import Refused
+from node.nbd.server import RECEIVE_BUFFER, Export, Request
+from node.nbd.wire import Buffer, Command, CommandFlag, Error, Rep, TransmissionFlag
+from node.serving.admission import SAMPLE, Admission, look_at_the_machine
+from node.serving.budget import Budget
+from node.serving.connection import Connection
+from node.serving.memory import Shard
+from node.serving.waiting import eager
+from node.spec import NodeSpec
+from node.transport.listener import Listener
+from node.transport.loop import Loop
+from node.transport.traffic import TRAFFIC
+
+MEMORY_FLAGS = (
+    TransmissionFlag.HAS_FLAGS
+    | TransmissionFlag.SEND_FLUSH
+    | TransmissionFlag.SEND_FUA
+    | TransmissionFlag.SEND_TRIM
+    | TransmissionFlag.SEND_WRITE_ZEROES
+    | TransmissionFlag.CAN_MULTI_CONN
+    | TransmissionFlag.SEND_CACHE
+    | TransmissionFlag.SEND_FAST_ZERO
+)
+REQUEST = int(Kind.REQUEST)
+AGE_CHECKS = 16
+"""Looks at the age of log segments in the time that records are kept; but not more than one a second."""
+HANDSHAKE_CHECKS = 8
+"""Looks at clients in their handshake in the time that they have for it."""
+CLIENTS_MEMORY = 512 << 20
+"""Bytes that all clients' requests in flight and unsent replies may take up."""
+# Plain numbers for the data path: comparing with a member of an enum costs 90 ns (Python 3.11).
+READ, WRITE, BLOCK_STATUS = int(Command.READ), int(Command.WRITE), int(Command.BLOCK_STATUS)
+FUA = int(CommandFlag.FUA)
+ZEROING = (int(Command.TRIM), int(Command.WRITE_ZEROES))
+SLICE = 64 << 20
+"""Bytes that a TRIM or WRITE_ZEROES clears in one turn of the loop; longer ones take several."""
+MAX_NOTICES = 1000
+"""Lines of complaint that a process writes: whoever sends rubbish must not fill the disk."""
+GRACE = 0.1
+"""Seconds in which clients that are to go still get ESHUTDOWN for what they send."""
+WIRE_ERRORS = {
+    errno.EPERM: Error.EPERM,
+    errno.ENOMEM: Error.ENOMEM,
+    errno.EINVAL: Error.EINVAL,
+    errno.ENOSPC: Error.ENOSPC,
+    errno.EDQUOT: Error.ENOSPC,
+}
+
+Route = Callable[[Connection, Request, int], None]
+"""Takes a request that keeps to the protocol and the time it came (ns)."""
+Report = Callable[[dict[str, Any]], None]
+
+
+class Server:
+    """A process that serves NBD clients. Derived classes give `exports`, `route` and `place`."""
+
+    connection_type = Connection
+    to_address: Callable[[int], int] | None = None
+    """Where in the memory a client's offset lies, if that is another place: the log speaks of the memory."""
+
+    def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
+        self.loop = loop
+        self.spec = spec
+        self.report = report
+        self.crowded = len(spec.cluster.servers) >= len(os.sched_getaffinity(0))
+        """Servers and a client have no processor each."""
+        loop.wait = eager(loop.wait, look=not self.crowded)
+        self.shard = Shard(spec.shard, spec.cluster.servers[spec.index].memory, durable=spec.durable)
+        # Wall clock, but steady: it is set once, and goes on with the monotonic clock. Spans cannot be negative then.
+        self._epoch = time_ns() - monotonic_ns()
+        self.log = LogWriter(
+            spec.log_directory,
+            spec.index,
+            spec.log_retain,
+            cluster=spec.cluster.name,
+            clock=self.now,
+            level=spec.log_level,
+            sample=spec.log_sample,
+            retain_age=spec.log_retain_age,
+        )
+        self.event(Event.STARTED, value=self.log.incarnation)
+        limit = spec.bounds.clients
+        self.admission = Admission(limit, look_at_the_machine() if limit is None else None)
+        self.budget = Budget(CLIENTS_MEMORY)
+        self.connections: dict[int, Connection] = {}
+        self._handshakes: dict[int, int] = {}  # when those came that came not long ago, the first one first
+        self._watches_handshakes = False
+        self.scratch = memoryview(bytearray(RECEIVE_BUFFER))
+        self.draining = False
+        """No new client is let in."""
+        self.stopping = False
+        """New requests are answered ESHUTDOWN."""
+        self.requests = 0
+        self.bad_input = 0
+        self.no_space = 0
+        self._notices = 0
+        self._identifier = first_identifier(spec.index, self.log.incarnation) - 1
+        self._accepted = 0
+        self._drained: Callable[[], None] | None = None
+        self._listeners = [Listener(loop, sock, self._accept) for sock in listeners]
+
+    # -- what a role says --------------------------------------------------------------------------------------------
+
+    def exports(self) -> Sequence[Export]:
+        """What LIST shows."""
+        raise NotImplementedError
+
+    def contexts(self, export: Export) -> Sequence[str]:  # noqa: ARG002
+        """Words to clients that know them; see node.nbd.server.Exports."""
+        return ()
+
+    def route(self, connection: Connection, export: Export) -> Route:
+        """What serves the requests of a client that opens `export`; raises Refused if it may not."""
+        raise NotImplementedError
+
+    def place(self, connection: Connection, request: Request) -> memoryview | None:
+        """Where the payload of a large WRITE shall be received; see ServerSession."""
+        raise NotImplementedError
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Let clients in."""
+        for listener in self._listeners:
+            listener.start()
+        self._watch_clients()
+        if self.spec.log_retain_age:
+            self._expire_log()
+        self.event(Event.READY)
+        if self.admission.limit is None:
+            self._sample()
+        self.report({"event": "ready"})
+
+    def status(self) -> dict[str, Any]:
+        """The counters, for `memcluster status`."""
+        return {
+            "clients": len(self.connections),
+            "requests": self.requests,
+            "refused": sum(self.admission.refusals.values()),
+            "refusals": dict(self.admission.refusals),
+            "bad_input": self.bad_input,
+            "no_space": self.no_space,
+            "records_lost": self.log.lost,
+            "log_trouble": (self.log.error.strerror or str(self.log.error)) if self.log.error else "",
+            "memory_used": self.shard.used,
+            **TRAFFIC.to_head(),
+        }
+
+    def drain(self, mode: str, done: Callable[[], None]) -> None:
+        """Stop gracefully and call `done`: with mode "finish" when the present clients have gone by themselves, with
+        "now" when their requests in flight are answered."""
+        if not self.draining:
+            self.event(Event.DRAINING)
+        self.draining = True
+        self._drained = done
+        if mode == "now" and not self.stopping:
+            self.stopping = True
+            for listener in self._listeners:
+                listener.stop()
+            self.loop.after(GRACE if self.connections else 0, self._dismiss)
+        self._check_drained()
+
+    def command(self, head: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+        """A word from the supervisor: {"do": "event"}, to be written into the log, or one for some roles only."""
+        if head.get("do") == "event":
+            event, about = Event[head["event"].upper()], subject_of(head["about"])
+            self.log.event(event, about, value=head["value"], start=head["time_ns"])
+            return
+        answer({"error": f"{self.spec.name} does not understand {head.get('do')!r}"})
+
+    def cut(self, peer: str, cut: bool) -> None:
+        """Cut the link to another node, or give it back; this server may have none."""
+
+    def close(self) -> None:
+        """Give everything back; nothing is served any more."""
+        for listener in self._listeners:
+            listener.stop()
+        self.event(Event.STOPPED)
+        self.log.close()
+
+    def _dismiss(self) -> None:
+        for connection in list(self.connections.values()):
+            connection.finish()
+
+    def _check_drained(self) -> None:
+        if self._drained is not None and not self.connections:
+            done, self._drained = self._drained, None
+            for listener in self._listeners:
+                listener.stop()
+            self.loop.soon(done)
+
+    # -- clients -----------------------------------------------------------------------------------------------------
+
+    def _accept(self, sock: socket.socket) -> None:
+        self._accepted += 1
+        connection = self.connection_type(
+            self.loop,
+            sock,
+            self,
+            lambda client: _Door(self, client),
+            number=self._accepted,
+            scratch=self.scratch,
+            budget=self.budget,
+        )
+        self.connections[self._accepted] = connection
+        self._handshakes[self._accepted] = monotonic_ns()
+        if not self._watches_handshakes:
+            self._watch_handshakes()
+
+    def _watch_handshakes(self) -> None:
+        """Cut off those that take too long. One timer for all: one each would keep what belonged to thousands who came
+        and went until its time."""
+        limit = self.spec.bounds.handshake_timeout
+        since = monotonic_ns() - limit * 1e9
+        late = list(takewhile(lambda number: self._handshakes[number] <= since, self._handshakes))
+        for number in late:
+            del self._handshakes[number]
+            if self.connections[number].session.export is None:
+                self.connections[number].cut_off(f"no end of the handshake in {limit:g} s")
+        self._watches_handshakes = bool(self._handshakes)
+        if self._handshakes:
+            self.loop.after(limit / HANDSHAKE_CHECKS, self._watch_handshakes)
+
+    def _sample(self) -> None:
+        self.admission.sample()
+        self.loop.after(SAMPLE, self._sample)
+
+    def _expire_log(self) -> None:
+        self.log.expire()
+        self.loop.after(max(1.0, self.spec.log_retain_age / AGE_CHECKS), self._expire_log)
+
+    def _watch_clients(self) -> None:
+        """Cut off those that hold memory and make no use of it; twice in the time they have, to see progress."""
+        for connection in list(self.connections.values()):
+            if reason := connection.stalled(self.spec.bounds.stall_timeout):
+                connection.cut_off(reason)
+        self.loop.after(self.spec.bounds.stall_timeout / 2, self._watch_clients)
+
+    def lost(self, connection: Connection, reason: str) -> None:
+        """A client is gone; with a reason, it had to go."""
+        del self.connections[connection.number]
+        self._handshakes.pop(connection.number, None)
+        if connection.slot is not None:
+            self.admission.give_back(connection.slot)
+        if reason:
+            self.bad_input += 1
+            self.event(Event.BAD_INPUT, client=connection.number)
+        if connection.session.export is not None:
+            self.event(Event.LEFT, client=connection.number)
+        if reason:
+            self.notice(f"client {connection.number}: {reason}")
+        self._check_drained()
+
+    def take_slot(self, connection: Connection) -> None:
+        """Give the client its place; raises Refused, with the reason for people, if it gets none."""
+        slot = self.admission.take()
+        if isinstance(slot, str):
+            raise Refused(Rep.ERR_POLICY, slot)
+        connection.slot = slot
+
+    def event(self, event: Event, *, client: int = 0, value: int = 0) -> None:
+        """Write into the log what happened to this server, or to a client of it."""
+        self.log.event(event, self.spec.index, client=client, value=value)
+
+    def notice(self, text: str) -> None:
+        """A line for people in the process's own output, as long as there are not too many."""
+        self._notices += 1
+        if self._notices <= MAX_NOTICES:
+            last = "; this was the last of these lines" if self._notices == MAX_NOTICES else ""
+            try:
+                os.write(sys.stderr.fileno(), f"{self.spec.name}: {text}{last}\n".encode())
+            except OSError:
+                pass  # the disk is full: no reason to stop serving
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def serve(self, connection: Connection, requests: list[Request]) -> None:
+        """Answer the requests of one client and turn, or begin to."""
+        now = self._epoch + monotonic_ns()
+        route = connection.route
+        self.requests += len(requests)
+        TRAFFIC.messages_in += len(requests)
+        stopping = self.stopping
+        for request in requests:
+            if stopping and not request.error:
+                request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
+            if request.error:
+                self.turn_away(connection, request, now)
+            else:
+                route(connection, request, now)
+
+    def now(self) -> int:
+        """The time as the log has it, ns since 1970."""
+        return self._epoch + monotonic_ns()
+
+    def turn_away(self, connection: Connection, request: Request, start: int) -> None:
+        """Answer a request that is not carried out."""
+        self.complete(connection, request, start, self.next_identifier())
+
+    def next_identifier(self) -> int:
+        self._identifier += 1
+        return self._identifier
+
+    def complete(
+        self,
+        connection: Connection,
+        request: Request,
+        start: int,
+        identifier: int,
+        data: Sequence[Buffer] | None = None,
+        extents: Sequence[tuple[int, int]] | None = None,
+        kind: int = REQUEST,
+    ) -> None:
+        """Log the request and answer it: with `request.error`, with `data` or `extents`, or plainly."""
+        TRAFFIC.messages_out += 1
+        error = request.error
+        self.log.append(
+            start,
+            self._epoch + monotonic_ns() - start,
+            identifier,
+            request.offset if self.to_address is None or kind != REQUEST else self.to_address(request.offset),
+            request.length,
+            connection.number,
+            kind,
+            request.command,
+            request.flags,
+            error,
+        )
+        session = connection.session
+        if error:
+            session.reply_error(request, error, request.message)
+        elif data:
+            session.reply_data(request, data)
+        elif extents:
+            session.reply_extents(request, extents)
+        else:
+            session.reply(request)
+
+    def carry_out(
+        self,
+        connection: Connection,
+        request: Request,
+        start: int,
+        identifier: int,
+        offset: int,
+        kind: int = REQUEST,
+    ) -> None:
+        """Serve a request that falls in this server's shard as a whole, at `offset` there, and answer it."""
+        data: list[Buffer] | None = None
+        extents: list[tuple[int, int]] | None = None
+        command, length = request.command, request.length
+        try:
+            if command == READ:
+                data = self.shard.read(offset, length) if length else None
+            elif command == WRITE:
+                if length and not request.owned:
+                    assert request.payload is not None
+                    self.shard.write(offset, request.payload)
+                if request.flags & FUA:
+                    self.shard.sync(offset, length)
+            elif command == BLOCK_STATUS:
+                most = 1 if request.flags & CommandFlag.REQ_ONE else None
+                extents = self.shard.extents(offset, length, most) if most else self.shard.extents(offset, length)
+            elif length > SLICE and command in ZEROING:
+                self._carry_out_slowly(connection, request, start, identifier, offset, kind)
+                return
+            else:
+                self.change(command, request.flags, offset, length)
+        except OSError as error:
+            self.refuse(request, error)
+        self.complete(connection, request, start, identifier, data, extents, kind)
+
+    def _carry_out_slowly(
+        self, connection: Connection, request: Request, start: int, identifier: int, offset: int, kind: int
+    ) -> None:
+        connection.begin(request)
+
+        def changed(error: OSError | None) -> None:
+            if error is not None:
+                self.refuse(request, error)
+            if kind != REQUEST and not connection.open:  # the link that asked has asked again meanwhile
+                request.flags |= REPEATED
+            self.complete(connection, request, start, identifier, kind=kind)
+            connection.end(request)
+
+        self.change_in_slices(request.command, request.flags, offset, request.length, changed)
+
+    def change_in_slices(
+        self, command: int, flags: int, offset: int, length: int, changed: Callable[[OSError | None], None]
+    ) -> None:
+        """As `change`, a slice a turn of the loop, so that nobody waits long; `changed` is called at the end."""
+        size = min(SLICE, length)
+        try:
+            self.change(command, flags, offset, size)
+        except OSError as error:
+            changed(error)
+            return
+        if size == length:
+            changed(None)
+        else:
+            self.loop.soon(
+                lambda: self.change_in_slices(command, flags, offset + size, length - size, changed)
+            )
+
+    def change(self, command: int, flags: int, offset: int, length: int) -> None:
+        """Carry out a command on the shard that takes and gives no bytes. Raises OSError."""
+        if command == Command.FLUSH:
+            self.shard.sync_all()
+        elif command in ZEROING and length:
+            self.shard.zero(offset, length, keep=bool(flags & CommandFlag.NO_HOLE))
+            if flags & CommandFlag.FUA:
+                self.shard.sync_all()
+
+    def wire_error(self, error: OSError) -> int:
+        """What the system's failure is called in the protocol; counted if it is want of room."""
+        code = WIRE_ERRORS.get(error.errno or 0, Error.EIO)
+        self.no_space += code == Error.ENOSPC
+        return int(code)
+
+    def refuse(self, request: Request, error: OSError) -> None:
+        """The system could not do it: say so to the client."""
+        request.refuse(self.wire_error(error), self.reason(error))
+
+    def reason(self, error: OSError) -> str:
+        """The system's failure in words."""
+        return f"{self.spec.name}: {os.strerror(error.errno or errno.EIO)}"
+
+    def place_here(self, request: Request, offset: int) -> memoryview | None:
+        """Room in the shard for a payload; refuses the request if there is none."""
+        if self.stopping:
+            request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
+            return None
+        try:
+            return self.shard.room(offset, request.length)
+        except OSError as error:
+            self.refuse(request, error)
+            return None
+
+
+class _Door:
+    """The exports as one client sees them."""
+
+    def __init__(self, server: Server, connection: Connection) -> None:
+        self.server = server
+        self.connection = connection
+
+    def names(self) -> Sequence[Export]:
+        return self.server.exports()
+
+    def find(self, name: str) -> Export:
+        if self.server.draining:
+            raise Refused(Rep.ERR_SHUTDOWN, f"cluster {self.server.spec.cluster.name} is shutting down")
+        for export in self.server.exports():
+            if export.name == name:
+                return export
+        raise Refused(Rep.ERR_UNKNOWN, f"there is no export {name!r} here")
+
+    def contexts(self, export: Export) -> Sequence[str]:
+        return self.server.contexts(export)
+
+    def open(self, name: str) -> Export:
+        try:
+            export = self.find(name)
+            self.connection.route = self.server.route(self.connection, export)
+        except Refused as refused:
+            self.server.event(Event.REFUSED, client=self.connection.number, value=_reason(refused, self.server))
+            raise
+        self.server.event(Event.CONNECTED, client=self.connection.number)
+        return export
+
+
+def _reason(refused: Refused, server: Server) -> Reason:
+    """Why a client was refused, for the log."""
+    if refused.reply == Rep.ERR_POLICY:
+        return Reason.__members__.get(server.admission.short_of.upper(), Reason.OTHER)
+    return {Rep.ERR_SHUTDOWN: Reason.SHUTDOWN, Rep.ERR_UNKNOWN: Reason.UNKNOWN_EXPORT}.get(
+        Rep(refused.reply), Reason.OTHER
+    )
+

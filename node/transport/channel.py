@@ -1,0 +1,94 @@
+"""A channel: a connected stream socket that carries frames in both directions, on the loop.
+
+The supervisor holds one to each node (its end of file is how a node learns that the supervisor died), the command
+line one to the supervisor, and the loggers one another's. It knows what a frame is, not what it means.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from node.transport.frames import Frame, FrameError, FrameReader
+from node.transport.loop import Loop
+from node.transport.stream import Stream
+
+RECEIVE = 1 << 16
+
+
+class Channel(Stream):
+    """Frames over a socket. `received(channel, frame)` and `closed(channel)` are called from the loop.
+
+    `queued` is the number of bytes that wait to be sent; a sender of much data waits for `drained` before it goes on.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        received: Callable[[Channel, Frame], None],
+        closed: Callable[[Channel], None] = lambda _: None,
+    ) -> None:
+        super().__init__(loop, sock, [])
+        self.drained: Callable[[Channel], None] = lambda _: None
+        self._received = received
+        self._closed = closed
+        self._reader = FrameReader()
+        self._last = False
+        self.update()
+
+    def __repr__(self) -> str:
+        return f"<Channel {'open' if self.open else 'closed'}, {self.queued} bytes to send>"
+
+    def send(self, head: dict[str, Any], body: bytes = b"") -> None:
+        """Queue a frame and send what the socket takes; frames to a closed channel are dropped."""
+        if self.open and not self._last:
+            self.outgoing.append(Frame(head, body).encode())
+            if self.queued:
+                self.queued += len(self.outgoing[-1])
+            else:
+                self.flush()
+
+    def finish(self) -> None:
+        """Close as soon as everything queued is out."""
+        self._last = True
+        if not self.queued:
+            self.close()
+
+    def close(self) -> None:
+        """Close now; `closed` is called once."""
+        if self.open:
+            super().close()
+            self._closed(self)
+
+    def _readable(self) -> None:
+        try:
+            data = self.sock.recv(RECEIVE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        try:
+            frames = self._reader.receive(data)
+        except FrameError:
+            self.close()
+            return
+        for frame in frames:
+            self._received(self, frame)
+            if not self.open:
+                return
+
+    def _lost(self, reason: str) -> None:  # noqa: ARG002 - whatever the reason
+        self.close()
+
+    def _flushed(self) -> None:
+        if self.queued:
+            return
+        if self._last:
+            self.close()
+        else:
+            self.drained(self)
