@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from client.console import EXIT_ERROR
-from launcher.control import FrameStream, NoAnswer
-from launcher.identity import Identity
+from launcher.run.control import FrameStream, NoAnswer
+from launcher.run.identity import Identity
 from node.transport.frames import Frame
 
 Tell = Callable[[dict[str, Any]], None]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from client.console import EXIT_NOT_RUNNING, EXIT_USAGE, Failure
 from client.discover import command
-from launcher import config as configuration
-from launcher.config import ClusterConfig, ConfigError
+from launcher.clusterfile import config as configuration
+from launcher.clusterfile.config import ClusterConfig, ConfigError
 
 
 def load(file: Path) -> ClusterConfig:
@@ -20,7 +20,7 @@ def load(file: Path) -> ClusterConfig:
 
 def logger0(cluster: ClusterConfig) -> str:
     """Where logger 0 of a running cluster listens. Raises Failure."""
-    from launcher.rundir import RunDirectory
+    from launcher.run.directory import RunDirectory
 
     record = RunDirectory(cluster.name).record()
     address = next((found.address for found in record.nodes if found.name == "logger0"), None) if record else None

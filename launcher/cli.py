@@ -12,12 +12,12 @@ import click
 
 from client.console import EXIT_IN_USE, EXIT_NOT_RUNNING, Failure, run, seconds, silence, size
 from client.discover import command
-from launcher import logcommands
-from launcher.faultkind import FaultKind
+from launcher.log import commands as logcommands
 from launcher.output import happening_line, show_again, status_table, steps
+from launcher.supervision.faultkind import FaultKind
 
 if TYPE_CHECKING:
-    from launcher.config import ClusterConfig
+    from launcher.clusterfile.config import ClusterConfig
 
 
 TROUBLE = ("gave-up", "died", "failed", "late", "unresponsive")
@@ -52,7 +52,7 @@ def _supervise(
     file: Path, wait_timeout: float, tell: Callable[[dict[str, Any]], None], leave: Callable[[Path], None] | None
 ) -> int:
     """Start the cluster and be its supervisor, until it is stopped; `leave` sends what it says then to a file."""
-    from launcher import sockets
+    from launcher.supervision import sockets
     from launcher.up import AlreadyRunning, CannotStart, up
 
     def go_away(cluster: ClusterConfig) -> None:
@@ -145,8 +145,8 @@ def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, d
     memcluster fault hang server1               its loop stops turning: the supervisor finds out
     memcluster fault resume server1             end every fault of a node
     """
-    from launcher.control import NoAnswer, ask
-    from launcher.rundir import RunDirectory
+    from launcher.run.control import NoAnswer, ask
+    from launcher.run.directory import RunDirectory
 
     if len(targets) != (2 if kind == "partition" else 1):
         raise click.UsageError("partition takes two nodes, every other fault one target")
@@ -211,7 +211,7 @@ def compare(
 @click.pass_obj
 def show_config(file: Path, json_schema: bool) -> None:
     """Check the file and print it with every default filled in."""
-    from launcher import config as configuration
+    from launcher.clusterfile import config as configuration
 
     if json_schema:
         click.echo(json.dumps(configuration.json_schema(), indent=2))

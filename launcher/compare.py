@@ -23,8 +23,8 @@ import yaml
 
 from client.console import Failure
 from client.units import format_size
-from launcher.control import ask
-from launcher.rundir import RunDirectory
+from launcher.run.control import ask
+from launcher.run.directory import RunDirectory
 from node import topology
 
 ANSWER_WITHIN = 10.0

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from client.console import EXIT_TIMEOUT
-from launcher import leftovers
-from launcher.control import NoAnswer, connect
-from launcher.patience import LAST_PHASES
-from launcher.rundir import NameInUse, RunDirectory, RunRecord
+from launcher.run import leftovers
+from launcher.run.control import NoAnswer, connect
+from launcher.run.directory import NameInUse, RunDirectory, RunRecord
+from launcher.supervision.patience import LAST_PHASES
 
 Tell = Callable[[dict[str, Any]], None]
 SLACK = 5.0
@@ -70,7 +70,7 @@ def down(name: str, *, timeout: float | None, drain: bool, tell: Tell, paths: Ca
 
 def _clean_up(run: RunDirectory, record: RunRecord | None, paths: Callable[[], Sequence[str]], tell: Tell) -> int:
     """The supervisor is dead: end what is left, and remove the files. Nobody may start it meanwhile."""
-    from launcher import sockets
+    from launcher.supervision import sockets
 
     try:
         run.acquire()

@@ -7,9 +7,9 @@ from typing import Any
 
 from client.console import EXIT_DEGRADED, EXIT_NOT_RUNNING
 from client.discover import command
-from launcher.config import ClusterConfig
-from launcher.control import NoAnswer, ask
-from launcher.rundir import NodeRecord, RunDirectory
+from launcher.clusterfile.config import ClusterConfig
+from launcher.run.control import NoAnswer, ask
+from launcher.run.directory import NodeRecord, RunDirectory
 from node.transport.address import Address
 from node.transport.frames import Frame
 

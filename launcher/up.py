@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 from setproctitle import setproctitle
 
 from client.discover import DiscoverError, command, name_in, outline
-from launcher import leftovers, sockets
-from launcher.child import start_fork_server, stop_fork_server
-from launcher.rundir import MemoryMismatch, NameInUse, RunDirectory, RunRecord, claim_memory
-from launcher.steps import step
+from launcher.run import leftovers
+from launcher.run.directory import MemoryMismatch, NameInUse, RunDirectory, RunRecord, claim_memory
+from launcher.run.steps import step
+from launcher.supervision import sockets
+from launcher.supervision.child import start_fork_server, stop_fork_server
 from node import topology
 from node.transport.address import Address
 
 if TYPE_CHECKING:  # they take a while to load, and the fork server need not wait for it
-    from launcher.config import ClusterConfig
-    from launcher.places import Place
+    from launcher.clusterfile.config import ClusterConfig
+    from launcher.supervision.places import Place
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -72,7 +73,7 @@ def up(
         step()
         try:
             config, found, listeners = _prepare(load, run)
-            from launcher.supervisor import Supervisor
+            from launcher.supervision.supervisor import Supervisor
 
             leave(config)
         except Exception:
@@ -103,7 +104,7 @@ def _prepare(
     load: Callable[[], ClusterConfig], run: RunDirectory
 ) -> tuple[ClusterConfig, Sequence[Place], list[socket.socket]]:
     """Everything that can fail before the first node is started."""
-    from launcher.places import places
+    from launcher.supervision.places import places
 
     config = load()
     found = places(config, run)

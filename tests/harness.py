@@ -22,9 +22,9 @@ import yaml
 
 import memcluster
 from client.discover import run_directory
-from launcher.identity import Identity
-from launcher.leftovers import wait_gone
-from launcher.rundir import RunDirectory, RunRecord
+from launcher.run.directory import RunDirectory, RunRecord
+from launcher.run.identity import Identity
+from launcher.run.leftovers import wait_gone
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 60.0

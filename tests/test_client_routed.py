@@ -12,7 +12,7 @@ import pytest
 from harness import Cluster, need, run
 
 import memcluster
-from launcher.identity import Identity
+from launcher.run.identity import Identity
 
 pytestmark = pytest.mark.timeout(120)
 SIZE = 1 << 20

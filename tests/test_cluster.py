@@ -21,8 +21,8 @@ from harness import TIMEOUT, Cluster, memcluster_command, run
 
 import memcluster
 from client.console import EXIT_INTERRUPTED
-from launcher.identity import Identity
-from launcher.leftovers import wait_gone
+from launcher.run.identity import Identity
+from launcher.run.leftovers import wait_gone
 
 pytestmark = pytest.mark.timeout(120)
 

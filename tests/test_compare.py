@@ -13,7 +13,7 @@ from harness import TIMEOUT, memcluster_command, run
 
 from bench import topologies
 from launcher.comparison import case_name, picture, table
-from launcher.identity import Identity
+from launcher.run.identity import Identity
 from node.topology import names
 
 pytestmark = pytest.mark.timeout(180)

@@ -1,4 +1,4 @@
-"""launcher/config.py: what a cluster.yaml may say, and where it is wrong."""
+"""launcher/clusterfile/config.py: what a cluster.yaml may say, and where it is wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client.discover import cluster_name
-from launcher.config import ConfigError, dump, json_schema, load
+from launcher.clusterfile.config import ConfigError, dump, json_schema, load
 from node.transport.address import Address
 
 PLENTY = 1 << 50

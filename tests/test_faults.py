@@ -9,8 +9,8 @@ import pytest
 from harness import TIMEOUT, Cluster
 
 import memcluster
-from launcher.identity import Identity
-from launcher.leftovers import wait_gone
+from launcher.run.identity import Identity
+from launcher.run.leftovers import wait_gone
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from harness import TIMEOUT, Cluster, clusters
 
-from launcher.control import ask
+from launcher.run.control import ask
 from node.nbd import wire
 from node.nbd.errors import ProtocolError, Refused
 from node.nbd.server import MAX_OPTION, MAX_SKIP, Export, ServerSession

@@ -11,33 +11,42 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("launcher", "node", "client")
 FILES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
-NODE = sorted(path for path in (ROOT / "node").rglob("*.py") if path != ROOT / "node/__init__.py")
 WITH_IO = {"asyncio", "multiprocessing", "os", "select", "selectors", "signal", "socket", "subprocess", "time"}
 PURE = [
     *(f"node/nbd/{name}.py" for name in ("wire", "server", "client", "replies", "errors")),
     "node/layout.py",
     *(f"node/log/{name}.py" for name in ("record", "merge", "filter", "tally")),
     *(f"node/{name}.py" for name in ("transport/frames", "serving/budget", "serving/slots", "handover/messages")),
-    "launcher/lifecycle.py",
+    "launcher/supervision/lifecycle.py",
 ]
 CODEC = ("node.nbd", "node.layout")
-DIRECTIONS: dict[str, set[str]] = {
-    "layout": set(),
-    "nbd": set(),
-    "cluster_map": {"layout"},
-    "spec": {"cluster_map"},
-    "topology": set(),
-    "transport": {"nbd"},
-    "log": {"layout", "nbd"},
-    "logger": {"log", "spec", "topology", "transport"},
-    "serving": {"log", "nbd", "spec", "transport"},
-    "forwarding": {"layout", "log", "nbd", "serving", "transport"},
-    "handover": {"layout", "log", "nbd", "serving", "spec", "transport"},
-    "topologies": {"forwarding", "handover", "layout", "log", "nbd", "serving", "spec", "topology", "transport"},
-    "process": {"logger", "spec", "topology", "transport", "zygote"},
-    "zygote": {"process"},  # in a function, when it has been started
+DIRECTIONS: dict[str, dict[str, set[str]]] = {
+    "node": {
+        "layout": set(),
+        "nbd": set(),
+        "cluster_map": {"layout"},
+        "spec": {"cluster_map"},
+        "topology": set(),
+        "transport": {"nbd"},
+        "log": {"layout", "nbd"},
+        "logger": {"log", "spec", "topology", "transport"},
+        "serving": {"log", "nbd", "spec", "transport"},
+        "forwarding": {"layout", "log", "nbd", "serving", "transport"},
+        "handover": {"layout", "log", "nbd", "serving", "spec", "transport"},
+        "topologies": {"forwarding", "handover", "layout", "log", "nbd", "serving", "spec", "topology", "transport"},
+        "process": {"logger", "spec", "topology", "transport", "zygote"},
+        "zygote": {"process"},  # in a function, when it has been started
+    },
+    "launcher": {
+        "clusterfile": set(),
+        "run": set(),
+        "supervision": {"clusterfile", "run"},
+        "checked": {"clusterfile", "run"},
+        "output": set(),
+        "log": {"checked", "output", "run"},
+    },
 }
-"""What each part of node, a folder or a file, may import of the others."""
+"""What each part, a folder or a file, may import of the others beside it. The commands of the launcher may know all."""
 
 
 def imports(path: Path) -> set[str]:
@@ -77,17 +86,25 @@ def test_a_module_imports_only_what_its_place_allows(path):
             assert not other.startswith("node.topologies"), f"{name} knows a topology: {other}"
 
 
-@pytest.mark.parametrize("part", sorted({path.relative_to(ROOT / "node").parts[0] for path in NODE}))
-def test_the_parts_of_node_know_one_another_in_one_direction(part):
-    """The table of directions, row by row; a part that it does not know is not allowed."""
-    inside = [path for path in NODE if path.relative_to(ROOT / "node").parts[0] == part]
-    part = part.removesuffix(".py")
-    found = {name.split(".")[1] for path in inside for name in ours(path) if name.count(".")} - {part}
-    assert found == DIRECTIONS[part]
+@pytest.mark.parametrize(("top", "part"), [(top, part) for top, parts in DIRECTIONS.items() for part in parts])
+def test_parts_know_one_another_in_one_direction(top, part):
+    """The table of directions, row by row."""
+    inside = [path for path in FILES if path.is_relative_to(ROOT / top / part) or path == ROOT / top / f"{part}.py"]
+    names = {name for path in inside for name in ours(path)}
+    assert {name.split(".")[1] for name in names if name.startswith(f"{top}.")} - {part} == DIRECTIONS[top][part]
+
+
+def test_every_part_has_its_row():
+    """All that node has, and every folder of the launcher."""
+    for top, parts in DIRECTIONS.items():
+        found = {path.stem for path in (ROOT / top).iterdir() if not path.name.startswith("__")}
+        folders = {path.name for path in (ROOT / top).iterdir() if path.is_dir() and path.name != "__pycache__"}
+        assert set(parts) >= (found if top == "node" else folders)
 
 
 def test_the_table_of_directions_has_no_circle():
-    TopologicalSorter({part: others for part, others in DIRECTIONS.items() if part != "zygote"}).prepare()
+    for parts in DIRECTIONS.values():
+        TopologicalSorter({part: others for part, others in parts.items() if part != "zygote"}).prepare()
 
 
 @pytest.mark.parametrize("name", PURE)

@@ -9,7 +9,7 @@ import time
 import pytest
 from harness import Cluster
 
-from launcher.leftovers import wait_gone
+from launcher.run.leftovers import wait_gone
 
 SHARES = 4
 """The sweep is cut into so many tests, which run side by side."""

@@ -1,10 +1,10 @@
-"""launcher/lifecycle.py: what follows from what happened, as histories."""
+"""launcher/supervision/lifecycle.py: what follows from what happened, as histories."""
 
 from __future__ import annotations
 
 import pytest
 
-from launcher.lifecycle import (
+from launcher.supervision.lifecycle import (
     EVIDENCE,
     LAST_PHASES,
     Collect,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launcher.logs import LogsError, read_batches, read_log
+from launcher.log.reader import LogsError, read_batches, read_log
 from node.cluster_map import ClusterMap, ServerEntry
 from node.log.filter import MAX_LAST
 from node.log.record import RECORD_SIZE, Kind, Record, format_identifier, make_identifier, unpack

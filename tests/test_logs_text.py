@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.logs import LogsError, parse_since, read_log, render, tree
+from launcher.log.reader import LogsError, parse_since, read_log, render, tree
 from node.log.record import LOGGER, RECORD, REPEATED, Event, Kind, Reason, Record, make_identifier
 from node.log.text import LogEntry, format_json, format_text
 from node.nbd.wire import Command, CommandFlag, Error

@@ -15,7 +15,7 @@ import time
 import pytest
 from harness import TIMEOUT, Cluster, clusters, need, run
 
-from launcher.control import ask
+from launcher.run.control import ask
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 from harness import Cluster
 
-from launcher.identity import Identity
+from launcher.run.identity import Identity
 from node.handover.gates import Gates
 from node.handover.messages import ADOPT, DROP, HELLO, WELCOME, Order
 from node.handover.passage import Passage

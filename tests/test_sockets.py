@@ -1,10 +1,10 @@
-"""launcher/sockets.py: who holds an address that is taken."""
+"""launcher/supervision/sockets.py: who holds an address that is taken."""
 
 from __future__ import annotations
 
 import pytest
 
-from launcher.sockets import in_the_way
+from launcher.supervision.sockets import in_the_way
 from node.transport.address import Address
 
 

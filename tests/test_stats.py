@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from launcher.stats import stats_table
+from launcher.log.stats import stats_table
 from node.log.record import RECORD, Event, Kind
 from node.log.tally import MIN_CELL, Figures, Tally, bucket, bucket_end
 from node.nbd.wire import Command, Error

@@ -14,9 +14,9 @@ import pytest
 from harness import TIMEOUT, Cluster, memclient_command, memcluster_command, run
 
 from client.console import EXIT_DEGRADED, EXIT_IN_USE, EXIT_TIMEOUT
-from launcher.identity import Identity
-from launcher.leftovers import wait_gone
-from launcher.rundir import RunDirectory
+from launcher.run.directory import RunDirectory
+from launcher.run.identity import Identity
+from launcher.run.leftovers import wait_gone
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from harness import need
 
-from launcher.timeline import make_page
-from launcher.trace import Tracks, write_trace
+from launcher.log.timeline import make_page
+from launcher.log.trace import Tracks, write_trace
 from node.log.record import Event, Kind, Record, make_identifier
 from node.log.text import LogEntry
 from node.nbd.wire import Command, Error

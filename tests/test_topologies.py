@@ -13,7 +13,7 @@ import pytest
 from harness import Cluster, run
 
 import memcluster
-from launcher.identity import Identity
+from launcher.run.identity import Identity
 from node.handover.messages import ADOPT, DROP, HELLO, ORDER, Order
 from node.nbd import wire
 from node.nbd.client import ClientSession

@@ -24,7 +24,7 @@ from bench.chaos.realclients import Copy, Fio, RealClient
 from bench.chaos.report import Report
 from bench.chaos.schedule import Fault
 from bench.chaos.subject import STRIPE, NotUp, Subject
-from launcher import config
+from launcher.clusterfile import config
 from node import topology
 from node.layout import Layout, make_layout
 from node.topology import Topology

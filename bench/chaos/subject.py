@@ -16,9 +16,9 @@ from typing import Any
 import psutil
 import yaml
 
-from launcher.identity import Identity
-from launcher.leftovers import wait_gone
-from launcher.rundir import RunDirectory, RunRecord
+from launcher.run.directory import RunDirectory, RunRecord
+from launcher.run.identity import Identity
+from launcher.run.leftovers import wait_gone
 from node.topology import Topology
 
 ROOT = Path(__file__).parent.parent.parent

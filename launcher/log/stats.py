@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from launcher.logs import LogsError, connect
+from launcher.log.reader import LogsError, connect
 from launcher.output import format_bytes
 from node.log.record import Kind
 from node.log.tally import Figures, Tally

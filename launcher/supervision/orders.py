@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, TypeAdapter, ValidationError
 
-from launcher.faultkind import FaultKind
+from launcher.supervision.faultkind import FaultKind
 
 Seconds = Annotated[NonNegativeFloat, Field(allow_inf_nan=False)]
 

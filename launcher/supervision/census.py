@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from launcher.child import Child
-from launcher.config import ClusterConfig
-from launcher.lifecycle import Lifecycle, State
+from launcher.clusterfile.config import ClusterConfig
+from launcher.supervision.child import Child
+from launcher.supervision.lifecycle import Lifecycle, State
 from node.cluster_map import ClusterMap
 from node.spec import NodeSpec
 from node.transport.loop import Loop

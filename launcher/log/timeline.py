@@ -1,6 +1,6 @@
 """The log as a space-time diagram: a lane for each process, time to the right, an arrow wherever one asks another.
 
-Here the log becomes plain data: lanes, bars, arrows and marks. launcher/timeline.html, into which the data is put,
+Here the log becomes plain data: lanes, bars, arrows and marks. launcher/log/timeline.html, into which the data is put,
 draws them; the page needs nothing else, no network either.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from launcher.trace import Tracks
+from launcher.log.trace import Tracks
 from node.log.record import COUNTER_BITS, SERVER_SHIFT, TROUBLE, Event, Kind, format_identifier, subject_name
 from node.log.text import LogEntry, event_detail, event_name, operation_name
 from node.nbd.wire import Error
@@ -156,6 +156,6 @@ def make_page(cluster: str, topology: str, entries: Iterable[LogEntry]) -> str:
     for entry in entries:
         timeline.add(entry)
     data = json.dumps(timeline.data(), separators=(",", ":")).replace("</", "<\\/")
-    page = resources.files("launcher").joinpath("timeline.html").read_text(encoding="utf-8")
+    page = resources.files("launcher.log").joinpath("timeline.html").read_text(encoding="utf-8")
     assert PLACEHOLDER in page
     return page.replace(PLACEHOLDER, data)

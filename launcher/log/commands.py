@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _time(value: str) -> int:
-    from launcher.logs import parse_since
+    from launcher.log.reader import parse_since
 
     try:
         return parse_since(value)
@@ -82,7 +82,7 @@ def _filters(command: F) -> F:
 
 
 def _wanted(options: dict[str, Any]) -> dict[str, Any]:
-    """The options as launcher.logs.Wanted has them."""
+    """The options as launcher.log.reader.Wanted has them."""
     slower = options.pop("slower")
     return {**options, "slower": None if slower is None else int(slower * 1e9)}
 
@@ -93,9 +93,9 @@ def _tell(sentence: str) -> None:
 
 def _tell_of_stopped_logs(name: str) -> None:
     """What a server could not write is counted in its log when it can again; until then only the server knows."""
-    from launcher.control import NoAnswer, ask
     from launcher.output import stopped_logs
-    from launcher.rundir import RunDirectory
+    from launcher.run.control import NoAnswer, ask
+    from launcher.run.directory import RunDirectory
 
     try:
         status = ask(RunDirectory(name).control, {"do": "status"}, 1.0)
@@ -124,7 +124,7 @@ def logs(
     **options: Any,
 ) -> int:
     """Show the merged log, through logger 0."""
-    from launcher.logs import LogsError, read_batches, render, tree
+    from launcher.log.reader import LogsError, read_batches, render, tree
 
     if trace is not None and (follow or as_json):
         raise click.UsageError("--trace goes neither with --follow nor with --json")
@@ -141,7 +141,7 @@ def logs(
     gc.set_threshold(100_000)  # records are many and never garbage in circles: a fifth of the time otherwise
     try:
         if trace is not None:
-            from launcher.trace import write_trace
+            from launcher.log.trace import write_trace
 
             count = write_trace(trace, (entry for batch in batches for entry in batch))
             click.echo(f"{count} records in {trace}: open it in https://ui.perfetto.dev or chrome://tracing")
@@ -174,8 +174,8 @@ def logs(
 def timeline(file: Path, /, output: Path | None, last: int, **options: Any) -> int:
     """Draw a stretch of the log as a page: who did what when, and who asked whom."""
     from launcher.checked import load, logger0
-    from launcher.logs import LogsError, read_log
-    from launcher.timeline import make_page
+    from launcher.log.reader import LogsError, read_log
+    from launcher.log.timeline import make_page
 
     cluster = load(file)
     _check_range(options["span"], cluster.memory)
@@ -202,9 +202,9 @@ def stats(file: Path, /, over: float, as_json: bool, watch: bool) -> int:
     import json
 
     from launcher.checked import load, logger0
-    from launcher.logs import LogsError
+    from launcher.log.reader import LogsError
+    from launcher.log.stats import read_stats, stats_table
     from launcher.output import show_again
-    from launcher.stats import read_stats, stats_table
 
     cluster = load(file)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0

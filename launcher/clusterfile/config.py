@@ -1,7 +1,7 @@
 """cluster.yaml: read, checked as a whole, every default filled in. See docs/configuration.md for the keys.
 
-The keys one by one are launcher/schema.py's; here is what they must be to one another, and `ClusterConfig`, what the
-launcher works with. All problems of a file are told at once, each with its line and column.
+The keys one by one are launcher/clusterfile/schema.py's; here is what they must be to one another, and
+`ClusterConfig`, what the launcher works with. All problems of a file are told at once, each with its line and column.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pydantic_core import ErrorDetails
 
 from client.discover import default_name
 from client.units import format_duration, format_size
-from launcher.positions import Document, YAMLProblem, parse
-from launcher.schema import MAX_SERVERS, TAGS, Clients, ClusterFile, Logs, Restart, Server, Stripes
+from launcher.clusterfile.positions import Document, YAMLProblem, parse
+from launcher.clusterfile.schema import MAX_SERVERS, TAGS, Clients, ClusterFile, Logs, Restart, Server, Stripes
 from node import topology
 from node.transport.address import Address
 

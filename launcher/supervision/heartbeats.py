@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from launcher.child import Child
+from launcher.supervision.child import Child
 from node.transport.loop import Loop
 
 CHECK = 0.5

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from client.units import parse_size
-from launcher.child import Child
-from launcher.faultkind import FaultKind
-from launcher.orders import Fault
+from launcher.supervision.child import Child
+from launcher.supervision.faultkind import FaultKind
+from launcher.supervision.orders import Fault
 from node.layout import Layout
 from node.log.record import LOGGER, subject_of
 from node.transport.loop import Loop, Timer

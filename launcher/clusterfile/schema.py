@@ -1,6 +1,6 @@
 """What a person may write in cluster.yaml, key by key; the JSON schema comes from it, too.
 
-Each key is checked by itself here; what keys must be to one another is launcher/config.py's affair.
+Each key is checked by itself here; what keys must be to one another is launcher/clusterfile/config.py's affair.
 """
 
 from __future__ import annotations

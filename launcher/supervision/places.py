@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.config import ClusterConfig
-from launcher.rundir import RunDirectory
+from launcher.clusterfile.config import ClusterConfig
+from launcher.run.directory import RunDirectory
 from node import topology
 from node.transport.address import Address
 

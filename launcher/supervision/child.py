@@ -18,7 +18,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from launcher.identity import Identity, kill
+from launcher.run.identity import Identity, kill
 from node.spec import NodeSpec
 from node.transport.channel import Channel
 from node.transport.frames import Frame

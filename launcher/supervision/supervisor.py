@@ -16,18 +16,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from client.console import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TIMEOUT
-from launcher import lifecycle, orders, sockets
-from launcher.census import Census
-from launcher.child import Child, helpers
-from launcher.config import ClusterConfig
-from launcher.faults import FaultError, Faults
-from launcher.heartbeats import Heartbeats, where_it_stands
-from launcher.identity import Identity
-from launcher.lifecycle import Action, Lifecycle, Phase
-from launcher.places import Place
-from launcher.probe import Probe
-from launcher.rundir import NodeRecord, RunDirectory, RunRecord
-from launcher.steps import step
+from launcher.clusterfile.config import ClusterConfig
+from launcher.run.directory import NodeRecord, RunDirectory, RunRecord
+from launcher.run.identity import Identity
+from launcher.run.steps import step
+from launcher.supervision import lifecycle, orders, sockets
+from launcher.supervision.census import Census
+from launcher.supervision.child import Child, helpers
+from launcher.supervision.faults import FaultError, Faults
+from launcher.supervision.heartbeats import Heartbeats, where_it_stands
+from launcher.supervision.lifecycle import Action, Lifecycle, Phase
+from launcher.supervision.places import Place
+from launcher.supervision.probe import Probe
 from node import topology
 from node.cluster_map import ClusterMap, ServerEntry
 from node.spec import Bounds, NodeSpec

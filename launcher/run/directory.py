@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from client.discover import check_owner, run_directory
-from launcher.identity import Identity
-from launcher.steps import step
+from launcher.run.identity import Identity
+from launcher.run.steps import step
 
 
 class NameInUse(Exception):

@@ -6,8 +6,8 @@ import os
 import time
 from collections.abc import Sequence
 
-from launcher.identity import Identity
-from launcher.rundir import RunRecord
+from launcher.run.directory import RunRecord
+from launcher.run.identity import Identity
 from node.transport.loop import wait_readable
 
 PATIENCE = 10.0

@@ -1,0 +1,1 @@
+"""The merged log as people want it: lines, figures, traces, a picture."""
