@@ -9,18 +9,18 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from node.log.filter import Filter, flag
+from node.log.history import History
 from node.log.merge import Entry
 from node.log.tally import Tally
 from node.logger.gathering import Gathering
 from node.logger.shares import BATCH, LocalShare
+from node.logger.tallying import Census
+from node.spec import NodeSpec
 from node.transport.channel import Channel
-from node.transport.loop import Timer
-
-if TYPE_CHECKING:
-    from node.logger.logger import Logger
+from node.transport.loop import Loop, Timer
 
 QUEUE = 1 << 20
 """Bytes that may wait to be sent to one asker before its answer pauses."""
@@ -32,10 +32,24 @@ class QueryError(Exception):
     """The asker's fault: what it sent is not a query."""
 
 
+class Keeper(Protocol):
+    """What an answer needs of the logger that gives it."""
+
+    loop: Loop
+    spec: NodeSpec
+    history: History
+
+    def tally(self, head: Mapping[str, Any], done: Callable[[Tally | None, str], None]) -> Callable[[], None]:
+        """Count this server's records; returns what ends that."""
+
+    def census(self, head: dict[str, Any], done: Callable[[dict[int, Tally], dict[str, str]], None]) -> Census:
+        """Ask all loggers for their figures."""
+
+
 class ShareAnswer:
     """Sends this logger's share to an asker, `window` frames ahead of its requests for more (None: all)."""
 
-    def __init__(self, logger: Logger, channel: Channel, head: Mapping[str, Any], done: Callable[[], None]) -> None:
+    def __init__(self, logger: Keeper, channel: Channel, head: Mapping[str, Any], done: Callable[[], None]) -> None:
         wanted = Filter.from_head(head)
         window = head.get("window")
         if window is not None and (type(window) is not int or window < 1):
@@ -125,7 +139,7 @@ class ShareAnswer:
 class MergedAnswer:
     """Sends the merged log to an asker. A frame's body holds the records, then their servers' numbers (u16 each)."""
 
-    def __init__(self, logger: Logger, channel: Channel, head: Mapping[str, Any], done: Callable[[], None]) -> None:
+    def __init__(self, logger: Keeper, channel: Channel, head: Mapping[str, Any], done: Callable[[], None]) -> None:
         count = len(logger.spec.cluster.servers)
         if logger.spec.index:
             raise QueryError(f"logger{logger.spec.index} gives its own share only; logger0 has the merged log")
@@ -180,7 +194,7 @@ class TallyAnswer:
 
     follow = False
 
-    def __init__(self, logger: Logger, channel: Channel, head: Mapping[str, Any], done: Callable[[], None]) -> None:
+    def __init__(self, logger: Keeper, channel: Channel, head: Mapping[str, Any], done: Callable[[], None]) -> None:
         self.channel = channel
         self._done = done
         self._close = logger.tally(head, self._counted)
@@ -201,7 +215,7 @@ class TallyAnswer:
 class StatsAnswer:
     """Sends the figures of all servers; logger 0 only."""
 
-    def __init__(self, logger: Logger, channel: Channel, head: Mapping[str, Any], done: Callable[[], None]) -> None:
+    def __init__(self, logger: Keeper, channel: Channel, head: Mapping[str, Any], done: Callable[[], None]) -> None:
         if logger.spec.index:
             raise QueryError(f"logger{logger.spec.index} counts its own server only; logger0 has everybody's figures")
         self.channel = channel
