@@ -28,9 +28,6 @@ from node.transport.frames import Frame
 from node.transport.loop import Loop
 from node.zygote import die_with, redirect_output
 
-BEAT = 0.5
-"""Seconds between two signs that the loop still turns."""
-
 
 class Role(Protocol):
     """What a process is there for."""
@@ -80,6 +77,7 @@ class _Node:
 
     def __init__(self, spec: NodeSpec, listeners: Sequence[socket.socket], control: socket.socket) -> None:
         self.loop = Loop()
+        self.spec = spec
         self.draining = ""
         self.loop.on_signal(signal.SIGTERM, lambda: self._drain("now"))
         self.control = Channel(self.loop, control, self._told, lambda _: self._drain("now"))
@@ -101,7 +99,7 @@ class _Node:
     def _beat(self) -> None:
         """Only a loop that turns gets here: the beat is progress, not mere life."""
         self.control.send({"event": "beat", "turns": self.loop.turns})
-        self.loop.after(BEAT, self._beat)
+        self.loop.after(self.spec.beat, self._beat)
 
     def _drain(self, mode: str) -> None:
         if self.draining != "now":

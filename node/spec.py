@@ -48,3 +48,5 @@ class NodeSpec:
     """The story of one request in so many is kept."""
     metrics: bool = False
     """Figures are kept for Prometheus; logger 0 has a second listening socket, for the page."""
+    beat: float = 0.5
+    """Seconds between two signs that the loop still turns."""

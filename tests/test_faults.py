@@ -11,6 +11,7 @@ from harness import TIMEOUT, Cluster
 import memcluster
 from launcher.run.identity import Identity
 from launcher.run.leftovers import wait_gone
+from launcher.supervision.heartbeats import period
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -172,6 +173,13 @@ def test_a_hung_node_shows_where_it_stands_and_is_restarted(make_cluster):
     assert "• hanging" in log
     assert "• hung" in log
     cluster.remember()
+
+
+@pytest.mark.parametrize("hang_timeout", [0.1, 0.5, 1.0, 10.0, 3600.0])
+def test_two_beats_may_be_lost_before_a_node_is_taken_for_hung(hang_timeout):
+    """The supervisor looks as often as the node beats, and may do so just before a beat comes."""
+    assert period(hang_timeout) * 4 <= hang_timeout
+    assert period(hang_timeout) <= 0.5
 
 
 def test_a_node_stopped_by_a_signal_is_not_taken_for_hung(make_cluster):

@@ -60,6 +60,13 @@ def _stripe(value: Any) -> int:
     return size
 
 
+def _hang_timeout(value: Any) -> float:
+    span = _duration(value)
+    if span < 0.1:
+        raise ValueError(f"must be 100ms or more (got {value!r})")
+    return span
+
+
 def _path(value: Any) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError("must be the path of a directory")
@@ -72,6 +79,7 @@ _ADDRESS_SCHEMA = {"type": "string", "examples": ["127.0.0.1:10809", "[::1]:1080
 
 Size = Annotated[int, PlainValidator(_size), WithJsonSchema(_SIZE_SCHEMA)]
 Span = Annotated[float, PlainValidator(_duration), WithJsonSchema(_SPAN_SCHEMA)]
+HangTimeout = Annotated[float, PlainValidator(_hang_timeout), WithJsonSchema(_SPAN_SCHEMA)]
 Listen = Annotated[Address, PlainValidator(_address), WithJsonSchema(_ADDRESS_SCHEMA)]
 Name = Annotated[str, PlainValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{NAME.pattern}$"})]
 Directory = Annotated[str, PlainValidator(_path), WithJsonSchema({"type": "string"})]
@@ -163,4 +171,4 @@ class ClusterFile(_Strict):
     metrics: Listen | None = None
     stop_timeout: Span = 10.0
     retry_timeout: Span = 30.0
-    hang_timeout: Span = 10.0
+    hang_timeout: HangTimeout = 10.0

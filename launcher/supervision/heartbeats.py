@@ -13,12 +13,19 @@ from pathlib import Path
 from launcher.supervision.child import Child
 from node.transport.loop import Loop
 
-CHECK = 0.5
-"""Seconds between two looks."""
+PERIOD = 0.5
+"""Seconds between two beats, and between two looks, at most."""
+BEATS = 4
+"""Of a node in its hang_timeout, at least."""
 MISSED = 1.0
 """Seconds without a beat after which something is the matter."""
 HELD_UP = 2.0
 """Seconds by which a look may be late before the supervisor takes itself for the cause."""
+
+
+def period(timeout: float) -> float:
+    """Seconds between two beats of a node that is hung after `timeout` seconds without one."""
+    return min(PERIOD, timeout / BEATS)
 
 
 class Heartbeats:
@@ -33,6 +40,7 @@ class Heartbeats:
     ) -> None:
         self.loop = loop
         self.timeout = timeout
+        self._period = period(timeout)
         self._children = children
         self._hung = hung
         self._last: dict[int, float] = {}  # by pid: a node that was started again begins afresh
@@ -40,7 +48,7 @@ class Heartbeats:
 
     def start(self) -> None:
         self._looked = time.monotonic()
-        self.loop.after(CHECK, self._look)
+        self.loop.after(self._period, self._look)
 
     def beat(self, child: Child) -> None:
         """The child's loop has turned."""
@@ -48,7 +56,7 @@ class Heartbeats:
 
     def _look(self) -> None:
         now = time.monotonic()
-        excused = now - self._looked > CHECK + HELD_UP
+        excused = now - self._looked > self._period + HELD_UP
         self._looked = now
         children = list(self._children())
         self._last = {child.pid: now if excused else self._last.get(child.pid, now) for child in children}
@@ -60,7 +68,7 @@ class Heartbeats:
                 self._last[child.pid] = now
             elif silent >= self.timeout:
                 self._hung(child.spec.name, f"no progress for {silent:.1f} s")
-        self.loop.after(CHECK, self._look)
+        self.loop.after(self._period, self._look)
 
 
 def where_it_stands(output: Path) -> str:

@@ -24,7 +24,7 @@ from launcher.supervision import lifecycle, orders, sockets
 from launcher.supervision.census import Census
 from launcher.supervision.child import Child, helpers
 from launcher.supervision.faults import FaultError, Faults
-from launcher.supervision.heartbeats import Heartbeats, where_it_stands
+from launcher.supervision.heartbeats import Heartbeats, period, where_it_stands
 from launcher.supervision.lifecycle import Action, Lifecycle, Phase
 from launcher.supervision.places import Place
 from launcher.supervision.probe import Probe
@@ -125,6 +125,7 @@ class Supervisor:
                 log_level=config.logs.level,
                 log_sample=config.logs.sample,
                 metrics=config.metrics is not None,
+                beat=period(config.hang_timeout),
             )
             for kind in ("server", "logger")
             for index in range(len(self.map.servers))
