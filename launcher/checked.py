@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from client.console import EXIT_NOT_RUNNING, EXIT_USAGE, Failure
 from client.discover import command
 from launcher.clusterfile import config as configuration
 from launcher.clusterfile.config import ClusterConfig, ConfigError
+
+if TYPE_CHECKING:
+    from launcher.run.directory import RunRecord
 
 
 def load(file: Path) -> ClusterConfig:
@@ -20,13 +24,18 @@ def load(file: Path) -> ClusterConfig:
 
 def logger0(cluster: ClusterConfig) -> str:
     """Where logger 0 of a running cluster listens. Raises Failure."""
+    return running(cluster)[0]
+
+
+def running(cluster: ClusterConfig) -> tuple[str, RunRecord]:
+    """Where logger 0 of a running cluster listens, and the record of who runs. Raises Failure."""
     from launcher.run.directory import RunDirectory
 
     record = RunDirectory(cluster.name).record()
-    address = next((found.address for found in record.nodes if found.name == "logger0"), None) if record else None
-    if address is None:
-        merged = cluster.logs.directory / f"{cluster.name}.log"
-        hint = f"; `{command(cluster.file, 'up -d')}` starts it"
-        hint += f"; the log of its last run is {merged}" if merged.exists() else ""
-        raise Failure(f"cluster {cluster.name} is not running{hint}", EXIT_NOT_RUNNING)
-    return address
+    for node in record.nodes if record else ():
+        if record and node.name == "logger0":
+            return node.address, record
+    merged = cluster.logs.directory / f"{cluster.name}.log"
+    hint = f"; `{command(cluster.file, 'up -d')}` starts it"
+    hint += f"; the log of its last run is {merged}" if merged.exists() else ""
+    raise Failure(f"cluster {cluster.name} is not running{hint}", EXIT_NOT_RUNNING)

@@ -5,20 +5,28 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import Cluster
 from hypothesis import given
 from hypothesis import strategies as st
+from numbered_log import SLOTS, append, writer
 from prometheus_client.parser import text_string_to_metric_families
 
 from launcher.log.stats import stats_table
+from node.log.filter import Filter
+from node.log.history import History
 from node.log.record import RECORD, Event, Kind
 from node.log.tally import MIN_CELL, Figures, Tally, bucket, bucket_end
+from node.log.writer import MIN_SEGMENT
+from node.logger.tallying import Count
 from node.nbd.wire import Command, Error
+from node.transport.loop import Loop
 
 pytestmark = pytest.mark.timeout(120)
 DURATIONS = st.integers(0, 10**12)
@@ -87,7 +95,8 @@ def test_the_busiest_range_is_found() -> None:
 
 def test_a_table_of_nothing() -> None:
     nothing: dict[str, Any] = {
-        "seconds": 10, "sample": 1, "operations": [], "busiest": [], "events": {}, "missing": {}, "records_missing": {}
+        "over": 10, "seconds": 10, "sample": 1, "operations": [], "busiest": [], "events": {}, "missing": {},
+        "records_missing": {},
     }  # fmt: skip
     assert stats_table(nothing) == "nothing was asked in the last 10 s"
 
@@ -97,7 +106,7 @@ def test_a_table_leaves_out_what_has_no_room() -> None:
     row = {"node": "server0", "kind": "request", "operation": "WRITE", "rate": 1000.0, "bytes_per_second": 4e6,
            "errors": 0, "latency_us": latency}  # fmt: skip
     stats: dict[str, Any] = {
-        "seconds": 10, "sample": 1, "operations": [row], "busiest": [], "events": {}, "missing": {},
+        "over": 10, "seconds": 10, "sample": 1, "operations": [row], "busiest": [], "events": {}, "missing": {},
         "records_missing": {},
     }  # fmt: skip
     assert stats_table(stats).splitlines()[0].split()[-6:] == ["MEAN", "P50", "P90", "P99", "P99.9", "MAX"]
@@ -151,13 +160,51 @@ def test_stats_count_what_the_log_holds(make_cluster: Callable[..., Cluster]) ->
     counts = {(row["node"], row["kind"], row["operation"]): row["count"] for row in stats["operations"]}
     assert counts == logged(cluster)
     [writes] = [row for row in stats["operations"] if (row["kind"], row["operation"]) == ("request", "WRITE")]
-    assert (writes["count"], writes["bytes_per_second"], writes["errors"]) == (30, round(30 * 8192 / 3600, 3), 0)
+    assert (writes["count"], writes["errors"]) == (30, 0)
     latency = writes["latency_us"]
     assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["p999"] <= latency["max"]
     assert stats["busiest"][0]["requests"] >= 2
     table = cluster.command("stats", "--over", "1h").stdout.decode()
     assert "server0  request  WRITE" in table
     assert "busiest ranges:" in table
+
+
+def test_rates_are_of_the_time_that_the_cluster_runs(make_cluster: Callable[..., Cluster]) -> None:
+    """Not of the whole hour that is asked for, and what its last run did is not counted; the table says so."""
+    began = time.monotonic()
+    cluster = make_cluster()
+    work(cluster)
+    cluster.down()
+    cluster.up()
+    with cluster.connect() as memory:
+        for number in range(30):
+            memory.pwrite(bytes(8192), number * 4096)
+    stats = json.loads(cluster.command("stats", "--json", "--over", "1h").stdout)
+    lived = time.monotonic() - began
+    [writes] = [row for row in stats["operations"] if (row["kind"], row["operation"]) == ("request", "WRITE")]
+    assert (stats["over"], writes["count"]) == (3600, 30)
+    assert 0 < writes["seconds"] <= stats["seconds"] < lived
+    assert writes["rate"] == pytest.approx(30 / writes["seconds"], rel=0.01)
+    assert writes["bytes_per_second"] == pytest.approx(30 * 8192 / writes["seconds"], rel=0.01)
+    assert " s, for the cluster is no older" in cluster.command("stats", "--over", "1h").stdout.decode()
+    assert "is no older" not in cluster.command("stats", "--over", "1ms").stdout.decode()
+
+
+def test_rates_are_of_the_time_that_the_log_reaches_back(tmp_path: Path) -> None:
+    """What was dropped (logs.retain) is not counted, so the time it took must not be, either."""
+    now = time.time_ns()
+    log = writer(tmp_path, retain=2 * MIN_SEGMENT, clock=lambda: now)
+    while log.sequence < 4 * SLOTS:
+        now += 10**6
+        append(log)
+    loop = Loop()
+    count = Count(loop, History(tmp_path, 0, clock=lambda: now), 0, Filter(), lambda _: loop.stop(), follow=False)
+    loop.run()
+    kept = sum(figures.count for figures in count.tally.figures.values())
+    assert count.tally.missing == log.sequence - kept > 0
+    assert count.tally.age == pytest.approx(kept * 10**6, rel=0.01)
+    log.close()
+    loop.close()
 
 
 def test_stats_name_a_logger_that_is_missing(make_cluster: Callable[..., Cluster]) -> None:

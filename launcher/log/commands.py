@@ -201,7 +201,7 @@ def stats(file: Path, /, over: float, as_json: bool, watch: bool) -> int:
     """Show how often, how much and how fast: by node and operation, from the log."""
     import json
 
-    from launcher.checked import load, logger0
+    from launcher.checked import load, running
     from launcher.log.reader import LogsError
     from launcher.log.stats import read_stats, stats_table
     from launcher.output import show_again
@@ -210,8 +210,9 @@ def stats(file: Path, /, over: float, as_json: bool, watch: bool) -> int:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
     def show(indent: int | None = None) -> str:
+        address, record = running(cluster)
         try:
-            found = read_stats(logger0(cluster), over, sample=cluster.logs.sample)
+            found = read_stats(address, over, age=record.supervisor.age, sample=cluster.logs.sample)
         except LogsError as error:
             raise Failure(str(error)) from error
         return json.dumps(found, indent=indent) if as_json else stats_table(found, width)

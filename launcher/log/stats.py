@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from typing import Any
 
@@ -17,16 +18,20 @@ BUSIEST = 5
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
-def read_stats(address: str, seconds: float, *, sample: int = 1, timeout: float = TIMEOUT) -> dict[str, Any]:
-    """The figures of the last `seconds`, as `stats --json` prints them. Counts of a log that keeps one story in
-    `sample` are scaled up. Raises LogsError."""
+def read_stats(
+    address: str, over: float, *, age: float = math.inf, sample: int = 1, timeout: float = TIMEOUT
+) -> dict[str, Any]:
+    """The figures of the last `over` seconds, as `stats --json` prints them, but of no time before the cluster, which
+    is `age` seconds old. A rate is of as much of that as the server's log covers. Counts of a log that keeps one story
+    in `sample` are scaled up. Raises LogsError."""
+    seconds = min(over, age)
     answer = _ask(address, {"ask": "stats", "since": -max(1, int(seconds * 1e9))}, timeout)
     try:
         tallies = {node: Tally.from_head(head) for node, head in answer["stats"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LogsError(f"what answers at {address} is not logger0: it sent no figures") from error
     operations = [
-        _row(node, kind, operation, figures, seconds, sample)
+        _row(node, kind, operation, figures, min(seconds, tally.age / 1e9) if tally.age > 0 else seconds, sample)
         for node, tally in tallies.items()
         for (kind, operation), figures in sorted(tally.figures.items())
     ]
@@ -35,7 +40,8 @@ def read_stats(address: str, seconds: float, *, sample: int = 1, timeout: float 
         whole.join(tally)
         whole.cell = tally.cell
     return {
-        "seconds": seconds,
+        "over": over,
+        "seconds": round(seconds, 3),
         "sample": sample,
         "operations": operations,
         "busiest": [
@@ -61,6 +67,7 @@ def _row(node: str, kind: int, operation: int, figures: Figures, seconds: float,
         "kind": Kind(kind).name.lower() if kind in Kind.__members__.values() else str(kind),
         "operation": operation_name(operation),
         "count": figures.count * sample,
+        "seconds": round(seconds, 3),
         "rate": round(figures.count * sample / seconds, 3),
         "bytes_per_second": round(figures.bytes * sample / seconds, 3),
         "errors": figures.errors * sample,
@@ -132,6 +139,8 @@ def stats_table(stats: dict[str, Any], width: int = 0) -> str:
             lines.append(f"{node}: " + ", ".join(f"{name} {count}" for name, count in events.items()))
     for name, why in stats["missing"].items():
         lines.append(f"{name} is missing ({why}); these figures are without its share")
+    if stats["seconds"] < stats["over"]:
+        lines.append(f"of the last {stats['seconds']:.1f} s, for the cluster is no older")
     lines += [f"{count} records of {node} are not there" for node, count in stats["records_missing"].items()]
     if stats["sample"] > 1:
         lines.append(f"scaled up from one request in {stats['sample']} (logs.sample)")

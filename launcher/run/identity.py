@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,6 +39,11 @@ class Identity:
         """The same process is still there; a zombie is not."""
         fields = _stat(self.pid)
         return fields is not None and int(fields[19]) == self.start and fields[0] not in ("Z", "X")
+
+    @property
+    def age(self) -> float:
+        """Seconds since the process started."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start / os.sysconf("SC_CLK_TCK")
 
     @property
     def stopped(self) -> bool:

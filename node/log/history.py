@@ -168,6 +168,8 @@ class Reading:
         self.history = history
         self.wanted = wanted.at(history.clock())
         self.after = wanted.after
+        self.age = 0
+        """How far the log reaches back, in ns; 0 if there is none."""
         self.gaps: list[tuple[int, int]] = []
         self._here = wanted.within(history.layout, history.server)
 
@@ -206,6 +208,7 @@ class Reading:
         segments = list_segments(self.history.directory)
         if segments:
             self.history.forget(segments[0].number)
+            self.age = self.history.clock() - segments[0].created
         first = self._first(segments)
         if first:
             self.after = max(self.after, segments[first].first - 1)  # what was passed over is not missing

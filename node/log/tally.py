@@ -70,6 +70,8 @@ class Tally:
         self.cells: Counter[int] = Counter()
         self.cell_bytes: Counter[int] = Counter()
         self.missing = 0
+        self.age = 0
+        """ns since the log of the server begins, where that is known: what was before it cannot have been counted."""
 
     def __repr__(self) -> str:
         return f"<Tally {sum(found.count for found in self.figures.values())} records, {self.missing} missing>"
@@ -124,6 +126,7 @@ class Tally:
         return {
             "cell": self.cell,
             "missing": self.missing,
+            "age": self.age,
             "figures": [
                 [*key, one.count, one.bytes, one.errors, one.time, one.longest, list(one.latency.items())]
                 for key, one in self.figures.items()
@@ -136,7 +139,7 @@ class Tally:
     def from_head(cls, head: Mapping[str, Any]) -> Tally:
         """Raises ValueError, KeyError or TypeError if that is none."""
         tally = cls()
-        tally.cell, tally.missing = int(head["cell"]), int(head["missing"])
+        tally.cell, tally.missing, tally.age = int(head["cell"]), int(head["missing"]), int(head["age"])
         for kind, operation, count, size, errors, time, longest, latency in head["figures"]:
             tally.figures[kind, operation] = Figures(count, size, errors, time, longest, Counter(dict(latency)))
         tally.events = Counter(dict(head["events"]))

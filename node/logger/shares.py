@@ -70,6 +70,11 @@ class LocalShare:
         """The sequence number of the last record that was looked at, once the history is given."""
         return self._reading.after if self._reader is None else self._reader.after
 
+    @property
+    def age(self) -> int:
+        """How far the log reaches back, in ns, once the history is given; 0 if there is none."""
+        return self._reading.age
+
     def more(self) -> None:
         self.loop.soon(self._step if self._reader is None else self._poll)
 

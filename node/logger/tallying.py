@@ -46,6 +46,7 @@ class Count:
 
     def ended(self, _server: int, gaps: Sequence[tuple[int, int]], trouble: str) -> None:
         self.tally.missing += sum(count for _, count in gaps)
+        self.tally.age = self._share.age
         if self.follow and not trouble:
             self._share.more()
         self._done(trouble)
