@@ -13,7 +13,17 @@ from typing import Any, BinaryIO, TypeVar
 import click
 
 from client import bench
-from client.console import EXIT_ERROR, EXIT_NOT_RUNNING, EXIT_TIMEOUT, EXIT_USAGE, Failure, run, seconds, system_words
+from client.console import (
+    EXIT_ERROR,
+    EXIT_NOT_RUNNING,
+    EXIT_TIMEOUT,
+    EXIT_USAGE,
+    Commands,
+    Failure,
+    run,
+    seconds,
+    system_words,
+)
 from client.console import size as size_type
 from client.copy import FileSink, FileSource, MemorySink, MemorySource, Sink, Source, copy
 from client.discover import DiscoverError, NotOurs, NotRunning
@@ -25,7 +35,7 @@ T = TypeVar("T")
 MEMORY = "memory:"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--uri", envvar="MEMCLUSTER_URI", help="The memory, such as nbd://127.0.0.1:10809 (also MEMCLUSTER_URI). "
               "[default: the cluster of ./cluster.yaml]")  # fmt: skip
 @click.option("--timeout", type=seconds, default=30.0, show_default=True, help="Longest wait for one answer.")

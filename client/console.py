@@ -20,6 +20,7 @@ EXIT_DEGRADED = 4
 EXIT_IN_USE = 5
 EXIT_TIMEOUT = 124
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -30,6 +31,20 @@ class Failure(Exception):
         super().__init__(message)
         self.code = code
         self.prefix = prefix
+
+
+class NobodyReads(Exception):
+    """The reader of our output is gone."""
+
+
+class Commands(click.Group):
+    """The commands of one program."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # with which click would exit by itself
+            raise NobodyReads from error
 
 
 def _parameter(name: str, parse: Callable[[str], T]) -> Callable[[Any], T]:
@@ -80,20 +95,25 @@ def _open_standard_streams() -> None:
 
 
 def run(command: click.Command, name: str, explain: Callable[[Exception], Failure | None] = lambda _: None) -> None:
-    """Run a command and exit with its return value; `explain` makes a Failure of an exception it knows."""
+    """Run a command and exit with its return value; `explain` makes a Failure of an exception it knows.
+
+    When the reader of our output is gone (`… | head`), what follows is quiet and 141: what a shell shows of cat, grep
+    and git, which SIGPIPE ends, and what scripts with `pipefail` look for. Python's documentation (signal, "Note on
+    SIGPIPE") and click have 1 there, which here says that something failed and that stderr tells what. The signal
+    itself stays ignored, as they advise: it would end a process for a peer that hangs up a socket, too.
+    """
     _open_standard_streams()
     try:
         code = command.main(prog_name=name, standalone_mode=False)
         sys.stdout.flush()
-        sys.exit(code or 0)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output is gone
+    except (BrokenPipeError, NobodyReads):
         silence(sys.stdout)
-        sys.exit(EXIT_ERROR)
+        sys.exit(EXIT_PIPE)
     except Exception as error:
         failure = error if isinstance(error, Failure) else explain(error) or _explain_system(error)
         if failure is None:
@@ -103,3 +123,4 @@ def run(command: click.Command, name: str, explain: Callable[[Exception], Failur
         prefix = f"{name}: " if failure.prefix is None else failure.prefix
         click.echo("\n".join(prefix + line for line in str(failure).splitlines()), err=True)
         sys.exit(failure.code)
+    sys.exit(code or 0)

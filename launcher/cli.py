@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from client.console import EXIT_IN_USE, EXIT_NOT_RUNNING, Failure, run, seconds, silence, size
+from client.console import EXIT_IN_USE, EXIT_NOT_RUNNING, Commands, Failure, run, seconds, silence, size
 from client.discover import command
 from launcher.log import commands as logcommands
 from launcher.output import happening_line, show_again, status_table, steps
@@ -24,7 +24,7 @@ TROUBLE = ("gave-up", "died", "failed", "late", "unresponsive")
 """Happenings that are told on stderr."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-f", "--file", default="cluster.yaml", envvar="MEMCLUSTER_FILE", show_default=True, metavar="FILE",
               type=click.Path(path_type=Path), help="The cluster's description (also MEMCLUSTER_FILE).")  # fmt: skip
 @click.version_option(package_name="memcluster", message="%(prog)s %(version)s")

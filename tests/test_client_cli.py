@@ -208,7 +208,7 @@ def test_a_reader_that_goes_away_is_no_error_message():
             check=False,
         )
     os.close(theirs)
-    assert done.returncode == 1
+    assert done.returncode == 141
     assert done.stderr == b""
 
 
