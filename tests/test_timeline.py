@@ -95,6 +95,49 @@ def test_the_page_has_a_bar_for_each_record_and_an_arrow_for_each_question(brows
     assert said["flows"] == "clients>server0:3 server0>server1:2 server0>server2:1"
 
 
+def handed_over(number: int, answers: int, *servers: int) -> list[LogEntry]:
+    """A request that server 0 took, one of these answered, and all of them had a piece of, one after another."""
+    [(_, record), *pieces] = request(number, *servers)
+    return [LogEntry(answers, record), *pieces]
+
+
+@pytest.mark.parametrize(
+    ("topology", "story", "shape", "flows"),
+    [
+        (
+            "primary-secondary",
+            request(1, 1, 2),
+            "clients server0 server1+server2",
+            "clients>server0:1 server0>server1:1 server0>server2:1",
+        ),
+        (
+            "client-routed",
+            [LogEntry(1, request(1)[0].record._replace(identifier=make_identifier(1, 1, 1))), *request(2)],
+            "clients server0+server1",
+            "clients>server0:1 clients>server1:1",
+        ),
+        (
+            "dispatcher",
+            [*handed_over(1, 2, 0, 1, 2), *handed_over(2, 1, 0, 1)],
+            "clients server0 server1+server2",
+            "clients>server0:2 server0>server1:2 server0>server2:1",
+        ),
+        (
+            "chain",
+            [*handed_over(1, 2, 0, 1, 2), *handed_over(2, 2, 0, 1, 2)],
+            "clients server0 server1 server2",
+            "clients>server0:2 server0>server1:2 server1>server2:2",
+        ),
+    ],
+)
+def test_the_shape_of_the_topology_is_seen(
+    browser: Browser, topology: str, story: list[LogEntry], shape: str, flows: str
+) -> None:
+    """Clients to the left, and whoever is asked one step to the right, in the order in which a request gets there."""
+    said = browser.open(make_page("demo", topology, story))
+    assert (said["shape"], said["flows"]) == (shape, flows)
+
+
 def test_ten_thousand_requests_are_drawn(browser: Browser) -> None:
     story = [entry for number in range(1, 10_001) for entry in request(number, 1, 2, client=number % 5 + 1)]
     said = browser.open(page(*story))
@@ -192,6 +235,25 @@ def test_timeline_of_a_cluster(make_cluster: Callable, browser: Browser) -> None
     ]
     assert kinds["request"] >= 40
     assert said["drawn-bars"] == said["bars"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "flows"),
+    [
+        ("dispatcher", "clients>server0:8 server0>server1:8 server0>server2:8 server0>server3:8"),
+        ("chain", "clients>server0:8 server0>server1:8 server1>server2:8"),
+    ],
+)
+def test_the_shape_of_a_cluster_whose_servers_answer_for_one_another(
+    make_cluster: Callable, browser: Browser, kind: str, flows: str
+) -> None:
+    cluster = make_cluster(topology=kind)
+    with cluster.connect() as memory:
+        for _ in range(8):
+            memory.pwrite(bytes(memory.size), 0)
+    path = cluster.folder / "out.html"
+    cluster.command("timeline", "-o", str(path), "--op", "write")
+    assert browser.open(path)["flows"] == flows
 
 
 # -- the trace ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from launcher.log.trace import Tracks
 from node.log.record import COUNTER_BITS, SERVER_SHIFT, TROUBLE, Event, Kind, format_identifier, subject_name
 from node.log.text import LogEntry, event_detail, event_name, operation_name
 from node.nbd.wire import Error
+from node.topology import load, names
 
 ROWS = 8
 """Things beside one another in a lane; what goes beyond is drawn over the last."""
@@ -49,7 +50,9 @@ class Timeline:
         self._processes: dict[str, Lane] = {}
         self._bars: list[tuple[Lane, list[Any]]] = []
         self._marks: list[tuple[Lane, list[Any]]] = []
-        self._causes: dict[int, int] = {}  # identifier: the index of its bar
+        self._causes: dict[int, int] = {}  # identifier: the index of the bar of who asks for its pieces
+        self._waits: dict[int, int] = {}  # the same of the client that waits, until it is known whom it asked
+        self._passes_along = topology in names() and not load(topology).fans_out
         self._arrows: list[list[int]] = []
 
     def add(self, entry: LogEntry) -> None:
@@ -63,13 +66,14 @@ class Timeline:
             return
         index = self._add_bar(self._process(f"server{server}"), entry, start)
         if record.kind == Kind.PIECE:
-            cause = self._causes.get(record.identifier)
-            if cause is not None and self._bars[cause][0] is not self._bars[index][0]:  # its own piece needs none
-                self._arrows.append([cause, index])
+            self._add_piece(record.identifier, server, index)
         elif record.kind == Kind.REQUEST:
             self._causes[record.identifier] = index
             wait = self._add_bar(self._client(record.identifier, record.client), entry, start, "wait")
-            self._arrows.append([wait, index])
+            if server == record.identifier >> SERVER_SHIFT:
+                self._arrows.append([wait, index])
+            else:
+                self._waits[record.identifier] = wait
 
     def data(self) -> dict[str, Any]:
         """What the page draws; times are µs since the first entry. Bars are lists: lane, row, start, duration, kind,
@@ -90,6 +94,18 @@ class Timeline:
             "arrows": self._arrows,
             "marks": [[numbers[id(lane)], *rest] for lane, rest in self._marks],
         }
+
+    def _add_piece(self, identifier: int, server: int, index: int) -> None:
+        """The arrow to a piece. Where another server answers than who took the request (dispatcher, chain), the client
+        asked the taker, whose piece says that it was there, and the taker asked the others, or the next one."""
+        cause = self._causes.get(identifier)
+        wait = self._waits.pop(identifier, None) if server == identifier >> SERVER_SHIFT else None
+        if wait is not None:
+            self._arrows.append([wait, index])
+        elif cause is not None and self._bars[cause][0] is not self._bars[index][0]:  # its own piece needs none
+            self._arrows.append([cause, index])
+        if wait is not None or (self._passes_along and cause is not None):
+            self._causes[identifier] = index
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
