@@ -4,6 +4,7 @@ whatever dies, is held up, or runs short at the worst moment."""
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import resource
@@ -11,12 +12,13 @@ import select
 import signal
 import socket
 import struct
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from harness import Cluster
+from harness import Cluster, memclient_command, memcluster_command, run
 
 from launcher.run.identity import Identity
 from node.handover.gates import Gates
@@ -202,6 +204,74 @@ def test_who_waits_too_long_gets_one_answer(make_cluster, way):
         assert (reply.cookie, reply.error, bytes(reply.data)) == (2, 0, bytes(5))
 
 
+@pytest.mark.parametrize("fan_out", ["parallel", "serial"])
+@pytest.mark.parametrize("away", [("server1",), ("server3",), ("server1", "server2", "server3")])
+@pytest.mark.parametrize("command", [Command.READ, Command.WRITE, Command.FLUSH])
+def test_who_waits_too_long_for_one_of_several_gets_eio(make_cluster, command, away, fan_out):
+    """Others have had their say: the dispatcher says the word of who is away. One answer, and the connection goes on;
+    serial, nothing behind the failure is begun."""
+    cluster = make_cluster(topology="dispatcher", fan_out=fan_out, retry_timeout="300ms", restart={"deaths": 100})
+    second = MiB // 2  # a byte of server 2
+    with Raw(cluster) as client:
+        for name in away:
+            cluster.command("fault", "kill", name, "--for", "1h")
+        length = 0 if command == Command.FLUSH else MiB
+        client.session.submit(command, 1, 0, length, 0, (b"x" * MiB,) if command == Command.WRITE else ())
+        client.send()
+        reply = client.reply()
+        assert reply.error == wire.Error.EIO
+        if len(away) == 1:
+            assert f"no answer from {away[0]} for 0.3 s (retry_timeout)" in reply.message
+        for name in away:
+            cluster.command("fault", "resume", name)
+        client.ask(Command.READ, 2, second, 1)
+        while (reply := client.reply()).error:  # it may need longer than that to come back
+            client.ask(Command.READ, 2, second, 1)
+        written = command == Command.WRITE and len(away) == 1 and (fan_out == "parallel" or away == ("server3",))
+        assert bytes(reply.data) == (b"x" if written else b"\0")
+        client.ask(Command.READ, 3, 0, MiB)  # the ticket is good for others
+        while (reply := client.reply()).error:
+            client.ask(Command.READ, 3, 0, MiB)
+        assert len(reply.data) == MiB
+    lines = map(json.loads, cluster.command("logs", "--json", "--op", command.name.lower()).stdout.splitlines())
+    first = next(line for line in lines if (line["kind"], line["offset"], line["length"]) == ("request", 0, length))
+    assert first["error"] == "EIO"
+
+
+FULL = """
+mount -t tmpfs -o size=2m tmpfs data || exit 77
+$memcluster up -d && $memclient write 4MiB before && $memclient write 3MiB before || exit 1
+head -c 4194304 /dev/urandom >data/ballast
+head -c 4194304 /dev/zero | tr '\\0' x >big
+$python - <<'END'
+import memcluster
+with memcluster.connect(reconnect=False) as memory:
+    for size in (8, 4096, 1 << 20):
+        try:
+            memory.pwrite(b"x" * (2 * size), (4 << 20) - size)
+        except memcluster.NoSpace:
+            print(bytes(memory[4 << 20 : (4 << 20) + 6]))
+END
+$memcluster down
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs takes root")
+@pytest.mark.parametrize("topology", ["dispatcher", "primary-secondary"])
+def test_serial_begins_nothing_behind_a_failure(tmp_path, new_cluster, topology):
+    """The first server has no room: the client is told, and the second is not even asked, although it has."""
+    cluster = new_cluster(tmp_path, topology=topology, servers=2, memory="8MiB", storage="data", fan_out="serial")
+    (tmp_path / "data").mkdir()
+    words = {"memcluster": " ".join(memcluster_command()), "memclient": " ".join(memclient_command()),
+             "python": sys.executable}  # fmt: skip
+    done = run("unshare", "--mount", "sh", "-c", FULL, cwd=tmp_path, check=False, **words)
+    if done.returncode == 77:
+        pytest.skip("this container may not mount: " + done.stderr.decode())
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert done.stdout.count(b"b'before'") == 3, done.stdout
+    assert cluster.left_behind() == []
+
+
 def test_orders_of_a_lost_connection_are_not_counted_for_others(make_cluster):
     """A server that was stopped and cut off has an old order still; its ticket must not be another request's yet."""
     cluster = make_cluster(topology="dispatcher", hang_timeout="60s")
@@ -324,8 +394,9 @@ class Reader(threading.Thread):
     """Reads all of the memory in pieces of any size, many in flight, now fast, now slowly; comes back when the
     connection is lost. What it gets must make sense, byte for byte, up to the end of each connection."""
 
-    def __init__(self, cluster: Cluster, data: bytes, seed: int, *, structured: bool) -> None:
+    def __init__(self, cluster: Cluster, data: bytes, seed: int, *, structured: bool, may_fail: bool) -> None:
         super().__init__(daemon=True)
+        self.failures = (wire.Error.EIO,) if may_fail else ()
         self.cluster, self.data, self.structured = cluster, data, structured
         self.rng = random.Random(seed)
         self.stop = threading.Event()
@@ -362,22 +433,27 @@ class Reader(threading.Thread):
                 return
             for reply in replies:
                 offset, length, refused = asked.pop(reply.cookie)
-                assert bool(reply.error) == refused, reply
-                assert refused or bytes(reply.data) == self.data[offset : offset + length]
+                assert reply.error in (wire.Error.EINVAL if refused else 0, *self.failures), reply
+                assert reply.error or bytes(reply.data) == self.data[offset : offset + length]
                 self.answered += 1
 
 
-def test_streams_make_sense_while_servers_die(make_cluster, kind):
+@pytest.mark.parametrize("patience", ["30s", "10ms"])
+def test_streams_make_sense_while_servers_die(make_cluster, kind, patience):
     """Every server is killed in the middle, again and again, under clients fast and slow, of simple and of structured
-    replies: connections may end, but what came before the end is right, and clients are let in again at once."""
+    replies: connections may end, but what came before the end is right, and clients are let in again at once. With
+    little patience some requests fail, and are answered like all others."""
     cluster = make_cluster(
-        topology=kind, memory="9MiB", layout={"stripe": "64KiB"}, restart={"deaths": 1000, "cap": "10ms"}
-    )
+        topology=kind, memory="9MiB", layout={"stripe": "64KiB"}, restart={"deaths": 1000, "cap": "10ms"},
+        retry_timeout=patience,
+    )  # fmt: skip
     data = random.Random(1).randbytes(9 * MiB)
     with cluster.connect() as memory:
         memory.pwrite(data, 0)
     servers = [node["name"] for node in cluster.status()["nodes"] if node["role"] != "logger"]
-    readers = [Reader(cluster, data, seed, structured=seed % 3 > 0) for seed in range(6)]
+    readers = [
+        Reader(cluster, data, seed, structured=seed % 3 > 0, may_fail=patience == "10ms") for seed in range(6)
+    ]
     for reader in readers:
         reader.start()
     for name in servers * 3:

@@ -108,12 +108,18 @@ class Gates:
         self._make_room(ticket * _TICKET.size)
         _TICKET.pack_into(self._memory, ticket * _TICKET.size, pieces, 0)
 
-    def count(self, ticket: int, error: int) -> tuple[bool, int]:
-        """A piece is done: (whether it was the last, the error of the request so far). With the client's gate held."""
+    def count(self, ticket: int, error: int, done: int = 1) -> tuple[bool, int]:
+        """A piece is done, or several that will never be: (whether it was the last, the error of the request so far).
+        With the client's gate held."""
         pieces, failed = _TICKET.unpack_from(self._memory, ticket * _TICKET.size)
         failed = failed or error
-        _TICKET.pack_into(self._memory, ticket * _TICKET.size, pieces - 1, failed)
-        return pieces == 1, failed
+        _TICKET.pack_into(self._memory, ticket * _TICKET.size, pieces - done, failed)
+        return pieces == done, failed
+
+    def failed(self, ticket: int) -> int:
+        """The error of the request so far; to be asked while nobody has a piece of it in hand."""
+        error: int = _TICKET.unpack_from(self._memory, ticket * _TICKET.size)[1]
+        return error
 
     def close(self) -> None:
         self._loop.unwatch(self._bell)

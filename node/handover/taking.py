@@ -38,7 +38,22 @@ class HandedConnection(Connection):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self.adopted = set()
+        self._unsaid: list[Callable[[], None]] = []
         super().__init__(*arguments, **named)
+
+    def say(self, words: Callable[[], None]) -> None:
+        """Call what queues a reply, or a part of one that others have a part in, when none of them writes; or when the
+        connection is closed."""
+        self._unsaid.append(words)
+        if self.open:
+            self.send_soon()
+        else:
+            self.loop.soon(self._say)
+
+    def _say(self) -> None:
+        unsaid, self._unsaid = self._unsaid, []
+        for words in unsaid:
+            words()
 
     def hand_to(self, link: PassageLink) -> None:
         """Give a server the socket if it has not got it yet; if that cannot be, the connection is closed."""
@@ -59,7 +74,8 @@ class HandedConnection(Connection):
             link.passage.hand(order, descriptor)
 
     def flush(self) -> None:
-        if self.gates is not None and self.adopted and self.outgoing and not self._has_gate and self.open:
+        speaks = self.outgoing or self._unsaid
+        if self.gates is not None and self.adopted and speaks and not self._has_gate and self.open:
             try:
                 self._has_gate = self.gates.take(self.gate, self.flush)
             except BrokenStream as error:
@@ -68,6 +84,8 @@ class HandedConnection(Connection):
             if not self._has_gate:
                 self._flush_is_due = False
                 return
+        if self._unsaid:
+            self._say()
         super().flush()
 
     def _flushed(self) -> None:
@@ -88,6 +106,7 @@ class HandedConnection(Connection):
             if self.gates is not None:
                 self.gates.forget(self.gate)
             self._let_go()
+            self.loop.soon(self._say)
 
 
 class Taken:
@@ -103,7 +122,7 @@ class Taken:
         self.awaiting = 0
         """Orders that are not done."""
         self.ticket = 0
-        self.later: list[Callable[[], None]] = []
+        self.later: list[Piece] = []
         """What is to be passed on when what was passed on is done; the next one last."""
         self.returned: list[tuple[Piece, memoryview]] | None = None
         """What has come back, if the taker answers itself."""
@@ -205,18 +224,21 @@ class Taker(Door):
         if connection.open:
             connection.hand_to(link)
         if not connection.open:
-            self.loop.soon(lambda: self._one_done(taken))  # not now: more of it may be about to be passed on
+            self.loop.soon(lambda: self.one_done(taken))  # not now: more of it may be about to be passed on
             return
         self._sent[number][taken.identifier] = taken
         link.passage.send(order, *buffers)
 
-    def _one_done(self, taken: Taken) -> None:
+    def one_done(self, taken: Taken) -> None:
+        """Something that was passed on is done, or will never be."""
         taken.awaiting -= 1
-        if taken.later and taken.connection.open:
-            taken.later.pop()()
-        elif not taken.awaiting:
+        if not taken.awaiting and not self.go_on(taken):
             self.all_done(taken)
             taken.connection.end(taken.request)
+
+    def go_on(self, taken: Taken) -> bool:  # noqa: ARG002
+        """Everything that was passed on is done: pass on what had to wait for that; false if nothing had."""
+        return False
 
     def all_done(self, taken: Taken) -> None:
         """Everything that was passed on is done, or will never be."""
@@ -227,7 +249,7 @@ class Taker(Door):
         """Nothing of what the server had before is under its hands any more."""
         lost, self._sent[link.number] = self._sent[link.number], {}
         for taken in lost.values():
-            self._one_done(taken)
+            self.one_done(taken)
         waiting, self._waiting[link.number] = self._waiting[link.number], []
         for taken, order, buffers in waiting:
             self._send(taken, link.number, order, buffers)
@@ -239,11 +261,11 @@ class Taker(Door):
             if order.kind == DONE:
                 for identifier in decode_done(order):
                     if (taken := sent.pop(identifier, None)) is not None:
-                        self._one_done(taken)
+                        self.one_done(taken)
             elif order.kind == DATA:
                 if (taken := sent.pop(order.identifier, None)) is not None:
                     self.came_back(taken, link.number, order)
-                    self._one_done(taken)
+                    self.one_done(taken)
             elif order.kind == DROPPED:
                 self.dropped(link.number, order.client)
             elif order.kind == LOST and (connection := self.connections.get(order.client)) is not None:
@@ -279,20 +301,16 @@ class Taker(Door):
             late = [entry for entry in waiting if now - entry[0].start >= limit]
             self._waiting[number] = [entry for entry in waiting if now - entry[0].start < limit]
             for taken, _, _ in late:
-                self._give_up(taken, number)
+                text = f"no answer from server{number} for {self.spec.bounds.retry_timeout:g} s (retry_timeout)"
+                self.give_up(taken, Error.EIO, text)
         self._expiry = None
         if any(self._waiting.values()):
             self._expiry = self.loop.after(self.spec.bounds.retry_timeout / 10, self._expire)
 
-    def _give_up(self, taken: Taken, number: int) -> None:
-        """The client gets EIO; but if other servers have a part in the answer it loses its connection."""
-        connection, request = taken.connection, taken.request
-        if taken.ticket:
-            connection.cut_off(f"server{number} has been away too long")
-        elif connection.open:
-            text = f"no answer from server{number} for {self.spec.bounds.retry_timeout:g} s (retry_timeout)"
-            request.refuse(Error.EIO, text)
+    def give_up(self, taken: Taken, error: int, text: str) -> None:
+        """What was to be passed on will not be: the client is told."""
+        if taken.connection.open:
+            taken.request.refuse(error, text)
             if taken.returned is None:  # else the taker answers when all is done
-                self.complete(connection, request, taken.start, taken.identifier)
-        taken.later.clear()
-        self._one_done(taken)
+                self.complete(taken.connection, taken.request, taken.start, taken.identifier)
+        self.one_done(taken)

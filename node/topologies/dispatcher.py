@@ -90,8 +90,8 @@ class Dispatcher(Taker):
             return
         do_part(self, taken.order(), None, lambda *_: None)  # in the log: it was here
         if self._serial:
-            taken.later = [lambda piece=piece: self._pass_piece(taken, piece) for piece in reversed(pieces)]  # type: ignore[misc]
-            taken.later.pop()()
+            taken.later = pieces[::-1]
+            self._pass_piece(taken, taken.later.pop())
         else:
             for piece in pieces:
                 self._pass_piece(taken, piece)
@@ -137,6 +137,42 @@ class Dispatcher(Taker):
         piece = own_piece(self.layout, number, taken.order())
         assert piece is not None
         taken.returned.append((piece, order.payload if order.owned else memoryview(bytes(order.payload))))
+
+    def go_on(self, taken: Taken) -> bool:
+        """Serial: the next piece, if those before it went well."""
+        if not taken.later or not taken.connection.open:
+            return False
+        if taken.ticket and (error := self._gates.failed(taken.ticket)):
+            taken.later.pop()
+            taken.awaiting += 1
+            self.give_up(taken, error, "a part of the request before this one failed")
+        elif not taken.request.error:
+            self._pass_piece(taken, taken.later.pop())
+        else:
+            return False
+        return True
+
+    def give_up(self, taken: Taken, error: int, text: str) -> None:
+        """The servers that have a part in the answer count on a word for each of the others, too: here it is said for a
+        piece that cannot be passed on, and for those that were to follow it."""
+        pieces = 1 + len(taken.later)
+        taken.later.clear()
+        if not taken.ticket:
+            super().give_up(taken, error, text)
+        else:
+            taken.connection.say(lambda: self._give_up(taken, pieces, error, text))
+
+    def _give_up(self, taken: Taken, pieces: int, error: int, text: str) -> None:
+        """With the client's gate held: as the servers say it in node/answering.py."""
+        connection, request = taken.connection, taken.request
+        if connection.open:
+            last, failed = self._gates.count(taken.ticket, error, pieces)
+            request.refuse(failed, text)
+            if last:
+                self.complete(connection, request, taken.start, taken.identifier)
+            elif request.command == READ:
+                connection.session.reply_error(request, error, text, done=False)
+        self.one_done(taken)
 
     def all_done(self, taken: Taken) -> None:
         if taken.ticket:
