@@ -192,20 +192,26 @@ def claim_memory(directory: Path, cluster: str, sizes: list[int], stripe: int) -
 
 def _make_memory(directory: Path, sizes: list[int], claim: str) -> None:
     """Empty shards, then memory.json, which says that all are there. Whoever is killed on the way has served nobody,
-    so what is found beside memory.json.new may be made again."""
+    so what is found beside memory.json.new may be made again. Each step is on the disk before the next one: else a
+    power cut could leave an empty memory.json, or too short a shard, beside shards that were flushed."""
     unfinished = _unfinished(directory)
     strangers = sorted(entry.name for entry in directory.glob("shard*"))
     if strangers and not unfinished.exists():
         raise MemoryMismatch(f"{directory} holds {', '.join(strangers)} but no memory.json")
-    unfinished.write_text(claim)
+    with open(unfinished, "w") as file:
+        file.write(claim)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync(directory)
     for server, size in enumerate(sizes):
         fd = os.open(_shard(directory, server), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, size)
+            os.fsync(fd)
         finally:
             os.close(fd)
     step()
-    _sync(directory)  # a flush of a shard does not bring the shard's name to the disk
+    _sync(directory)
     unfinished.replace(_claim(directory))
     _sync(directory)
 
