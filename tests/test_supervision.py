@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from harness import TIMEOUT, Cluster, memclient_command, memcluster_command, run
+from harness import ROOT, TIMEOUT, Cluster, memclient_command, memcluster_command, run
 
 from client.console import EXIT_DEGRADED, EXIT_IN_USE, EXIT_TIMEOUT
 from launcher.run.directory import RunDirectory
@@ -93,7 +93,41 @@ def test_the_fork_server_is_killed(make_cluster):
             wait_until(cluster, server0=number)
             assert memory.pread(4, 0) == b"kept"
             cluster.remember()
-    assert "Traceback" not in said_by_the_supervisor(cluster)
+    said = said_by_the_supervisor(cluster)
+    assert said.count("the fork server killed by SIGKILL; it was started again, as pid ") == 3
+    assert len(said.splitlines()) == 3
+
+
+BROKEN = """
+import os, pathlib, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "node.process":
+            with open({tries!r}, "a") as file:
+                file.write("try\\n")
+            if pathlib.Path({tries!r}).read_text().count("try") <= {failures}:
+                raise RuntimeError("nothing comes of this")
+
+if "MEMCLUSTER_SUPERVISOR" in os.environ:
+    sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("failures", [1, 1000])
+def test_what_a_fork_server_says_that_dies_at_its_load_is_told(tmp_path, new_cluster, failures):
+    """How it died and its last words, whether the next one makes it or none does."""
+    cluster = new_cluster(tmp_path, restart={"deaths": 5 if failures == 1 else 1}, servers=1)
+    (tmp_path / "sitecustomize.py").write_text(BROKEN.format(tries=str(tmp_path / "tries"), failures=failures))
+    done = cluster.command("up", "-d", check=False, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    said = said_by_the_supervisor(cluster)
+    assert "\nRuntimeError: nothing comes of this\n" in said
+    if failures == 1:
+        cluster.remember()
+        assert said.count("the fork server exited with status 1; it was started again, as pid ") == 1
+    else:
+        assert b"gave up" in done.stderr
+    assert done.returncode == (failures > 1)
 
 
 def test_a_supervisor_that_does_not_answer_is_killed_by_down(make_cluster):

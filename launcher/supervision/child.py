@@ -18,6 +18,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from client.console import silence
 from launcher.run.identity import Identity, kill
 from node.spec import NodeSpec
 from node.transport.channel import Channel
@@ -29,7 +30,7 @@ LOST_STATUS = 255
 """What multiprocessing takes for the exit status when the fork server, who knows it, is dead."""
 _context = multiprocessing.get_context("forkserver")
 _output = open(os.memfd_create("fork server's output"), "r+b")  # noqa: SIM115 - as long as this process
-"""What the fork server says, and a node before it has a file of its own; handed on when the fork server is stopped."""
+"""What the fork server says, and a node before it has a file of its own; passed on when it has died or is stopped."""
 EXIT_STATUS_WAIT = 1.0
 """Seconds the fork server may take to tell the status of a process that is already gone."""
 
@@ -47,13 +48,42 @@ def start_fork_server(directory: Path, *modules: str) -> None:
 
 
 def _fork_server_pid() -> int:
-    """The fork server, started again if it has died, woken if it was stopped: it is waited for."""
+    """The fork server, woken if it was stopped, for it is waited for; started again if it has died, which is told: the
+    next one may die of the same."""
+    died = _death()
     os.environ |= {SUPERVISOR: str(os.getpid()), OUTPUT: f"/proc/{os.getpid()}/fd/{_output.fileno()}"}
     forkserver.ensure_running()
     del os.environ[SUPERVISOR], os.environ[OUTPUT]
     pid: int = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     os.kill(pid, signal.SIGCONT)  # a child of this process that has not been waited for: nobody else has the pid
+    if died:
+        _tell(f"{_words()}the fork server {died}; it was started again, as pid {pid}\n")
     return pid
+
+
+def _death() -> str:
+    """How the fork server has ended, if it has."""
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if pid is None:
+        return ""
+    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if found is None:
+        return ""
+    return describe_exit(found.si_status if found.si_code == os.CLD_EXITED else -found.si_status)
+
+
+def _words() -> str:
+    """What has come from the fork server since this was last asked."""
+    return _output.read().decode(errors="replace")
+
+
+def _tell(text: str) -> None:
+    """To the terminal, or into supervisor.out; a cluster does not depend on who reads about it."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        silence(sys.stderr)
 
 
 def helpers() -> tuple[Identity, ...]:
@@ -69,8 +99,7 @@ def stop_fork_server() -> None:
     one that is stopped would be waited for in vain: SIGKILL."""
     for helper in helpers():
         helper.signal(signal.SIGKILL)
-    _output.seek(0)
-    sys.stderr.write(_output.read().decode(errors="replace"))
+    _tell(_words())
     try:
         forkserver._forkserver._stop()  # type: ignore[attr-defined]
     except FileNotFoundError:
