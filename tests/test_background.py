@@ -1,0 +1,71 @@
+"""launcher/background.py: what `up -d` says and returns when the supervisor ends before the cluster is ready."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from harness import run
+
+pytestmark = pytest.mark.timeout(60)
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from launcher.background import in_background
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def supervise(tell, leave):
+    {body}
+
+code = in_background(supervise, lambda happening: print(happening["event"], happening.get("text", ""), flush=True))
+print("code", code)
+"""
+
+
+LEFT = "left out"
+DIED = "gave-up the supervisor died"
+
+
+@pytest.mark.parametrize(
+    ("body", "told", "said"),
+    [
+        ("print('no such thing', file=sys.stderr); return 5", ["code 5"], "no such thing\n"),
+        ("die()", [DIED, "code 1"], ""),
+        ("leave(Path('out')); return 0", [LEFT, f"{DIED}; what it said is in out", "code 1"], ""),
+        ("leave(Path('out')); die()", [LEFT, f"{DIED}; what it said is in out", "code 1"], ""),
+        (
+            "leave(Path('out')); tell({'event': 'gave-up', 'text': 'late'}); return 124",
+            [LEFT, "gave-up late", "code 124"],
+            "",
+        ),
+        ("leave(Path('out')); tell({'event': 'running'}); die()", [LEFT, "running", "code 0"], ""),
+    ],
+    ids=["refused", "killed", "ended-later", "killed-later", "gave-up", "running"],
+)
+def test_the_starter_says_what_became_of_the_supervisor(tmp_path, body, told, said):
+    """Before it has left the terminal it speaks for itself; later its starter says where its words are."""
+    done = run(sys.executable, "-c", SCRIPT.format(body=body), cwd=tmp_path)
+    assert [line.strip() for line in done.stdout.decode().splitlines()] == told
+    assert done.stderr.decode() == said
+
+
+def test_a_supervisor_that_breaks_before_it_leaves_is_seen(tmp_path):
+    """An exception comes to the terminal, once, and is the command's exit code."""
+    script = SCRIPT.format(body="raise RuntimeError('broken')") + "sys.exit(code)"
+    done = run(sys.executable, "-c", script, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stdout.decode() == "code 1\n"
+    assert done.stderr.decode().count("RuntimeError: broken") == 1
+
+
+def test_up_that_fails_before_it_leaves_the_terminal_leaves_nothing(tmp_path, new_cluster):
+    """The fork server runs already by then; it goes, too, and no file tells what the terminal has shown."""
+    (tmp_path / "taken").write_text("")
+    cluster = new_cluster(tmp_path, logs={"directory": "taken"})
+    done = cluster.command("up", "-d", check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode().startswith("memcluster: ")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert cluster.left_behind() == []
