@@ -26,6 +26,8 @@ from node.transport.frames import Frame
 from node.transport.loop import READ, Loop
 from node.zygote import OUTPUT, SUPERVISOR, run_node
 
+NEEDED = ("multiprocessing.popen_forkserver",)
+"""What every node would load by itself to read what it is to run: 1 ms of each."""
 LOST_STATUS = 255
 """What multiprocessing takes for the exit status when the fork server, who knows it, is dead."""
 _context = multiprocessing.get_context("forkserver")
@@ -43,7 +45,7 @@ def start_fork_server(directory: Path, *modules: str) -> None:
     resource_tracker._resource_tracker._fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)  # type: ignore[attr-defined]
     multiprocessing.current_process()._config["tempdir"] = str(directory)  # type: ignore[attr-defined]
     sys.modules["__main__"] = types.ModuleType("__main__")
-    _context.set_forkserver_preload(["node.zygote", "node.process", *modules])
+    _context.set_forkserver_preload(["node.zygote", "node.process", *modules, *NEEDED])
     _fork_server_pid()
 
 
