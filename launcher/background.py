@@ -1,29 +1,46 @@
-"""`memcluster up -d`: the supervisor goes on in the background, and the command waits until the cluster is ready."""
+"""`memcluster up -d`: the supervisor goes on in the background, and the command waits until the cluster is ready.
+
+Until then the two share the work: the command checks cluster.yaml, while the supervisor takes the name, starts the fork
+server and loads its own modules. So it is the command alone that needs pydantic.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
+import pickle
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from client.console import EXIT_ERROR
+from launcher.clusterfile.settings import ClusterConfig
 from launcher.run.control import FrameStream, NoAnswer
 from launcher.run.identity import Identity
 from node.transport.frames import Frame
 
+Load = Callable[[], ClusterConfig]
 Tell = Callable[[dict[str, Any]], None]
+Leave = Callable[[Path], None]
 
 
-def in_background(supervise: Callable[[Tell, Callable[[Path], None]], int], tell: Tell) -> int:
+class _CalledOff(Exception):
+    """The command, which says why, has no cluster for the supervisor."""
+
+
+def in_background(load: Load, supervise: Callable[[Load, Tell, Leave], int], tell: Tell) -> int:
     """Fork the supervisor and pass on what it tells until the cluster is ready or gone; returns the exit code.
 
-    `supervise(tell, leave)` runs in the child, which is the command itself, and may print, until it calls `leave`
-    with the file for its output from then on: what goes wrong before that is said as it is in the foreground.
+    `supervise(load, tell, leave)` runs in the child, which is the command itself, and may print, until it calls `leave`
+    with the file for its output from then on: what goes wrong before that is said as it is in the foreground. The
+    `load` that it gets waits for the cluster that ours has read.
     """
+    gc.disable()  # loading makes much and no garbage
     ours, theirs = socket.socketpair()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -32,12 +49,24 @@ def in_background(supervise: Callable[[Tell, Callable[[Path], None]], int], tell
         ours.close()
         os.setsid()
         starter = _Starter(theirs)
-        code = supervise(starter.tell, starter.leave)
+        try:
+            code = supervise(cache(starter.load), starter.tell, starter.leave)
+        except _CalledOff:
+            code = EXIT_ERROR
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     theirs.close()
-    return _wait(pid, FrameStream(ours), tell)
+    stream = FrameStream(ours)
+    try:
+        cluster = pickle.dumps(load())
+    except BaseException:
+        ours.shutdown(socket.SHUT_WR)
+        _wait(pid, stream, tell)
+        raise
+    with suppress(OSError):  # it has not waited for it
+        ours.sendall(cluster)
+    return _wait(pid, stream, tell)
 
 
 def _wait(pid: int, stream: FrameStream, tell: Tell) -> int:
@@ -74,6 +103,16 @@ class _Starter:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock: socket.socket | None = sock
+
+    def load(self) -> ClusterConfig:
+        """The cluster that the command has read. Raises _CalledOff."""
+        assert self._sock is not None
+        with self._sock.makefile("rb") as file:
+            try:
+                cluster: ClusterConfig = pickle.load(file)
+            except (OSError, EOFError, pickle.UnpicklingError):
+                raise _CalledOff from None
+        return cluster
 
     def tell(self, happening: dict[str, Any]) -> None:
         if self._sock is not None:

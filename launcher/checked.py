@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from client.console import EXIT_NOT_RUNNING, EXIT_USAGE, Failure
 from client.discover import command
 from launcher.clusterfile import config as configuration
-from launcher.clusterfile.config import ClusterConfig, ConfigError
+from launcher.clusterfile.config import ConfigError
+from launcher.clusterfile.settings import ClusterConfig
 
 if TYPE_CHECKING:
     from launcher.run.directory import RunRecord

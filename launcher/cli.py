@@ -17,7 +17,7 @@ from launcher.output import happening_line, show_again, status_table, steps
 from launcher.supervision.faultkind import FaultKind
 
 if TYPE_CHECKING:
-    from launcher.clusterfile.config import ClusterConfig
+    from launcher.clusterfile.settings import ClusterConfig
 
 
 TROUBLE = ("gave-up", "died", "failed", "late", "unresponsive")
@@ -42,14 +42,20 @@ def start(file: Path, detach: bool, wait_timeout: float) -> int:
     """Start the cluster."""
     tell = _printer(file, detach)
     if not detach:
-        return _supervise(file, wait_timeout, tell, None)
+        return _supervise(file, lambda: _load(file), wait_timeout, tell, None)
     from launcher.background import in_background
 
-    return in_background(lambda told, leave: _supervise(file, wait_timeout, told, leave), tell)
+    return in_background(
+        lambda: _load(file), lambda load, told, leave: _supervise(file, load, wait_timeout, told, leave), tell
+    )
 
 
 def _supervise(
-    file: Path, wait_timeout: float, tell: Callable[[dict[str, Any]], None], leave: Callable[[Path], None] | None
+    file: Path,
+    load: Callable[[], ClusterConfig],
+    wait_timeout: float,
+    tell: Callable[[dict[str, Any]], None],
+    leave: Callable[[Path], None] | None,
 ) -> int:
     """Start the cluster and be its supervisor, until it is stopped; `leave` sends what it says then to a file."""
     from launcher.supervision import sockets
@@ -60,7 +66,7 @@ def _supervise(
             leave(cluster.logs.directory / cluster.name / "supervisor.out")
 
     try:
-        return up(file, lambda: _load(file), wait_timeout=wait_timeout, tell=tell, leave=go_away)
+        return up(file, load, wait_timeout=wait_timeout, tell=tell, leave=go_away)
     except AlreadyRunning as running:
         cluster, record = running.config, running.record
         if record is None:

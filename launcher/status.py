@@ -7,7 +7,7 @@ from typing import Any
 
 from client.console import EXIT_DEGRADED, EXIT_NOT_RUNNING
 from client.discover import command
-from launcher.clusterfile.config import ClusterConfig
+from launcher.clusterfile.settings import ClusterConfig
 from launcher.run.control import NoAnswer, ask
 from launcher.run.directory import NodeRecord, RunDirectory
 from node.transport.address import Address

@@ -20,7 +20,7 @@ from node import topology
 from node.transport.address import Address
 
 if TYPE_CHECKING:  # they take a while to load, and the fork server need not wait for it
-    from launcher.clusterfile.config import ClusterConfig
+    from launcher.clusterfile.settings import ClusterConfig
     from launcher.supervision.places import Place
 
 Tell = Callable[[dict[str, Any]], None]
@@ -72,9 +72,9 @@ def up(
         start_fork_server(run.path, *_modules(document))
         step()
         try:
-            config, found, listeners = _prepare(load, run)
-            from launcher.supervision.supervisor import Supervisor
+            from launcher.supervision.supervisor import Supervisor  # while the fork server loads what the nodes need
 
+            config, found, listeners = _prepare(load, run)
             leave(config)
         except Exception:
             stop_fork_server()

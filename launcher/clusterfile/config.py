@@ -1,7 +1,7 @@
 """cluster.yaml: read, checked as a whole, every default filled in. See docs/configuration.md for the keys.
 
-The keys one by one are launcher/clusterfile/schema.py's; here is what they must be to one another, and
-`ClusterConfig`, what the launcher works with. All problems of a file are told at once, each with its line and column.
+The keys one by one are schema.py's, what becomes of them is settings.py's; here is what they must be
+to one another. All problems of a file are told at once, each with its line and column.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from client.discover import default_name
 from client.units import format_duration, format_size
 from launcher.clusterfile.positions import Document, YAMLProblem, parse
 from launcher.clusterfile.schema import MAX_SERVERS, TAGS, Clients, ClusterFile, Logs, Restart, Server, Stripes
+from launcher.clusterfile.settings import ClientConfig, ClusterConfig, LogConfig, RestartConfig, ServerConfig
 from node import topology
 from node.transport.address import Address
 
@@ -30,49 +31,6 @@ MAX_UNIX_PATH = 107
 """Bytes in the path of a unix socket, at most (Linux)."""
 DEFAULT_LISTEN = Address("127.0.0.1", 10809)
 ANY_PORT = Address("127.0.0.1", 0)
-
-# -- what the launcher works with --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ServerConfig:
-    """One server: bytes of its shard, and where it listens."""
-
-    memory: int
-    listen: Address
-
-
-@dataclass(frozen=True)
-class LogConfig:
-    """`retain_age` is in seconds, 0 for no bound."""
-
-    directory: Path
-    retain: int
-    level: str
-    retain_age: float
-    sample: int
-
-
-@dataclass(frozen=True)
-class ClusterConfig:
-    """A whole cluster.yaml; paths are absolute, sizes bytes, times seconds. `stripe` is 0 for the linear layout,
-    `storage` None for memory."""
-
-    file: Path
-    name: str
-    memory: int
-    servers: tuple[ServerConfig, ...]
-    topology: str
-    fan_out: str
-    stripe: int
-    clients: Clients
-    storage: Path | None
-    logs: LogConfig
-    restart: Restart
-    metrics: Address | None
-    stop_timeout: float
-    retry_timeout: float
-    hang_timeout: float
 
 
 @dataclass(frozen=True, order=True)
@@ -161,7 +119,7 @@ def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
         topology=parsed.topology,
         fan_out=parsed.fan_out,
         stripe=stripe,
-        clients=parsed.clients,
+        clients=ClientConfig(**parsed.clients.model_dump()),
         storage=None if parsed.storage == "memory" else folder / parsed.storage,
         logs=LogConfig(
             directory=folder / parsed.logs.directory,
@@ -170,7 +128,7 @@ def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
             retain_age=parsed.logs.retain_age or 0.0,
             sample=parsed.logs.sample,
         ),
-        restart=parsed.restart,
+        restart=RestartConfig(**parsed.restart.model_dump()),
         metrics=None if parsed.metrics is None else _absolute(parsed.metrics, folder),
         stop_timeout=parsed.stop_timeout,
         retry_timeout=parsed.retry_timeout,

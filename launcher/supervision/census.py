@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from launcher.clusterfile.config import ClusterConfig
+from launcher.clusterfile.settings import ClusterConfig
 from launcher.supervision.child import Child
 from launcher.supervision.lifecycle import Lifecycle, State
 from node.cluster_map import ClusterMap

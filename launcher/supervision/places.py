@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.clusterfile.config import ClusterConfig
+from launcher.clusterfile.settings import ClusterConfig
 from launcher.run.directory import RunDirectory
 from node import topology
 from node.transport.address import Address

@@ -13,10 +13,11 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from client.console import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TIMEOUT
-from launcher.clusterfile.config import ClusterConfig
+from launcher.clusterfile.settings import ClusterConfig
 from launcher.run.directory import NodeRecord, RunDirectory, RunRecord
 from launcher.run.identity import Identity
 from launcher.run.steps import step
@@ -93,7 +94,7 @@ class Supervisor:
             [f"server{index}" for index in range(count)],
             [f"logger{index}" for index in range(count)],
             doors=count if self._shape.every_server_is_a_door else 1,
-            restart=lifecycle.RestartPolicy(**config.restart.model_dump()),
+            restart=lifecycle.RestartPolicy(**asdict(config.restart)),
             stop_timeout=config.stop_timeout,
             jitter=lambda seconds: seconds * random.uniform(0.9, 1.1),
         )

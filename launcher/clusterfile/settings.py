@@ -1,0 +1,72 @@
+"""A checked cluster.yaml, every default filled in: what the launcher works with.
+
+Plain data, without pydantic: what has checked the file and what runs the cluster may be two processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from node.transport.address import Address
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """One server: bytes of its shard, and where it listens."""
+
+    memory: int
+    listen: Address
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """`retain_age` is in seconds, 0 for no bound."""
+
+    directory: Path
+    retain: int
+    level: str
+    retain_age: float
+    sample: int
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """See schema.py's Clients."""
+
+    limit: int | Literal["auto"]
+    handshake_timeout: float
+    stall_timeout: float
+
+
+@dataclass(frozen=True)
+class RestartConfig:
+    """See schema.py's Restart."""
+
+    cap: float
+    reset: float
+    deaths: int
+    within: float
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """A whole cluster.yaml; paths are absolute, sizes bytes, times seconds. `stripe` is 0 for the linear layout,
+    `storage` None for memory."""
+
+    file: Path
+    name: str
+    memory: int
+    servers: tuple[ServerConfig, ...]
+    topology: str
+    fan_out: str
+    stripe: int
+    clients: ClientConfig
+    storage: Path | None
+    logs: LogConfig
+    restart: RestartConfig
+    metrics: Address | None
+    stop_timeout: float
+    retry_timeout: float
+    hang_timeout: float
