@@ -585,8 +585,9 @@ def test_a_server_whose_shard_is_gone_does_not_come_back_with_zeroes(tmp_path, n
 def test_a_run_directory_of_somebody_else_is_not_believed(tmp_path, what, words):
     """Anybody may make one in /dev/shm under our name: a sentence says whose it is, and nothing in it is touched."""
     uid = os.getuid() + 1
-    foreign = Path(f"/dev/shm/memcluster-{uid}-{tmp_path.name[:40]}")  # ours, for whom takes himself for another user
-    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"name": tmp_path.name[:40], "memory": "1MiB"}))
+    name = f"{tmp_path.parent.name}-{tmp_path.name}"[-40:]  # another worker's tmp_path may have the same last part
+    foreign = Path(f"/dev/shm/memcluster-{uid}-{name}")  # ours, for whom takes himself for another user
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"name": name, "memory": "1MiB"}))
     if what == "directory":
         foreign.mkdir()
         (foreign / "uri").write_text("nbd://127.0.0.1:1")
