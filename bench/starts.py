@@ -1,7 +1,7 @@
 """How long a cluster takes to come up and to go down, beside honcho with as many trivial servers.
 
-All run by the same Python, and what they import is compiled. This project must not be installed with a finder of editable
-packages (`make install` does without): each of honcho's servers would load it, too, for 9 ms.
+All run by the same Python, and what they import is compiled. This project must not be installed with a finder of
+editable packages (`make install` does without): each of honcho's servers would load it, too, for 9 ms.
 """
 
 from __future__ import annotations

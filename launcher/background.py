@@ -16,15 +16,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from client.console import EXIT_ERROR
-from launcher.clusterfile.settings import ClusterConfig
 from launcher.run.control import FrameStream, NoAnswer
 from launcher.run.identity import Identity
 from node.transport.frames import Frame
 
-Load = Callable[[], ClusterConfig]
+if TYPE_CHECKING:
+    from launcher.clusterfile.settings import ClusterConfig
+
+Load = Callable[[], "ClusterConfig"]
 Tell = Callable[[dict[str, Any]], None]
 Leave = Callable[[Path], None]
 

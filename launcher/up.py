@@ -8,14 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from setproctitle import setproctitle
-
 from client.discover import DiscoverError, command, name_in, outline
 from launcher.run import leftovers
 from launcher.run.directory import MemoryMismatch, NameInUse, RunDirectory, RunRecord, claim_memory
 from launcher.run.steps import step
 from launcher.supervision import sockets
-from launcher.supervision.child import start_fork_server, stop_fork_server
+from launcher.supervision.forkserver import start_fork_server, stop_fork_server
 from node import topology
 from node.transport.address import Address
 
@@ -72,7 +70,9 @@ def up(
         start_fork_server(run.path, *_modules(document))
         step()
         try:
-            from launcher.supervision.supervisor import Supervisor  # while the fork server loads what the nodes need
+            from setproctitle import setproctitle  # while the fork server loads what the nodes need
+
+            from launcher.supervision.supervisor import Supervisor
 
             config, found, listeners = _prepare(load, run)
             leave(config)

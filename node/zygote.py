@@ -14,8 +14,6 @@ import signal
 import sys
 from typing import Any
 
-from setproctitle import setproctitle
-
 PR_SET_PDEATHSIG = 1
 SUPERVISOR = "MEMCLUSTER_SUPERVISOR"
 """The environment variable that tells the fork server its supervisor's pid."""
@@ -51,4 +49,6 @@ if SUPERVISOR in os.environ:
     gc.disable()  # what is loaded here is no garbage, and stays shared with the nodes as long as nobody looks at it
     redirect_output(os.environ.pop(OUTPUT))
     die_with(int(os.environ[SUPERVISOR]))
+    from setproctitle import setproctitle  # the supervisor need not wait for it to start this process
+
     setproctitle(f"memcluster: fork server of {os.environ.pop(SUPERVISOR)}")

@@ -23,8 +23,9 @@ from launcher.run.identity import Identity
 from launcher.run.steps import step
 from launcher.supervision import lifecycle, orders, sockets
 from launcher.supervision.census import Census
-from launcher.supervision.child import Child, helpers
+from launcher.supervision.child import Child
 from launcher.supervision.faults import FaultError, Faults
+from launcher.supervision.forkserver import helpers
 from launcher.supervision.heartbeats import Heartbeats, period, where_it_stands
 from launcher.supervision.lifecycle import Action, Lifecycle, Phase
 from launcher.supervision.places import Place
