@@ -13,7 +13,7 @@ import time
 import pytest
 from harness import ROOT, TIMEOUT, Cluster, memclient_command, memcluster_command, run
 
-from client.console import EXIT_DEGRADED, EXIT_IN_USE, EXIT_TIMEOUT
+from client.console import EXIT_DEGRADED, EXIT_IN_USE, EXIT_TIMEOUT, EXIT_USAGE
 from launcher.run.directory import RunDirectory
 from launcher.run.identity import Identity
 from launcher.run.leftovers import wait_gone
@@ -69,6 +69,25 @@ def test_a_stopped_supervisor_is_told_from_a_dead_one(make_cluster):
     assert done.returncode == EXIT_DEGRADED
     cluster.record.supervisor.signal(signal.SIGCONT)
     assert cluster.status()["state"] == "running"
+
+
+def test_the_command_checks_the_file_for_a_supervisor_in_the_background(make_cluster):
+    """The supervisor takes orders, too, without pydantic, which takes long to load and much memory."""
+    cluster = make_cluster(servers=2)
+    cluster.command("fault", "pause", "server1", "--for", "10ms")
+    with open(f"/proc/{cluster.record.supervisor.pid}/maps") as maps:
+        assert "pydantic" not in maps.read()
+
+
+@pytest.mark.parametrize("keys", [{"memory": 0}, {"name": "a b"}, {"servers": 3, "listen": "nowhere"}])
+def test_a_file_that_is_wrong_calls_the_supervisor_off(tmp_path, new_cluster, keys):
+    """The command says what is wrong, once, and nothing of the supervisor that it has forked is left."""
+    cluster = new_cluster(tmp_path, **keys)
+    refused = cluster.command("up", "-d", check=False)
+    assert refused.returncode == EXIT_USAGE
+    assert all(line.startswith(b"cluster.yaml:") for line in refused.stderr.splitlines())
+    assert len(refused.stderr.splitlines()) == 1
+    assert not RunDirectory(cluster.name).path.exists()
 
 
 def test_a_node_dies_while_the_fork_server_is_stopped(make_cluster):

@@ -1,7 +1,7 @@
 """cluster.yaml: read, checked as a whole, every default filled in. See docs/configuration.md for the keys.
 
-The keys one by one are schema.py's, what becomes of them is settings.py's; here is what they must be to one another. All
-problems of a file are told at once, each with its line and column.
+The keys one by one are schema.py's, what becomes of them is settings.py's; here is what they must be to one another.
+All problems of a file are told at once, each with its line and column.
 """
 
 from __future__ import annotations

@@ -1,0 +1,55 @@
+"""launcher/supervision/orders.py: what is an order, and what is wrong with what is none."""
+
+from __future__ import annotations
+
+import pytest
+
+from launcher.supervision.orders import Down, Fault, Kill, OrderError, Status, parse
+
+
+@pytest.mark.parametrize(
+    ("head", "order"),
+    [
+        ({"do": "status"}, Status()),
+        ({"do": "kill"}, Kill()),
+        ({"do": "down"}, Down()),
+        ({"do": "down", "drain": True, "timeout": 5}, Down(drain=True, timeout=5)),
+        ({"do": "fault", "kind": "kill", "targets": ["server1"]}, Fault("kill", ["server1"])),
+        (
+            {"do": "fault", "kind": "slow", "targets": ["a", "b"], "seconds": None, "delay": 0.5},
+            Fault("slow", ["a", "b"], None, 0.5),
+        ),
+    ],
+)
+def test_an_order_is_read(head, order):
+    """With what it says, and the defaults of what it does not say."""
+    assert parse(head) == order
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        ({}, "do must be one of status, kill, down, fault"),
+        ({"do": ["status"]}, "do must be one of"),
+        ({"do": "dance"}, "got 'dance'"),
+        ({"do": "status", "x": 1}, "unexpected keyword argument 'x'"),
+        ({"do": "status", "drain": True}, "unexpected keyword argument 'drain'"),
+        ({"do": "down", "drain": 1}, "drain must be true or false"),
+        ({"do": "down", "timeout": -1}, "timeout must be seconds, or null"),
+        ({"do": "down", "timeout": True}, "timeout must be seconds, or null"),
+        ({"do": "down", "timeout": float("nan")}, "timeout must be seconds, or null"),
+        ({"do": "down", "timeout": float("inf")}, "timeout must be seconds, or null"),
+        ({"do": "fault", "targets": ["server1"]}, "missing 1 required positional argument: 'kind'"),
+        ({"do": "fault", "kind": "tickle", "targets": ["server1"]}, "kind must be one of pause"),
+        ({"do": "fault", "kind": [], "targets": ["server1"]}, "kind must be one of pause"),
+        ({"do": "fault", "kind": "kill", "targets": []}, "targets must be one or two names"),
+        ({"do": "fault", "kind": "kill", "targets": [1]}, "targets must be one or two names"),
+        ({"do": "fault", "kind": "kill", "targets": "server1"}, "targets must be one or two names"),
+        ({"do": "fault", "kind": "slow", "targets": ["a"], "delay": None}, "delay must be seconds"),
+    ],
+)
+def test_what_is_no_order_is_refused_with_a_sentence(head, words):
+    """It names the field and what it must be."""
+    with pytest.raises(OrderError) as refused:
+        parse(head)
+    assert words in str(refused.value)
