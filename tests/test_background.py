@@ -16,10 +16,10 @@ from launcher.background import in_background
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-def supervise(tell, leave):
+def supervise(load, tell, leave):
     {body}
 
-code = in_background(supervise, lambda happening: print(happening["event"], happening.get("text", ""), flush=True))
+code = in_background(dict, supervise, lambda happening: print(happening["event"], happening.get("text", ""), flush=True))
 print("code", code)
 """
 
