@@ -72,6 +72,16 @@ def need(command: str, package: str) -> str:
     return path
 
 
+def run_in_small_room(folder: Path, script: str, **words: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a shell script that mounts a small tmpfs of its own; the commands are there as $memcluster and $memclient.
+    The test is skipped where nobody may mount: that is tried first, so that nothing the script says is taken for it."""
+    tried = run("unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", folder, check=False)
+    if tried.returncode:
+        pytest.skip("mounting a small tmpfs is not allowed here: " + tried.stderr.decode().strip())
+    words |= {"memcluster": " ".join(memcluster_command()), "memclient": " ".join(memclient_command())}
+    return run("unshare", "--mount", "sh", "-c", script, cwd=folder, **words)
+
+
 class Cluster:
     """A cluster of a test: port 0, a name of its own, small memory. Made by `clusters`, which ends it."""
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import struct
 
 import psutil
 import pytest
-from harness import Cluster, memclient_command, memcluster_command, run
+from harness import Cluster, run_in_small_room
 
 from node.nbd import wire
 from node.nbd.client import ClientSession
@@ -147,16 +146,11 @@ $memcluster down >/dev/null
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs takes root")
 def test_a_full_storage_is_enospc_for_the_client_and_shows_in_status(tmp_path, new_cluster):
     """No room: the client's error says so, what was written before stays, every process lives, status tells."""
     cluster = new_cluster(tmp_path, memory="8MiB", storage="data")
     (tmp_path / "data").mkdir()
-    words = {"memcluster": " ".join(memcluster_command()), "memclient": " ".join(memclient_command())}
-    done = run("unshare", "--mount", "sh", "-c", FULL_STORAGE, cwd=tmp_path, check=False, **words)
-    if b"ermission" in done.stderr:
-        pytest.skip("this container may not mount: " + done.stderr.decode())
-    assert done.returncode == 0, (done.stdout, done.stderr)
+    done = run_in_small_room(tmp_path, FULL_STORAGE)
     assert b"No space left on device (ENOSPC)" in done.stderr
     assert b"requests found no room" in done.stdout
     assert cluster.left_behind() == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from harness import ROOT, Cluster, clusters, commands, memcluster_command, run
+from harness import ROOT, Cluster, clusters, commands, memcluster_command, run, run_in_small_room
 
 
 def test_a_cluster_ends_with_a_test_that_fails(tmp_path):
@@ -48,3 +48,10 @@ def test_commands_run_this_checkouts_code(tmp_path, start):
     assert run(*words, cwd=tmp_path).stdout.decode() == str(ROOT)
     told, _ = start(*words, cwd=tmp_path, stdout=subprocess.PIPE, text=True).communicate()
     assert told == str(ROOT)
+
+
+def test_what_a_script_in_a_small_room_says_is_no_reason_to_skip(tmp_path):
+    """Only who may not mount skips: a script that is refused something has failed."""
+    assert b"tmpfs" in run_in_small_room(tmp_path, "mount -t tmpfs tmpfs . && mount | grep $PWD").stdout
+    with pytest.raises(AssertionError, match="Permission denied"):
+        run_in_small_room(tmp_path, "echo Permission denied >&2; exit 1")

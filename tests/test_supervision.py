@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import signal
 import socket
@@ -11,7 +10,7 @@ import sys
 import time
 
 import pytest
-from harness import ROOT, TIMEOUT, Cluster, memclient_command, memcluster_command, run
+from harness import ROOT, TIMEOUT, Cluster, memcluster_command, run, run_in_small_room
 
 from client.console import EXIT_DEGRADED, EXIT_IN_USE, EXIT_TIMEOUT, EXIT_USAGE
 from launcher.run.directory import RunDirectory
@@ -218,17 +217,6 @@ for _ in range(20):
 """
 
 
-def run_in_small_room(folder, script: str, **words: str):
-    """What a script did that mounts a small tmpfs of its own; the commands are there as $memcluster and $memclient."""
-    words |= {"memcluster": " ".join(memcluster_command()), "memclient": " ".join(memclient_command())}
-    done = run("unshare", "--mount", "sh", "-c", script, cwd=folder, check=False, **words)
-    if b"ermission" in done.stderr:
-        pytest.skip("this container may not mount: " + done.stderr.decode())
-    assert done.returncode == 0, (done.stdout, done.stderr)
-    return done
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs takes root")
 def test_a_full_disk_under_the_logs_is_no_end_of_a_node(tmp_path, new_cluster):
     """Neither records nor complaints about strangers can be written: the service goes on, and status says so."""
     port = free_port()
@@ -264,7 +252,6 @@ rmdir /dev/shm/* 2>/dev/null || [ -z "$(ls /dev/shm)" ]
 FORK_SERVER = "import json, glob; print(json.load(open(glob.glob('/dev/shm/*/state.json')[0]))['helpers'][0]['pid'])"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs takes root")
 def test_a_tmpfs_filled_by_clients_is_no_end_of_anything(tmp_path, new_cluster, topology):
     """Shards and the supervisor's own files share it: nodes and fork server are restarted all the same, clients get
     ENOSPC, and everything goes on when there is room again."""
