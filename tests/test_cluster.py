@@ -565,7 +565,7 @@ def test_memory_that_is_not_whole_is_refused_until_down_discards_it(make_cluster
 
 def test_a_server_whose_shard_is_gone_does_not_come_back_with_zeroes(tmp_path, new_cluster):
     """It was deleted under the running cluster: the node's own words say so, and a client waits or is refused."""
-    cluster = new_cluster(tmp_path, storage="data", retry_timeout="100ms", restart={"deaths": 2})
+    cluster = new_cluster(tmp_path, storage="data", retry_timeout="1s", restart={"deaths": 2})
     cluster.up()
     with cluster.connect() as memory:
         memory.pwrite(b"kept", 400_000)

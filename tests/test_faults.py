@@ -9,6 +9,7 @@ import pytest
 from harness import TIMEOUT, Cluster
 
 import memcluster
+from client.console import EXIT_DEGRADED
 from launcher.run.identity import Identity
 from launcher.run.leftovers import wait_gone
 from launcher.supervision.heartbeats import period
@@ -40,23 +41,23 @@ def test_a_paused_node_is_paused_and_goes_on_after_its_time(make_cluster):
     cluster = make_cluster()
     offset = offset_of(cluster, "server1")
     with cluster.connect(reconnect=False) as memory:
-        assert b"pause: server1 for 1 s" in cluster.command("fault", "pause", "server1", "--for", "1s").stdout
         started = time.monotonic()
-        assert node(cluster, "server1")["state"] == "paused"
+        assert b"pause: server1 for 1 s" in cluster.command("fault", "pause", "server1", "--for", "1s").stdout
         assert memory.pread(1, offset) == b"\0"
-        assert time.monotonic() - started < 10
+        assert 1 <= time.monotonic() - started < 10
     assert wait_for(cluster, "server1", state="ready")["restarts"] == 0
 
 
 def test_resume_ends_a_pause(make_cluster):
     """Without --for it lasts until resume."""
     cluster = make_cluster()
-    cluster.command("fault", "pause", "logger")
-    for name in ("logger0", "logger1", "logger2"):
-        assert node(cluster, name)["state"] == "paused"
-    cluster.command("fault", "resume", "logger")
-    for name in ("logger0", "logger1", "logger2"):
-        assert node(cluster, name)["state"] == "ready"
+    for target, names in (("logger", ("logger0", "logger1", "logger2")), ("server1", ("server1",))):
+        cluster.command("fault", "pause", target)
+        for name in names:
+            assert node(cluster, name)["state"] == "paused"
+        cluster.command("fault", "resume", target)
+        for name in names:
+            assert node(cluster, name)["state"] == "ready"
 
 
 def test_the_owner_of_a_byte_can_be_killed_and_kept_down(make_cluster):
@@ -67,12 +68,12 @@ def test_the_owner_of_a_byte_can_be_killed_and_kept_down(make_cluster):
     offset = offset_of(cluster, "server2") + 5
     with cluster.connect(reconnect=False) as memory:
         memory.pwrite(b"kept", offset)
-        done = cluster.command("fault", "kill", f"owner:{offset:#x}", "--for", "4s")
+        started = time.monotonic()
+        done = cluster.command("fault", "kill", f"owner:{offset:#x}", "--for", "1s")
         assert b"kill: server2" in done.stdout
         assert wait_gone([victim], TIMEOUT)
-        assert node(cluster, "server2")["state"] == "restarting"
-        assert cluster.command("status", check=False).returncode == 4
         assert memory.pread(4, offset) == b"kept"
+        assert time.monotonic() - started >= 1
     assert wait_for(cluster, "server2", state="ready")["restarts"] == 1
     cluster.remember()
 
@@ -108,6 +109,7 @@ def test_resume_lets_a_node_come_back_that_is_kept_down(make_cluster):
     cluster = make_cluster()
     cluster.command("fault", "kill", "server1", "--for", "1h")
     wait_for(cluster, "server1", state="restarting")
+    assert cluster.command("status", check=False).returncode == EXIT_DEGRADED
     done = cluster.command("fault", "pause", "server", check=False)
     assert done.returncode == 1
     assert b"server1 is not alive" in done.stderr
@@ -184,11 +186,11 @@ def test_two_beats_may_be_lost_before_a_node_is_taken_for_hung(hang_timeout):
 
 def test_a_node_stopped_by_a_signal_is_not_taken_for_hung(make_cluster):
     """SIGSTOP for longer than hang_timeout: paused, and the same process goes on afterwards."""
-    cluster = make_cluster(hang_timeout="500ms")
+    cluster = make_cluster(hang_timeout="1s")
     paused = Identity.of(cluster.pid("server1"))
     offset = offset_of(cluster, "server1")
     with cluster.connect(reconnect=False) as memory:
-        cluster.command("fault", "pause", "server1", "--for", "2s")
+        cluster.command("fault", "pause", "server1", "--for", "3s")
         assert memory.pread(1, offset) == b"\0"  # answered only after the pause
     assert paused.alive
     assert wait_for(cluster, "server1", state="ready")["restarts"] == 0

@@ -510,7 +510,7 @@ def test_what_comes_after_disc_is_not_looked_at(world):
 
 def test_who_stalls_in_the_handshake_is_cut_off(tmp_path, new_cluster):
     """At handshake_timeout, wherever it stopped; a client that has opened its export may be idle for ever."""
-    cluster = new_cluster(tmp_path, clients={"handshake_timeout": "300ms"})
+    cluster = new_cluster(tmp_path, clients={"handshake_timeout": "2s"})
     cluster.up()
     world = World(cluster)
     stalls = [b"", FLAGS[:3], FLAGS, FLAGS + LIST, FLAGS + GO[:-1], FLAGS + option(4711, length=60_000) + b"x" * 9]

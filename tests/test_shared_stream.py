@@ -195,7 +195,7 @@ def test_who_waits_too_long_gets_one_answer(make_cluster, way):
     cluster = make_cluster(topology="dispatcher", retry_timeout="300ms", restart={"deaths": 100})
     with Raw(cluster, structured=way != "simple") as client:
         for name in ("server2", "server3"):
-            cluster.command("fault", "kill", name, "--for", "2s")
+            cluster.command("fault", "kill", name, "--for", "1h")
         command = Command.BLOCK_STATUS if way == "extents" else Command.READ
         client.ask(command, 1, 0, MiB, CommandFlag.DF if way == "df" else 0)
         assert client.reply().error == wire.Error.EIO
