@@ -22,6 +22,8 @@ EXIT_TIMEOUT = 124
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+"""Of descriptors, memory or processes."""
 
 
 class Failure(Exception):
@@ -71,7 +73,10 @@ def system_words(error: OSError) -> str:
 
 
 def _explain_system(error: Exception) -> Failure | None:
-    """A file that cannot be used and a full disk are no fault of this program; other system errors may be."""
+    """A file that cannot be used, a full disk and a limit that is reached are no fault of this program; other system
+    errors may be."""
+    if isinstance(error, OSError) and error.errno in SHORT:
+        return Failure(f"{error.strerror}: a limit of this machine or of yours is reached; `ulimit -a` shows yours")
     if isinstance(error, OSError) and (error.filename or error.errno in FULL):
         return Failure(system_words(error))
     return None
@@ -121,7 +126,7 @@ def run(command: click.Command, name: str, explain: Callable[[Exception], Failur
         failure = error if isinstance(error, Failure) else explain(error) or _explain_system(error)
         if failure is None:
             raise
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno in FULL:
             silence(sys.stdout)  # it may be what cannot be written; Python would try once more at the exit
         prefix = f"{name}: " if failure.prefix is None else failure.prefix
         click.echo("\n".join(prefix + line for line in str(failure).splitlines()), err=True)

@@ -229,6 +229,19 @@ def test_up_and_down_do_what_they_promise_wherever_their_output_goes(tmp_path, n
     assert cluster.left_behind() == []
 
 
+def test_a_limit_that_is_reached_is_told_in_one_sentence(tmp_path, new_cluster):
+    """Too few descriptors for a supervisor: no traceback, and nothing is left that `down` would not remove."""
+    cluster = new_cluster(tmp_path)
+    for descriptors in (8, 12):
+        words = f"ulimit -n {descriptors}; exec {shlex.join(memcluster_command('up', '-d'))}"
+        done = run("sh", "-c", words, cwd=tmp_path, check=False)
+        assert done.returncode == 1
+        [line] = done.stderr.decode().splitlines()
+        assert line.startswith("memcluster: Too many open files")
+    cluster.command("down", check=False)
+    assert cluster.left_behind() == []
+
+
 @pytest.mark.parametrize("keys", [
     {"memory": "64XB"}, {"servers": 0}, {"servers": 65}, {"topology": "ring"}, {"lisen": "x"},
     {"memory": "100TiB"}, {"servers": [{"memory": "1MiB"}, {"memory": "1KiB"}]}, {"layout": {"stripe": 3}},
