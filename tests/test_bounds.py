@@ -69,8 +69,8 @@ def test_a_client_that_never_reads_its_replies_is_bounded_and_then_cut_off(make_
     )
     primary = psutil.Process(cluster.pid("server0"))
     with cluster.connect() as other:
-        for start in range(0, other.size, 32 << 20):
-            other.pwrite(b"x" * (32 << 20), start)
+        for start in range(0, other.size, 4 << 20):
+            other.pwrite(b"x" * (4 << 20), start)
         before = primary.memory_info().rss - primary.memory_info().shared
         greedy = raw_client(cluster)
         place = 96 << 20 if topology == "client-routed" else 160 << 20  # of a server's own part, or the other server's

@@ -291,6 +291,7 @@ def test_what_was_acknowledged_under_load_survives_the_stop(tmp_path, new_cluste
             except memcluster.ClusterError:
                 continue
             acknowledged[offset] = value
+    assert wait_gone([cluster.record.supervisor], TIMEOUT)  # clients are told long before the log is merged
     assert cluster.left_behind() == []
     cluster.up()
     with cluster.connect() as memory:

@@ -115,7 +115,7 @@ def test_what_was_acknowledged_is_logged_once_whatever_is_killed(make_cluster: M
 def test_a_piece_that_was_done_twice_stands_there_once(make_cluster: Make) -> None:
     """Its server does it, is killed before the reply leaves, and does it again in its next life."""
     cluster = make_cluster(**STRIPES)
-    cluster.command("fault", "slow", "server1", "--delay", "5s")
+    cluster.command("fault", "slow", "server1", "--delay", "1h")
     with cluster.connect() as memory:
         writer = threading.Thread(target=memory.pwrite, args=(b"x" * 4096, 4096))
         writer.start()
@@ -125,6 +125,7 @@ def test_a_piece_that_was_done_twice_stands_there_once(make_cluster: Make) -> No
         wait_for(cluster, happened("restarted", "server1"))
         assert cluster.pid("server1") != before
         cluster.command("fault", "resume", "server1")
+        cluster.command("fault", "partition", "server0", "server1", "--for", "50ms")  # what it answered slowly is lost
         writer.join(TIMEOUT)
         assert memory.pread(4096, 4096) == b"x" * 4096
     cluster.remember()
