@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -97,6 +98,8 @@ def _open_standard_streams() -> None:
             stream = open(os.devnull, mode)  # noqa: SIM115 - for as long as we run
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a sign that the locale does not have ends no supervisor
 
 
 def run(command: click.Command, name: str, explain: Callable[[Exception], Failure | None] = lambda _: None) -> None:

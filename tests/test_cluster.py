@@ -40,9 +40,9 @@ def read_line(process: subprocess.Popen, wanted: str) -> list[str]:
 @pytest.fixture
 def foreground(start):
     """Starts `memcluster up` of a cluster; returns the process, which has a session of its own, as in a terminal."""
-    return lambda cluster: start(
+    return lambda cluster, **variables: start(
         *memcluster_command("up"), cwd=cluster.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True,
+        text=True, start_new_session=True, env=variables,
     )  # fmt: skip
 
 
@@ -227,6 +227,23 @@ def test_up_and_down_do_what_they_promise_wherever_their_output_goes(tmp_path, n
         assert memory.pread(1, memory.size - 1) == b"\0"
     run("sh", "-c", f"{shlex.join(memcluster_command('down'))} {where}", cwd=tmp_path)
     assert cluster.left_behind() == []
+
+
+def test_where_the_locale_has_no_such_signs_others_are_shown(tmp_path, new_cluster, foreground):
+    """In the foreground and in the background, and in the log: it is said in the signs that there are."""
+    cluster = new_cluster(tmp_path)
+    ascii_only = {"PYTHONIOENCODING": "ascii"}
+    assert b"? server0    ready" in cluster.command("up", "-d", **ascii_only).stdout
+    cluster.remember()
+    with cluster.connect() as memory:
+        memory.pwrite(b"x" * memory.size, 0)
+    [request] = {entry["request"] for entry in logged_writes(cluster)}
+    assert b"? " in cluster.command("logs", "--request", request, **ascii_only).stdout
+    assert b"? server0    stopped" in cluster.command("down", **ascii_only).stdout
+    process = foreground(cluster, **ascii_only)
+    read_line(process, "to stop it")
+    cluster.down()
+    assert process.wait(TIMEOUT) == 0
 
 
 def test_a_limit_that_is_reached_is_told_in_one_sentence(tmp_path, new_cluster):
