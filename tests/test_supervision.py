@@ -291,3 +291,17 @@ def test_a_kill_goes_to_the_group_that_a_process_leads(leads):
     finally:
         child.signal(signal.SIGKILL)
         process.stdout.close()
+
+
+NAMED = r"import ctypes, signal; ctypes.CDLL(None).prctl(15, b'\xff) R 1 (\xc3'); print(flush=True); signal.pause()"
+
+
+def test_a_process_may_be_called_anything(start):
+    """Half a letter too, where the kernel cuts a name: a recorded pid may be that of any process by now."""
+    process = start(sys.executable, "-c", NAMED, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    identity = Identity.of(process.pid)
+    assert identity is not None
+    assert identity.alive
+    assert not identity.stopped
+    assert not Identity(process.pid, identity.start + 1).alive

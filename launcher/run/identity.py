@@ -91,8 +91,8 @@ class Identity:
 def _stat(pid: int) -> list[str] | None:
     """The fields of /proc/PID/stat from the third, the state, on: the second may contain anything."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].decode().split()
     except (FileNotFoundError, ProcessLookupError):
         return None
 
