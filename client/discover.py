@@ -71,7 +71,7 @@ def outline(file: Path) -> dict[str, Any]:
 
     try:
         # Scalars as they are written: by YAML 1.1 `name: off` would be False, for the launcher it is a word.
-        document = yaml.load(file.read_text(), getattr(yaml, "CBaseLoader", yaml.BaseLoader))
+        document = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CBaseLoader", yaml.BaseLoader))
     except FileNotFoundError as error:
         raise DiscoverError(f"{file}: no such file; say which cluster with --uri or MEMCLUSTER_URI") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

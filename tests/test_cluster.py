@@ -230,9 +230,11 @@ def test_up_and_down_do_what_they_promise_wherever_their_output_goes(tmp_path, n
 
 
 def test_where_the_locale_has_no_such_signs_others_are_shown(tmp_path, new_cluster, foreground):
-    """In the foreground and in the background, and in the log: it is said in the signs that there are."""
+    """In the foreground and in the background, and in the log: it is said in the signs that there are. cluster.yaml is
+    UTF-8 everywhere."""
     cluster = new_cluster(tmp_path)
-    ascii_only = {"PYTHONIOENCODING": "ascii"}
+    cluster.file.write_bytes(cluster.file.read_bytes() + "# größer\n".encode())
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     assert b"? server0    ready" in cluster.command("up", "-d", **ascii_only).stdout
     cluster.remember()
     with cluster.connect() as memory:

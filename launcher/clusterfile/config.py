@@ -62,7 +62,7 @@ def load(path: Path, available: int | None = None) -> ClusterConfig:
     this machine has. Raises ConfigError."""
     name = str(path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError([Problem(name, 0, 0, "no such file; name another one with -f, or write one")]) from None
     except (OSError, UnicodeDecodeError) as error:
