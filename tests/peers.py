@@ -199,14 +199,11 @@ def serving(memory: bytearray) -> Script:
 
 
 @contextmanager
-def nbdkit(folder: Path, *arguments: str) -> Iterator[str]:
+def nbdkit(*arguments: str) -> Iterator[str]:
     """A running nbdkit; gives its URI. It is handed a listening socket, so nothing has to wait for its start."""
     command = need("nbdkit", "nbdkit")
-    path = folder / "nbdkit.socket"
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
-    listener.listen(16)
-
+    listener = socket.create_server(("127.0.0.1", 0))
+    uri = f"nbd://127.0.0.1:{listener.getsockname()[1]}"
     pid = os.posix_spawn(
         "/bin/sh",
         ["sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", command, "--foreground", *arguments],
@@ -215,7 +212,7 @@ def nbdkit(folder: Path, *arguments: str) -> Iterator[str]:
     )
     listener.close()
     try:
-        yield f"nbd+unix:///?socket={path}"
+        yield uri
     finally:
         os.kill(pid, signal.SIGTERM)
         assert os.waitpid(pid, 0)[1] == 0

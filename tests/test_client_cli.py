@@ -23,7 +23,7 @@ MIB = 1 << 20
 @pytest.fixture
 def memclient(tmp_path):
     """A function that runs memclient at a memory of 1 MiB."""
-    with nbdkit(tmp_path, "memory", "1M") as uri:
+    with nbdkit("memory", "1M") as uri:
 
         def command(*words: object, **options) -> subprocess.CompletedProcess[bytes]:
             return run(*memclient_command("--uri", uri, *map(str, words)), cwd=tmp_path, **options)

@@ -18,9 +18,9 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def memory(tmp_path):
+def memory():
     """A memory of 1 MiB at nbdkit."""
-    with nbdkit(tmp_path, "memory", "1M") as uri, memcluster.connect(uri) as memory:
+    with nbdkit("memory", "1M") as uri, memcluster.connect(uri) as memory:
         yield memory
 
 
@@ -88,11 +88,11 @@ def test_nothing_can_be_read_and_written(memory):
     assert memory[5:5] == b""
 
 
-def test_requests_longer_than_the_server_takes_are_cut(tmp_path):
+def test_requests_longer_than_the_server_takes_are_cut():
     """A server of at most 64 KiB a request, which refuses longer ones, is written and read as any other."""
     options = ("blocksize-minimum=512", "blocksize-maximum=64K", "blocksize-error-policy=error")
     with (
-        nbdkit(tmp_path, "--filter=blocksize-policy", "memory", "1M", *options) as uri,
+        nbdkit("--filter=blocksize-policy", "memory", "1M", *options) as uri,
         memcluster.connect(uri) as memory,
     ):
         assert memory.block_sizes == (512, 4096, 65536)
@@ -163,10 +163,10 @@ def test_flags_reach_the_server():
     ]
 
 
-def test_a_server_that_does_not_zero_is_sent_zeroes(tmp_path):
+def test_a_server_that_does_not_zero_is_sent_zeroes():
     """zero() works everywhere."""
     with (
-        nbdkit(tmp_path, "--filter=nozero", "memory", "4M", "zeromode=none") as uri,
+        nbdkit("--filter=nozero", "memory", "4M", "zeromode=none") as uri,
         memcluster.connect(uri) as memory,
     ):
         memory.pwrite(b"\xff" * 3 * MIB, 0)
@@ -183,9 +183,9 @@ def test_what_a_server_does_not_know_is_not_asked_of_it():
             memory.trim(100, 8)
 
 
-def test_a_read_only_memory_is_not_written_to(tmp_path):
+def test_a_read_only_memory_is_not_written_to():
     """ReadOnly for everything that writes; reading goes on."""
-    with nbdkit(tmp_path, "--readonly", "pattern", "1M") as uri, memcluster.connect(uri) as memory:
+    with nbdkit("--readonly", "pattern", "1M") as uri, memcluster.connect(uri) as memory:
         assert memory.read_only
         for act in (lambda: memory.pwrite(b"x", 0), lambda: memory.zero(1, 0), lambda: memory.trim(1, 0)):
             with pytest.raises(ReadOnly):
@@ -193,10 +193,10 @@ def test_a_read_only_memory_is_not_written_to(tmp_path):
         assert memory.pread(8, 8) == (8).to_bytes(8, "big")
 
 
-def test_an_error_of_the_disk_is_the_servers(tmp_path):
+def test_an_error_of_the_disk_is_the_servers():
     """ServerError, with what was asked for."""
     with (
-        nbdkit(tmp_path, "--filter=error", "memory", "1M", "error-pread=EIO", "error-pread-rate=1") as uri,
+        nbdkit("--filter=error", "memory", "1M", "error-pread=EIO", "error-pread-rate=1") as uri,
         memcluster.connect(uri) as memory,
     ):
         memory.pwrite(b"x", 0)
@@ -204,9 +204,9 @@ def test_an_error_of_the_disk_is_the_servers(tmp_path):
             memory.pread(5, 7)
 
 
-def test_servers_without_structured_replies_are_served(tmp_path):
+def test_servers_without_structured_replies_are_served():
     """Simple replies only: reads and errors work; all of the memory counts as data."""
-    with nbdkit(tmp_path, "--no-sr", "memory", "1M") as uri, memcluster.connect(uri) as memory:
+    with nbdkit("--no-sr", "memory", "1M") as uri, memcluster.connect(uri) as memory:
         memory[100:105] = b"hello"
         assert memory[99:106] == b"\0hello\0"
         assert memory.extents(1000, 10) == [Extent(10, 1000, hole=False, zero=False)]
@@ -406,12 +406,12 @@ def test_a_memory_shows_its_state(memory):
 # -- the documentation ---------------------------------------------------------------------------------------------
 
 
-def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch):
+def test_the_examples_of_the_documentation_run(monkeypatch):
     """Each block of Python in docs/client.md, as it stands there."""
     text = (Path(__file__).parent.parent / "docs" / "client.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == 2
-    with nbdkit(tmp_path, "memory", "1M") as uri:
+    with nbdkit("memory", "1M") as uri:
         monkeypatch.setenv("MEMCLUSTER_URI", uri)
         for block in blocks:
             with memcluster.connect() as memory:
