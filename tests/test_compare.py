@@ -93,8 +93,8 @@ def test_ctrl_c_leaves_nothing(tmp_path, start):
         env={"TMPDIR": str(tmp_path)},
     )  # fmt: skip
     assert process.stderr is not None
-    while "4KiB reads" not in process.stderr.readline():
-        pass
+    while "4KiB reads" not in (line := process.stderr.readline()):
+        assert line, "it has ended"
     name = f"memcluster-{os.getuid()}-compare-{process.pid}"
     state = json.loads((Path("/dev/shm") / name / "state.json").read_text())
     os.killpg(process.pid, signal.SIGINT)

@@ -19,8 +19,8 @@ def test_a_cluster_ends_with_a_test_that_fails(tmp_path):
             seen.extend([new(tmp_path), new(tmp_path / "other")])
             seen[0].command("up", "-d")
             processes.append(start(*memcluster_command("up"), cwd=seen[1].folder, stdout=subprocess.PIPE))
-            while b"to stop it" not in processes[0].stdout.readline():
-                pass
+            while b"to stop it" not in (line := processes[0].stdout.readline()):
+                assert line, "it has ended"
             assert all(cluster.processes() for cluster in seen)
             pytest.fail("in the middle of it")
 
