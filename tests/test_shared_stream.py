@@ -62,7 +62,10 @@ class Raw:
         self.session = ClientSession("", structured=structured)
         while not self.session.ready:
             self.send()
-            self.session.received(self.sock.recv_into(self.session.receive_buffer(), 1))
+            count = self.sock.recv_into(self.session.receive_buffer(), 1)
+            if not count:
+                raise ConnectionResetError("closed during the handshake")
+            self.session.received(count)
 
     def __enter__(self) -> Raw:
         return self
@@ -408,7 +411,11 @@ class Reader(threading.Thread):
     def run(self) -> None:
         try:
             while not self.stop.is_set():
-                with Raw(self.cluster, structured=self.structured, receive=self.rng.choice([0, 4096])) as client:
+                try:
+                    client = Raw(self.cluster, structured=self.structured, receive=self.rng.choice([0, 4096]))
+                except (BrokenPipeError, ConnectionResetError):
+                    continue  # who let it in was killed during the handshake
+                with client:
                     self.connections += 1
                     self._read(client)
         except (ProtocolError, AssertionError) as problem:
