@@ -19,7 +19,10 @@ def die():
 def supervise(load, tell, leave):
     {body}
 
-code = in_background(dict, supervise, lambda happening: print(happening["event"], happening.get("text", ""), flush=True))
+def tell(happening):
+    print(happening["event"], happening.get("text", ""), flush=True)
+
+code = in_background(dict, supervise, tell)
 print("code", code)
 """
 
