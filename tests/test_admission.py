@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.serving import admission as door
 from node.serving.admission import CPU_SAMPLES, MARKS, Admission, Shortage, Usage
+from node.serving.cgroup import memory_in_use
 
+GiB = 1 << 30
 CALM = Usage(0.1, 0.1, 0.1)
 
 
@@ -61,3 +67,69 @@ def test_it_does_not_flap(samples):
         for name in before ^ set(shortage.short):
             value = getattr(usage, name)
             assert value >= MARKS[name].high if name in shortage.short else value <= MARKS[name].low
+
+
+def group(directory: Path, limit: str | int, used: int, files: int = 0, *, version: int = 2) -> None:
+    """A control group as the kernel shows it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    prefix = "" if version == 2 else "total_"
+    for name, value in zip(names, (limit, used), strict=True):
+        (directory / name).write_text(f"{value}\n")
+    half = files // 2
+    (directory / "memory.stat").write_text(f"anon 5\n{prefix}inactive_file {half}\n{prefix}active_file {half}\n")
+
+
+def member(root: Path, *lines: str) -> Path:
+    """What /proc says about this process; where its groups lie."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text("".join(f"{line}\n" for line in lines))
+    return root / "sys/fs/cgroup"
+
+
+def test_a_limit_of_the_control_group_or_of_one_around_it_counts(tmp_path):
+    """The tightest of them; what files hold is room."""
+    top = member(tmp_path, "0::/outer/inner")
+    group(top / "outer/inner", "max", 3 * GiB)
+    group(top / "outer", 4 * GiB, 3 * GiB, files=GiB)
+    assert memory_in_use(tmp_path) == 0.5
+    group(top / "outer/inner", 3 * GiB, 3 * GiB)
+    assert memory_in_use(tmp_path) == 1.0
+
+
+def test_a_container_sees_its_own_group_at_the_top(tmp_path):
+    top = member(tmp_path, "0::/")
+    group(top, 2 * GiB, GiB)
+    assert memory_in_use(tmp_path) == 0.5
+
+
+def test_version_1_of_control_groups(tmp_path):
+    """Its memory groups lie apart; a container is told the path on the host, which is not there. No limit is a number
+    beyond all memory, and the groups of other controllers have none."""
+    top = member(tmp_path, "5:cpu,cpuacct:/cpu", "4:memory:/docker/0123", "0::/unified") / "memory"
+    group(top, 9223372036854771712, GiB, version=1)
+    group(top.parent / "memory/cpu", GiB, GiB, version=1)
+    assert memory_in_use(tmp_path) < 0.001
+    group(top, 2 * GiB, 2 * GiB, files=GiB, version=1)
+    assert memory_in_use(tmp_path) == 0.5
+
+
+@pytest.mark.parametrize("lines", [(), ("0::/",), ("0::/../../other",), ("4:memory:/there",)])
+def test_without_a_limit_there_is_none(tmp_path, lines):
+    """Nor where nothing of it can be read, nor on the machine's own root group."""
+    member(tmp_path, *lines)
+    assert memory_in_use(tmp_path) == 0
+    assert memory_in_use(tmp_path / "nowhere") == 0
+
+
+def test_here_it_is_a_part():
+    """Whatever this very process is in."""
+    assert 0 <= memory_in_use() <= 1
+
+
+def test_auto_looks_at_the_machine_and_at_the_control_group(monkeypatch):
+    """Whichever has less room."""
+    monkeypatch.setattr(door, "memory_in_use", lambda: 0.999)
+    assert door.look_at_the_machine()().memory >= 0.999
+    monkeypatch.setattr(door, "memory_in_use", lambda: 0.0)
+    assert 0 < door.look_at_the_machine()().memory <= 1

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from node.serving.cgroup import memory_in_use
 from node.serving.slots import SlotTable
 
 SAMPLE = 1.0
@@ -101,7 +102,8 @@ class Admission:
 
 
 def look_at_the_machine() -> Callable[[], Usage]:
-    """A function that looks at memory, this process's descriptors and the processors with psutil."""
+    """A function that looks at memory (the machine's, and what the control group may have of it), this process's
+    descriptors and the processors."""
     import resource
 
     import psutil
@@ -111,7 +113,8 @@ def look_at_the_machine() -> Callable[[], Usage]:
 
     def look() -> Usage:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        memory = psutil.virtual_memory()
-        return Usage(1 - memory.available / memory.total, process.num_fds() / limit, psutil.cpu_percent() / 100)
+        machine = psutil.virtual_memory()
+        memory = max(1 - machine.available / machine.total, memory_in_use())
+        return Usage(memory, process.num_fds() / limit, psutil.cpu_percent() / 100)
 
     return look
