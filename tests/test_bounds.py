@@ -134,6 +134,25 @@ def test_a_handshake_that_stalls_is_ended(make_cluster):
         assert ended(silent)
     assert cluster.status()["nodes"][0]["bad_input"] == 1
 
+
+def test_a_handshake_that_goes_on_and_on_is_ended(make_cluster):
+    """What is said in it gives no more time, and takes no place from clients that come to an export."""
+    cluster = make_cluster(clients={"limit": 1, "handshake_timeout": "500ms"})
+    host, port = cluster.uri.removeprefix("nbd://").split(":")
+    with socket.create_connection((host, int(port)), 60) as talker:
+        talker.sendall(struct.pack(">I", 1))  # fixed newstyle
+        with cluster.connect() as memory:
+            try:
+                while True:
+                    talker.sendall(wire.OPTION.pack(wire.IHAVEOPT, wire.Option.LIST, 0))
+                    assert memory.pread(1, 0) == b"\0"
+                    if not talker.recv(4096):
+                        break
+            except ConnectionError:
+                pass
+    assert cluster.status()["nodes"][0]["bad_input"] == 1
+
+
 FULL_STORAGE = """
 set -e
 mount -t tmpfs -o size=3m tmpfs data
