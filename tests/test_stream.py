@@ -141,3 +141,16 @@ class TestTune:
         with pytest.raises(ConnectionResetError):
             pair[0].recv(1)
         tune(pair[0])
+
+    def test_a_system_that_does_not_allow_it(self, pair: tuple[socket.socket, socket.socket]) -> None:
+        """net.ipv4.tcp_allowed_congestion_control may lack Reno: then connections are as the system wants them."""
+
+        class Strict(socket.socket):
+            def setsockopt(self, level: int, option: int, *value: object) -> None:  # type: ignore[override]
+                if option == socket.TCP_CONGESTION:
+                    raise PermissionError(1, "Operation not permitted")
+                super().setsockopt(level, option, *value)  # type: ignore[arg-type]
+
+        with Strict(fileno=pair[0].detach()) as sock:
+            tune(sock)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

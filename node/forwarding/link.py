@@ -22,7 +22,7 @@ from node.nbd.wire import Buffer, Error
 from node.transport.address import Address
 from node.transport.loop import Loop, Timer
 from node.transport.stream import Stream
-from node.transport.tcp import tune
+from node.transport.tcp import connecting, tune
 from node.transport.traffic import TRAFFIC
 
 SHUTDOWN = int(Error.ESHUTDOWN)
@@ -161,14 +161,9 @@ class Link:
     def _connect(self) -> None:
         if self._cut or self._wire is not None:
             return
-        sock = socket.socket(self.address.family, socket.SOCK_STREAM)
-        sock.setblocking(False)
         try:
-            sock.connect(self.address.sockaddr)
-        except BlockingIOError:
-            pass  # the outcome shows as readable
-        except OSError as error:
-            sock.close()
+            sock = connecting(self.address)
+        except OSError as error:  # no descriptors left, perhaps: there may be one the next time
             self.lost(f"{self.address}: {error.strerror}")
             return
         session = ClientSession(

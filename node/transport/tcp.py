@@ -1,11 +1,26 @@
-"""How a connection is made fit for requests and replies: small packets leave at once, and nothing is paced on one host.
-
-It is given a connected socket and knows nothing of what travels on it.
+"""How a connection is begun, and made fit for requests and replies: small packets leave at once, and nothing is paced on
+one host. It knows nothing of what travels on a socket.
 """
 
 from __future__ import annotations
 
+import errno
 import socket
+
+from node.transport.address import Address
+
+
+def connecting(address: Address) -> socket.socket:
+    """A socket on its way to `address`; whether it arrives shows in what is sent or received there. Raises OSError."""
+    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    try:
+        sock.connect(address.sockaddr)
+    except OSError as error:
+        if error.errno != errno.EINPROGRESS:
+            sock.close()
+            raise
+    return sock
 
 
 def tune(sock: socket.socket) -> None:
@@ -18,8 +33,7 @@ def tune(sock: socket.socket) -> None:
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
-        on_one_host = sock.getsockname()[0] == sock.getpeername()[0]
+        if sock.getsockname()[0] == sock.getpeername()[0]:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
     except OSError:
-        return  # the other end is gone, and reading from it will say so
-    if on_one_host:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+        pass  # the other end is gone, and reading from it will say so; or this system has Reno not allowed

@@ -1,0 +1,54 @@
+"""A link by itself: what becomes of it when the system has nothing left for it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from node.forwarding.link import Link
+from node.transport.address import Address
+from node.transport.loop import Loop
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process may open nothing meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_link_without_a_descriptor_waits_for_one(loop: Loop) -> None:
+    """Clients may have taken them all when a server comes back; that must not end the one who asks it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        with no_descriptors():
+            link = Link(loop, Address(*listener.getsockname()), "shard", 30.0, memoryview(bytearray(1 << 18)))
+            assert "Too many open files" in link.trouble
+        accepted = None
+        for _ in range(1000):
+            try:
+                accepted, _ = listener.accept()
+                break
+            except BlockingIOError:
+                loop.turn(0.1)
+        assert accepted is not None
+        accepted.close()
+        link.close()
