@@ -8,6 +8,7 @@ from contextlib import suppress
 import pytest
 
 from node.serving.waiting import LINGER, WINDOW, Awake, Look
+from node.transport.listener import Listener
 from node.transport.loop import READ, WRITE, Loop
 
 
@@ -173,3 +174,12 @@ def test_a_closed_loop_holds_no_descriptors(pair):
     made.watch(pair[0], READ, lambda _mask: None)
     made.close()
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_listener_that_was_stopped_does_not_start_again(loop):
+    """The last link may be ready, or a partition healed, in the turn in which a node is told to stop."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    listener = Listener(loop, sock, socket.socket.close)
+    listener.stop()
+    listener.start()
+    loop.turn(0)

@@ -27,8 +27,10 @@ class Listener:
         self._started = False
 
     def start(self) -> None:
-        self._started = True
-        self._watch()
+        """Accept what comes; no more after `stop`, which may have come first."""
+        if self.sock.fileno() >= 0:
+            self._started = True
+            self._watch()
 
     def pause(self) -> None:
         """Accept no more for now; who connects waits in the backlog."""
