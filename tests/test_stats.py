@@ -24,6 +24,7 @@ from node.log.history import History
 from node.log.record import RECORD, Event, Kind
 from node.log.tally import MIN_CELL, Figures, Tally, bucket, bucket_end
 from node.log.writer import MIN_SEGMENT
+from node.logger.metrics import MetricsPage
 from node.logger.tallying import Count
 from node.nbd.wire import Command, Error
 from node.transport.loop import Loop
@@ -250,6 +251,15 @@ def test_the_metrics_page_minds_its_bounds(make_cluster: Callable[..., Cluster])
         assert sock.recv(100).startswith(b"HTTP/1.1 405 ")
     assert get(f"{host}:{port}")[0] == 200
     silent.close()
+
+
+def test_the_metrics_address_reads_as_in_cluster_yaml() -> None:
+    loop = Loop()
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        page = MetricsPage(loop, listener, lambda _: None)
+        assert page.address == f"[::1]:{listener.getsockname()[1]}"
+        page.close()
+    loop.close()
 
 
 def test_a_taken_metrics_port_starts_nothing(tmp_path: Any, new_cluster: Callable[..., Cluster]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from node.log.record import Kind
 from node.log.tally import Figures, Tally, bucket_end
 from node.log.text import event_name, operation_name
+from node.transport.address import Address
 from node.transport.listener import Listener
 from node.transport.loop import Loop
 from node.transport.stream import Stream
@@ -36,7 +37,7 @@ class MetricsPage:
         self.loop = loop
         self.make = make
         name = listener.getsockname()
-        self.address = name if isinstance(name, str) else f"{name[0]}:{name[1]}"
+        self.address = str(Address(path=name) if isinstance(name, str) else Address(*name[:2]))
         self._connections: set[_Visitor] = set()
         self._listener = Listener(loop, listener, self._accept)
         self._listener.start()
