@@ -20,6 +20,7 @@ from node.log.writer import MIN_SEGMENT, LogWriter
 from node.logger import answers, shares
 from node.logger import logger as role
 from node.logger.logger import Logger
+from node.logger.tallying import Census
 from node.nbd.wire import Command
 from node.spec import Bounds, NodeSpec
 from node.transport.channel import Channel
@@ -601,6 +602,31 @@ def test_a_follower_that_leaves_costs_nothing(make: Callable[..., Loggers]) -> N
     assert [logger.status()["clients"] for logger in loggers.loggers.values()] == [1, 1]
     asker.channel.close()
     loggers.turn_until(lambda: all(logger.status()["clients"] == 0 for logger in loggers.loggers.values()))
+
+
+def test_a_follower_that_was_gone_before_the_first_word_costs_nothing(
+    make: Callable[..., Loggers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer begins to speak when it is made, and hears then that nobody listens: it must not go on for ever."""
+    made: list[shares.LocalShare] = []
+    monkeypatch.setattr(answers, "LocalShare", lambda *told: made.append(shares.LocalShare(*told)) or made[-1])
+    loggers = make(1)
+    near, far = socket.socketpair()  # which knows at once that the other end is closed
+    with far:
+        far.sendall(Frame({"ask": "share", "follow": True}).encode())
+    loggers.loggers[0]._accept(near)
+    loggers.turn_until(lambda: made)
+    assert made[0]._closed
+    assert loggers.loggers[0].status()["clients"] == 0
+
+
+def test_a_census_that_is_given_up_ends_its_own_count(make: Callable[..., Loggers]) -> None:
+    """Who asks for figures and leaves does not have the whole log counted all the same."""
+    loggers = make(2)
+    ended: list[bool] = []
+    census = Census(loggers.loop, loggers.specs[0], {}, lambda _: lambda: ended.append(True), lambda *_: None)
+    census.close()
+    assert ended
 
 
 # -- collecting at the stop --------------------------------------------------------------------------------------

@@ -79,6 +79,8 @@ class Query:
             *most, last = ANSWERS
             raise QueryError(f"ask must be {', '.join(most)} or {last}, not {ask!r}")
         self.answer = kind(self.logger, self.channel, head, self._done)
+        if self._over:  # the asker was gone when the first word was to be sent
+            self._let_go()
 
     def _drained(self, _channel: Channel) -> None:
         if self._over:
@@ -144,7 +146,7 @@ class Logger:
         self._deadline: Timer | None = None
         self._listeners = [Listener(loop, sock, self._accept) for sock in listeners[:1]]
         self._running: Count | None = None
-        self._censuses: set[Census] = set()
+        self._censuses: set[Census] = set()  # for the page
         self._page = MetricsPage(loop, listeners[1], self._make_page) if len(listeners) > 1 else None
         if spec.metrics:
             try:
@@ -240,20 +242,15 @@ class Logger:
 
     def census(self, head: dict[str, Any], done: Callable[[dict[int, Tally], dict[str, str]], None]) -> Census:
         """Ask all loggers for their figures."""
-
-        def finish(tallies: dict[int, Tally], trouble: dict[str, str]) -> None:
-            self._censuses.discard(census)
-            done(tallies, trouble)
-
-        census = Census(self.loop, self.spec, head, lambda told: self.tally(head, told), finish)
-        self._censuses.add(census)
-        return census
+        return Census(self.loop, self.spec, head, lambda told: self.tally(head, told), done)
 
     def _make_page(self, answer: Callable[[Page], None]) -> None:
-        self.census(
-            {"running": True},
-            lambda tallies, _: answer(exposition(tallies, len(self.spec.cluster.servers), self.spec.log_sample)),
-        )
+        def made(tallies: dict[int, Tally], _trouble: dict[str, str]) -> None:
+            self._censuses.discard(census)
+            answer(exposition(tallies, len(self.spec.cluster.servers), self.spec.log_sample))
+
+        census = self.census({"running": True}, made)
+        self._censuses.add(census)
 
     # -- the queries' side -----------------------------------------------------------------------------------------
 

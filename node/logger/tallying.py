@@ -66,7 +66,7 @@ class Census:
         loop: Loop,
         spec: NodeSpec,
         head: dict[str, Any],
-        own: Callable[[Callable[[Tally | None, str], None]], object],
+        own: Callable[[Callable[[Tally | None, str], None]], Callable[[], None]],
         done: Callable[[dict[int, Tally], dict[str, str]], None],
     ) -> None:
         self._done: Callable[[dict[int, Tally], dict[str, str]], None] | None = done
@@ -78,10 +78,11 @@ class Census:
             for index, server in enumerate(spec.cluster.servers)
             if index != spec.index
         ]
-        own(lambda found, why: self._told(spec.index, found, why))
+        self._end_own = own(lambda found, why: self._told(spec.index, found, why))
 
     def close(self) -> None:
         self._done = None
+        self._end_own()
         for call in self._calls:
             call.close()
 
