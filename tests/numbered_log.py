@@ -1,10 +1,10 @@
 """A log of small segments, with records whose every field follows from their sequence number."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from node.log.record import RECORD_SIZE, Record, unpack
-from node.log.segments import HEADER_SIZE, Block
+from node.log.segments import HEADER_SIZE, Block, LogReader
 from node.log.writer import MIN_SEGMENT, LogWriter
 
 SLOTS = (MIN_SEGMENT - HEADER_SIZE) // RECORD_SIZE
@@ -21,6 +21,16 @@ def append(log: LogWriter, count: int = 1) -> None:
     for _ in range(count):
         n = log.sequence + 1
         log.append(n, n * 2, n * 3, n * 5, n % 7919, n % 101, 1, n % 8, n % 31, n % 109)
+
+
+def read_segments(directory: Path, after: int = 0) -> Iterator[Block]:
+    """All records after the one with the sequence number `after`, a segment at a time."""
+    reader = LogReader(directory, after)
+    try:
+        while block := reader.read():
+            yield block
+    finally:
+        reader.close()
 
 
 def records(blocks: Iterable[Block]) -> list[Record]:

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 from harness import TIMEOUT, Cluster, memcluster_command
+from numbered_log import read_segments
 
 import memcluster
 from node.layout import make_layout
 from node.log.record import REPEATED, Kind
-from node.log.segments import read_segments
 
 pytestmark = pytest.mark.timeout(180)
 Line = dict[str, Any]

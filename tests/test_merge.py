@@ -2,14 +2,15 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from node.log import merge as merge_module
-from node.log.merge import PIECE, REQUEST, UNKNOWN, Entry, Live, Merger, Stretch, entries, in_order, merge, survey
+from node.log.merge import PIECE, REQUEST, UNKNOWN, Entry, Live, Merger, Stretch, entries, in_order, survey
 from node.log.record import RECORD, Event, Kind, make_identifier
 
 SECOND = 10**9
@@ -17,6 +18,19 @@ SECOND = 10**9
 
 def entry(start: int, kind: int, identifier: int, server: int) -> Entry:
     return (start, kind, identifier, server, f"{server}/{kind}/{identifier}".encode())
+
+
+def merge(logs: Mapping[int, Iterable[Entry]], batch: int = 1024) -> Iterator[Entry]:
+    """The servers' logs, each in order of start, as one."""
+    merger = Merger(logs)
+    rest = {server: iter(log) for server, log in logs.items()}
+    while not merger.finished:
+        for server in tuple(merger.wanting):
+            if following := list(islice(rest[server], batch)):
+                merger.feed(server, following)
+            else:
+                merger.end(server)
+        yield from merger.take(batch)
 
 
 def surveys(blocks: Iterable[list[Entry]]) -> list[Stretch]:

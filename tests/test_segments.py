@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numbered_log import SLOTS, append, check, records, writer
+from numbered_log import SLOTS, append, check, read_segments, records, writer
 
 from node.log.record import Record, unpack
-from node.log.segments import LogReader, read_segments
+from node.log.segments import LogReader
 from node.log.writer import MIN_SEGMENT
 
 
@@ -65,17 +65,3 @@ def test_what_retention_takes_from_a_reader_is_counted(tmp_path: Path) -> None:
     assert len(found) + reader.missing == log.sequence
     assert found[-1].sequence == log.sequence
     reader.close()
-
-
-def test_since_passes_over_what_ended_before(tmp_path: Path) -> None:
-    """Whole segments, and only within one incarnation: between two the clock may have gone back."""
-    now = 0
-    log = writer(tmp_path, clock=lambda: now)
-    for now in range(1, 6):  # noqa: B007 - the clock reads it
-        append(log, SLOTS)
-    # Segment k + 1 was made at time k + 1, so what is in segment k has ended by then.
-    check(records(read_segments(tmp_path, since=4)), 2 * SLOTS + 1, 5 * SLOTS)
-    now = 100
-    append(writer(tmp_path, clock=lambda: now), SLOTS)
-    check(records(read_segments(tmp_path, since=99)), 4 * SLOTS + 1, 6 * SLOTS)
-    assert sum(block.missing for block in read_segments(tmp_path, since=99)) == 0

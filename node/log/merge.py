@@ -212,19 +212,6 @@ class Merger:
             self._used_up(server)
 
 
-def merge(logs: Mapping[int, Iterable[Entry]], batch: int = 1024) -> Iterator[Entry]:
-    """The servers' logs, each in order of start, as one."""
-    merger = Merger(logs)
-    rest = {server: iter(log) for server, log in logs.items()}
-    while not merger.finished:
-        for server in tuple(merger.wanting):
-            if following := list(islice(rest[server], batch)):
-                merger.feed(server, following)
-            else:
-                merger.end(server)
-        yield from merger.take(batch)
-
-
 # -- what happens now --------------------------------------------------------------------------------------------
 
 REMEMBERED = 1 << 17

@@ -11,9 +11,8 @@ go, then copy what lies before: a copy that ran along with the writer could have
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise
 from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
@@ -161,15 +160,14 @@ class SegmentReader:
 class LogReader:
     """Reads a server's log from one end to the other, again and again as it grows.
 
-    `after` is the sequence number of the last record that was read (or passed over), `missing` counts the records
-    that should have been there. With `since`, segments that hold only records that ended before it are passed over.
+    `after` is the sequence number of the last record that was read, `missing` counts the records that should have been
+    there.
     """
 
-    def __init__(self, directory: str | Path, after: int = 0, since: int | None = None) -> None:
+    def __init__(self, directory: str | Path, after: int = 0) -> None:
         self.directory = Path(directory)
         self.after = after
         self.missing = 0
-        self._since = since
         self._reader: SegmentReader | None = None
         self._slot = 0
         self._number = 0
@@ -191,7 +189,7 @@ class LogReader:
             # The writer may have filled the segment at hand just before it began the next one.
             if self._reader is not None and (block := self._read_on(limit)):
                 return block
-            self._turn_to(*following)
+            self._turn_to(following)
 
     def close(self) -> None:
         if self._reader is not None:
@@ -211,41 +209,19 @@ class LogReader:
         self.missing += missing
         return Block(missing, first, data)
 
-    def _following(self) -> tuple[Segment, int] | None:
-        """The segment to read next, if there is one, and the last sequence number before what is wanted of it."""
+    def _following(self) -> Segment | None:
+        """The segment to read next, if there is one: the first that may hold something after `after`."""
         segments = list_segments(self.directory, after=self._number)
-        after = self.after
-        for segment, neighbour in zip_longest(segments, segments[1:]):
-            if neighbour is None:
-                return segment, after
-            if neighbour.first > after + 1:
-                if not self._is_before_since(segment, neighbour):
-                    return segment, after
-                after = neighbour.first - 1
-        return None
+        for segment, neighbour in pairwise(segments):
+            if neighbour.first > self.after + 1:
+                return segment
+        return segments[-1] if segments else None
 
-    def _is_before_since(self, segment: Segment, neighbour: Segment) -> bool:
-        """Records are written when they end; only within an incarnation is the clock known not to go back."""
-        return (
-            self._since is not None and neighbour.incarnation == segment.incarnation and neighbour.created < self._since
-        )
-
-    def _turn_to(self, segment: Segment, after: int) -> None:
+    def _turn_to(self, segment: Segment) -> None:
         self.close()
         self._number = segment.number
-        self.after = after
         try:
             self._reader = SegmentReader(segment)
         except FileNotFoundError:
             return  # dropped meanwhile; its records will be counted as missing
-        self._slot = max(0, after + 1 - segment.first)
-
-
-def read_segments(directory: str | Path, after: int = 0, since: int | None = None) -> Iterator[Block]:
-    """All records after the one with the sequence number `after`, a segment at a time."""
-    reader = LogReader(directory, after, since)
-    try:
-        while block := reader.read():
-            yield block
-    finally:
-        reader.close()
+        self._slot = max(0, self.after + 1 - segment.first)

@@ -14,7 +14,6 @@ from typing import Any
 from node.log.record import RECORD, Kind
 
 SUB_BITS = 5
-SUB_BUCKETS = 1 << SUB_BITS
 CELLS = 256
 """Ranges into which the memory is cut to see which are busy, at most."""
 MIN_CELL = 4096

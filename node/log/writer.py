@@ -21,7 +21,7 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-from node.log.record import MAX_INCARNATION, RECORD, RECORD_SIZE, Event, Kind, Record, clamp, first_identifier
+from node.log.record import MAX_INCARNATION, RECORD, RECORD_SIZE, Event, Kind, Record, clamp
 from node.log.segments import (
     HEADER,
     HEADER_SIZE,
@@ -106,11 +106,6 @@ class LogWriter:
     def __repr__(self) -> str:
         state = "off" if not self.retain else f"stopped: {self.error}" if self.error else "writing"
         return f"<LogWriter {self.directory} {state}, record {self.sequence}, {self.lost} lost>"
-
-    @property
-    def first_identifier(self) -> int:
-        """The identifier of the first request of this incarnation; each request takes the next number."""
-        return first_identifier(self.server, self.incarnation)
 
     def append(
         self,

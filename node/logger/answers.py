@@ -192,8 +192,6 @@ class MergedAnswer:
 class TallyAnswer:
     """Sends the figures of this logger's server: of a stretch of time, or those that are kept for Prometheus."""
 
-    follow = False
-
     def __init__(self, logger: Keeper, channel: Channel, head: Mapping[str, Any], done: Callable[[], None]) -> None:
         self.channel = channel
         self._done = done

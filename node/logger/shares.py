@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from node.log.filter import Filter
-from node.log.history import History, Reading
+from node.log.history import History
 from node.log.merge import Bound, Entry, entries
 from node.log.record import RECORD_SIZE
 from node.log.segments import LogReader, SegmentError
@@ -59,7 +59,7 @@ class LocalShare:
         self.history = history
         self.wanted = wanted
         self.sink = sink
-        self._reading = Reading(history, wanted)
+        self._reading = history.read(wanted)
         self._batches: Iterator[list[Entry]] = iter(self._reading)
         self._reader: LogReader | None = None
         self._timer: Timer | None = None

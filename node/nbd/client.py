@@ -19,7 +19,7 @@ from struct import Struct
 
 from node.nbd import wire
 from node.nbd.errors import ProtocolError, Refused
-from node.nbd.wire import Buffer, Chunk, Command, HandshakeFlag, Info, Option, Rep, TransmissionFlag
+from node.nbd.wire import Buffer, Chunk, ChunkFlag, Command, HandshakeFlag, Info, Option, Rep, TransmissionFlag
 
 RECEIVE_BUFFER = 1 << 18
 HEAD = 1 << 8
@@ -40,7 +40,8 @@ _CHUNK, _SIMPLE = wire.CHUNK.size, wire.SIMPLE_REPLY.size
 _unpack_chunk, _unpack_simple = wire.CHUNK.unpack_from, wire.SIMPLE_REPLY.unpack_from
 _REQUEST_MAGIC, _pack_request = wire.REQUEST_MAGIC, wire.REQUEST.pack
 _NONE, _DATA = int(Chunk.NONE), int(Chunk.OFFSET_DATA)
-_WHOLE = 1 << 16 | _DATA
+_DONE = int(ChunkFlag.DONE)
+_WHOLE = _DONE << 16 | _DATA
 """Flags and type of a chunk of data that is the last."""
 _CHUNK_DATA, _unpack_extent = wire.CHUNK_DATA.size, Struct(">IQ").unpack_from
 _READ, _BLOCK_STATUS = int(Command.READ), int(Command.BLOCK_STATUS)
@@ -282,7 +283,7 @@ class ClientSession:
                 _, flags, kind, cookie, length = _unpack_chunk(scratch, position)
                 if request is None or not self.structured:
                     raise ProtocolError(f"a chunk for cookie {cookie:#x}, which did not ask for one")
-                start, done = position + _CHUNK, bool(flags & 1)
+                start, done = position + _CHUNK, bool(flags & _DONE)
             else:
                 raise ProtocolError(f"reply magic {magic:#010x}")
 

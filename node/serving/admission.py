@@ -72,11 +72,6 @@ class Admission:
         self._shortage = Shortage()
         self._look = look
 
-    @property
-    def taken(self) -> int:
-        """Clients that are in."""
-        return self._slots.taken
-
     def sample(self) -> None:
         """Look at the machine; to be called once a second with `auto`."""
         if self._look is not None:

@@ -1,5 +1,5 @@
-"""How a connection is begun, and made fit for requests and replies: small packets leave at once, and nothing is paced on
-one host. It knows nothing of what travels on a socket.
+"""How a connection is begun, and made fit for requests and replies: small packets leave at once, and nothing is
+paced on one host. It knows nothing of what travels on a socket.
 """
 
 from __future__ import annotations
