@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from collections.abc import Iterator
 
 from node.nbd.wire import Buffer, Status
 
@@ -130,18 +131,16 @@ class Shard:
         self._map.close()
         os.close(self._fd)
 
-    def _runs(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
-        """(start, end, holds data) of the runs of like pages, in order."""
-        runs = []
+    def _runs(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """(start, end, holds data) of the runs of like pages, in order; each is looked for when it is asked for."""
         position, end = offset, offset + length
         while position < end:
             page = position // PAGE
             data = self._pages[page] == 1
             other = self._pages.find(0 if data else 1, page, (end - 1) // PAGE + 1)
             stop = end if other < 0 else other * PAGE
-            runs.append((position, stop, data))
+            yield position, stop, data
             position = stop
-        return runs
 
     def _clear(self, start: int, end: int) -> None:
         """Write zeroes over what is not a hole."""
