@@ -6,8 +6,6 @@ starts, then, if the log is followed, what is added to it in the order of ends. 
 
 from __future__ import annotations
 
-import os
-import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,7 +19,8 @@ from node.log.segments import LogReader, SegmentError
 from node.transport.address import Address
 from node.transport.channel import Channel
 from node.transport.frames import Frame
-from node.transport.loop import WRITE, Loop, Timer
+from node.transport.loop import Loop, Timer
+from node.transport.tcp import connecting
 
 BATCH = 4096
 """Records in a frame, at most."""
@@ -145,8 +144,7 @@ class RemoteShare:
         self._channel: Channel | None = None
         self._closed = False
         self._deadline: Timer | None = None
-        self._socket: socket.socket | None = None
-        self._open()
+        self.loop.soon(self._open)  # not now: whoever makes it must know it before it hears of it
 
     @property
     def after(self) -> int:
@@ -169,29 +167,15 @@ class RemoteShare:
         self._hang_up()
 
     def _open(self) -> None:
+        if self._closed:
+            return
         self._set_deadline(FIRST_ANSWER, "does not answer")
         try:
-            self._connect(Address.parse(self.address))
-        except (OSError, ValueError) as error:
-            reason = str(error)
-            self.loop.soon(lambda: self._fail(reason))
-
-    def _connect(self, address: Address) -> None:
-        self._socket = socket.socket(address.family, socket.SOCK_STREAM)
-        self._socket.setblocking(False)
-        try:
-            self._socket.connect(address.sockaddr)
-        except BlockingIOError:
-            pass
-        self.loop.watch(self._socket, WRITE, self._connected)
-
-    def _connected(self, _mask: int) -> None:
-        assert self._socket is not None
-        self.loop.unwatch(self._socket)
-        if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self._fail(os.strerror(error))
+            sock = connecting(Address.parse(self.address))
+        except OSError as error:
+            self._fail(error.strerror or str(error))
             return
-        self._channel = Channel(self.loop, self._socket, self._received, self._hung_up)
+        self._channel = Channel(self.loop, sock, self._received, self._hung_up)
         self._channel.send({"ask": "share", "window": AHEAD, "follow": self.follow, **self.wanted.to_head()})
 
     def _received(self, _channel: Channel, frame: Frame) -> None:
@@ -248,7 +232,7 @@ class RemoteShare:
         if channel is not self._channel:
             return  # it was this side that did
         if self.follow or not (self._frames and self._frames[-1].head.get("end")):
-            self._fail("hung up")
+            self._fail(channel.unreachable or "hung up")
         elif self._deadline is not None:
             self._deadline.cancel()
 
@@ -268,12 +252,8 @@ class RemoteShare:
         self._frames.clear()
         self._history = True
         channel, self._channel = self._channel, None
-        sock, self._socket = self._socket, None
         if channel is not None:
             channel.close()
-        elif sock is not None:
-            self.loop.unwatch(sock)
-            sock.close()
 
 
 def _is_sound(frame: Frame) -> bool:

@@ -6,8 +6,6 @@ tally at once and answers when the last one has, or when time is up.
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +18,8 @@ from node.spec import NodeSpec
 from node.transport.address import Address
 from node.transport.channel import Channel
 from node.transport.frames import Frame
-from node.transport.loop import WRITE, Loop, Timer
+from node.transport.loop import Loop, Timer
+from node.transport.tcp import connecting
 
 ANSWER_WITHIN = 5.0
 """Seconds a logger has to count and answer."""
@@ -107,36 +106,29 @@ class _Call:
         self._head = head
         self._done: Callable[[Tally | None, str], None] | None = done
         self._channel: Channel | None = None
+        self._address = address
         self._deadline: Timer = loop.after(ANSWER_WITHIN, lambda: self._end(None, "does not answer"))
-        parsed = Address.parse(address)
-        self._socket = socket.socket(parsed.family, socket.SOCK_STREAM)
-        self._socket.setblocking(False)
-        try:
-            self._socket.connect(parsed.sockaddr)
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            reason = error.strerror or str(error)
-            loop.soon(lambda: self._end(None, reason))
-            return
-        loop.watch(self._socket, WRITE, self._connected)
+        loop.soon(self._open)
 
     def close(self) -> None:
         self._done = None
         self._deadline.cancel()
         if self._channel is not None:
             self._channel.close()
-        elif self._socket.fileno() >= 0:
-            self._loop.unwatch(self._socket)
-            self._socket.close()
 
-    def _connected(self, _mask: int) -> None:
-        self._loop.unwatch(self._socket)
-        if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self._end(None, os.strerror(error))
+    def _open(self) -> None:
+        if self._done is None:
             return
-        self._channel = Channel(self._loop, self._socket, self._received, lambda _: self._end(None, "hung up"))
+        try:
+            sock = connecting(Address.parse(self._address))
+        except OSError as error:
+            self._end(None, error.strerror or str(error))
+            return
+        self._channel = Channel(self._loop, sock, self._received, self._hung_up)
         self._channel.send(self._head)
+
+    def _hung_up(self, channel: Channel) -> None:
+        self._end(None, channel.unreachable or "hung up")
 
     def _received(self, _channel: Channel, frame: Frame) -> None:
         try:

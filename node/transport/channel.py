@@ -21,6 +21,7 @@ class Channel(Stream):
     """Frames over a socket. `received(channel, frame)` and `closed(channel)` are called from the loop.
 
     `queued` is the number of bytes that wait to be sent; a sender of much data waits for `drained` before it goes on.
+    The socket may still be on its way to the other side: `unreachable` says why it did not arrive.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Channel(Stream):
     ) -> None:
         super().__init__(loop, sock, [])
         self.drained: Callable[[Channel], None] = lambda _: None
+        self.unreachable = ""
         self._received = received
         self._closed = closed
         self._reader = FrameReader()
@@ -82,7 +84,9 @@ class Channel(Stream):
             if not self.open:
                 return
 
-    def _lost(self, reason: str) -> None:  # noqa: ARG002 - whatever the reason
+    def _lost(self, reason: str) -> None:
+        if not self.sent:
+            self.unreachable = reason
         self.close()
 
     def _flushed(self) -> None:
