@@ -34,6 +34,10 @@ LINGER = 0.25
 """Seconds a closed client may take to read its last replies and close its side."""
 
 
+Route = Callable[["Connection", Request, int], None]
+"""Takes a request that keeps to the protocol and the time it came (ns)."""
+
+
 class Owner(Protocol):
     """Who serves the requests."""
 
@@ -68,7 +72,7 @@ class Connection(Stream):
         self._held = 0  # bytes that the budget counts for this client
         self._seen: tuple[float, int, memoryview | None] | None = None  # for `stalled`: when, bytes sent, payload
         self.slot: int | None = None
-        self.route: Callable[[Connection, Request, int], None] = _no_route
+        self.route: Route = _no_route
         """What serves the requests; the owner sets it when the client opens an export."""
         self.closing = False
         """Nothing that the client still sends is looked at."""

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from node.log.record import Kind
 from node.nbd.server import Export, Request
 from node.nbd.wire import Command, Status, TransmissionFlag
-from node.serving.connection import Connection
-from node.serving.server import MEMORY_FLAGS, REQUEST, Report, Route, Server
+from node.serving.connection import Connection, Route
+from node.serving.server import MEMORY_FLAGS, REQUEST, Report, Server
 from node.spec import NodeSpec
 from node.transport.loop import Loop
 

@@ -15,14 +15,15 @@ from itertools import takewhile
 from time import monotonic_ns, time_ns
 from typing import Any
 
-from node.log.record import REPEATED, Event, Kind, Reason, first_identifier, subject_of
+from node.log.record import REPEATED, Event, Kind, first_identifier, subject_of
 from node.log.writer import LogWriter
 from node.nbd.errors import Refused
 from node.nbd.server import RECEIVE_BUFFER, Export, Request
 from node.nbd.wire import Buffer, Command, CommandFlag, Error, Rep, TransmissionFlag
 from node.serving.admission import SAMPLE, Admission, look_at_the_machine
 from node.serving.budget import Budget
-from node.serving.connection import Connection
+from node.serving.connection import Connection, Route
+from node.serving.exports import ClientExports
 from node.serving.memory import Shard
 from node.serving.waiting import eager
 from node.spec import NodeSpec
@@ -65,8 +66,6 @@ WIRE_ERRORS = {
     errno.EDQUOT: Error.ENOSPC,
 }
 
-Route = Callable[[Connection, Request, int], None]
-"""Takes a request that keeps to the protocol and the time it came (ns)."""
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -216,7 +215,7 @@ class Server:
             self.loop,
             sock,
             self,
-            lambda client: _Door(self, client),
+            lambda client: ClientExports(self, client),
             number=self._accepted,
             scratch=self.scratch,
             budget=self.budget,
@@ -454,45 +453,3 @@ class Server:
         except OSError as error:
             self.refuse(request, error)
             return None
-
-
-class _Door:
-    """The exports as one client sees them."""
-
-    def __init__(self, server: Server, connection: Connection) -> None:
-        self.server = server
-        self.connection = connection
-
-    def names(self) -> Sequence[Export]:
-        return self.server.exports()
-
-    def find(self, name: str) -> Export:
-        if self.server.draining:
-            raise Refused(Rep.ERR_SHUTDOWN, f"cluster {self.server.spec.cluster.name} is shutting down")
-        for export in self.server.exports():
-            if export.name == name:
-                return export
-        raise Refused(Rep.ERR_UNKNOWN, f"there is no export {name!r} here")
-
-    def contexts(self, export: Export) -> Sequence[str]:
-        return self.server.contexts(export)
-
-    def open(self, name: str) -> Export:
-        try:
-            export = self.find(name)
-            self.connection.route = self.server.route(self.connection, export)
-        except Refused as refused:
-            self.server.event(Event.REFUSED, client=self.connection.number, value=_reason(refused, self.server))
-            raise
-        self.server.event(Event.CONNECTED, client=self.connection.number)
-        return export
-
-
-def _reason(refused: Refused, server: Server) -> Reason:
-    """Why a client was refused, for the log."""
-    if refused.reply == Rep.ERR_POLICY:
-        return Reason.__members__.get(server.admission.short_of.upper(), Reason.OTHER)
-    return {Rep.ERR_SHUTDOWN: Reason.SHUTDOWN, Rep.ERR_UNKNOWN: Reason.UNKNOWN_EXPORT}.get(
-        Rep(refused.reply), Reason.OTHER
-    )
-

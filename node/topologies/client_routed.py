@@ -15,9 +15,9 @@ from dataclasses import replace
 
 from node.log.record import REPEATED
 from node.nbd.server import Export, Request
-from node.serving.connection import Connection
+from node.serving.connection import Connection, Route
 from node.serving.door import Door
-from node.serving.server import Report, Route
+from node.serving.server import Report
 from node.spec import NodeSpec
 from node.topology import Topology
 from node.transport.loop import Loop

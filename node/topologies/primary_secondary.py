@@ -15,9 +15,9 @@ from node.layout import Linear, Piece
 from node.log.record import REPEATED, Kind
 from node.nbd.server import RECEIVE_BUFFER, Export, Request
 from node.nbd.wire import Command, Error
-from node.serving.connection import Connection
+from node.serving.connection import Connection, Route
 from node.serving.door import Door
-from node.serving.server import MEMORY_FLAGS, Report, Route, Server
+from node.serving.server import MEMORY_FLAGS, Report, Server
 from node.spec import NodeSpec
 from node.topology import Topology
 from node.transport.address import Address

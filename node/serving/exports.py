@@ -1,0 +1,71 @@
+"""The exports as one client in its handshake sees them: which there are, and whether it may open one. Who came in and
+who was refused, and why, stands in the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from node.log.record import Event, Reason
+from node.nbd.errors import Refused
+from node.nbd.server import Export
+from node.nbd.wire import Rep
+from node.serving.admission import Admission
+from node.serving.connection import Connection, Route
+from node.spec import NodeSpec
+
+
+class Host(Protocol):
+    """What is asked of the server."""
+
+    spec: NodeSpec
+    admission: Admission
+    draining: bool
+
+    def exports(self) -> Sequence[Export]: ...
+    def contexts(self, export: Export) -> Sequence[str]: ...
+    def route(self, connection: Connection, export: Export) -> Route: ...
+    def event(self, event: Event, *, client: int = 0, value: int = 0) -> None: ...
+
+
+class ClientExports:
+    """The Exports of an NBD session (see node/nbd/server.py)."""
+
+    def __init__(self, host: Host, connection: Connection) -> None:
+        self._host = host
+        self._connection = connection
+
+    def names(self) -> Sequence[Export]:
+        return self._host.exports()
+
+    def find(self, name: str) -> Export:
+        if self._host.draining:
+            raise Refused(Rep.ERR_SHUTDOWN, f"cluster {self._host.spec.cluster.name} is shutting down")
+        for export in self._host.exports():
+            if export.name == name:
+                return export
+        raise Refused(Rep.ERR_UNKNOWN, f"there is no export {name!r} here")
+
+    def contexts(self, export: Export) -> Sequence[str]:
+        return self._host.contexts(export)
+
+    def open(self, name: str) -> Export:
+        host, client = self._host, self._connection.number
+        try:
+            export = self.find(name)
+            self._connection.route = host.route(self._connection, export)
+        except Refused as refused:
+            host.event(Event.REFUSED, client=client, value=_reason(refused, host.admission))
+            raise
+        host.event(Event.CONNECTED, client=client)
+        return export
+
+
+def _reason(refused: Refused, admission: Admission) -> Reason:
+    """Why a client was refused, for the log."""
+    if refused.reply == Rep.ERR_POLICY:
+        return Reason.__members__.get(admission.short_of.upper(), Reason.OTHER)
+    return {Rep.ERR_SHUTDOWN: Reason.SHUTDOWN, Rep.ERR_UNKNOWN: Reason.UNKNOWN_EXPORT}.get(
+        Rep(refused.reply), Reason.OTHER
+    )
