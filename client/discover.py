@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -65,6 +66,18 @@ def check_owner(path: Path) -> None:
         )
 
 
+def check_folder(name: str, file: Path) -> None:
+    """One cluster of a name runs for each user, and it need not be that of `file`: then nothing that is meant for the
+    one may reach the other's memory. Raises NotRunning, NotOurs."""
+    try:
+        recorded = json.loads((run_directory(name) / "state.json").read_text())["file"]
+        ours = os.path.samefile(Path(recorded).parent, file.absolute().parent)
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # nobody runs; or its folder has been moved, perhaps to here
+    if not ours:
+        raise NotRunning(f"the name {name!r} is in use by the cluster of {recorded}; that of {file} is not running")
+
+
 def outline(file: Path) -> dict[str, Any]:
     """The keys of `file` as they are written, unchecked: enough to find a cluster by. Raises DiscoverError."""
     import yaml
@@ -96,6 +109,7 @@ def name_in(document: dict[str, Any], file: Path) -> str:
 def running_uri(file: Path) -> str:
     """The URI of the cluster that `file` describes. Raises NotRunning, DiscoverError."""
     name = cluster_name(file)
+    check_folder(name, file)
     try:
         return (run_directory(name) / "uri").read_text().strip()
     except FileNotFoundError as error:

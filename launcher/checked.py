@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.console import EXIT_NOT_RUNNING, EXIT_USAGE, Failure
-from client.discover import command
+from client.discover import check_folder, command
 from launcher.clusterfile import config as configuration
 from launcher.clusterfile.config import ConfigError
 from launcher.clusterfile.settings import ClusterConfig
@@ -24,14 +24,15 @@ def load(file: Path) -> ClusterConfig:
 
 
 def logger0(cluster: ClusterConfig) -> str:
-    """Where logger 0 of a running cluster listens. Raises Failure."""
+    """Where logger 0 of a running cluster listens. Raises Failure, NotRunning."""
     return running(cluster)[0]
 
 
 def running(cluster: ClusterConfig) -> tuple[str, RunRecord]:
-    """Where logger 0 of a running cluster listens, and the record of who runs. Raises Failure."""
+    """Where logger 0 of a running cluster listens, and the record of who runs. Raises Failure, NotRunning."""
     from launcher.run.directory import RunDirectory
 
+    check_folder(cluster.name, cluster.file)
     record = RunDirectory(cluster.name).record()
     for node in record.nodes if record else ():
         if record and node.name == "logger0":

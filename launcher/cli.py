@@ -91,7 +91,7 @@ def _supervise(
 @click.pass_obj
 def down(file: Path, timeout: float | None, drain: bool) -> int:
     """Stop the cluster gracefully and collect its log."""
-    from client.discover import DiscoverError, cluster_name
+    from client.discover import DiscoverError, check_folder, cluster_name
     from launcher.down import Busy, NotRunning
     from launcher.down import down as stop
 
@@ -102,6 +102,7 @@ def down(file: Path, timeout: float | None, drain: bool) -> int:
         name = cluster_name(file)
     except DiscoverError:
         name = _load(file).name  # says what is wrong with the file
+    check_folder(name, file)
     try:
         return stop(name, timeout=timeout, drain=drain, tell=_printer(file, detach=True), paths=paths)
     except NotRunning:
@@ -151,12 +152,14 @@ def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, d
     memcluster fault hang server1               its loop stops turning: the supervisor finds out
     memcluster fault resume server1             end every fault of a node
     """
+    from client.discover import check_folder
     from launcher.run.control import NoAnswer, ask
     from launcher.run.directory import RunDirectory
 
     if len(targets) != (2 if kind == "partition" else 1):
         raise click.UsageError("partition takes two nodes, every other fault one target")
     cluster = _load(file)
+    check_folder(cluster.name, file)
     run_directory = RunDirectory(cluster.name)
     head = {"do": "fault", "kind": kind, "targets": targets, "seconds": span, "delay": delay}
     try:
@@ -231,8 +234,10 @@ def main() -> None:
 
 
 def _explain(error: Exception) -> Failure | None:
-    from client.discover import NotOurs
+    from client.discover import NotOurs, NotRunning
 
+    if isinstance(error, NotRunning):
+        return Failure(str(error), EXIT_NOT_RUNNING)
     return Failure(str(error)) if isinstance(error, NotOurs) else None
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 from client.console import EXIT_DEGRADED, EXIT_NOT_RUNNING
-from client.discover import command
+from client.discover import NotRunning, check_folder, command
 from launcher.clusterfile.settings import ClusterConfig
 from launcher.run.control import NoAnswer, ask
-from launcher.run.directory import NodeRecord, RunDirectory
+from launcher.run.directory import NodeRecord, RunDirectory, RunRecord
 from node.transport.address import Address
 from node.transport.frames import Frame
 
@@ -21,6 +22,10 @@ GREETING_WITHIN = 0.3
 
 def read_status(config: ClusterConfig) -> dict[str, Any]:
     """The object that `status --json` prints."""
+    try:
+        check_folder(config.name, config.file)
+    except NotRunning as another:
+        return _status(config, "stopped", str(another))
     run = RunDirectory(config.name)
     if not run.locked:
         return _recorded(config, run, "")
@@ -55,6 +60,16 @@ def _recorded(config: ClusterConfig, run: RunDirectory, problem: str) -> dict[st
         else:
             problem = "the supervisor is dead; its processes are gone, the memory is kept; "
             problem += f"`{command(config.file, 'up')}` starts it again"
+    return _status(config, state, problem, record, nodes)
+
+
+def _status(
+    config: ClusterConfig,
+    state: str,
+    problem: str,
+    record: RunRecord | None = None,
+    nodes: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
     return {
         "cluster": config.name,
         "state": state,
@@ -64,7 +79,7 @@ def _recorded(config: ClusterConfig, run: RunDirectory, problem: str) -> dict[st
         "file": str(config.file),
         "supervisor": record.supervisor.pid if record and record.supervisor.alive else None,
         "problem": problem,
-        "nodes": nodes,
+        "nodes": list(nodes),
     }
 
 

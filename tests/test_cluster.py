@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from harness import TIMEOUT, Cluster, memcluster_command, run
+from harness import TIMEOUT, Cluster, memclient_command, memcluster_command, run
 
 import memcluster
 from client.console import EXIT_INTERRUPTED
@@ -112,6 +112,26 @@ def test_up_on_a_running_cluster_says_so(make_cluster):
     refused = cluster.command("-f", str(other), "up", "-d", check=False)
     assert refused.returncode == 5
     assert b"is in use by the cluster of" in refused.stderr
+
+
+def test_a_cluster_of_the_same_name_in_another_folder_is_not_touched(tmp_path, make_cluster):
+    """What is asked of a cluster that does not run never reaches one that does, whatever it is called: exit 3."""
+    running = make_cluster()
+    with running.connect() as memory:
+        memory.pwrite(b"theirs", 0)
+    file = tmp_path / "cluster.yaml"
+    file.write_text(running.file.read_text())
+    for words in (["down"], ["status"], ["logs"], ["stats"], ["fault", "kill", "server0"]):
+        done = run(*memcluster_command(*words), cwd=tmp_path, check=False)
+        assert done.returncode == 3, words
+        assert f"is in use by the cluster of {running.file}" in (done.stdout + done.stderr).decode()
+    done = run(*memclient_command("write", "0", "mine"), cwd=tmp_path, check=False)
+    assert done.returncode == 3
+    assert f"is in use by the cluster of {running.file}" in done.stderr.decode()
+    assert json.loads(run(*memcluster_command("status", "--json"), cwd=tmp_path, check=False).stdout)["nodes"] == []
+    assert running.status()["state"] == "running"
+    with running.connect() as memory:
+        assert memory.pread(6, 0) == b"theirs"
 
 
 @pytest.mark.parametrize("way", [("-f", "my.yaml"), ()])
