@@ -64,7 +64,7 @@ def _parameter(name: str, parse: Callable[[str], T]) -> Callable[[Any], T]:
 
 
 size = _parameter("size", parse_size)
-seconds = _parameter("seconds", parse_duration)
+seconds = _parameter("time", parse_duration)
 
 
 def system_words(error: OSError) -> str:

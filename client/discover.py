@@ -87,8 +87,10 @@ def outline(file: Path) -> dict[str, Any]:
         document = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CBaseLoader", yaml.BaseLoader))
     except FileNotFoundError as error:
         raise DiscoverError(f"{file}: no such file; say which cluster with --uri or MEMCLUSTER_URI") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DiscoverError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise DiscoverError(f"{file}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DiscoverError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
     return document if isinstance(document, dict) else {}
 
 

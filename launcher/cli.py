@@ -26,7 +26,8 @@ TROUBLE = ("gave-up", "died", "failed", "late", "unresponsive")
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-f", "--file", default="cluster.yaml", envvar="MEMCLUSTER_FILE", show_default=True, metavar="FILE",
-              type=click.Path(path_type=Path), help="The cluster's description (also MEMCLUSTER_FILE).")  # fmt: skip
+              type=click.Path(path_type=Path, readable=False),
+              help="The cluster's description (also MEMCLUSTER_FILE).")  # fmt: skip
 @click.version_option(package_name="memcluster", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context, file: Path) -> None:
@@ -36,7 +37,7 @@ def cli(context: click.Context, file: Path) -> None:
 
 @cli.command("up")
 @click.option("-d", "--detach", is_flag=True, help="Return when the cluster is ready; it goes on in the background.")
-@click.option("--wait-timeout", type=seconds, default=60.0, show_default=True, help="Longest time until it is ready.")
+@click.option("--wait-timeout", type=seconds, default="60s", show_default=True, help="Longest time until it is ready.")
 @click.pass_obj
 def start(file: Path, detach: bool, wait_timeout: float) -> int:
     """Start the cluster."""
@@ -136,10 +137,10 @@ def status(file: Path, as_json: bool, watch: bool) -> int:
 @cli.command()
 @click.argument("kind", type=click.Choice(get_args(FaultKind)))
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET [PEER]")
-@click.option("--for", "span", type=seconds, metavar="TIME", help="Heal by itself after this time.")
-@click.option("--delay", type=seconds, default=0.05, show_default=True, help="With slow: how long each reply waits.")
+@click.option("--for", "span", type=seconds, help="Heal by itself after this time.")
+@click.option("--delay", type=seconds, help="With slow: how long each reply waits. [default: 50ms]")
 @click.pass_obj
-def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, delay: float) -> None:
+def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, delay: float | None) -> None:
     """Break something on purpose, to see what the cluster makes of it.
 
     TARGET is a node (server1), a role (secondary, logger) or owner:OFFSET, the server that holds a byte.
@@ -158,10 +159,16 @@ def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, d
 
     if len(targets) != (2 if kind == "partition" else 1):
         raise click.UsageError("partition takes two nodes, every other fault one target")
+    if delay is not None and kind != "slow":
+        raise click.UsageError(f"--delay goes with slow, not with {kind}")
+    if span is not None and kind == "resume":
+        raise click.UsageError("--for goes with every fault, but not with resume")
     cluster = _load(file)
     check_folder(cluster.name, file)
     run_directory = RunDirectory(cluster.name)
-    head = {"do": "fault", "kind": kind, "targets": targets, "seconds": span, "delay": delay}
+    head = {"do": "fault", "kind": kind, "targets": targets, "seconds": span}
+    if kind == "slow":
+        head["delay"] = 0.05 if delay is None else delay
     try:
         answer = ask(run_directory.control, head, 10.0)
     except NoAnswer as problem:
@@ -184,7 +191,7 @@ for logcommand in logcommands.COMMANDS:
 @click.option("--size", type=size, default="4KiB", show_default=True, help="Of a small request.")
 @click.option("--large", type=size, default="1MiB", show_default=True, help="Of one that spans all servers.")
 @click.option("--depth", type=click.IntRange(1, 1024), default=32, show_default=True, help="Small ones in flight.")
-@click.option("--for", "span", type=seconds, default="3s", show_default=True, metavar="TIME", help="Each load.")
+@click.option("--for", "span", type=seconds, default="3s", show_default=True, help="Each load.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Also draw a picture (SVG).")
 def compare(

@@ -78,6 +78,14 @@ def test_the_owner_of_a_byte_can_be_killed_and_kept_down(make_cluster):
     cluster.remember()
 
 
+@pytest.mark.parametrize("words", [["pause", "server1", "--delay", "5ms"], ["resume", "server1", "--for", "5s"]])
+def test_an_option_that_means_nothing_for_a_fault_is_refused(tmp_path, new_cluster, words):
+    """Exit 2, before anything is asked of a cluster."""
+    refused = new_cluster(tmp_path).command("fault", *words, check=False)
+    assert refused.returncode == 2
+    assert words[2] in refused.stderr.decode()
+
+
 def test_a_slow_node_answers_late(make_cluster):
     """Each reply waits for the delay, until the fault is over; what it answers is right."""
     cluster = make_cluster()

@@ -293,6 +293,7 @@ def test_the_tree_of_a_request(make_cluster: Make) -> None:
         (["--range", "1023KiB:2KiB"], "--range ends at byte 1049600, but the memory has 1048576 bytes"),
         (["--slower-than", "soon"], "is not a time span"),
         (["--until", "soon"], "is neither a time ago"),
+        (["--request", "1.2"], "'1.2' is not a request's identifier, such as 0.3.17"),
     ],
 )
 def test_what_cannot_be_meant_gets_a_sentence(

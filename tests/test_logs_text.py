@@ -343,8 +343,3 @@ def test_silence_gets_a_sentence() -> None:
 def test_an_address_that_leads_nowhere_gets_a_sentence(address: str, sentence: str) -> None:
     with pytest.raises(LogsError, match=sentence):
         list(read_log(address))
-
-
-def test_an_identifier_that_is_none_gets_a_sentence() -> None:
-    with pytest.raises(LogsError, match=r"'1\.2' is not a request's identifier"):
-        list(read_log("127.0.0.1:1", request="1.2"))

@@ -62,13 +62,13 @@ def load(path: Path, available: int | None = None) -> ClusterConfig:
     this machine has. Raises ConfigError."""
     name = str(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError([Problem(name, 0, 0, "no such file; name another one with -f, or write one")]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem(name, 0, 0, f"cannot be read: {error}")]) from error
+    except OSError as error:
+        raise ConfigError([Problem(name, 0, 0, f"cannot be read: {error.strerror}")]) from error
     try:
-        document = parse(text)
+        document = parse(content)
     except YAMLProblem as error:
         raise ConfigError([Problem(name, error.line, error.column, error.message)]) from error
     if not isinstance(document.value, dict):
@@ -220,12 +220,20 @@ def _machine_memory() -> int:
 
 # -- problems in words -------------------------------------------------------------------------------------------
 
+FORMS: dict[Place, str] = {
+    ("servers",): "a whole number or a list of {memory, listen}",
+    ("layout",): "linear or {stripe: SIZE}",
+    ("clients", "limit"): "a whole number or auto",
+}
+"""What may stand where more than one form may; pydantic knows only the one that it took a value for."""
+
 
 def _explain(file: str, document: Document, details: ErrorDetails) -> Problem:
     """A pydantic error as a sentence at its place."""
     where = tuple(part for part in details["loc"] if part not in TAGS)
     label = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
-    kind, context, given = details["type"], details.get("ctx", {}), details["input"]
+    kind, context = details["type"], details.get("ctx", {})
+    got = f"(got {_as_written(document, where, details['input'])})"
     place = document.values.get(where) or document.values.get(where[:-1], (1, 1))
     match kind:
         case "extra_forbidden":
@@ -237,22 +245,26 @@ def _explain(file: str, document: Document, details: ErrorDetails) -> Problem:
             sentence = f"{label} {message}" if message.startswith("must") else f"{label}: {message}"
             return Problem(file, *place, sentence)
         case "literal_error":
-            return Problem(file, *place, f"{label} must be {context['expected'].replace(chr(39), '')} (got {given!r})")
+            allowed = FORMS.get(where) or context["expected"].replace("'", "")
+            return Problem(file, *place, f"{label} must be {allowed} {got}")
         case "greater_than_equal" | "less_than_equal":
             bound = f"at least {context['ge']}" if "ge" in context else f"at most {context['le']}"
-            return Problem(file, *place, f"{label} must be {bound} (got {given!r})")
+            return Problem(file, *place, f"{label} must be {bound} {got}")
         case "too_short" | "too_long":
             return Problem(file, *place, f"{label} must have 1 to {MAX_SERVERS} entries")
         case "int_type":
-            return Problem(file, *place, f"{label} must be a whole number{_or_more(where)} (got {given!r})")
+            return Problem(file, *place, f"{label} must be {FORMS.get(where, 'a whole number')} {got}")
         case "model_type" | "model_attributes_type" | "dict_type":
-            return Problem(file, *place, f"{label} must be a mapping of keys to values (got {given!r})")
+            return Problem(file, *place, f"{label} must be a mapping of keys to values {got}")
         case _:
-            return Problem(file, *place, f"{label}: {details['msg']} (got {given!r})")
+            return Problem(file, *place, f"{label}: {details['msg']} {got}")
 
 
-def _or_more(where: Place) -> str:
-    return " or a list of {memory, listen}" if where == ("servers",) else ""
+def _as_written(document: Document, where: Place, given: Any) -> str:
+    """A value as its writer knows it: `true`, not True."""
+    if isinstance(given, str) or where not in document.texts:
+        return repr(given)
+    return document.texts[where] or "nothing"
 
 
 def _unknown(where: Place) -> str:

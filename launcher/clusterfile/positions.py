@@ -47,9 +47,14 @@ class Document:
     texts: dict[Path, str] = field(default_factory=dict)
 
 
-def parse(text: str) -> Document:
+def parse(content: bytes) -> Document:
     """Raises YAMLProblem."""
     document = Document()
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        lines = content[: error.start].decode().split("\n")
+        raise YAMLProblem("this is not UTF-8", len(lines), len(lines[-1]) + 1) from error
     try:
         loader = yaml.SafeLoader(text)
         try:
@@ -59,7 +64,10 @@ def parse(text: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise YAMLProblem(f"not YAML: {error.problem or error.context}", line, column) from error
+        words = error.problem or error.context or ""
+        if words.startswith("but "):  # the second half of a sentence
+            words = f"{error.context}, {words}"
+        raise YAMLProblem(f"not YAML: {words}", line, column) from error
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         line, column = before.count("\n") + 1, error.position - before.rfind("\n")

@@ -47,6 +47,15 @@ def _operation(value: str) -> str:
     return value.upper()
 
 
+def _request(value: str) -> int:
+    from node.log.record import parse_identifier
+
+    try:
+        return parse_identifier(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 def _count(least: int) -> Callable[[Any], int]:
     def convert(value: Any) -> int:
         from node.log.filter import MAX_LAST
@@ -68,10 +77,10 @@ _OPTIONS = (
     click.option("--client", metavar="N", type=click.IntRange(min=1), help="The requests and events of one client."),
     click.option("--op", "operations", metavar="NAME", type=_operation, multiple=True,
                  help="One operation, such as write, or event, such as died; again for more."),
-    click.option("--slower-than", "slower", metavar="TIME", type=seconds, help="What took longer, such as 1ms."),
+    click.option("--slower-than", "slower", type=seconds, help="What took longer, such as 1ms."),
     click.option("--errors", is_flag=True, help="What failed, and events that mean trouble."),
     click.option("--range", "span", metavar="OFFSET:LENGTH", type=_range, help="Who touched these bytes?"),
-    click.option("--request", metavar="ID", help="One request with its pieces."),
+    click.option("--request", metavar="ID", type=_request, help="One request with its pieces."),
 )  # fmt: skip
 
 
@@ -120,11 +129,12 @@ def logs(
     last: int | None,
     as_json: bool,
     trace: Path | None,
-    request: str | None,
+    request: int | None,
     **options: Any,
 ) -> int:
     """Show the merged log, through logger 0."""
     from launcher.log.reader import LogsError, read_batches, render, tree
+    from node.log.record import format_identifier
 
     if trace is not None and (follow or as_json):
         raise click.UsageError("--trace goes neither with --follow nor with --json")
@@ -148,7 +158,7 @@ def logs(
         elif request is not None and not (follow or as_json):
             story = [entry for batch in batches for entry in batch]
             if not story:
-                raise Failure(f"the log has no request {request}")
+                raise Failure(f"the log has no request {format_identifier(request)}")
             sys.stdout.write(tree(story, colour=colour, width=width))
         else:
             for text in render(batches, as_json=as_json, colour=colour, width=width):

@@ -16,7 +16,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from node.log.record import RECORD_SIZE, Kind, format_identifier, parse_identifier, unpack
+from node.log.record import RECORD_SIZE, Kind, format_identifier, unpack
 from node.log.text import COLOURS, LogEntry, format_json, format_text
 from node.transport.address import Address
 from node.transport.frames import Frame, FrameError, FrameReader
@@ -51,15 +51,14 @@ def parse_since(text: str) -> int:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which part of the log: times in ns since 1970 or, negative, before now; `request` an identifier as text, `slower`
-    in ns, `span` bytes of the memory as (offset, length). The loggers sort out what does not fit, so it is
-    not even sent."""
+    """Which part of the log: times in ns since 1970 or, negative, before now; `slower` in ns, `span` bytes
+    of the memory as (offset, length). The loggers sort out what does not fit, so it is not even sent."""
 
     last: int | None = None
     since: int | None = None
     until: int | None = None
     node: str | None = None
-    request: str | None = None
+    request: int | None = None
     client: int | None = None
     operations: Sequence[str] = ()
     slower: int | None = None
@@ -67,11 +66,11 @@ class Wanted:
     span: tuple[int, int] | None = None
 
     def to_head(self) -> dict[str, Any]:
-        """As a part of a query. Raises LogsError."""
+        """As a part of a query."""
         head: dict[str, Any] = {}
-        for name in ("last", "since", "until", "node", "client", "slower"):
+        for name in ("last", "since", "until", "node", "client", "slower", "request"):
             value = getattr(self, name)
-            if value is not None and (value or name == "client"):
+            if value is not None and (value or name in ("client", "request")):
                 head[name] = value
         if self.operations:
             head["operations"] = [name.upper() for name in self.operations]
@@ -79,11 +78,6 @@ class Wanted:
             head["errors"] = True
         if self.span is not None:
             head["offset"], head["length"] = self.span
-        if self.request is not None:
-            try:
-                head["request"] = parse_identifier(self.request)
-            except ValueError as error:
-                raise LogsError(str(error)) from error
         return head
 
 
