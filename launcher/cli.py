@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from client.console import EXIT_IN_USE, EXIT_NOT_RUNNING, Commands, Failure, run, seconds, silence, size
+from client.console import EXIT_ERROR, EXIT_IN_USE, EXIT_NOT_RUNNING, Commands, Failure, run, seconds, silence, size
 from client.discover import command
 from launcher.log import commands as logcommands
 from launcher.output import happening_line, show_again, status_table, steps
@@ -80,8 +80,9 @@ def _supervise(
             ) from None
         click.echo(f"cluster {cluster.name} is already running: {record.uri} (to stop it: {command(file, 'down')})")
         return 0
-    except sockets.AddressTaken as error:
-        raise Failure(f"{error}\nnothing was started", EXIT_IN_USE) from error
+    except sockets.CannotListen as error:
+        code = EXIT_IN_USE if isinstance(error, sockets.AddressTaken) else EXIT_ERROR
+        raise Failure(f"{error}\nnothing was started", code) from error
     except CannotStart as error:
         raise Failure(str(error)) from error
 

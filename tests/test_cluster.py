@@ -159,6 +159,16 @@ def test_a_port_in_use_names_its_holder_and_starts_nothing(tmp_path, new_cluster
         assert cluster.left_behind() == []
 
 
+def test_an_address_that_is_not_to_be_had_is_an_error_and_starts_nothing(tmp_path, new_cluster):
+    """Exit 1: nobody is in the way, so it is not 5; the sentence says what the system says."""
+    cluster = new_cluster(tmp_path, listen="unix:no/such/folder.sock")
+    done = cluster.command("up", "-d", check=False)
+    assert done.returncode == 1
+    assert b"cannot listen on unix:" in done.stderr
+    assert b"nothing was started" in done.stderr
+    assert cluster.left_behind() == []
+
+
 def test_a_stale_unix_socket_is_replaced_and_a_living_one_is_not(tmp_path, new_cluster):
     """A socket file on which nobody listens is no reason to refuse; somebody who listens is, and a plain file."""
     cluster = new_cluster(tmp_path, listen="unix:m.sock")

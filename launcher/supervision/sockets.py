@@ -14,28 +14,33 @@ from node.transport.address import Address
 BACKLOG = 1024
 
 
-class AddressTaken(Exception):
-    """Somebody listens there already, or the address is not this machine's; says who or why."""
+class CannotListen(Exception):
+    """An address is not to be had: it is not this machine's, may not be used, …; says why."""
+
+
+class AddressTaken(CannotListen):
+    """Somebody listens there already; says who."""
 
 
 def bind_all(addresses: Sequence[Address]) -> list[socket.socket]:
-    """Listening sockets for the addresses, in order. Raises AddressTaken, naming every one that is not to be had."""
+    """Listening sockets for the addresses, in order. Raises CannotListen, naming every one that is not to be had."""
     sockets: list[socket.socket] = []
-    problems: list[str] = []
+    problems: list[CannotListen] = []
     for address in addresses:
         try:
             sockets.append(bind(address))
-        except AddressTaken as error:
-            problems.append(str(error))
+        except CannotListen as error:
+            problems.append(error)
     if problems:
         for sock in sockets:
             release(sock)
-        raise AddressTaken("\n".join(problems))
+        taken = any(isinstance(problem, AddressTaken) for problem in problems)
+        raise (AddressTaken if taken else CannotListen)("\n".join(map(str, problems)))
     return sockets
 
 
 def bind(address: Address) -> socket.socket:
-    """A listening socket. Raises AddressTaken."""
+    """A listening socket. Raises CannotListen."""
     sock = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         if address.path:
@@ -48,7 +53,7 @@ def bind(address: Address) -> socket.socket:
         sock.close()
         if error.errno == errno.EADDRINUSE:
             raise AddressTaken(f"{address} is already in use{_holder(address)}") from error
-        raise AddressTaken(f"cannot listen on {address}: {error.strerror or error}") from error
+        raise CannotListen(f"cannot listen on {address}: {error.strerror or error}") from error
     return sock
 
 
