@@ -543,6 +543,9 @@ def test_following_tells_of_a_logger_that_goes(make: Callable[..., Loggers]) -> 
     loggers.request(1, 1, 2, start=time_ns())
     loggers.turn_until(lambda: len(asker.merged) == 2)
     assert story(asker.merged) == ["0:0.1.1", "1:-0.1.1"]
+    loggers.loggers[0].drain("", lambda: None)
+    loggers.turn_until(lambda: "end" in asker.last)
+    assert asker.last["missing"] == []  # it was told; once is enough
 
 
 def test_a_share_that_was_lost_comes_back(make: Callable[..., Loggers], monkeypatch: pytest.MonkeyPatch) -> None:

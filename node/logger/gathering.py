@@ -246,4 +246,6 @@ class Gathering:
         if self.live and self._gate is not None and (batch := self._gate.take(MAX_TIME)):
             self.output.write(batch)
         self.close()
+        if self.live:  # who was lost has been told already
+            self._trouble = {}
         self.output.finish({"missing": sorted(self._trouble), "trouble": self._trouble, "gaps": self._gaps})
