@@ -218,9 +218,9 @@ def compare(
         raise click.UsageError(f"requests must have 1 to {options.memory} bytes")
     with steps(len(options.cases) * (1 + len(options.workloads))) as step:
         results = measure(options, step)
+    click.echo(json.dumps({"cases": results}, indent=2) if as_json else comparison.table(results))
     if plot is not None:
         plot.write_text(comparison.picture(results))
-    click.echo(json.dumps({"cases": results}, indent=2) if as_json else comparison.table(results))
 
 
 @cli.command("config")
