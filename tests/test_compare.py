@@ -85,6 +85,14 @@ def test_a_wrong_topology_is_named(tmp_path):
     assert f"there are {', '.join(names())}".encode() in done.stderr
 
 
+def test_a_picture_that_cannot_be_written_costs_no_figures(tmp_path):
+    words = ["--topology", "chain", "--for", "50ms", "--servers", "2", "--plot", "no/such/plot.svg"]
+    done = run(*memcluster_command("compare", *words), cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert b"no/such/plot.svg: No such file or directory" in done.stderr
+    assert b"server1 (" in done.stdout
+
+
 def test_ctrl_c_leaves_nothing(tmp_path, start):
     """Interrupted while a cluster runs: it is stopped, its folder removed."""
     process = start(
