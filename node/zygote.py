@@ -47,8 +47,8 @@ def run_node(*arguments: Any) -> None:
 
 if SUPERVISOR in os.environ:
     gc.disable()  # what is loaded here is no garbage, and stays shared with the nodes as long as nobody looks at it
+    die_with(int(os.environ[SUPERVISOR]))  # first: where the output goes may be gone with a supervisor
     redirect_output(os.environ.pop(OUTPUT))
-    die_with(int(os.environ[SUPERVISOR]))
     from setproctitle import setproctitle  # the supervisor need not wait for it to start this process
 
     setproctitle(f"memcluster: fork server of {os.environ.pop(SUPERVISOR)}")

@@ -16,6 +16,7 @@ from client.console import EXIT_DEGRADED, EXIT_IN_USE, EXIT_TIMEOUT, EXIT_USAGE
 from launcher.run.directory import RunDirectory
 from launcher.run.identity import Identity
 from launcher.run.leftovers import wait_gone
+from node import zygote
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -305,3 +306,11 @@ def test_a_process_may_be_called_anything(start):
     assert identity.alive
     assert not identity.stopped
     assert not Identity(process.pid, identity.start + 1).alive
+
+
+def test_a_fork_server_whose_supervisor_is_gone_dies_without_a_word():
+    """As after a Ctrl-C while it loads: where its output should go is gone, too, which is nobody's affair."""
+    gone = {zygote.SUPERVISOR: "1", zygote.OUTPUT: "/proc/1/fd/no-such-file"}
+    done = run(sys.executable, "-c", "import node.zygote", check=False, **gone)
+    assert done.returncode == -signal.SIGKILL
+    assert done.stderr == b""
