@@ -13,7 +13,8 @@ from pathlib import Path
 from harness import need
 
 from node.nbd.errors import ProtocolError, Refused
-from node.nbd.server import Export, Request, ServerSession
+from node.nbd.negotiation import Export
+from node.nbd.server import Request, ServerSession
 from node.nbd.wire import Command, Rep, Status, TransmissionFlag
 
 SIZE = 1 << 30

@@ -24,7 +24,8 @@ from harness import TIMEOUT, Cluster, clusters
 from launcher.run.control import ask
 from node.nbd import wire
 from node.nbd.errors import ProtocolError, Refused
-from node.nbd.server import MAX_OPTION, MAX_SKIP, Export, ServerSession
+from node.nbd.negotiation import MAX_OPTION, MAX_SKIP, Export
+from node.nbd.server import ServerSession
 from node.nbd.wire import Chunk, Command, CommandFlag, Error, Option, Rep
 from node.serving.connection import ROOM
 from node.serving.server import CLIENTS_MEMORY, MEMORY_FLAGS
@@ -892,7 +893,8 @@ def end_of_session(words: bytes) -> str:
     else:
         state = "handshake" if session.export is None else "transmission"
         state += " broken" if broken else ""
-    return f"{state}, {'structured' if session.structured else 'simple'}"
+    agreed = session._negotiation or session
+    return f"{state}, {'structured' if agreed.structured else 'simple'}"
 
 
 @pytest.mark.parametrize("topology", sorted({*names()} - {"primary-secondary"}))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from node.nbd import wire
 from node.nbd.client import MAX_CHUNK, MIN_SCRATCH, ClientSession
 from node.nbd.errors import NBDError, ProtocolError, Refused
-from node.nbd.server import Export, ServerSession
+from node.nbd.negotiation import Export
+from node.nbd.server import ServerSession
 from node.nbd.wire import BASE_ALLOCATION, Chunk, Command, Error, HandshakeFlag, Info, Option, Rep, TransmissionFlag
 
 SIZE = 1 << 20

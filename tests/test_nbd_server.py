@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from node.nbd import wire
 from node.nbd.errors import NBDError, ProtocolError, Refused
-from node.nbd.server import MAX_SKIP, Export, Request, ServerSession
+from node.nbd.negotiation import MAX_SKIP, Export
+from node.nbd.server import Request, ServerSession
 from node.nbd.wire import Command, CommandFlag, Error, Info, Option, Rep, TransmissionFlag
 
 FLAGS = (
@@ -46,8 +47,8 @@ class Exports:
         return self.find(name)
 
 
-def make(place=lambda request: memoryview(bytearray(request.length))):
-    return ServerSession(Exports(), place)
+def make(place=lambda request: memoryview(bytearray(request.length)), exports=None):
+    return ServerSession(exports or Exports(), place)
 
 
 def feed(session: ServerSession, data: bytes, step: int = 1 << 30, budget: int = BUDGET) -> list[Request]:
@@ -241,13 +242,14 @@ def test_a_failed_selection_voids_an_earlier_one():
 
 def test_a_refused_go_shows_its_reason_and_a_later_one_may_succeed():
     """A soft refusal leaves the client in the handshake."""
-    session = make()
+    exports = Exports()
+    session = make(exports=exports)
     feed(session, HELLO)
     sent(session)
-    session._exports.shut = Refused(Rep.ERR_POLICY, "all 64 slots are taken")
+    exports.shut = Refused(Rep.ERR_POLICY, "all 64 slots are taken")
     feed(session, go())
     assert option_replies(sent(session)) == [(Option.GO, Rep.ERR_POLICY, b"all 64 slots are taken")]
-    session._exports.shut = None
+    exports.shut = None
     feed(session, go())
     assert session.export is not None
 

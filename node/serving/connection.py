@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from node.nbd.errors import ProtocolError
-from node.nbd.server import REQUEST_COST, Exports, Request, ServerSession
+from node.nbd.negotiation import Exports
+from node.nbd.server import REQUEST_COST, Request, ServerSession
 from node.nbd.wire import MAX_PAYLOAD, Command
 from node.serving.budget import Budget
 from node.transport.loop import Loop

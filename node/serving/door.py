@@ -9,7 +9,8 @@ import socket
 from collections.abc import Sequence
 
 from node.log.record import Kind
-from node.nbd.server import Export, Request
+from node.nbd.negotiation import Export
+from node.nbd.server import Request
 from node.nbd.wire import Command, Status, TransmissionFlag
 from node.serving.connection import Connection, Route
 from node.serving.server import MEMORY_FLAGS, REQUEST, Report, Server

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from node.log.record import Event, Reason
 from node.nbd.errors import Refused
-from node.nbd.server import Export
+from node.nbd.negotiation import Export
 from node.nbd.wire import Rep
 from node.serving.admission import Admission
 from node.serving.connection import Connection, Route
@@ -30,7 +30,7 @@ class Host(Protocol):
 
 
 class ClientExports:
-    """The Exports of an NBD session (see node/nbd/server.py)."""
+    """The Exports of an NBD session (see node/nbd/negotiation.py)."""
 
     def __init__(self, host: Host, connection: Connection) -> None:
         self._host = host

@@ -18,7 +18,8 @@ from typing import Any
 from node.log.record import REPEATED, Event, Kind, first_identifier, subject_of
 from node.log.writer import LogWriter
 from node.nbd.errors import Refused
-from node.nbd.server import RECEIVE_BUFFER, Export, Request
+from node.nbd.negotiation import Export
+from node.nbd.server import RECEIVE_BUFFER, Request
 from node.nbd.wire import Buffer, Command, CommandFlag, Error, Rep, TransmissionFlag
 from node.serving.admission import SAMPLE, Admission, look_at_the_machine
 from node.serving.budget import Budget
@@ -124,7 +125,7 @@ class Server:
         raise NotImplementedError
 
     def contexts(self, export: Export) -> Sequence[str]:  # noqa: ARG002
-        """Words to clients that know them; see node.nbd.server.Exports."""
+        """Words to clients that know them; see node.nbd.negotiation.Exports."""
         return ()
 
     def route(self, connection: Connection, export: Export) -> Route:

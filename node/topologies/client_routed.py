@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from node.log.record import REPEATED
-from node.nbd.server import Export, Request
+from node.nbd.negotiation import Export
+from node.nbd.server import Request
 from node.serving.connection import Connection, Route
 from node.serving.door import Door
 from node.serving.server import Report

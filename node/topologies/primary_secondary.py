@@ -13,7 +13,8 @@ from node.forwarding.link import Link
 from node.forwarding.pool import Pool
 from node.layout import Linear, Piece
 from node.log.record import REPEATED, Kind
-from node.nbd.server import RECEIVE_BUFFER, Export, Request
+from node.nbd.negotiation import Export
+from node.nbd.server import RECEIVE_BUFFER, Request
 from node.nbd.wire import Command, Error
 from node.serving.connection import Connection, Route
 from node.serving.door import Door
