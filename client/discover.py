@@ -66,16 +66,21 @@ def check_owner(path: Path) -> None:
         )
 
 
-def check_folder(name: str, file: Path) -> None:
-    """One cluster of a name runs for each user, and it need not be that of `file`: then nothing that is meant for the
-    one may reach the other's memory. Raises NotRunning, NotOurs."""
+def of_another_folder(name: str, file: Path) -> str | None:
+    """One cluster of a name runs, or left its memory, for each user, and it need not be that of `file`: the other's
+    file, if it lies in another folder. Raises NotOurs."""
     try:
-        recorded = json.loads((run_directory(name) / "state.json").read_text())["file"]
+        recorded = str(json.loads((run_directory(name) / "state.json").read_text())["file"])
         ours = os.path.samefile(Path(recorded).parent, file.absolute().parent)
     except (OSError, ValueError, KeyError, TypeError):
-        return  # nobody runs; or its folder has been moved, perhaps to here
-    if not ours:
-        raise NotRunning(f"the name {name!r} is in use by the cluster of {recorded}; that of {file} is not running")
+        return None  # there is none; or its folder has been moved, perhaps to here
+    return None if ours else recorded
+
+
+def check_folder(name: str, file: Path) -> None:
+    """Nothing that is meant for one cluster may reach the memory of another. Raises NotRunning, NotOurs."""
+    if other := of_another_folder(name, file):
+        raise NotRunning(f"the name {name!r} is in use by the cluster of {other}; that of {file} is not running")
 
 
 def outline(file: Path) -> dict[str, Any]:

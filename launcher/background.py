@@ -16,9 +16,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from client.console import EXIT_ERROR
+from client.console import EXIT_ERROR, EXIT_INTERRUPTED
 from launcher.run.control import FrameStream, NoAnswer
 from launcher.run.identity import Identity
 from node.transport.frames import Frame
@@ -32,7 +33,11 @@ Leave = Callable[[Path], None]
 
 
 class _CalledOff(Exception):
-    """The command, which says why, has no cluster for the supervisor."""
+    """The command, which says why, does not want the supervisor any more."""
+
+
+def _called_off(_signum: int, _frame: FrameType | None) -> None:
+    raise _CalledOff
 
 
 def in_background(load: Load, supervise: Callable[[Load, Tell, Leave], int], tell: Tell) -> int:
@@ -51,6 +56,7 @@ def in_background(load: Load, supervise: Callable[[Load, Tell, Leave], int], tel
         ours.close()
         os.setsid()
         starter = _Starter(theirs)
+        signal.signal(signal.SIGTERM, _called_off)  # until the supervisor has its own way of taking it
         try:
             code = supervise(cache(starter.load), starter.tell, starter.leave)
         except _CalledOff:
@@ -58,6 +64,16 @@ def in_background(load: Load, supervise: Callable[[Load, Tell, Leave], int], tel
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    supervisor = Identity.of(pid)
+    called_off = False
+
+    def call_off(_signum: int, _frame: FrameType | None) -> None:
+        nonlocal called_off
+        called_off = True
+        if supervisor is not None:
+            supervisor.signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, call_off)
     theirs.close()
     stream = FrameStream(ours)
     try:
@@ -68,36 +84,35 @@ def in_background(load: Load, supervise: Callable[[Load, Tell, Leave], int], tel
         raise
     with suppress(OSError):  # it has not waited for it
         ours.sendall(cluster)
-    return _wait(pid, stream, tell)
+    code, gave_up = _wait(pid, stream, tell)
+    if called_off and code:
+        return EXIT_INTERRUPTED
+    if gave_up:
+        tell({"event": "gave-up", "text": gave_up})
+    return code
 
 
-def _wait(pid: int, stream: FrameStream, tell: Tell) -> int:
-    identity = Identity.of(pid)
+def _wait(pid: int, stream: FrameStream, tell: Tell) -> tuple[int, str]:
+    """The exit code, and what nobody has told yet of why it is not 0."""
     output = ""
     told_why = False
-    while True:
-        try:
-            for happening in stream.frames(None):
-                tell(happening)
-                told_why = told_why or happening["event"] in ("gave-up", "gone")
-                if happening["event"] == "left":
-                    output = happening["text"]
-                elif happening["event"] == "running":
-                    return 0
-            break
-        except KeyboardInterrupt:  # the start is called off
-            if identity is not None:
-                identity.signal(signal.SIGTERM)
-        except NoAnswer:
-            break
+    try:
+        for happening in stream.frames(None):
+            tell(happening)
+            told_why = told_why or happening["event"] in ("gave-up", "gone")
+            if happening["event"] == "left":
+                output = happening["text"]
+            elif happening["event"] == "running":
+                return 0, ""
+    except NoAnswer:
+        pass
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     if code >= 0 and not output:
-        return code  # it has said why
-    if code < 0 or not told_why:
-        place = f"; what it said is in {output}" if output else ""
-        tell({"event": "gave-up", "text": f"the supervisor died{place}"})
-    return code if code > 0 else EXIT_ERROR
+        return code, ""  # it has said why
+    place = f"; what it said is in {output}" if output else ""
+    gave_up = f"the supervisor died{place}" if code < 0 or not told_why else ""
+    return (code if code > 0 else EXIT_ERROR), gave_up
 
 
 class _Starter:

@@ -73,9 +73,10 @@ def _supervise(
         if record is None:
             raise Failure(f"cluster {cluster.name} is being started or stopped right now", EXIT_IN_USE) from None
         if record.file != str(cluster.file):
+            state = "" if record.supervisor.alive else ", whose supervisor is dead"
             raise Failure(
                 f"the name {cluster.name!r} is in use by the cluster of {record.file} (supervisor pid "
-                f"{record.supervisor.pid}): stop that one, or give this one another name",
+                f"{record.supervisor.pid}){state}: stop that one, or give this one another name",
                 EXIT_IN_USE,
             ) from None
         click.echo(f"cluster {cluster.name} is already running: {record.uri} (to stop it: {command(file, 'down')})")

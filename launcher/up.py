@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client.discover import DiscoverError, command, name_in, outline
+from client.discover import DiscoverError, command, name_in, of_another_folder, outline
 from launcher.run import leftovers
 from launcher.run.directory import MemoryMismatch, NameInUse, RunDirectory, RunRecord, claim_memory
 from launcher.run.steps import step
@@ -25,7 +25,8 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 class AlreadyRunning(Exception):
-    """The name is taken by a living supervisor; `record` is None while it has only just begun."""
+    """The name is taken by a living supervisor, or by the memory that a dead one in another folder has left; `record`
+    is None while it has only just begun."""
 
     def __init__(self, config: ClusterConfig, record: RunRecord | None) -> None:
         self.config = config
@@ -55,16 +56,19 @@ def up(
     gc.disable()  # loading makes much and no garbage
     try:
         document = outline(file)
-        run = RunDirectory(name_in(document, file))
+        name = name_in(document, file)
     except DiscoverError:
-        document, run = {}, RunDirectory(load().name)  # says what is wrong with the file
+        document, name = {}, load().name  # says what is wrong with the file
+    run = RunDirectory(name)
     try:
         run.acquire()
     except NameInUse:
         raise AlreadyRunning(load(), run.record()) from None
-    step()
+    if of_another_folder(name, file):
+        raise AlreadyRunning(load(), run.record())
     found_memory = run.holds_memory
     try:
+        step()
         _end_leftovers(run, tell)
         step()
         start_fork_server(run.path, *_modules(document))
@@ -76,10 +80,10 @@ def up(
 
             config, found, listeners = _prepare(load, run)
             leave(config)
-        except Exception:
+        except BaseException:
             stop_fork_server()
             raise
-    except Exception:
+    except BaseException:  # a Ctrl-C, too
         if not found_memory:
             run.remove()
         raise

@@ -120,7 +120,7 @@ class _Node:
     def _fault(self, kind: str, head: dict[str, Any]) -> None:
         """Do what `memcluster fault` asks of the inside of a node; its supervisor ends it again."""
         if kind == "slow":
-            self.loop.lag = head["delay"]
+            self.loop.slow(head["delay"])
         elif kind == "cut":
             self.role.cut(head["peer"], head["cut"])
         elif kind == "hang":

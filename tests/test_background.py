@@ -72,3 +72,22 @@ def test_up_that_fails_before_it_leaves_the_terminal_leaves_nothing(tmp_path, ne
     assert done.stderr.decode().startswith("memcluster: ")
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert cluster.left_behind() == []
+
+
+@pytest.mark.parametrize("rest", ["signal.pause()", "signal.sigtimedwait([signal.SIGTERM], 60); die()", "return 130"])
+def test_a_start_that_is_called_off_is_no_death(tmp_path, rest):
+    """Ctrl-C reaches the command alone, which has the supervisor end, before and after that takes signals by itself."""
+    block = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); " if "sigtimedwait" in rest else ""
+    body = f"load(); {block}os.kill(os.getppid(), signal.SIGINT); {rest}"
+    done = run(sys.executable, "-c", SCRIPT.format(body=body), cwd=tmp_path)
+    assert done.stdout.decode() == "code 130\n"
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_a_start_that_is_called_off_leaves_nothing(tmp_path, new_cluster, steps):
+    """As when the supervisor is told to stop after so many of its steps."""
+    cluster = new_cluster(tmp_path)
+    done = cluster.command("up", "-d", check=False, MEMCLUSTER_KILL_AT=str(steps), MEMCLUSTER_KILL_WITH="SIGTERM")
+    assert done.returncode == 1
+    assert cluster.left_behind() == []

@@ -130,6 +130,13 @@ def test_a_cluster_of_the_same_name_in_another_folder_is_not_touched(tmp_path, m
     assert f"is in use by the cluster of {running.file}" in done.stderr.decode()
     assert json.loads(run(*memcluster_command("status", "--json"), cwd=tmp_path, check=False).stdout)["nodes"] == []
     assert running.status()["state"] == "running"
+    supervisor = Identity.of(running.status()["supervisor"])
+    supervisor.signal(signal.SIGKILL)
+    assert wait_gone([supervisor], TIMEOUT)
+    done = run(*memcluster_command("up", "-d"), cwd=tmp_path, check=False)  # it would have the memory that is left
+    assert done.returncode == 5
+    assert f"is in use by the cluster of {running.file}" in done.stderr.decode()
+    running.up()
     with running.connect() as memory:
         assert memory.pread(6, 0) == b"theirs"
 

@@ -73,6 +73,8 @@ CASES = [
     ("memory: 1MiB\nlisten: nowhere",
      "2:9: listen: 'nowhere' is not an address; write HOST:PORT, [::1]:PORT or unix:PATH"),
     ("memory: 1MiB\nlisten: 'a:99999'", "2:9: listen: 'a:99999': the port must be a number from 0 to 65535"),
+    ("memory: 1MiB\nlogs: {level: errors, sample: 10}", "2:31: sample thins out requests that went well, of which "
+     "level: errors keeps none; leave one of them out"),
     ("memory: 1MiB\nclients: {limit: 0}", "2:18: clients.limit must be at least 1 (got 0)"),
     ("memory: 1MiB\nhang_timeout: 99ms", "2:15: hang_timeout must be 100ms or more (got '99ms')"),
     ("memory: 1MiB\nstop_timeout: never", "2:15: stop_timeout: 'never' is not a time span; write 500ms, 10s, 2m or 1h"),

@@ -7,10 +7,12 @@ import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from node.forwarding.link import Link
+from node.handover.passage import PassageLink
 from node.transport.address import Address
 from node.transport.loop import Loop
 
@@ -33,6 +35,30 @@ def no_descriptors() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_passage_without_a_descriptor_waits_for_one(loop: Loop, tmp_path: Path) -> None:
+    """As a link does."""
+    address = Address("", 0, str(tmp_path / "s"))
+    joined: list[PassageLink] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address.path)
+        listener.listen()
+        listener.setblocking(False)
+        with no_descriptors():
+            link = PassageLink(
+                loop, 1, address, 0, memoryview(bytearray(1 << 18)), joined=joined.append,
+                answered=lambda *_: None, lost=lambda _: None,
+            )  # fmt: skip
+            assert "Too many open files" in link.trouble
+        for _ in range(1000):
+            try:
+                accepted, _ = listener.accept()
+                break
+            except BlockingIOError:
+                loop.turn(0.1)
+        accepted.close()
+        link.close()
 
 
 def test_a_link_without_a_descriptor_waits_for_one(loop: Loop) -> None:

@@ -154,3 +154,19 @@ class TestTune:
         with Strict(fileno=pair[0].detach()) as sock:
             tune(sock)
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_what_is_held_up_goes_on_when_the_loop_is_slow_no_more(loop, pair):
+    """And not after what was the delay."""
+    near, far = pair
+    far.settimeout(10)
+    stream = Receiver(loop, near)
+    loop.slow(3600.0)
+    stream.outgoing.append(b"late")
+    stream.send_soon()
+    loop.turn(0)
+    assert stream.sent == 0
+    loop.slow(0.0)
+    loop.turn(0)
+    assert far.recv(4) == b"late"
+    stream.close()

@@ -177,6 +177,9 @@ def _check(config: ClusterConfig, parsed: ClusterFile, available: int) -> Iterat
             f"memory of {format_size(config.memory)} is more than this machine can hold ({available >> 20} MiB); "
             "make it smaller, or give a directory as storage"
         )
+    if config.logs.level == "errors" and config.logs.sample > 1:
+        message = "sample thins out requests that went well, of which level: errors keeps none; leave one of them out"
+        yield {"logs"}, ("logs", "sample"), message
     yield from _check_addresses(config, parsed)
 
 

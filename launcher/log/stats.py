@@ -8,9 +8,8 @@ from typing import Any
 
 from launcher.log.reader import LogsError, connect
 from launcher.output import format_bytes
-from node.log.record import Kind
 from node.log.tally import Figures, Tally
-from node.log.text import event_name, operation_name
+from node.log.text import event_name, kind_name, operation_name
 from node.transport.frames import Frame, FrameError, FrameReader
 
 TIMEOUT = 10.0
@@ -64,7 +63,7 @@ def read_stats(
 def _row(node: str, kind: int, operation: int, figures: Figures, seconds: float, sample: int) -> dict[str, Any]:
     return {
         "node": node,
-        "kind": Kind(kind).name.lower() if kind in Kind.__members__.values() else str(kind),
+        "kind": kind_name(kind),
         "operation": operation_name(operation),
         "count": figures.count * sample,
         "seconds": round(seconds, 3),

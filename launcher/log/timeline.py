@@ -14,7 +14,7 @@ from typing import Any
 
 from launcher.log.trace import Tracks
 from node.log.record import COUNTER_BITS, SERVER_SHIFT, TROUBLE, Event, Kind, format_identifier, subject_name
-from node.log.text import LogEntry, event_detail, event_name, operation_name
+from node.log.text import LogEntry, event_detail, event_name, kind_name, operation_name
 from node.nbd.wire import Error
 from node.topology import load, names
 
@@ -120,7 +120,7 @@ class Timeline:
                 row,
                 start,
                 record.duration / 1000,
-                kind or (Kind(record.kind).name.lower() if record.kind in Kind.__members__.values() else "other"),
+                kind or kind_name(record.kind),
                 operation_name(record.operation),
                 error if record.error else "",
                 format_identifier(record.identifier),

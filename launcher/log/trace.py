@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from node.log.record import Kind, format_identifier
-from node.log.text import LogEntry, event_detail, event_name, operation_name
+from node.log.text import LogEntry, event_detail, event_name, kind_name, operation_name
 from node.nbd.wire import Error
 
 CLIENTS = 1_000_000
@@ -76,7 +76,7 @@ class _Writer:
         bar = {
             "ph": "X",
             "name": operation_name(record.operation),
-            "cat": Kind(record.kind).name.lower() if record.kind in Kind.__members__.values() else "other",
+            "cat": kind_name(record.kind),
             "tid": track,
             "dur": record.duration / 1000,
             **where,

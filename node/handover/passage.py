@@ -17,6 +17,7 @@ from node.nbd.wire import Buffer
 from node.transport.address import Address
 from node.transport.loop import Loop, Timer
 from node.transport.stream import IOV_MAX, Stream, drop
+from node.transport.tcp import connecting
 from node.transport.traffic import TRAFFIC
 
 MAX_DESCRIPTORS = 64
@@ -228,12 +229,9 @@ class PassageLink:
     def _connect(self) -> None:
         if self._cut or self._closed or self._connection is not None:
             return
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.setblocking(False)
         try:
-            sock.connect(self.address.sockaddr)
+            sock = connecting(self.address)
         except OSError as error:
-            sock.close()
             self._try_again(f"{self.address}: {error.strerror}")
             return
         self._connection = Passage(self._loop, sock, self._scratch, self._received, self._gone)

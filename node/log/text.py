@@ -34,8 +34,8 @@ COLOURS = (36, 33, 32, 35, 34, 31, 96, 93, 92, 95, 94, 91)
 SECOND = 10**9
 PIECE, EVENT, MAP = int(Kind.PIECE), int(Kind.EVENT), int(Kind.MAP)
 _OPERATIONS = {int(command): command.name for command in Command}
-_KINDS = {int(kind): kind.name.lower() for kind in Kind}
 _ERRORS = {int(error): error.name for error in Error if error}
+_KINDS = {int(kind): kind.name.lower() for kind in Kind}
 _EVENTS = {int(event): event.name.lower() for event in Event}
 _REASONS = {
     Reason.SLOTS: "all slots are taken",
@@ -87,6 +87,11 @@ def _finish(line: str, server: int, colour: bool, width: int) -> str:
     if width and len(line) > width:  # rather without columns than without its end
         line = re.sub("  +", " ", line)[:width]
     return f"\x1b[{COLOURS[server % len(COLOURS)]}m{line}\x1b[0m" if colour else line
+
+
+def kind_name(kind: int) -> str:
+    """`piece`; a number that has no name is shown as it is."""
+    return _KINDS.get(kind, str(kind))
 
 
 def operation_name(operation: int) -> str:

@@ -10,9 +10,8 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from node.log.record import Kind
 from node.log.tally import Figures, Tally, bucket_end
-from node.log.text import event_name, operation_name
+from node.log.text import event_name, kind_name, operation_name
 from node.transport.address import Address
 from node.transport.listener import Listener
 from node.transport.loop import Loop
@@ -160,7 +159,7 @@ class _Collector:
         for server, tally in self._tallies.items():
             node = f"server{server}"
             for (kind, operation), one in sorted(tally.figures.items()):
-                labels = [node, Kind(kind).name.lower(), operation_name(operation)]
+                labels = [node, kind_name(kind), operation_name(operation)]
                 done.add_metric(labels, one.count * self._sample)
                 moved.add_metric(labels, one.bytes * self._sample)
                 failed.add_metric(labels, one.errors * self._sample)

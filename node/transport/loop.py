@@ -73,7 +73,8 @@ class Loop:
         self._wakeup: tuple[socket.socket, socket.socket] | None = None
         self.turns = 0
         self.lag = 0.0
-        """Seconds by which what streams send is held up: a fault that was asked for."""
+        """Seconds by which what streams send is held up: a fault that was asked for with `slow`."""
+        self._held_up: dict[Callable[[], None], Timer] = {}
 
     def __repr__(self) -> str:
         return f"<Loop {len(self._watched)} watched, {len(self._timers)} timers, turn {self.turns}>"
@@ -109,6 +110,18 @@ class Loop:
         timer = Timer(time.monotonic() + seconds, call)
         heapq.heappush(self._timers, (timer.due, next(self._order), timer))
         return timer
+
+    def slow(self, seconds: float) -> None:
+        """Have `lag` be this from now on; what is held up goes on at once."""
+        self.lag = seconds
+        held_up, self._held_up = self._held_up, {}
+        for call, timer in held_up.items():
+            timer.cancel()
+            self.soon(call)
+
+    def hold_up(self, call: Callable[[], None]) -> None:
+        """Call once when `lag` has passed, or when it is changed."""
+        self._held_up[call] = self.after(self.lag, call)
 
     def soon(self, call: Callable[[], None]) -> None:
         """Call once at the end of this turn."""

@@ -75,7 +75,7 @@ class Stream:
         if not self._flush_is_due:
             self._flush_is_due = True
             if self.loop.lag:
-                self.loop.after(self.loop.lag, self.flush)
+                self.loop.hold_up(self.flush)
             else:
                 self.loop.soon(self.flush)
 
