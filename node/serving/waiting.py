@@ -20,8 +20,8 @@ SPIN = 50e-6
 """Seconds that a loop looks for something to do before it sleeps."""
 MOST_DOUBT = 1 << 12
 """Short sleeps after looks in vain until the next look, at most."""
-SHORT = 300e-6
-"""Seconds of a wait that is one of a conversation, at most."""
+SHORT = 500e-6
+"""Seconds of a wait within a conversation, at most: a client that routes by itself comes to each server in turn."""
 WINDOW = 1024
 """Waits that are judged together: 40 ms of a conversation."""
 ASK, DROP = 0.4, 0.2
