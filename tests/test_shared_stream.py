@@ -192,13 +192,22 @@ def test_a_chain_cuts_off_who_does_not_take_the_handshake(loop):
 # -- what a server may do --------------------------------------------------------------------------------------------
 
 
+def keep_away(cluster, *names):
+    """Kill servers until they are asked back. The dispatcher has seen them go: what it gives one that is just dying is
+    in that one's hands, and costs the client its connection."""
+    for name in names:
+        cluster.command("fault", "kill", name, "--for", "1h")
+    while not set(names) <= {node["name"] for node in cluster.status()["nodes"] if node["state"] == "restarting"}:
+        pass
+    cluster.status()  # it answers in a turn of its loop in which it meets whatever was there before
+
+
 @pytest.mark.parametrize("way", ["simple", "df", "extents"])
 def test_who_waits_too_long_gets_one_answer(make_cluster, way):
     """A request whose pieces come back to the dispatcher, and one does not: EIO, once, and the stream goes on."""
     cluster = make_cluster(topology="dispatcher", retry_timeout="300ms", restart={"deaths": 100})
     with Raw(cluster, structured=way != "simple") as client:
-        for name in ("server2", "server3"):
-            cluster.command("fault", "kill", name, "--for", "1h")
+        keep_away(cluster, "server2", "server3")
         command = Command.BLOCK_STATUS if way == "extents" else Command.READ
         client.ask(command, 1, 0, MiB, CommandFlag.DF if way == "df" else 0)
         assert client.reply().error == wire.Error.EIO
@@ -216,8 +225,7 @@ def test_who_waits_too_long_for_one_of_several_gets_eio(make_cluster, command, a
     cluster = make_cluster(topology="dispatcher", fan_out=fan_out, retry_timeout="300ms", restart={"deaths": 100})
     second = MiB // 2  # a byte of server 2
     with Raw(cluster) as client:
-        for name in away:
-            cluster.command("fault", "kill", name, "--for", "1h")
+        keep_away(cluster, *away)
         length = 0 if command == Command.FLUSH else MiB
         client.session.submit(command, 1, 0, length, 0, (b"x" * MiB,) if command == Command.WRITE else ())
         client.send()
