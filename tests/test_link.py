@@ -37,6 +37,16 @@ def no_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def accept(loop: Loop, listener: socket.socket) -> socket.socket:
+    """The connection that comes when the loop has turned often enough."""
+    for _ in range(1000):
+        try:
+            return listener.accept()[0]
+        except BlockingIOError:
+            loop.turn(0.1)
+    raise AssertionError("nobody has connected")
+
+
 def test_a_passage_without_a_descriptor_waits_for_one(loop: Loop, tmp_path: Path) -> None:
     """As a link does."""
     address = Address("", 0, str(tmp_path / "s"))
@@ -51,13 +61,7 @@ def test_a_passage_without_a_descriptor_waits_for_one(loop: Loop, tmp_path: Path
                 answered=lambda *_: None, lost=lambda _: None,
             )  # fmt: skip
             assert "Too many open files" in link.trouble
-        for _ in range(1000):
-            try:
-                accepted, _ = listener.accept()
-                break
-            except BlockingIOError:
-                loop.turn(0.1)
-        accepted.close()
+        accept(loop, listener).close()
         link.close()
 
 
@@ -68,13 +72,5 @@ def test_a_link_without_a_descriptor_waits_for_one(loop: Loop) -> None:
         with no_descriptors():
             link = Link(loop, Address(*listener.getsockname()), "shard", 30.0, memoryview(bytearray(1 << 18)))
             assert "Too many open files" in link.trouble
-        accepted = None
-        for _ in range(1000):
-            try:
-                accepted, _ = listener.accept()
-                break
-            except BlockingIOError:
-                loop.turn(0.1)
-        assert accepted is not None
-        accepted.close()
+        accept(loop, listener).close()
         link.close()

@@ -11,6 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -172,29 +173,22 @@ def _ask(
 ) -> Iterator[list[LogEntry] | dict[str, int]]:
     """One connection's batches; where a history ends and what happens now begins, up to where it is given."""
     reader = FrameReader()
-    try:
-        with connect(address, timeout) as sock:
-            sock.sendall(Frame({"ask": "merged", "follow": follow, **head}).encode())
-            while data := sock.recv(RECEIVE):
-                for frame in reader.receive(data):
-                    head = frame.head
-                    if "error" in head:
-                        raise LogsError(f"logger0: {head['error']}")
-                    if batch := _entries(frame):
-                        yield batch
-                    for sentence in _sentences(head):
-                        told(sentence)
-                    if head.get("end"):
-                        return
-                    if "after" in head:
-                        sock.settimeout(None)
-                        yield head["after"]
-    except TimeoutError:
-        raise _LostError(f"logger0 at {address} is silent for {timeout:g} s") from None
-    except FrameError as error:
-        raise LogsError(f"what answers at {address} is not logger0: {error}") from error
-    except OSError as error:
-        raise _LostError(f"logger0 at {address} cannot be reached: {error.strerror or error}") from error
+    with in_words(address, timeout), connect(address, timeout) as sock:
+        sock.sendall(Frame({"ask": "merged", "follow": follow, **head}).encode())
+        while data := sock.recv(RECEIVE):
+            for frame in reader.receive(data):
+                head = frame.head
+                if "error" in head:
+                    raise LogsError(f"logger0: {head['error']}")
+                if batch := _entries(frame):
+                    yield batch
+                for sentence in _sentences(head):
+                    told(sentence)
+                if head.get("end"):
+                    return
+                if "after" in head:
+                    sock.settimeout(None)
+                    yield head["after"]
     raise _LostError(f"logger0 at {address} ended in the middle of the log")
 
 
@@ -237,6 +231,19 @@ def tree(story: Sequence[LogEntry], *, colour: bool = False, width: int = 0) -> 
         line = line[: width or None]
         lines.append(f"\x1b[{COLOURS[server % len(COLOURS)]}m{line}\x1b[0m" if colour else line)
     return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def in_words(address: str, timeout: float) -> Iterator[None]:
+    """What goes wrong while the logger 0 at `address` is asked, as a LogsError."""
+    try:
+        yield
+    except TimeoutError:
+        raise _LostError(f"logger0 at {address} is silent for {timeout:g} s") from None
+    except FrameError as error:
+        raise LogsError(f"what answers at {address} is not logger0: {error}") from error
+    except OSError as error:
+        raise _LostError(f"logger0 at {address} cannot be reached: {error.strerror or error}") from error
 
 
 def connect(address: str, timeout: float) -> socket.socket:

@@ -6,11 +6,11 @@ import math
 import socket
 from typing import Any
 
-from launcher.log.reader import LogsError, connect
+from launcher.log.reader import RECEIVE, LogsError, connect, in_words
 from launcher.output import format_bytes
 from node.log.tally import Figures, Tally
 from node.log.text import event_name, kind_name, operation_name
-from node.transport.frames import Frame, FrameError, FrameReader
+from node.transport.frames import Frame, FrameReader
 
 TIMEOUT = 10.0
 BUSIEST = 5
@@ -80,21 +80,14 @@ def _row(node: str, kind: int, operation: int, figures: Figures, seconds: float,
 
 def _ask(address: str, head: dict[str, Any], timeout: float) -> dict[str, Any]:
     reader = FrameReader()
-    try:
-        with connect(address, timeout) as sock:
-            sock.sendall(Frame(head).encode())
-            while data := sock.recv(1 << 18):
-                for frame in reader.receive(data):
-                    if "error" in frame.head:
-                        raise LogsError(f"logger0: {frame.head['error']}")
-                    sock.shutdown(socket.SHUT_RDWR)
-                    return frame.head
-    except TimeoutError:
-        raise LogsError(f"logger0 at {address} is silent for {timeout:g} s") from None
-    except FrameError as error:
-        raise LogsError(f"what answers at {address} is not logger0: {error}") from error
-    except OSError as error:
-        raise LogsError(f"logger0 at {address} cannot be reached: {error.strerror or error}") from error
+    with in_words(address, timeout), connect(address, timeout) as sock:
+        sock.sendall(Frame(head).encode())
+        while data := sock.recv(RECEIVE):
+            for frame in reader.receive(data):
+                if "error" in frame.head:
+                    raise LogsError(f"logger0: {frame.head['error']}")
+                sock.shutdown(socket.SHUT_RDWR)
+                return frame.head
     raise LogsError(f"logger0 at {address} hung up")
 
 
