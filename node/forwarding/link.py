@@ -22,12 +22,10 @@ from node.nbd.wire import Buffer, Error
 from node.transport.address import Address
 from node.transport.loop import Loop, Timer
 from node.transport.stream import Stream
-from node.transport.tcp import connecting, tune
+from node.transport.tcp import connecting, pause_before, tune
 from node.transport.traffic import TRAFFIC
 
 SHUTDOWN = int(Error.ESHUTDOWN)
-RECONNECT_AT_MOST = 0.5
-"""Seconds between two attempts to connect, at most; the first follows at once."""
 
 
 class Submission(Awaited):
@@ -154,9 +152,8 @@ class Link:
         self._wire = None
         self.trouble = reason
         if not self._closed and not self._cut:
-            delay = min(RECONNECT_AT_MOST, 0.01 * (2**self._attempts - 1))
-            self._attempts = min(self._attempts + 1, 10)
-            self._reconnect = self.loop.after(delay, self._connect)
+            self._reconnect = self.loop.after(pause_before(self._attempts), self._connect)
+            self._attempts += 1
 
     def _connect(self) -> None:
         if self._cut or self._wire is not None:

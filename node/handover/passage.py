@@ -17,15 +17,13 @@ from node.nbd.wire import Buffer
 from node.transport.address import Address
 from node.transport.loop import Loop, Timer
 from node.transport.stream import IOV_MAX, Stream, drop
-from node.transport.tcp import connecting
+from node.transport.tcp import connecting, pause_before
 from node.transport.traffic import TRAFFIC
 
 MAX_DESCRIPTORS = 64
 """Descriptors that one receive takes, at most; the kernel gives those of one message at a time."""
 NONE_LEFT = -1
 """In the place of a descriptor that the system had no room for."""
-RECONNECT_AT_MOST = 0.5
-"""Seconds between two attempts to connect, at most; the first follows at once."""
 
 
 class _Handed(bytes):
@@ -258,6 +256,5 @@ class PassageLink:
         if self._reconnect is not None:
             self._reconnect.cancel()
         if not self._closed and not self._cut:
-            delay = min(RECONNECT_AT_MOST, 0.01 * (2**self._attempts - 1))
-            self._attempts = min(self._attempts + 1, 10)
-            self._reconnect = self._loop.after(delay, self._connect)
+            self._reconnect = self._loop.after(pause_before(self._attempts), self._connect)
+            self._attempts += 1

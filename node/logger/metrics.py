@@ -74,12 +74,9 @@ class _Visitor(Stream):
         self._page.left(self)
 
     def _readable(self) -> None:
-        try:
-            data = self.sock.recv(MAX_REQUEST)
-        except (BlockingIOError, InterruptedError):
+        data = self.receive(MAX_REQUEST)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             self.close()
         elif not self._answered:

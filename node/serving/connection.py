@@ -224,13 +224,7 @@ class Connection(Stream):
         self.loop.after(LINGER, lambda: self._lost(""))
 
     def _discard(self) -> None:
-        try:
-            gone = not self.sock.recv(1 << 16)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            gone = True
-        if gone:
+        if self.receive(1 << 16) == b"":
             self._lost("")
 
     def cut_off(self, reason: str) -> None:

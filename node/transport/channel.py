@@ -65,12 +65,9 @@ class Channel(Stream):
             self._closed(self)
 
     def _readable(self) -> None:
-        try:
-            data = self.sock.recv(RECEIVE)
-        except (BlockingIOError, InterruptedError):
+        data = self.receive(RECEIVE)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             self.close()
             return

@@ -111,6 +111,15 @@ class Stream:
 
     # -- receiving -------------------------------------------------------------------------------------------------
 
+    def receive(self, most: int) -> bytes | None:
+        """What has come; none at all (b"") from a side that is gone, None if there is nothing yet."""
+        try:
+            return self.sock.recv(most)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return b""
+
     def expect(self, count: int) -> None:
         """So many bytes of a large payload are still to come; 0: whatever comes next is to be looked at at once."""
         wake_at = min(count, WAKE_AT) or 1
