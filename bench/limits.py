@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 from bench.native import compiled
 from bench.pairs import Wire
 from bench.processes import run
-from node.serving.waiting import DEVICE
+from node.serving.waiting import keep_awake, may_keep_awake
 
 BLOCKS = (4 << 10, 1 << 20)
 
@@ -18,19 +16,8 @@ BLOCKS = (4 << 10, 1 << 20)
 def wire(shape: Wire, seconds: float, transport: str = "tcp") -> float:
     """Replies a second, with `depth` requests in flight on one connection."""
     numbers = shape.hops, shape.request, shape.reply, shape.depth, seconds
-    with _awake() if shape.depth == 1 else nullcontext():
+    with keep_awake() if shape.depth == 1 and may_keep_awake() else nullcontext():  # as a server does
         return float(run(compiled("wire.c"), transport, *map(str, numbers), timeout=seconds + 60))
-
-
-@contextmanager
-def _awake() -> Iterator[None]:
-    """Keep idle processors awake, as a server does at depth 1, and where it may."""
-    if not os.access(DEVICE, os.W_OK):
-        yield
-        return
-    with open(DEVICE, "wb", buffering=0) as request:
-        request.write(bytes(4))
-        yield
 
 
 def flood(size: int, count: int) -> float:
