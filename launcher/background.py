@@ -143,12 +143,10 @@ class _Starter:
 
     def leave(self, path: Path) -> None:
         """Have nothing to do with the terminal any more; output goes to a file."""
-        output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        from node.zygote import redirect_output  # loaded by now, and nothing that the command need wait for
+
+        redirect_output(str(path))
         nothing = os.open(os.devnull, os.O_RDONLY)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for source, target in ((nothing, 0), (output, 1), (output, 2)):
-            os.dup2(source, target)
-        os.close(output)
+        os.dup2(nothing, 0)
         os.close(nothing)
         self.tell({"event": "left", "text": str(path)})

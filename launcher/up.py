@@ -48,7 +48,7 @@ def up(
 ) -> int:
     """Start the cluster of `file`, be its supervisor, and tell what happens; returns the exit code when it has been
     stopped. `load` reads and checks the file, `leave` is called when nothing that is wrong with it or with the machine
-    can keep the cluster from being started. Raises AlreadyRunning, CannotStart, sockets.AddressTaken, and what `load`
+    can keep the cluster from being started. Raises AlreadyRunning, CannotStart, sockets.CannotListen, and what `load`
     does.
 
     The fork server, which takes as long to load as the checks, is started first; nothing comes from it before them.

@@ -163,7 +163,7 @@ class Dispatcher(Taker):
             taken.connection.say(lambda: self._give_up(taken, pieces, error, text))
 
     def _give_up(self, taken: Taken, pieces: int, error: int, text: str) -> None:
-        """With the client's gate held: as the servers say it in node/answering.py."""
+        """With the client's gate held: as the servers say it in node/handover/answering.py."""
         connection, request = taken.connection, taken.request
         if connection.open:
             last, failed = self._gates.count(taken.ticket, error, pieces)
