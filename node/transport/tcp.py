@@ -15,7 +15,7 @@ RECONNECT_AT_MOST = 0.5
 
 def pause_before(attempt: int) -> float:
     """Seconds until the next attempt to connect when so many have failed; the first follows at once."""
-    return min(RECONNECT_AT_MOST, 0.01 * (2 ** min(attempt, 10) - 1))
+    return min(RECONNECT_AT_MOST, 0.01 * ((1 << min(attempt, 10)) - 1))
 
 
 def connecting(address: Address) -> socket.socket:
