@@ -38,7 +38,7 @@ OURS: dict[str, Callable[[], AbstractContextManager[Service]]] = {
 ALL = OURS | {"nbdkit memory": nbdkit_memory, "nbdkit proxy": nbdkit_proxy}
 MOST = 6
 """Functions shown for a load."""
-WAITS = "Loop._wait"
+WAITS = "node/serving/waiting.py"
 KINDS = ("program", "copying", "memory pages", "network", "calls and switches")
 """What the time goes into, by the symbol that a sample fell in: copying and memory pages wherever they are done, else
 the program outside the kernel (the interpreter, for us); inside it the network, or system calls and switches."""
