@@ -16,11 +16,12 @@ import socket
 import time
 from collections.abc import Sequence
 
-from client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout, request_error
+from client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout
 from client.handshake import FIRST_PAUSE, LONGEST_PAUSE, open_session, pause_until
+from client.pending import Pending
 from client.uri import Target
 from node.nbd import errors as nbd
-from node.nbd.client import ClientSession, Reply
+from node.nbd.client import ClientSession
 from node.nbd.wire import Buffer, Command, Rep
 
 IOV_MAX = 1024
@@ -36,10 +37,10 @@ REPEATED = 1 << 15
 """The flag by which the log of a server that a router connects to knows what it may have seen before."""
 
 
-class Pending:
-    """A request under way, with all that it takes to repeat it. Plain slots: this is the data path."""
+class Sent(Pending):
+    """A request in flight, with all that it takes to repeat it."""
 
-    __slots__ = ("_connection", "command", "cost", "destination", "flags", "length", "offset", "outcome", "payload")
+    __slots__ = ("cost", "payload")
 
     def __init__(
         self,
@@ -51,38 +52,9 @@ class Pending:
         payload: Sequence[Buffer],
         destination: memoryview | None,
     ) -> None:
-        self._connection = connection
-        self.command = command
-        self.offset = offset
-        self.length = length
-        self.flags = flags
+        super().__init__(connection, command, offset, length, flags, destination)
         self.payload = payload
-        self.destination = destination
         self.cost = REQUEST_COST + (length if command <= Command.WRITE else 0)
-        self.outcome: Reply | ClusterError | None = None
-
-    def __repr__(self) -> str:
-        state = "under way" if self.outcome is None else "done"
-        return f"<Pending {Command(self.command).name} {self.offset} +{self.length} {state}>"
-
-    @property
-    def done(self) -> bool:
-        """The outcome is known. Asking makes progress; it waits only where a lost connection is to be made again."""
-        if self.outcome is None:
-            self._connection.progress()
-        return self.outcome is not None
-
-    def wait(self, timeout: float | None = None) -> Reply:
-        """The successful reply. Raises RequestError, Disconnected, Refused, Timeout."""
-        if self.outcome is None:
-            self._connection.wait_for(self, timeout)
-        outcome = self.outcome
-        if isinstance(outcome, ClusterError):
-            raise outcome
-        assert outcome is not None
-        if outcome.error:
-            raise request_error(self.command, self.offset, self.length, outcome.error, outcome.message)
-        return outcome
 
 
 class Connection:
@@ -104,7 +76,7 @@ class Connection:
         self.reconnect = reconnect
         self._routed = routed
         self.reconnections = 0
-        self._in_flight: dict[int, Pending] = {}
+        self._in_flight: dict[int, Sent] = {}
         self._cost = 0
         self._cookie = 0
         self._closed = False
@@ -128,7 +100,7 @@ class Connection:
         payload: Sequence[Buffer] = (),
         destination: memoryview | None = None,
         cookie: int = 0,
-    ) -> Pending:
+    ) -> Sent:
         """Begin a request, when there is room for it. Payload and destination must stay as they are until it is done.
 
         Raises Disconnected, Refused, Timeout.
@@ -139,7 +111,7 @@ class Connection:
                 self._turn(deadline, self.timeout)
         if self._closed:
             raise Disconnected(self.target, "the connection was closed by this program")
-        pending = Pending(self, command, offset, length, flags, payload, destination)
+        pending = Sent(self, command, offset, length, flags, payload, destination)
         alone = not self._in_flight
         if not cookie:
             self._cookie += 1
@@ -153,7 +125,7 @@ class Connection:
                 self.send()
         return pending
 
-    def wait_for(self, pending: Pending, timeout: float | None) -> None:
+    def wait_for(self, pending: Sent, timeout: float | None) -> None:
         """Send and receive until the outcome is known. Raises Timeout, Disconnected, Refused."""
         limit = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + limit

@@ -12,11 +12,12 @@ from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from client.cluster_map import read_map
-from client.connection import Connection, Pending
+from client.connection import Connection
 from client.discover import cluster_file, running_uri
 from client.errors import ClusterError, InvalidRequest, ReadOnly
 from client.handshake import list_exports
-from client.router import NAMESPACE, RoutedPending, Router, is_part
+from client.pending import Pending
+from client.router import NAMESPACE, Router, is_part
 from client.uri import Target, parse_uri
 from node.nbd import wire
 from node.nbd.wire import Command, CommandFlag, Error, Status, TransmissionFlag
@@ -41,7 +42,7 @@ class Extent(NamedTuple):
 class Future(Generic[T]):
     """A request that is under way; `result()` waits for its outcome. For the thread that began it."""
 
-    def __init__(self, parts: Sequence[Pending | RoutedPending], outcome: Callable[[], T]) -> None:
+    def __init__(self, parts: Sequence[Pending], outcome: Callable[[], T]) -> None:
         self._parts = parts
         self._outcome = outcome
 

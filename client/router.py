@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from client.cluster_map import ClusterMap, parse_map, read_map
-from client.connection import MAX_IN_FLIGHT, Connection, Pending
-from client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout, request_error
+from client.connection import MAX_IN_FLIGHT, Connection
+from client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout
 from client.handshake import FIRST_PAUSE, LONGEST_PAUSE, Handshake, offered_contexts
+from client.routed import Routed
 from client.uri import Target
-from node.layout import Piece, join_extents
-from node.nbd.client import Reply
-from node.nbd.wire import Buffer, Command, CommandFlag, Rep, TransmissionFlag
+from node.layout import Piece
+from node.nbd.wire import Buffer, Command, Rep, TransmissionFlag
 
 NAMESPACE = "x-memcluster:"
 PART = f"{NAMESPACE}part/"
@@ -68,133 +68,6 @@ class _Return:
             self.handshake.sock.close()
 
 
-class RoutedPending:
-    """A request under way in pieces. Its interface is that of a connection's `Pending`."""
-
-    __slots__ = ("_begun", "_later", "_router", "command", "destination", "flags", "identifier", "length", "offset",
-                 "outcome", "payload")  # fmt: skip
-
-    def __init__(
-        self,
-        router: Router,
-        command: int,
-        offset: int,
-        length: int,
-        flags: int,
-        payload: Sequence[Buffer],
-        destination: memoryview | None,
-    ) -> None:
-        self._router = router
-        self.command = command
-        self.offset = offset
-        self.length = length
-        self.flags = flags
-        self.payload = memoryview(payload[0] if len(payload) == 1 else b"".join(payload)) if payload else None
-        self.destination = destination
-        self.identifier = 0
-        self.outcome: Reply | ClusterError | None = None
-        self._begun: list[tuple[Piece, Pending]] = []
-        self._later: list[Piece] = []
-
-    @property
-    def done(self) -> bool:
-        """The outcome is known. Asking makes progress."""
-        if self.outcome is None:
-            self._router.progress()
-        return self.outcome is not None
-
-    def wait(self, timeout: float | None = None) -> Reply:
-        """The successful reply. Raises RequestError, Disconnected, Refused, Timeout."""
-        self._router.wait_for(self, timeout)
-        outcome = self.outcome
-        if isinstance(outcome, ClusterError):
-            raise outcome
-        assert outcome is not None
-        if outcome.error:
-            raise request_error(self.command, self.offset, self.length, outcome.error, outcome.message)
-        return outcome
-
-    def begin(self, pieces: list[Piece], *, serial: bool) -> None:
-        """Send the pieces, or the first of them."""
-        self._begun = []
-        self._later = pieces[::-1]
-        if not pieces:
-            self._finish()
-        while self._later:
-            self._send(self._later.pop())
-            if serial:
-                break
-
-    def look(self) -> bool:
-        """Whether it is done now: a piece may just have been."""
-        if self.outcome is not None:
-            return True
-        if any(pending.outcome is None for _, pending in self._begun):
-            return False
-        failed = any(isinstance(pending.outcome, Reply) and pending.outcome.error for _, pending in self._begun)
-        if self._later and not failed:
-            self._send(self._later.pop())
-            return False
-        self._finish()
-        return True
-
-    def waits_for(self) -> list[Connection]:
-        """The connections on which pieces are under way."""
-        return [self._router.connection(piece.server) for piece, pending in self._begun if pending.outcome is None]
-
-    def _send(self, piece: Piece) -> None:
-        payload: list[Buffer] = []
-        if self.payload is not None:
-            payload = [self.payload[start:end] for start, end in piece.spans]
-        place = None
-        if self.destination is not None and len(piece.spans) == 1:
-            place = self.destination[slice(*piece.spans[0])]
-        pending = self._router.connection(piece.server).submit(
-            self.command, piece.offset, piece.length, self.flags, payload, place, cookie=self.identifier
-        )
-        self._begun.append((piece, pending))
-
-    def _finish(self) -> None:
-        """Join what the pieces brought."""
-        reply = Reply(self.identifier)
-        self.outcome = reply
-        told = []
-        for piece, pending in self._begun:
-            outcome = pending.outcome
-            if not isinstance(outcome, Reply):
-                self.outcome = outcome
-                return
-            if outcome.error:
-                reply.error = reply.error or outcome.error
-                reply.message = reply.message or outcome.message or f"server{piece.server}"
-            elif outcome.extents:
-                told.append((piece, outcome.extents))
-        if reply.error:
-            return
-        if self.command == Command.READ:
-            reply.data = self._join()
-        elif self.command == Command.BLOCK_STATUS:
-            reply.extents = join_extents(told, one=bool(self.flags & CommandFlag.REQ_ONE))
-
-    def _join(self) -> Buffer:
-        whole = self.destination
-        if whole is None:
-            if len(self._begun) == 1 and len(self._begun[0][0].spans) == 1:
-                only = self._begun[0][1].outcome
-                assert isinstance(only, Reply)
-                return only.data or b""
-            whole = memoryview(bytearray(self.length))
-        for piece, pending in self._begun:
-            assert isinstance(pending.outcome, Reply)
-            if pending.destination is not None:
-                continue
-            data, done = memoryview(pending.outcome.data or b""), 0
-            for start, end in piece.spans:
-                whole[start:end] = data[done : done + end - start]
-                done += end - start
-        return whole
-
-
 class Router:
     """Connects to every server of the cluster that `target` is one server of; see `Connection` for the rest."""
 
@@ -204,7 +77,7 @@ class Router:
         self.reconnect = reconnect
         self.reconnections = 0
         self._closed = False
-        self._under_way: dict[RoutedPending, None] = {}
+        self._under_way: dict[Routed, None] = {}
         self._connections: list[Connection | None] = []
         self._returns: dict[Connection, _Return] = {}
         self._take_block(contexts)
@@ -233,7 +106,7 @@ class Router:
         flags: int = 0,
         payload: Sequence[Buffer] = (),
         destination: memoryview | None = None,
-    ) -> RoutedPending:
+    ) -> Routed:
         """Begin a request, when there is room for it; see Connection.submit."""
         deadline = time.monotonic() + self.timeout
         while sum(connection.cost for connection in self._connections if connection is not None) > MAX_IN_FLIGHT:
@@ -241,13 +114,13 @@ class Router:
                 raise Timeout(self.target, "room for a request", self.timeout)
         if self._closed:
             raise Disconnected(self.target, "the connection was closed by this program")
-        pending = RoutedPending(self, command, offset, length, flags, payload, destination)
-        pending.identifier = self._next_identifier()
+        identifier = self._next_identifier()
+        pending = Routed(self, identifier, command, offset, length, flags, payload, destination)
         self._under_way[pending] = None
         self._begin(pending)
         return pending
 
-    def wait_for(self, pending: RoutedPending, timeout: float | None) -> None:
+    def wait_for(self, pending: Routed, timeout: float | None) -> None:
         """Send and receive until the outcome is known. Raises Timeout."""
         limit = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
@@ -270,7 +143,7 @@ class Router:
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
-    def _begin(self, pending: RoutedPending) -> None:
+    def _begin(self, pending: Routed) -> None:
         if pending.command == Command.FLUSH:
             pieces = [Piece(server, 0, 0, ()) for server, found in enumerate(self._connections) if found is not None]
         else:
@@ -347,7 +220,7 @@ class Router:
                 return True
         return False
 
-    def _give_up_lost(self, pending: RoutedPending) -> None:
+    def _give_up_lost(self, pending: Routed) -> None:
         """Time is up: fail what is in flight where the request waits for a connection that could not be made again."""
         for connection in pending.waits_for():
             if connection.lost:

@@ -1,0 +1,56 @@
+"""A request under way: what memory.py asks and waits for, whoever carries it out."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from client.errors import ClusterError, request_error
+from node.nbd.client import Reply
+from node.nbd.wire import Command
+
+
+class Owner(Protocol):
+    """Who carries requests out, those of its own kind."""
+
+    def progress(self) -> None: ...
+    def wait_for(self, pending: Any, timeout: float | None) -> None: ...
+
+
+class Pending:
+    """Its owner sets `outcome`. Plain slots: this is the data path."""
+
+    __slots__ = ("_owner", "command", "destination", "flags", "length", "offset", "outcome")
+
+    def __init__(
+        self, owner: Owner, command: int, offset: int, length: int, flags: int, destination: memoryview | None
+    ) -> None:
+        self._owner = owner
+        self.command = command
+        self.offset = offset
+        self.length = length
+        self.flags = flags
+        self.destination = destination
+        self.outcome: Reply | ClusterError | None = None
+
+    def __repr__(self) -> str:
+        state = "under way" if self.outcome is None else "done"
+        return f"<{type(self).__name__} {Command(self.command).name} {self.offset} +{self.length} {state}>"
+
+    @property
+    def done(self) -> bool:
+        """The outcome is known. Asking makes progress; it waits only where a lost connection is to be made again."""
+        if self.outcome is None:
+            self._owner.progress()
+        return self.outcome is not None
+
+    def wait(self, timeout: float | None = None) -> Reply:
+        """The successful reply. Raises RequestError, Disconnected, Refused, Timeout."""
+        if self.outcome is None:
+            self._owner.wait_for(self, timeout)
+        outcome = self.outcome
+        if isinstance(outcome, ClusterError):
+            raise outcome
+        assert outcome is not None
+        if outcome.error:
+            raise request_error(self.command, self.offset, self.length, outcome.error, outcome.message)
+        return outcome
