@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from importlib.metadata import version
+from timeit import repeat
 from typing import Any
 
 from bench.processes import ROOT, Failed, Missing, need, run
@@ -20,6 +21,7 @@ def facts(plan: str) -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30), 1),
         "kernel": platform.release(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "an_object_and_a_call": f"{_call():.0f} ns in this Python",
         "memcluster": f"{version('memcluster')} {_commit()}".strip(),
         "nbdkit": _version("nbdkit"),
         "fio": _version("fio"),
@@ -40,6 +42,23 @@ def _version(command: str) -> str:
     except (Missing, Failed):
         return ""
     return found[0] if found else ""
+
+
+class _Thing:
+    __slots__ = ("one", "two")
+
+    def __init__(self, one: int, two: int) -> None:
+        self.one = one
+        self.two = two
+
+    def both(self) -> int:
+        return self.one + self.two
+
+
+def _call() -> float:
+    """ns to make an object and call it, which is what a data path in Python does: one version of it takes 110 or 190 on
+    one machine, by how it was compiled."""
+    return min(repeat(lambda: _Thing(1, 2).both(), number=10_000, repeat=50)) * 1e5
 
 
 def _commit() -> str:
