@@ -1,5 +1,6 @@
 """The loop: who is called, and that it burns nothing when there is nothing to do."""
 
+import errno
 import os
 import socket
 import time
@@ -8,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from node.serving.waiting import LINGER, WINDOW, Awake, Look
-from node.transport.listener import Listener
+from node.transport.listener import GONE, Listener
 from node.transport.loop import READ, WRITE, Loop
 
 
@@ -183,3 +184,31 @@ def test_a_listener_that_was_stopped_does_not_start_again(loop):
     listener.stop()
     listener.start()
     loop.turn(0)
+
+
+class LosesOne(socket.socket):
+    """One connection is lost before it is accepted, which loopback cannot be brought to do."""
+
+    error = errno.EPROTO
+
+    def accept(self):
+        taken = super().accept()
+        if self.error:
+            taken[0].close()
+            number, self.error = self.error, 0
+            raise OSError(number, os.strerror(number))
+        return taken
+
+
+@pytest.mark.parametrize("error", GONE, ids=errno.errorcode.get)
+def test_a_connection_lost_before_it_is_accepted_is_not_the_listener_s_end(loop, error):
+    with LosesOne(fileno=socket.create_server(("127.0.0.1", 0)).detach()) as sock:
+        sock.error = error
+        accepted = []
+        listener = Listener(loop, sock, accepted.append)
+        listener.start()
+        with socket.create_connection(sock.getsockname()), socket.create_connection(sock.getsockname()) as second:
+            loop.turn(5)
+            assert [taken.getpeername() for taken in accepted] == [second.getsockname()]
+        accepted[0].close()
+        listener.pause()

@@ -14,6 +14,12 @@ from node.transport.loop import READ, Loop
 ACCEPTS_A_TURN = 64
 PAUSE = 0.1
 """Seconds without accepting when descriptors or memory have run out: the backlog keeps the clients meanwhile."""
+RUN_OUT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+GONE = (
+    *(errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ENONET),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT),
+)
+"""What became of the connection that was to be accepted, or that a firewall forbids it (accept(2)): the next may do."""
 
 
 class Listener:
@@ -51,10 +57,12 @@ class Listener:
         for _ in range(ACCEPTS_A_TURN):
             try:
                 sock, _address = self.sock.accept()
-            except (BlockingIOError, ConnectionAbortedError):
+            except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                if error.errno in GONE:
+                    continue
+                if error.errno not in RUN_OUT:
                     raise
                 self.loop.unwatch(self.sock)
                 self.loop.after(PAUSE, self._watch)
