@@ -144,7 +144,10 @@ def logs(
     _check_range(options["span"], cluster.memory)
     address = logger0(cluster)
     _tell_of_stopped_logs(cluster.name)
-    batches = read_batches(address, follow=follow, last=last, request=request, told=_tell, **_wanted(options))
+    output = sys.stdout.fileno() if follow else None
+    batches = read_batches(
+        address, follow=follow, output=output, last=last, request=request, told=_tell, **_wanted(options)
+    )
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else 0
     colour = terminal and not os.environ.get("NO_COLOR")

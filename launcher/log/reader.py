@@ -7,16 +7,17 @@ which loggers are missing, and how many records.
 from __future__ import annotations
 
 import re
+import select
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
 
+from client.console import NobodyReads
 from node.log.record import RECORD_SIZE, Kind, format_identifier, unpack
 from node.log.text import COLOURS, LogEntry, format_json, format_text
 from node.transport.address import Address
@@ -92,6 +93,7 @@ def read_batches(
     address: str,
     *,
     follow: bool = False,
+    output: int | None = None,
     timeout: float = TIMEOUT,
     told: Callable[[str], object] = lambda _: None,
     **wanted: Any,
@@ -99,7 +101,8 @@ def read_batches(
     """The merged log, as it comes from the logger 0 at `address`; when it is followed it has no end.
 
     `wanted` are the fields of Wanted. `told` is called with sentences about what is not there. When logger 0 is lost
-    while it is followed, it is tried again, and the log goes on where it stopped. Raises LogsError.
+    while it is followed, it is tried again, and the log goes on where it stopped. Raises LogsError, and NobodyReads
+    when nobody is left at the other end of `output`, a descriptor.
     """
     part = Wanted(**wanted)
     if part.last == 0 and not follow:
@@ -112,7 +115,7 @@ def read_batches(
     while True:
         live = False
         try:
-            for batch in _ask(address, head, follow, timeout, told):
+            for batch in _ask(address, head, follow, output, timeout, told):
                 if isinstance(batch, dict):
                     live, attempts = True, 0
                     seen.advance(batch)
@@ -131,7 +134,8 @@ def read_batches(
                 told(f"{error}; trying again until it is back")
             seen.lost = True
             head["after"] = seen.after
-            time.sleep(min(2.0, 0.05 * 2**attempts))
+            with suppress(TimeoutError):
+                _wait(None, output, min(2.0, 0.05 * 2**attempts))
             attempts += 1
         else:
             return
@@ -169,13 +173,14 @@ class _LostError(LogsError):
 
 
 def _ask(
-    address: str, head: dict[str, Any], follow: bool, timeout: float, told: Callable[[str], object]
+    address: str, head: dict[str, Any], follow: bool, output: int | None, timeout: float, told: Callable[[str], object]
 ) -> Iterator[list[LogEntry] | dict[str, int]]:
     """One connection's batches; where a history ends and what happens now begins, up to where it is given."""
     reader = FrameReader()
     with in_words(address, timeout), connect(address, timeout) as sock:
         sock.sendall(Frame({"ask": "merged", "follow": follow, **head}).encode())
-        while data := sock.recv(RECEIVE):
+        patience: float | None = timeout
+        while data := _receive(sock, output, patience):
             for frame in reader.receive(data):
                 head = frame.head
                 if "error" in head:
@@ -187,9 +192,28 @@ def _ask(
                 if head.get("end"):
                     return
                 if "after" in head:
-                    sock.settimeout(None)
+                    patience = None
                     yield head["after"]
     raise _LostError(f"logger0 at {address} ended in the middle of the log")
+
+
+def _receive(sock: socket.socket, output: int | None, seconds: float | None) -> bytes:
+    _wait(sock.fileno(), output, seconds)
+    return sock.recv(RECEIVE)
+
+
+def _wait(source: int | None, output: int | None, seconds: float | None) -> None:
+    """Until `source` can be read. Raises TimeoutError, NobodyReads."""
+    poll = select.poll()
+    if source is not None:
+        poll.register(source, select.POLLIN)
+    if output is not None:
+        poll.register(output, 0)  # which still tells of an error, such as a pipe without a reader
+    ready = [descriptor for descriptor, _ in poll.poll(None if seconds is None else seconds * 1000)]
+    if output in ready:
+        raise NobodyReads
+    if not ready:
+        raise TimeoutError
 
 
 def render(
