@@ -107,14 +107,20 @@ def _modules(document: dict[str, Any]) -> list[str]:
 def _prepare(
     load: Callable[[], ClusterConfig], run: RunDirectory
 ) -> tuple[ClusterConfig, Sequence[Place], list[socket.socket]]:
-    """Everything that can fail before the first node is started."""
+    """Everything that can fail before the first node is started. What others may hold comes first, the claim on a
+    directory last: an `up` that is refused has claimed none."""
     from launcher.supervision.places import places
 
     config = load()
     found = places(config, run)
-    _prepare_directories(config, run, found)
-    step()
     listeners = sockets.bind_all(_addresses(config, found))
+    step()
+    try:
+        _prepare_directories(config, run, found)
+    except BaseException:
+        for sock in listeners:
+            sockets.release(sock)
+        raise
     step()
     return config, found, listeners
 
@@ -130,10 +136,9 @@ def _end_leftovers(run: RunDirectory, tell: Tell) -> None:
 def _prepare_directories(config: ClusterConfig, run: RunDirectory, found: Sequence[Place]) -> None:
     directory = config.storage or run.path
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        sizes = [place.memory for place in found]
-        claim_memory(directory, config.name, sizes, config.stripe)
         (config.logs.directory / config.name).mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        claim_memory(directory, config.name, [place.memory for place in found], config.stripe)
     except MemoryMismatch as error:
         remedy = f"`{command(config.file, 'down')}` discards it"
         if config.storage:

@@ -157,13 +157,24 @@ def test_what_is_advised_names_the_file_that_was_given(tmp_path, new_cluster, wa
 
 
 def test_a_port_in_use_names_its_holder_and_starts_nothing(tmp_path, new_cluster):
-    """Exit 5, the pid that holds it, nothing left."""
+    """Exit 5, the pid that holds it, nothing left: no claim on the storage either."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        cluster = new_cluster(tmp_path, listen=f"127.0.0.1:{taken.getsockname()[1]}")
+        cluster = new_cluster(tmp_path, listen=f"127.0.0.1:{taken.getsockname()[1]}", storage="data")
+        before = sorted(tmp_path.rglob("*"))
         done = cluster.command("up", "-d", check=False)
         assert done.returncode == 5
         assert f"(pid {os.getpid()})" in done.stderr.decode()
         assert cluster.left_behind() == []
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_up_that_is_refused_for_its_storage_leaves_no_socket(tmp_path, new_cluster):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "shard0").write_bytes(b"somebody's")
+    cluster = new_cluster(tmp_path, listen="unix:here.sock", storage="data")
+    assert cluster.command("up", "-d", check=False).returncode == 1
+    assert not (tmp_path / "here.sock").exists()
+    assert cluster.left_behind() == []
 
 
 def test_an_address_that_is_not_to_be_had_is_an_error_and_starts_nothing(tmp_path, new_cluster):
