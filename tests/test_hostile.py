@@ -13,7 +13,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import pytest
 from harness import TIMEOUT, Cluster, clusters
 
 from launcher.run.control import ask
+from node.logger.logger import ASK_TIMEOUT
 from node.nbd import wire
 from node.nbd.errors import ProtocolError, Refused
 from node.nbd.negotiation import MAX_OPTION, MAX_SKIP, Export
@@ -30,7 +31,8 @@ from node.nbd.wire import Chunk, Command, CommandFlag, Error, Option, Rep
 from node.serving.connection import ROOM
 from node.serving.server import CLIENTS_MEMORY, MEMORY_FLAGS
 from node.topology import names
-from node.transport.frames import PREFIX, FrameReader
+from node.transport.address import Address
+from node.transport.frames import MAX_QUESTION, PREFIX, FrameReader
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -992,6 +994,21 @@ def test_strangers_at_the_supervisor_harm_nobody(world):
             except ConnectionError:
                 pass
     assert world.cluster.record.supervisor.pid == supervisor
+
+
+@pytest.mark.parametrize("whom", ["logger0", "logger1", "the supervisor"])
+def test_a_question_that_is_too_long_is_not_waited_for(world, whom):
+    """What has come of a frame is kept until the rest has; of strangers' frames that is little. Who announces more is
+    cut off at once, and not when its time to ask is over."""
+    control = str(world.cluster.directory / "control")
+    address = Address(path=control) if whom == "the supervisor" else Address.parse(world.address(whom))
+    with socket.socket(address.family) as sock:
+        sock.settimeout(ASK_TIMEOUT / 2)
+        sock.connect(address.sockaddr)
+        sock.sendall(PREFIX.pack(MAX_QUESTION, 0) + b" " * 1000)
+        with suppress(ConnectionResetError):
+            assert sock.recv(1) == b""
+    world.works()
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from node.cluster_map import ClusterMap, ServerEntry
 from node.spec import Bounds, NodeSpec
 from node.transport.address import Address
 from node.transport.channel import Channel
-from node.transport.frames import Frame
+from node.transport.frames import MAX_QUESTION, Frame
 from node.transport.listener import Listener
 from node.transport.loop import Loop, Timer
 
@@ -387,7 +387,7 @@ class Supervisor:
     # -- the command line's side ---------------------------------------------------------------------------------
 
     def _accept(self, sock: socket.socket) -> None:
-        self._channels.add(Channel(self.loop, sock, self._asked, self._channels.discard))
+        self._channels.add(Channel(self.loop, sock, self._asked, self._channels.discard, most=MAX_QUESTION))
 
     def _asked(self, channel: Channel, frame: Frame) -> None:
         try:

@@ -22,13 +22,13 @@ from node.logger.metrics import MetricsPage, Page, exposition
 from node.logger.tallying import Census, Count
 from node.spec import NodeSpec
 from node.transport.channel import Channel
-from node.transport.frames import Frame
+from node.transport.frames import MAX_QUESTION, Frame
 from node.transport.listener import Listener
 from node.transport.loop import Loop, Timer
 
 MAX_CONNECTIONS = 64
 MAX_QUERIES = 16
-"""Queries answered at a time."""
+"""Queries answered at a time, for as long as each asker likes: a person who reads page by page is one."""
 ASK_TIMEOUT = 10.0
 """Seconds a connection has to ask."""
 LINGER = 1.0
@@ -47,7 +47,7 @@ class Query:
         self.logger = logger
         self.answer: Answer | None = None
         self._over = False
-        self.channel = Channel(logger.loop, sock, self._received, self._closed)
+        self.channel = Channel(logger.loop, sock, self._received, self._closed, most=MAX_QUESTION)
         self.channel.drained = self._drained
         self._deadline = logger.loop.after(ASK_TIMEOUT, self.channel.close)
 

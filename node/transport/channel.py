@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from node.transport.frames import Frame, FrameError, FrameReader
+from node.transport.frames import MAX_FRAME, Frame, FrameError, FrameReader
 from node.transport.loop import Loop
 from node.transport.stream import Stream
 
@@ -18,7 +18,8 @@ RECEIVE = 1 << 16
 
 
 class Channel(Stream):
-    """Frames over a socket. `received(channel, frame)` and `closed(channel)` are called from the loop.
+    """Frames over a socket; who sends one of more than `most` bytes is cut off. `received(channel, frame)` and
+    `closed(channel)` are called from the loop.
 
     `queued` is the number of bytes that wait to be sent; a sender of much data waits for `drained` before it goes on.
     The socket may still be on its way to the other side: `unreachable` says why it did not arrive.
@@ -30,13 +31,15 @@ class Channel(Stream):
         sock: socket.socket,
         received: Callable[[Channel, Frame], None],
         closed: Callable[[Channel], None] = lambda _: None,
+        *,
+        most: int = MAX_FRAME,
     ) -> None:
         super().__init__(loop, sock, [])
         self.drained: Callable[[Channel], None] = lambda _: None
         self.unreachable = ""
         self._received = received
         self._closed = closed
-        self._reader = FrameReader()
+        self._reader = FrameReader(most)
         self._last = False
         self.update()
 

@@ -12,8 +12,10 @@ from struct import Struct
 from typing import Any
 
 PREFIX = Struct(">II")
-MAX_HEAD = 1 << 20
-MAX_BODY = 1 << 24
+MAX_FRAME = 1 << 24
+"""Bytes of a frame, at most: of the figures of many servers, or a batch of records."""
+MAX_QUESTION = 1 << 16
+"""Bytes of a frame that asks for something, at most. Anybody may begin one, and what has come of it is kept."""
 
 
 class FrameError(Exception):
@@ -33,9 +35,10 @@ class Frame:
 
 
 class FrameReader:
-    """Turns received bytes into frames, however they were cut."""
+    """Turns received bytes into frames of at most `most` bytes, however they were cut."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_FRAME) -> None:
+        self._most = most
         self._received = bytearray()
 
     def receive(self, data: bytes) -> list[Frame]:
@@ -46,7 +49,7 @@ class FrameReader:
         start = 0
         while len(received) - start >= PREFIX.size:
             head_length, body_length = PREFIX.unpack_from(received, start)
-            if head_length > MAX_HEAD or body_length > MAX_BODY:
+            if PREFIX.size + head_length + body_length > self._most:
                 raise FrameError(f"a frame of {head_length} + {body_length} bytes is beyond all bounds")
             body_start = start + PREFIX.size + head_length
             end = body_start + body_length
