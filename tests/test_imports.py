@@ -13,7 +13,7 @@ PACKAGES = ("launcher", "node", "client")
 FILES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 WITH_IO = {"asyncio", "multiprocessing", "os", "select", "selectors", "signal", "socket", "subprocess", "time"}
 PURE = [
-    *(f"node/nbd/{name}.py" for name in ("wire", "negotiation", "server", "client", "replies", "errors")),
+    *(f"node/nbd/{name}.py" for name in ("wire", "negotiation", "server", "opening", "client", "replies", "errors")),
     "node/layout.py",
     *(f"node/log/{name}.py" for name in ("record", "merge", "filter", "tally")),
     *(f"node/{name}.py" for name in ("transport/frames", "serving/budget", "serving/slots", "handover/messages")),

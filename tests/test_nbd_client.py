@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.nbd import wire
-from node.nbd.client import MAX_CHUNK, MIN_SCRATCH, ClientSession
+from node.nbd.client import MAX_CHUNK, ClientSession
 from node.nbd.errors import NBDError, ProtocolError, Refused
 from node.nbd.negotiation import Export
+from node.nbd.opening import MAX_OPTION_REPLY
 from node.nbd.server import ServerSession
 from node.nbd.wire import BASE_ALLOCATION, Chunk, Command, Error, HandshakeFlag, Info, Option, Rep, TransmissionFlag
 
@@ -96,7 +97,7 @@ def sent(session: ClientSession) -> bytes:
 
 
 def ready(welcome: bytes = WELCOME, **options) -> ClientSession:
-    options = {"scratch": memoryview(bytearray(MIN_SCRATCH)), **options}
+    options = {"scratch": memoryview(bytearray(MAX_OPTION_REPLY)), **options}
     session = ClientSession(**options)
     assert feed(session, welcome) == []
     assert session.ready
@@ -490,7 +491,7 @@ def test_a_chunk_that_is_larger_than_the_receive_buffer_is_understood():
 
 def test_two_sessions_share_one_receive_buffer():
     """What a session has not parsed yet survives the other's turn."""
-    scratch = memoryview(bytearray(MIN_SCRATCH))
+    scratch = memoryview(bytearray(MAX_OPTION_REPLY))
     sessions = [ready(scratch=scratch), ready(scratch=scratch)]
     streams = [b"".join(data_chunk(n, 0, bytes([n + who]) * 8) for n in range(20)) for who in (0, 100)]
     for session in sessions:

@@ -4,35 +4,27 @@ The same calls as the server's side (see server.py): `receive_buffer` says where
 takes them and returns the replies they complete, `submit` appends to `outgoing`. Links between nodes and the client
 library are both built on it. It knows no sockets, no time and no second connection.
 
-The handshake is a generator that says how many bytes it needs next. All options are sent at once after the greeting,
-and their replies read in order: an open costs two round trips whatever was asked for.
-
-In transmission the server is not trusted: every length, offset and cookie is held against what was asked for, and a
-READ succeeds only if each of its bytes came exactly once. The receive buffer may be shared by many sessions: what
-must outlive a call of `received` is copied, and large payloads are received where they belong.
+It begins with the handshake (see opening.py). In transmission the server is not trusted: every length, offset and
+cookie is held against what was asked for, and a READ succeeds only if each of its bytes came exactly once. The receive
+buffer may be shared by many sessions: what must outlive a call of `received` is copied, and large payloads are received
+where they belong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct
 
 from node.nbd import wire
-from node.nbd.errors import ProtocolError, Refused
-from node.nbd.wire import Buffer, Chunk, ChunkFlag, Command, HandshakeFlag, Info, Option, Rep, TransmissionFlag
+from node.nbd.errors import ProtocolError
+from node.nbd.opening import MAX_OPTION_REPLY, Opening
+from node.nbd.wire import Buffer, Chunk, ChunkFlag, Command, Option
 
 RECEIVE_BUFFER = 1 << 18
 HEAD = 1 << 8
 """Bytes received at first behind a payload that was received in its place; see server.py."""
-MIN_SCRATCH = 1 << 14
-"""Bytes of a receive buffer, at least: an option's reply must lie in it whole."""
 MAX_CHUNK = 4 + 8 * (1 << 20)
 """Bytes of a chunk without data, at most: a million extents, which is what nbdkit sends at most."""
-MAX_EXPORTS = 10_000
-"""Exports that a server may list."""
-
-MAX_OFFERED = 100
-"""Contexts that are looked at."""
 
 # Plain numbers for the data path: looking up a member of an enum costs 65 ns (Python 3.11).
 _CHUNK_MAGIC, _SIMPLE_MAGIC = wire.CHUNK_MAGIC, wire.SIMPLE_REPLY_MAGIC
@@ -45,10 +37,8 @@ _WHOLE = _DONE << 16 | _DATA
 """Flags and type of a chunk of data that is the last."""
 _CHUNK_DATA, _unpack_extent = wire.CHUNK_DATA.size, Struct(">IQ").unpack_from
 _READ, _BLOCK_STATUS = int(Command.READ), int(Command.BLOCK_STATUS)
-_U16 = Struct(">H")
 _U32 = Struct(">I")
 _U64 = Struct(">Q")
-_BLOCKS = Struct(">III")
 
 
 class Reply:
@@ -101,12 +91,8 @@ class Awaited(Reply):
         self.arrived, self.reached, self.early = 0, 0, None
 
 
-class ClientSession:
-    """The protocol's state for one connection to `export`.
-
-    With the goal GO the session ends up `ready`. With INFO or LIST it ends up `finished`, having learnt what the
-    server says of the export or which `exports` there are, and an ABORT is in `outgoing`.
-    """
+class ClientSession(Opening):
+    """The protocol's state for one connection to `export`: the handshake with a `goal`, then requests and replies."""
 
     def __init__(
         self,
@@ -122,29 +108,10 @@ class ClientSession:
     ) -> None:
         """`room(length)` gives the memory for a large READ that names no destination; `awaited` is the table of the
         requests in flight, by cookie, for an owner who repeats them on another connection when this one is lost."""
-        self.outgoing: list[Buffer] = []
-        self.export = export
-        self.ready = False
-        """The transmission phase is reached."""
-        self.finished = False
-        """What INFO or LIST asked for is known."""
-        self.size = 0
-        self.flags = TransmissionFlag(0)
-        self.minimum, self.preferred, self.maximum = 1, wire.PREFERRED_BLOCK, wire.MAX_PAYLOAD
-        """Bytes of a block; `maximum` bounds the length of a READ and a WRITE."""
-        self.description = ""
-        self.structured = False
-        self.contexts: dict[int, str] = {}
-        self.offered: list[str] = []
-        """The contexts of `namespace` that the server lists for the export."""
-        self.exports: list[tuple[str, str]] = []
-        """(name, description), from LIST."""
-        self._structured_wanted = structured
-        self._contexts_wanted = contexts if structured else ()
-        self._namespace = namespace if structured else ""
+        super().__init__(export, structured=structured, contexts=contexts, goal=goal, namespace=namespace)
         self._scratch = memoryview(bytearray(RECEIVE_BUFFER)) if scratch is None else scratch
-        if len(self._scratch) < MIN_SCRATCH:
-            raise ValueError(f"a receive buffer of {len(self._scratch)} bytes; {MIN_SCRATCH} are needed")
+        if len(self._scratch) < MAX_OPTION_REPLY:
+            raise ValueError(f"a receive buffer of {len(self._scratch)} bytes; {MAX_OPTION_REPLY} are needed")
         self._room = room or _fresh
         self._rest = b""  # received, not yet parsed, parked outside the shared buffer
         self._end = 0  # bytes of the receive buffer in use
@@ -153,9 +120,6 @@ class ClientSession:
         self._sunk = 0
         self._behind_sink = False
         self._sink_of: tuple[Awaited, int, bool] | None = None  # whose it is, the chunk's type, whether it is the last
-        self._opening = ""  # the name for which EXPORT_NAME was sent: it has no error reply
-        self._handshake: Generator[int, bytes, None] | None = self._negotiate(goal)
-        self._needs = next(self._handshake)
 
     def __repr__(self) -> str:
         phase = "finished" if self.finished else "ready" if self.ready else "handshake"
@@ -219,9 +183,7 @@ class ClientSession:
                 self._sink_is_full(replies)
             return replies
         self._end += count
-        position = 0
-        if self._handshake is not None:
-            position = self._feed()
+        position = 0 if self.ready else self.take(self._scratch, self._end)
         if self.ready:
             position = self._parse_replies(position, replies)
         self._rest = b"" if self.finished else bytes(self._scratch[position : self._end])
@@ -234,11 +196,8 @@ class ClientSession:
 
     def receive_eof(self) -> None:
         """The server closed. Raises ProtocolError if that was in the middle of something, Refused if it said no so."""
-        if self._opening:
-            message = f"it closed the connection instead of opening the export {self._opening!r}"
-            raise Refused(Rep.ERR_UNKNOWN, message)
         if not self.ready and not self.finished:
-            raise ProtocolError("the server closed the connection in the handshake")
+            self.cut_short()
         if self._rest or self._sink is not None:
             raise ProtocolError("the server closed the connection in the middle of a reply")
 
@@ -424,151 +383,6 @@ class ClientSession:
             reached = end
         if reached != request.length:
             raise ProtocolError(f"success, but not all {request.length} bytes at {request.offset} came")
-
-    # -- the handshake -----------------------------------------------------------------------------------------------
-
-    def _feed(self) -> int:
-        """Give the handshake what it asks for, as long as there is enough; return the position reached."""
-        position = 0
-        while self._handshake is not None and self._end - position >= self._needs:
-            data = bytes(self._scratch[position : position + self._needs])
-            position += self._needs
-            try:
-                self._needs = self._handshake.send(data)
-            except StopIteration:
-                self._handshake = None
-        return position
-
-    def _negotiate(self, goal: Option) -> Generator[int, bytes, None]:
-        magic, version, offered = wire.GREETING.unpack((yield wire.GREETING.size))
-        if magic != wire.NBDMAGIC or version != wire.IHAVEOPT or not offered & HandshakeFlag.FIXED_NEWSTYLE:
-            raise ProtocolError("this is not an NBD server of the fixed newstyle kind")
-        flags = offered & (HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
-        if goal == Option.LIST:
-            self.outgoing.append(wire.CLIENT_FLAGS.pack(flags) + _option(Option.LIST))
-            yield from self._read_list()
-        else:
-            self.outgoing.append(wire.CLIENT_FLAGS.pack(flags) + self._options(goal))
-            yield from self._read_features()
-            known = yield from self._read_infos(goal)
-            if not known:
-                yield from self._export_name(padded=not flags & HandshakeFlag.NO_ZEROES)
-            if goal == Option.GO:
-                self.ready = True
-                return
-        self.outgoing.append(_option(Option.ABORT))
-        self.finished = True
-
-    def _options(self, goal: Option) -> bytes:
-        """All options at once; the order matters: contexts count only after STRUCTURED_REPLY and before GO."""
-        name = _string(self.export)
-        words = b""
-        if self._structured_wanted:
-            words += _option(Option.STRUCTURED_REPLY)
-        if self._contexts_wanted:
-            queries = [_string(context) for context in self._contexts_wanted]
-            words += _option(Option.SET_META_CONTEXT, name + _U32.pack(len(queries)) + b"".join(queries))
-        if self._namespace:
-            words += _option(Option.LIST_META_CONTEXT, name + _U32.pack(1) + _string(self._namespace))
-        infos = (Info.BLOCK_SIZE, Info.DESCRIPTION)
-        wanted = _U16.pack(len(infos)) + b"".join(map(_U16.pack, infos))
-        return words + _option(goal, name + wanted)
-
-    def _read_features(self) -> Generator[int, bytes, None]:
-        """The replies to STRUCTURED_REPLY and SET_META_CONTEXT; a refusal of either only means to do without."""
-        if self._structured_wanted:
-            kind, _ = yield from self._option_reply(Option.STRUCTURED_REPLY)
-            self.structured = kind == Rep.ACK
-        if self._contexts_wanted:
-            chosen = {}
-            kind, data = yield from self._option_reply(Option.SET_META_CONTEXT)
-            while kind == Rep.META_CONTEXT:
-                name = data[4:].decode(errors="replace")
-                if len(data) < 4 or name not in self._contexts_wanted:
-                    raise ProtocolError(f"a context that was not asked for: {name!r}")
-                (identifier,) = _U32.unpack_from(data)
-                chosen[identifier] = name
-                kind, data = yield from self._option_reply(Option.SET_META_CONTEXT)
-            if kind == Rep.ACK and self.structured:
-                self.contexts = chosen
-        if self._namespace:
-            kind, data = yield from self._option_reply(Option.LIST_META_CONTEXT)
-            while kind == Rep.META_CONTEXT:
-                if len(self.offered) < MAX_OFFERED:
-                    self.offered.append(data[4:].decode(errors="replace"))
-                kind, data = yield from self._option_reply(Option.LIST_META_CONTEXT)
-
-    def _read_infos(self, goal: Option) -> Generator[int, bytes, bool]:
-        """The replies to GO or INFO; false if the server is too old to know GO."""
-        told = False
-        while True:
-            kind, data = yield from self._option_reply(goal)
-            if kind == Rep.INFO:
-                told |= self._take_info(data)
-            elif kind == Rep.ACK and told:
-                return True
-            elif kind == Rep.ERR_UNSUP and goal == Option.GO:
-                return False
-            elif kind & wire.REP_ERROR:
-                raise Refused(kind, data.decode(errors="replace"))
-            else:
-                raise ProtocolError(f"a reply of type {kind:#x} to option {goal}; size and flags told: {told}")
-
-    def _take_info(self, data: bytes) -> bool:
-        """True if it was the export's size and flags."""
-        kind = _U16.unpack_from(data)[0] if len(data) >= 2 else -1
-        if kind == Info.EXPORT and len(data) == wire.INFO_EXPORT.size:
-            _, self.size, flags = wire.INFO_EXPORT.unpack(data)
-            self.flags = TransmissionFlag(flags)
-            return True
-        if kind == Info.BLOCK_SIZE and len(data) == wire.INFO_BLOCK_SIZE.size:
-            self.minimum, self.preferred, self.maximum = _BLOCKS.unpack_from(data, 2)
-            if not 0 < self.minimum <= self.maximum:
-                raise ProtocolError(f"block sizes from {self.minimum} to {self.maximum}")
-        elif kind == Info.DESCRIPTION:
-            self.description = data[2:].decode(errors="replace")
-        elif kind in (-1, Info.EXPORT, Info.BLOCK_SIZE):
-            raise ProtocolError(f"an information reply of {len(data)} bytes")
-        return False
-
-    def _export_name(self, *, padded: bool) -> Generator[int, bytes, None]:
-        """The old way in: no information but size and flags, and no error but a closed connection."""
-        self.outgoing.append(_option(Option.EXPORT_NAME, self.export.encode()))
-        self._opening = self.export or "(default)"
-        self.size, flags = wire.EXPORT_NAME_REPLY.unpack((yield wire.EXPORT_NAME_REPLY.size))
-        self.flags = TransmissionFlag(flags)
-        self._opening = ""
-        if padded:
-            yield wire.EXPORT_NAME_PADDING
-
-    def _read_list(self) -> Generator[int, bytes, None]:
-        while True:
-            kind, data = yield from self._option_reply(Option.LIST)
-            if kind == Rep.ACK:
-                return
-            if kind & wire.REP_ERROR:
-                raise Refused(kind, data.decode(errors="replace"))
-            length = _U32.unpack_from(data)[0] if len(data) >= 4 else len(data)
-            if kind != Rep.SERVER or length > len(data) - 4 or len(self.exports) >= MAX_EXPORTS:
-                raise ProtocolError(f"a reply of type {kind:#x} to LIST, after {len(self.exports)} exports")
-            words = data[4 : 4 + length], data[4 + length :]
-            self.exports.append((words[0].decode(errors="replace"), words[1].decode(errors="replace")))
-
-    def _option_reply(self, wanted: int) -> Generator[int, bytes, tuple[int, bytes]]:
-        """(type, data) of the next reply, which must be to the option `wanted`."""
-        magic, option, kind, length = wire.OPTION_REPLY.unpack((yield wire.OPTION_REPLY.size))
-        if magic != wire.OPTION_REPLY_MAGIC or option != wanted or length > MIN_SCRATCH:
-            raise ProtocolError(f"not a reply to option {wanted}: magic {magic:#x}, option {option}, {length} bytes")
-        return kind, (yield length) if length else b""
-
-
-def _option(option: Option, data: bytes = b"") -> bytes:
-    return wire.OPTION.pack(wire.IHAVEOPT, option, len(data)) + data
-
-
-def _string(text: str) -> bytes:
-    data = text.encode()
-    return _U32.pack(len(data)) + data
 
 
 def _fresh(length: int) -> memoryview:
