@@ -15,24 +15,26 @@ from typing import Any
 import yaml
 
 from bench.peers import MEMORY
-from bench.processes import Failed, Service, fill, run
+from bench.processes import ROOT, Failed, Service, fill, run
 
-COMMAND = (sys.executable, "-m", "launcher.cli")
 _numbers = itertools.count()
 
 
 class Cluster:
-    """A cluster.yaml and the commands on it; `prefix` goes before each command, such as `ip netns exec …`."""
+    """A cluster.yaml and the commands on it, those of the checkout at `root`; before each goes the `prefix`, as in
+    `ip netns exec …`."""
 
-    def __init__(self, folder: str | Path, prefix: Sequence[str] = (), **keys: Any) -> None:
+    def __init__(self, folder: str | Path, prefix: Sequence[str] = (), root: Path = ROOT, **keys: Any) -> None:
         self.folder = Path(folder)
         self.prefix = prefix
+        self.root = root
+        self._python = sys.executable if root == ROOT else str(root / ".venv" / "bin" / "python")
         name = f"bench-{os.getpid()}-{next(_numbers)}"
         defaults = {"name": name, "memory": MEMORY, "servers": 1, "listen": "127.0.0.1:0"}
         (self.folder / "cluster.yaml").write_text(yaml.safe_dump(defaults | keys))
 
     def command(self, *words: str) -> str:
-        return run(*self.prefix, *COMMAND, *words, cwd=self.folder)
+        return run(*self.prefix, self._python, "-m", "launcher.cli", *words, cwd=self.folder, root=self.root)
 
     def up(self) -> None:
         self.command("up", "-d")
@@ -46,10 +48,12 @@ class Cluster:
 
 
 @contextmanager
-def cluster(*, filled: bool = True, prefix: Sequence[str] = (), **keys: Any) -> Iterator[Service]:
+def cluster(
+    *, filled: bool = True, prefix: Sequence[str] = (), root: Path = ROOT, **keys: Any
+) -> Iterator[Service]:
     """A running cluster, as a service whose process is server 0."""
     with tempfile.TemporaryDirectory(prefix="memcluster-bench-") as folder:
-        subject = Cluster(folder, prefix, **keys)
+        subject = Cluster(folder, prefix, root, **keys)
         try:
             subject.up()
         except BaseException:

@@ -70,18 +70,18 @@ def need(command: str) -> str:
     return path
 
 
-def run(*command: str, cwd: str | Path | None = None, timeout: float = 120.0) -> str:
-    """What a command printed on stdout. Raises Failed."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, timeout=timeout, check=False, env=environment())
+def run(*command: str, cwd: str | Path | None = None, timeout: float = 120.0, root: Path = ROOT) -> str:
+    """What a command printed on stdout; a Python imports the packages of the checkout at `root`. Raises Failed."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, timeout=timeout, check=False, env=environment(root))
     if done.returncode:
         said = (done.stderr or done.stdout).decode(errors="replace").strip()
         raise Failed(f"{' '.join(command)}: exit {done.returncode}: {said}")
     return done.stdout.decode()
 
 
-def environment() -> dict[str, str]:
-    """For a Python that has this checkout's packages."""
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+def environment(root: Path = ROOT) -> dict[str, str]:
+    """For a Python that has a checkout's packages."""
+    return {**os.environ, "PYTHONPATH": str(root)}
 
 
 @contextmanager
