@@ -42,7 +42,8 @@ def main(folder: Path, pairs: int, runtime: float, large: bool) -> None:
 def _beside(folder: Path, servers: int, load: Load, pairs: int, runtime: float) -> tuple[str, ...]:
     """The cells of a row: unit, both medians, the median of the ratios and its quartiles."""
     small = load.block == 4 * KIB
-    ours, theirs = [], []
+    ours: list[float] = []
+    theirs: list[float] = []
     with cluster(servers=servers) as this, cluster(servers=servers, root=folder.resolve()) as that:
         for _ in range(pairs):
             for service, figures in ((this, ours), (that, theirs)):

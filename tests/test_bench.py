@@ -76,6 +76,16 @@ def test_an_unknown_case_is_a_usage_error():
     assert b"--list" in done.stderr
 
 
+def test_a_checkout_is_measured_beside_another_one():
+    """Itself, here: a row for each load, with as much on both sides as could be measured."""
+    need("fio", "fio")
+    done = run(sys.executable, "-m", "bench.against", ".", "--pairs", "1", "--runtime", "0.1", cwd=ROOT, timeout=100)
+    heading, _, *rows = [line.strip("| ").split(" | ") for line in done.stdout.decode().splitlines()]
+    assert heading == ["servers", "load", "unit", "this", "that", "ratio", "quartiles"]
+    assert [row[:2] for row in rows] == [[n, f"4 KiB {kind}"] for n in ("1", "4") for kind in ("reads", "writes")]
+    assert all(float(cell.replace(",", "")) > 0 for row in rows for cell in row[3:5])
+
+
 def test_every_marker_of_the_documents_has_a_table(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     from bench import report
