@@ -243,6 +243,24 @@ def test_filters(make: Callable[..., Loggers]) -> None:
     assert story(until.merged) == ["0:0.1.1", "1:-0.1.1", "0:0.1.2"]
 
 
+@pytest.mark.parametrize("follow", [False, True])
+def test_the_last_n_are_the_last_although_a_server_has_done_nothing_for_long(
+    make: Callable[..., Loggers], follow: bool
+) -> None:
+    """Pieces of long ago, whose requests are not among the last of their server, do not take the place of those."""
+    loggers = make(2)
+    for number in range(1, 8):
+        loggers.request(number, 1)
+    for number in range(8, 15):
+        loggers.request(number)
+    for last, wanted in ((3, ["0:0.1.12", "0:0.1.13", "0:0.1.14"]), (1, ["0:0.1.14"])):
+        asker = loggers.asker()
+        asker.channel.send({"ask": "merged", "last": last, "follow": follow})
+        loggers.turn_until(lambda asker=asker: asker.done or any("live" in frame.head for frame in asker.frames))
+        assert story(asker.merged) == wanted
+        asker.channel.close()
+
+
 def test_since_reads_from_the_segments_that_were_being_written_then(make: Callable[..., Loggers]) -> None:
     """With times as they are when the log is written, where whole segments are passed over."""
     loggers = make(1)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.log import merge as merge_module
-from node.log.merge import PIECE, REQUEST, UNKNOWN, Entry, Live, Merger, Stretch, entries, in_order, survey
+from node.log.merge import EVENT, PIECE, REQUEST, UNKNOWN, Entry, Live, Merger, Stretch, entries, in_order, survey
 from node.log.record import RECORD, Event, Kind, make_identifier
 
 SECOND = 10**9
@@ -218,6 +218,26 @@ def test_a_piece_whose_request_is_gone_stands_where_its_clock_says() -> None:
     assert list(merge({0: [before, after], 1: [piece, other]})) == [before, after, piece, other]
     assert list(merge({0: [before], 1: [piece, other]})) == [before, piece, other]
     assert list(merge({1: [piece, other]})) == [piece, other]
+
+
+def test_a_piece_of_before_the_log_of_its_request_begins_stands_where_its_clock_says() -> None:
+    """The request is no longer kept, or not wanted: nobody waits for it, and nothing that is later comes before."""
+    old = [entry(n, PIECE, make_identifier(0, 1, n), 1) for n in (1, 2)]
+    new = entry(91, PIECE, make_identifier(0, 1, 90), 1)
+    event = entry(80, EVENT, 0, 0)
+    request = entry(90, REQUEST, make_identifier(0, 1, 90), 0)
+    assert list(merge({0: [event, request], 1: [*old, new]}, batch=2)) == [*old, event, request, new]
+    assert list(merge({0: [event, request], 1: [*old, new]}, batch=1)) == [event, *old, request, new]
+
+
+def test_the_last_records_of_a_server_may_hold_no_request() -> None:
+    """Then there is none in them that a piece could wait for."""
+    piece = entry(1, PIECE, make_identifier(0, 1, 5), 1)
+    event = entry(2, EVENT, 0, 0)
+    merger = Merger([0, 1], part=True)
+    merger.feed(0, [event])
+    merger.feed(1, [piece])
+    assert merger.take(2) == [piece]
 
 
 def test_on_one_clock_a_request_may_stand_in_any_log() -> None:

@@ -103,24 +103,32 @@ def _late_in_order(stretches: Sequence[Stretch], index: int) -> list[Entry]:
 # -- several servers ---------------------------------------------------------------------------------------------
 
 
+UNKNOWN = (1 << 64) - 1
+"""No request of this server has been seen yet, so none is expected."""
+
+
 class Merger:
     """Merges the logs of servers, each in order of start and given a batch at a time.
 
     `wanting` are the servers whose next batch must come, with `feed` or `end`, before `take` can give more. A piece
-    waits for its request only while the log of the server that took it is not at its end. A server's own order is
-    kept, but see `_break_circle`. With `one_clock` no piece starts before its request and none waits: that is so where
-    requests are logged by whoever answers them.
+    waits for its request only while the log of the server that took it is not at its end, and not for one before the
+    first of that log: it is no longer kept, or not wanted. With `part` the logs are the last records, or those since a
+    time, and one that shows no request has none that is to be waited for. A server's own order is kept, but see
+    `_break_circle`. With `one_clock` no piece starts before its request and none waits: that is so where requests are
+    logged by whoever answers them.
     """
 
-    def __init__(self, servers: Iterable[int], *, one_clock: bool = False) -> None:
+    def __init__(self, servers: Iterable[int], *, one_clock: bool = False, part: bool = False) -> None:
         self.wanting = set(servers)
         self._open = set(self.wanting)
         self._batches: dict[int, Iterator[Entry]] = {}
         self._heads: list[Entry] = []  # a heap: the next entry of each server that need not wait
         self._waiting: dict[int, list[Entry]] = {server: [] for server in self.wanting}  # by the server waited for
         self._aside: set[int] = set()  # id() of entries whose server has gone on without them; entries may be equal
-        # The greatest identifier of the requests a server has given; servers that nobody waits for are not in it.
-        self._highest = {} if one_clock else dict.fromkeys(self.wanting, -1)
+        # Up to which identifier the requests of a server have been given or will never be; servers that nobody waits
+        # for are not in it.
+        self._highest = {} if one_clock else dict.fromkeys(self.wanting, UNKNOWN if part else -1)
+        self._first = set(self._highest)  # servers of whose log no request has been seen yet
 
     def __repr__(self) -> str:
         return f"<Merger of {len(self._waiting)} servers, wants {sorted(self.wanting)}>"
@@ -133,6 +141,8 @@ class Merger:
     def feed(self, server: int, batch: Sequence[Entry]) -> None:
         """The next entries of a server that is wanting."""
         if batch:
+            if server in self._first:
+                self._expect(server, batch)
             following = iter(batch)
             heappush(self._heads, next(following))
             self._batches[server] = following
@@ -179,6 +189,15 @@ class Merger:
                     self._release(server)
         return taken
 
+    def _expect(self, server: int, batch: Sequence[Entry]) -> None:
+        """Where the first request of a server's log comes, none before it will."""
+        for _, kind, identifier, _, _ in batch:
+            if kind == REQUEST and identifier >> SERVER_SHIFT == server:
+                self._first.discard(server)
+                self._highest[server] = identifier - 1
+                self._release(server)
+                break
+
     def _used_up(self, server: int) -> None:
         """A server's batch has been given."""
         if server in self._open:
@@ -218,8 +237,6 @@ REMEMBERED = 1 << 17
 """Requests of a server that are remembered as given, for the sake of pieces that come after them."""
 HELD = 1 << 17
 """Pieces that wait for their requests, at most; beyond, the oldest is given without."""
-UNKNOWN = (1 << 64) - 1
-"""A floor: no request of this server has been seen yet, so none is expected."""
 
 
 class Live:

@@ -71,7 +71,8 @@ class Gathering:
         """The histories are given; now it is news."""
         self._trouble: dict[str, str] = {}
         self._gaps: list[dict[str, Any]] = []
-        self._merger = Merger(servers, one_clock=topology.load(spec.cluster.topology).hands_over)
+        part = bool(wanted.last or wanted.since or after)
+        self._merger = Merger(servers, one_clock=topology.load(spec.cluster.topology).hands_over, part=part)
         with_tail = wanted.last and not (last_of_each or after)
         self._tail: deque[Entry] | None = deque(maxlen=wanted.last) if with_tail else None
         self._gate: Live | None = None
@@ -82,16 +83,15 @@ class Gathering:
         self._lost: dict[int, RemoteShare] = {}  # to be tried again
         if follow:
             patience = int((spec.bounds.retry_timeout + 5) * 1e9)
-            floor = UNKNOWN if wanted.last or wanted.since or after else 0
-            self._gate = Live(dict.fromkeys(servers, floor), WINDOW, patience)
+            self._gate = Live(dict.fromkeys(servers, UNKNOWN if part else 0), WINDOW, patience)
         self._shares: dict[int, Share] = {}
         for server in servers:
-            part = wanted.onwards(after[server]) if server in after else wanted
+            of_it = wanted.onwards(after[server]) if server in after else wanted
             if server == spec.index:
-                self._shares[server] = LocalShare(loop, history, part, self)
+                self._shares[server] = LocalShare(loop, history, of_it, self)
             else:
                 address = spec.cluster.servers[server].logger
-                self._shares[server] = RemoteShare(loop, server, address, part, follow, self)
+                self._shares[server] = RemoteShare(loop, server, address, of_it, follow, self)
         self.go_on()
 
     def go_on(self) -> None:
