@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,6 +130,20 @@ class Cluster:
 
     def status(self) -> dict:
         return json.loads(self.command("status", "--json", check=False).stdout)
+
+    def wait_until_running(self) -> dict:
+        """The status as soon as it is `running`; each question waits for the supervisor's answer."""
+        deadline = time.monotonic() + TIMEOUT
+        while time.monotonic() < deadline:
+            status = self.status()
+            if status["state"] == "running":
+                return status
+        raise AssertionError(status)
+
+    def logged_writes(self) -> list[dict]:
+        """The clients' writes in the merged log."""
+        entries = map(json.loads, self.command("logs", "--json").stdout.splitlines())
+        return [entry for entry in entries if entry["operation"] == "WRITE" and entry["kind"] == "request"]
 
     def connect(self, **options):
         return memcluster.connect(self.uri, **options)

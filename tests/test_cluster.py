@@ -1,4 +1,4 @@
-"""The commands and the processes end to end: up, status, logs, down, and what happens when something dies."""
+"""The commands and the processes end to end: up, status, logs, down."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -44,12 +43,6 @@ def foreground(start):
         *memcluster_command("up"), cwd=cluster.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, start_new_session=True, env=variables,
     )  # fmt: skip
-
-
-def logged_writes(cluster: Cluster) -> list[dict]:
-    """The clients' writes in the merged log."""
-    entries = map(json.loads, cluster.command("logs", "--json").stdout.splitlines())
-    return [entry for entry in entries if entry["operation"] == "WRITE" and entry["kind"] == "request"]
 
 
 def test_a_cluster_from_start_to_stop(make_cluster):
@@ -259,7 +252,7 @@ def test_the_cluster_outlives_the_reader_of_its_output(tmp_path, new_cluster, fo
     secondary = Identity.of(cluster.pid("server1"))
     secondary.signal(signal.SIGKILL)
     assert wait_gone([secondary], TIMEOUT)
-    assert wait_until_running(cluster)["nodes"][1]["restarts"] == 1
+    assert cluster.wait_until_running()["nodes"][1]["restarts"] == 1
     cluster.down()
     assert process.wait(TIMEOUT) == 0
     assert cluster.left_behind() == []
@@ -287,7 +280,7 @@ def test_where_the_locale_has_no_such_signs_others_are_shown(tmp_path, new_clust
     cluster.remember()
     with cluster.connect() as memory:
         memory.pwrite(b"x" * memory.size, 0)
-    [request] = {entry["request"] for entry in logged_writes(cluster)}
+    [request] = {entry["request"] for entry in cluster.logged_writes()}
     assert b"? " in cluster.command("logs", "--request", request, **ascii_only).stdout
     assert b"? server0    stopped" in cluster.command("down", **ascii_only).stdout
     process = foreground(cluster, **ascii_only)
@@ -365,7 +358,7 @@ def test_what_was_acknowledged_under_load_survives_the_stop(tmp_path, new_cluste
         for offset, value in acknowledged.items():
             # A later write to the same place that was not acknowledged may have been carried out.
             assert int.from_bytes(memory.pread(8, offset), "little") >= value
-    assert sum(entry["error"] is None for entry in logged_writes(cluster)) >= len(acknowledged)
+    assert sum(entry["error"] is None for entry in cluster.logged_writes()) >= len(acknowledged)
 
 
 def test_new_requests_are_told_eshutdown_while_old_ones_are_answered(make_cluster, start):
@@ -440,227 +433,6 @@ def test_a_process_that_is_late_is_named_and_killed(make_cluster):
     assert b"did not stop in time: killed" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["server0", "server1", "logger0", "logger2"])
-def test_a_process_that_is_killed_comes_back_on_its_own_memory(make_cluster, name):
-    """kill -9 of any node: it is restarted, the bytes are there, status tells of one restart."""
-    cluster = make_cluster()
-    with cluster.connect() as memory:
-        memory.pwrite(b"kept" * 1000, memory.size // 3)
-        victim = Identity.of(cluster.pid(name))
-        victim.signal(signal.SIGKILL)
-        assert wait_gone([victim], TIMEOUT)
-        assert memory.pread(4000, memory.size // 3) == b"kept" * 1000
-    [node] = [node for node in wait_until_running(cluster)["nodes"] if node["name"] == name]
-    assert node["restarts"] == 1
-    assert node["pid"] != victim.pid
-    cluster.remember()
-
-
-def wait_until_running(cluster: Cluster) -> dict:
-    """The status as soon as it is `running`; each question waits for the supervisor's answer."""
-    deadline = time.monotonic() + TIMEOUT
-    while time.monotonic() < deadline:
-        status = cluster.status()
-        if status["state"] == "running":
-            return status
-    raise AssertionError(status)
-
-
-def test_no_client_sees_a_secondary_die(make_cluster):
-    """Writes in flight when a secondary is killed are carried out after its return, in their order."""
-    cluster = make_cluster()
-    with cluster.connect(reconnect=False) as memory:
-        offset = cluster.status()["nodes"][1]["range"][0]
-        for round_number in range(3):
-            futures = [memory.start_pwrite(bytes([round_number, number]), offset) for number in range(200)]
-            Identity.of(cluster.pid("server1")).signal(signal.SIGKILL)
-            futures += [memory.start_pwrite(bytes([round_number, number]), offset) for number in range(200, 256)]
-            for future in futures:
-                future.result()
-            assert memory.pread(2, offset) == bytes([round_number, 255])
-            wait_until_running(cluster)
-    cluster.remember()
-
-
-def test_a_secondary_that_stays_away_is_an_error_after_retry_timeout(make_cluster):
-    """EIO with a reason, and the connection goes on."""
-    cluster = make_cluster(retry_timeout="500ms")
-    with cluster.connect(reconnect=False) as memory:
-        nodes = cluster.status()["nodes"]
-        secondary = Identity.of(nodes[1]["pid"])
-        secondary.signal(signal.SIGSTOP)
-        with pytest.raises(memcluster.ServerError, match="retry_timeout"):
-            memory.pread(1, nodes[1]["range"][0])
-        assert memory.pread(1, 0) == b"\0"
-        secondary.signal(signal.SIGCONT)
-        assert memory.pread(1, nodes[1]["range"][0]) == b"\0"
-
-
-def test_a_killed_supervisor_takes_its_nodes_along_and_the_memory_stays(make_cluster):
-    """kill -9 of the supervisor: no process is left, status says so, and a new `up` finds every byte and record."""
-    cluster = make_cluster()
-    with cluster.connect() as memory:
-        memory.pwrite(b"acknowledged", memory.size // 2)
-    record = cluster.record
-    record.supervisor.signal(signal.SIGKILL)
-    everyone = [record.supervisor, *record.helpers, *(node.identity for node in record.nodes)]
-    assert wait_gone(everyone, TIMEOUT)
-    status = cluster.command("status", check=False)
-    assert status.returncode == 3
-    assert b"the supervisor is dead" in status.stdout
-    cluster.up()
-    with cluster.connect() as memory:
-        assert memory.pread(12, memory.size // 2) == b"acknowledged"
-    assert len(logged_writes(cluster)) == 1
-
-
-def test_everything_killed_at_once_loses_nothing_acknowledged(make_cluster, topology):
-    """kill -9 of the supervisor and of every node in one go."""
-    cluster = make_cluster(topology=topology)
-    data = os.urandom(300_000)
-    with cluster.connect() as memory:
-        memory.pwrite(data, 123_457)
-    record = cluster.record
-    for identity in (record.supervisor, *record.helpers, *(node.identity for node in record.nodes)):
-        identity.signal(signal.SIGKILL)
-    cluster.up()
-    with cluster.connect() as memory:
-        assert memory.pread(len(data), 123_457) == data
-
-
-def test_a_killed_fork_server_is_replaced(make_cluster):
-    """Its children die with it (PDEATHSIG); the supervisor starts them all again."""
-    cluster = make_cluster()
-    with cluster.connect() as memory:
-        memory.pwrite(b"kept", memory.size - 4)
-        for helper in cluster.record.helpers:
-            helper.signal(signal.SIGKILL)
-        assert memory.pread(4, memory.size - 4) == b"kept"
-    wait_until_running(cluster)
-    cluster.remember()
-
-
-def test_down_cleans_up_after_a_dead_supervisor(make_cluster):
-    """The files and the memory go; the exit code is 0."""
-    cluster = make_cluster()
-    cluster.record.supervisor.signal(signal.SIGKILL)
-    done = cluster.down()
-    assert b"supervisor is dead" in done.stdout
-    assert cluster.left_behind() == []
-
-
-def test_a_memory_of_another_shape_is_not_overwritten(make_cluster):
-    """After a crash, `up` with other sizes refuses; `down` discards; then it starts."""
-    cluster = make_cluster()
-    cluster.record.supervisor.signal(signal.SIGKILL)
-    assert wait_gone([node.identity for node in cluster.record.nodes], TIMEOUT)
-    cluster.file.write_text(yaml.safe_dump({**cluster.keys, "memory": "2MiB"}))
-    refused = cluster.command("up", "-d", check=False)
-    assert refused.returncode == 1
-    assert b"holds another memory" in refused.stderr
-    cluster.command("down")
-    cluster.up()
-
-
-def test_storage_in_a_directory_outlives_down(tmp_path, new_cluster):
-    """`storage: DIR`: the shards are files there, found again by the next `up`; a stranger's are refused."""
-    cluster = new_cluster(tmp_path, storage="data")
-    cluster.up()
-    with cluster.connect() as memory:
-        memory.pwrite(b"on disk", 500_000, fua=True)
-        memory.flush()
-    assert cluster.end() == []
-    names = sorted(entry.name for entry in (tmp_path / "data").iterdir())
-    assert names == ["memory.json", "shard0", "shard1", "shard2"]
-    cluster.up()
-    with cluster.connect() as memory:
-        assert memory.pread(7, 500_000) == b"on disk"
-    assert cluster.end() == []
-    (tmp_path / "data" / "memory.json").unlink()
-    refused = cluster.command("up", "-d", check=False)
-    assert refused.returncode == 1
-    assert b"but no memory.json" in refused.stderr
-    assert cluster.left_behind() == []
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-@pytest.mark.parametrize("damage", ["missing", "short", "long", "empty", "all missing", "another cluster's"])
-def test_storage_that_is_not_whole_is_refused_and_left_as_it_is(tmp_path, new_cluster, damage):
-    """Zeroes are never put where acknowledged bytes were: one sentence, and nothing has changed. With the right files
-    back, every byte is there."""
-    cluster = new_cluster(tmp_path, storage="data")
-    cluster.up()
-    with cluster.connect() as memory:
-        memory.pwrite(b"kept" * 1000, 350_000)
-    assert cluster.end() == []
-    data, shard = tmp_path / "data", tmp_path / "data" / "shard1"
-    whole = contents(data)
-    if damage == "another cluster's":
-        cluster.file.write_text(yaml.safe_dump({**cluster.keys, "name": f"{cluster.name}-other"}))
-        words = b"holds another memory: cluster " + cluster.name.encode()
-    elif damage.endswith("missing"):
-        for path in data.glob("shard*") if damage.startswith("all") else [shard]:
-            path.unlink()
-        words = b"is not whole: " + (b"shard0" if damage.startswith("all") else b"shard1") + b" is missing"
-    else:
-        size = {"short": 100, "long": 1 << 20, "empty": 0}[damage]
-        os.truncate(shard, size)
-        words = b"is not whole: shard1 has %d bytes instead of " % size
-    damaged = contents(data)
-    for _ in range(2):
-        refused = cluster.command("up", "-d", check=False)
-        assert refused.returncode == 1
-        assert words in refused.stderr
-        assert b"put back what belongs there, or choose another directory" in refused.stderr
-        assert len(refused.stderr.splitlines()) == 1
-        assert contents(data) == damaged
-        assert cluster.left_behind() == []
-    cluster.file.write_text(yaml.safe_dump(cluster.keys))
-    for name, content in whole.items():
-        (data / name).write_bytes(content)
-    cluster.up()
-    with cluster.connect() as memory:
-        assert memory.pread(4000, 350_000) == b"kept" * 1000
-    assert cluster.end() == []
-
-
-@pytest.mark.parametrize("names", [["shard1"], ["shard0", "shard1", "shard2"]])
-def test_memory_that_is_not_whole_is_refused_until_down_discards_it(make_cluster, names):
-    """On tmpfs, too, after a crash."""
-    cluster = make_cluster()
-    cluster.record.supervisor.signal(signal.SIGKILL)
-    assert wait_gone([node.identity for node in cluster.record.nodes], TIMEOUT)
-    for name in names:
-        (cluster.directory / name).unlink()
-    for _ in range(2):
-        refused = cluster.command("up", "-d", check=False)
-        assert refused.returncode == 1
-        assert names[0].encode() + b" is missing" in refused.stderr
-        assert b"down` discards it" in refused.stderr
-    cluster.command("down")
-    cluster.up()
-
-
-def test_a_server_whose_shard_is_gone_does_not_come_back_with_zeroes(tmp_path, new_cluster):
-    """It was deleted under the running cluster: the node's own words say so, and a client waits or is refused."""
-    cluster = new_cluster(tmp_path, storage="data", retry_timeout="1s", restart={"deaths": 2})
-    cluster.up()
-    with cluster.connect() as memory:
-        memory.pwrite(b"kept", 400_000)
-        (tmp_path / "data" / "shard1").unlink()
-        cluster.command("fault", "kill", "server1")
-        with pytest.raises(memcluster.RequestError):
-            memory.pread(4, 400_000)
-    assert not (tmp_path / "data" / "shard1").exists()
-    while (state := cluster.status())["state"] != "degraded" or state["nodes"][1]["state"] != "failed":
-        pass
-    assert b"shard1 is gone, and with it" in cluster.command("status", check=False).stdout
-    assert cluster.end() == []
-
-
 @pytest.mark.parametrize("what", ["directory", "file"])
 @pytest.mark.parametrize("words", [["up", "-d"], ["status"], ["down"], ["fault", "pause", "server1"], ["logs"]])
 def test_a_run_directory_of_somebody_else_is_not_believed(tmp_path, what, words):
@@ -714,5 +486,5 @@ def test_status_of_a_paused_node(make_cluster):
     assert node["state"] == "paused"
     assert not node["ready"]
     logger.signal(signal.SIGCONT)
-    assert wait_until_running(cluster)
+    assert cluster.wait_until_running()
     assert cluster.command("status").returncode == 0
