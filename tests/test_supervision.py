@@ -118,7 +118,7 @@ def test_the_fork_server_is_killed(make_cluster):
 
 
 BROKEN = """
-import os, pathlib, sys
+import os, pathlib, re, select, sys
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
@@ -126,6 +126,8 @@ class Finder:
             with open({tries!r}, "a") as file:
                 file.write("try\\n")
             if pathlib.Path({tries!r}).read_text().count("try") <= {failures}:
+                if {asked}:  # a node waits at its socket, whose number is its first argument
+                    select.select([int(re.search(r"main\\((\\d+)", sys.orig_argv[-1])[1])], [], [])
                 raise RuntimeError("nothing comes of this")
 
 if "MEMCLUSTER_SUPERVISOR" in os.environ:
@@ -133,15 +135,18 @@ if "MEMCLUSTER_SUPERVISOR" in os.environ:
 """
 
 
+@pytest.mark.parametrize("asked", [False, True], ids=["at once", "when it is asked"])
 @pytest.mark.parametrize("failures", [1, 1000])
-def test_what_a_fork_server_says_that_dies_at_its_load_is_told(tmp_path, new_cluster, failures):
+def test_what_a_fork_server_says_that_dies_at_its_load_is_told(tmp_path, new_cluster, failures, asked):
     """How it died and its last words, whether the next one makes it or none does."""
     cluster = new_cluster(tmp_path, restart={"deaths": 5 if failures == 1 else 1}, servers=1)
-    (tmp_path / "sitecustomize.py").write_text(BROKEN.format(tries=str(tmp_path / "tries"), failures=failures))
+    broken = BROKEN.format(tries=str(tmp_path / "tries"), failures=failures, asked=asked)
+    (tmp_path / "sitecustomize.py").write_text(broken)
     done = cluster.command("up", "-d", check=False, PYTHONPATH=f"{tmp_path}:{ROOT}")
     said = said_by_the_supervisor(cluster)
     assert "\nRuntimeError: nothing comes of this\n" in said
     if failures == 1:
+        assert done.returncode == 0, (done.stdout, done.stderr, said)
         cluster.remember()
         assert said.count("the fork server exited with status 1; it was started again, as pid ") == 1
     else:

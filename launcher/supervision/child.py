@@ -14,6 +14,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from launcher.run.identity import Identity, describe_exit, kill
+from launcher.run.leftovers import wait_gone
 from launcher.supervision.forkserver import CONTEXT, fork_server
 from node.spec import NodeSpec
 from node.transport.channel import Channel
@@ -52,11 +53,7 @@ class Child:
         self._parent: Identity | None = None
         ours, theirs = socket.socketpair()
         try:
-            parent = fork_server()
-            self._parent = Identity.of(parent)
-            arguments = spec, listeners, theirs, parent
-            self._process = CONTEXT.Process(target=run_node, args=arguments, name=spec.name)
-            self._process.start()
+            self._fork(listeners, theirs)
         except (OSError, EOFError) as error:  # the fork server died meanwhile, or the system has no room for more
             self._problem = f"could not be started: {error or type(error).__name__}"
         theirs.close()
@@ -97,6 +94,21 @@ class Child:
         if self._pidfd is not None:
             with suppress(ProcessLookupError):
                 kill(self._pidfd)
+
+    def _fork(self, listeners: Sequence[socket.socket], control: socket.socket) -> None:
+        """Raises OSError, EOFError. If the fork server dies before it has forked, at its load perhaps, the next one is
+        asked."""
+        for again in (True, False):
+            parent = fork_server()
+            self._parent = Identity.of(parent)
+            arguments = self.spec, listeners, control, parent
+            self._process = CONTEXT.Process(target=run_node, args=arguments, name=self.spec.name)
+            try:
+                self._process.start()
+                return
+            except (ConnectionError, EOFError):
+                if not again or (self._parent and not wait_gone([self._parent], EXIT_STATUS_WAIT)):
+                    raise
 
     def _received(self, _channel: Channel, frame: Frame) -> None:
         self.ready = self.ready or frame.head.get("event") == "ready"
