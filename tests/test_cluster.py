@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -229,6 +230,30 @@ def test_a_second_ctrl_c_kills(tmp_path, new_cluster, foreground):
         assert "server0    killed by SIGKILL" in process.stdout.read()
     assert process.wait(TIMEOUT) == EXIT_INTERRUPTED
     assert cluster.left_behind() == []
+
+
+def test_ctrl_c_while_up_loads_is_for_the_supervisor_alone(tmp_path, new_cluster, foreground):
+    """A terminal's Ctrl-C reaches the fork server too, which could only show where in its loading it was."""
+    cluster = new_cluster(tmp_path)
+    process = foreground(cluster)
+    deadline = time.monotonic() + TIMEOUT
+    while not (found := [child for child in psutil.Process(process.pid).children() if loads_modules(child)]):
+        assert time.monotonic() < deadline
+    found[0].send_signal(signal.SIGINT)
+    assert not any("Traceback" in line for line in read_line(process, "to stop it"))
+    cluster.remember()
+    assert found[0].is_running()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(TIMEOUT) == 0
+
+
+def loads_modules(process: psutil.Process) -> bool:
+    """A fork server that has come so far that SIGINT does something else to it than to end it without a word."""
+    if not any("forkserver" in word for word in process.cmdline()):
+        return False
+    words = [line.split() for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()]
+    masks = [int(line[1], 16) for line in words if line[0] in ("SigBlk:", "SigIgn:", "SigCgt:")]
+    return any(mask & 1 << signal.SIGINT - 1 for mask in masks)
 
 
 def hold_up(cluster: Cluster, memory: memcluster.Memory) -> None:

@@ -41,7 +41,13 @@ def fork_server() -> int:
     next one may die of the same."""
     died = _death()
     os.environ |= {SUPERVISOR: str(os.getpid()), OUTPUT: f"/proc/{os.getpid()}/fd/{_output.fileno()}"}
-    forkserver.ensure_running()
+    # A terminal's Ctrl-C, which reaches it and, until they lead groups of their own, the nodes, is for this process
+    # alone. A mask outlives fork and exec; what each of them could do about the signal by itself comes too late.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     del os.environ[SUPERVISOR], os.environ[OUTPUT]
     pid: int = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     os.kill(pid, signal.SIGCONT)  # a child of this process that has not been waited for: nobody else has the pid
