@@ -10,10 +10,21 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from client.console import EXIT_ERROR, EXIT_IN_USE, EXIT_NOT_RUNNING, Commands, Failure, run, seconds, silence, size
+from client.console import (
+    EXIT_DEGRADED,
+    EXIT_ERROR,
+    EXIT_IN_USE,
+    EXIT_NOT_RUNNING,
+    Commands,
+    Failure,
+    run,
+    seconds,
+    silence,
+    size,
+)
 from client.discover import command
 from launcher.log import commands as logcommands
-from launcher.output import happening_line, show_again, status_table, steps
+from launcher.output import happening_line, show_again, status_table, steps, verdict
 from launcher.supervision.faultkind import FaultKind
 
 if TYPE_CHECKING:
@@ -70,16 +81,21 @@ def _supervise(
         return up(file, load, wait_timeout=wait_timeout, tell=tell, leave=go_away)
     except AlreadyRunning as running:
         cluster, record = running.config, running.record
-        if record is None:
-            raise Failure(f"cluster {cluster.name} is being started or stopped right now", EXIT_IN_USE) from None
-        if record.file != str(cluster.file):
+        if record is not None and record.file != str(cluster.file):
             state = "" if record.supervisor.alive else ", whose supervisor is dead"
             raise Failure(
                 f"the name {cluster.name!r} is in use by the cluster of {record.file} (supervisor pid "
                 f"{record.supervisor.pid}){state}: stop that one, or give this one another name",
                 EXIT_IN_USE,
             ) from None
-        click.echo(f"cluster {cluster.name} is already running: {record.uri} (to stop it: {command(file, 'down')})")
+        from launcher.status import read_status
+
+        found = read_status(cluster)
+        if found["supervisor"] is None or found["state"] not in ("running", "degraded"):
+            raise Failure(f"cluster {cluster.name} is being started or stopped right now", EXIT_IN_USE) from None
+        if found["state"] == "degraded":
+            raise Failure(f"already running, but {verdict(found)}", EXIT_DEGRADED) from None
+        click.echo(f"cluster {cluster.name} is already running: {found['uri']} (to stop it: {command(file, 'down')})")
         return 0
     except sockets.CannotListen as error:
         code = EXIT_IN_USE if isinstance(error, sockets.AddressTaken) else EXIT_ERROR

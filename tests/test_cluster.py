@@ -20,7 +20,7 @@ import yaml
 from harness import TIMEOUT, Cluster, memclient_command, memcluster_command, run
 
 import memcluster
-from client.console import EXIT_INTERRUPTED
+from client.console import EXIT_DEGRADED, EXIT_IN_USE, EXIT_INTERRUPTED
 from launcher.run.identity import Identity
 from launcher.run.leftovers import wait_gone
 
@@ -97,10 +97,15 @@ def test_the_order_of_the_stop_and_that_all_exit_0(tmp_path, new_cluster, foregr
 
 
 def test_up_on_a_running_cluster_says_so(make_cluster):
-    """The same file again: 0 and a sentence; another file of the same name: 5."""
+    """The same file again: 0 and a sentence, 4 if not all of it runs; another file of the same name: 5."""
     cluster = make_cluster()
     again = cluster.command("up", "-d")
     assert b"already running" in again.stdout
+    cluster.command("fault", "pause", "server1")
+    degraded = cluster.command("up", "-d", check=False)
+    assert (degraded.returncode, degraded.stdout) == (EXIT_DEGRADED, b"")
+    assert b"already running" in degraded.stderr
+    assert b"server1 is paused" in degraded.stderr
     other = cluster.folder / "other.yaml"
     other.write_text(cluster.file.read_text())
     refused = cluster.command("-f", str(other), "up", "-d", check=False)
@@ -411,7 +416,8 @@ def test_new_requests_are_told_eshutdown_while_old_ones_are_answered(make_cluste
 
 
 def test_draining_lets_present_clients_finish(make_cluster, start, topology):
-    """down --drain: the present client goes on, a new one is refused, and the end comes when the first leaves."""
+    """down --drain: the present client goes on, a new one is refused, and the end comes when the first leaves;
+    until then `up` does not say that it runs."""
     cluster = make_cluster(topology=topology)
     memory = cluster.connect()
     uri = cluster.uri
@@ -422,6 +428,9 @@ def test_draining_lets_present_clients_finish(make_cluster, start, topology):
     with pytest.raises(memcluster.Refused, match="shutting down"):
         memcluster.connect(uri, reconnect=False)
     assert cluster.status()["state"] == "draining"
+    again = cluster.command("up", "-d", check=False)
+    assert (again.returncode, again.stdout) == (EXIT_IN_USE, b"")
+    assert b"being started or stopped right now" in again.stderr
     memory.close()
     assert down.wait(TIMEOUT) == 0
     assert cluster.left_behind() == []
