@@ -34,10 +34,12 @@ def running(cluster: ClusterConfig) -> tuple[str, RunRecord]:
 
     check_folder(cluster.name, cluster.file)
     record = RunDirectory(cluster.name).record()
-    for node in record.nodes if record else ():
-        if record and node.name == "logger0":
-            return node.address, record
-    merged = cluster.logs.directory / f"{cluster.name}.log"
-    hint = f"; `{command(cluster.file, 'up -d')}` starts it"
-    hint += f"; the log of its last run is {merged}" if merged.exists() else ""
+    starts = f"`{command(cluster.file, 'up -d')}` starts it"
+    if record is not None and (found := [node for node in record.nodes if node.name == "logger0"]):
+        if record.supervisor.alive or found[0].identity.alive:
+            return found[0].address, record
+        hint = f": its supervisor is dead; {starts} again, and its log goes on"
+    else:
+        merged = cluster.logs.directory / f"{cluster.name}.log"
+        hint = f"; {starts}" + (f"; the log of its last run is {merged}" if merged.exists() else "")
     raise Failure(f"cluster {cluster.name} is not running{hint}", EXIT_NOT_RUNNING)

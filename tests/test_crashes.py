@@ -60,7 +60,8 @@ def test_a_secondary_that_stays_away_is_an_error_after_retry_timeout(make_cluste
 
 
 def test_a_killed_supervisor_takes_its_nodes_along_and_the_memory_stays(make_cluster):
-    """kill -9 of the supervisor: no process is left, status says so, and a new `up` finds every byte and record."""
+    """kill -9 of the supervisor: no process is left, every command says so, and a new `up` finds every byte and
+    record."""
     cluster = make_cluster()
     with cluster.connect() as memory:
         memory.pwrite(b"acknowledged", memory.size // 2)
@@ -71,6 +72,10 @@ def test_a_killed_supervisor_takes_its_nodes_along_and_the_memory_stays(make_clu
     status = cluster.command("status", check=False)
     assert status.returncode == 3
     assert b"the supervisor is dead" in status.stdout
+    for words in (["logs"], ["logs", "-f"], ["timeline"], ["stats"], ["fault", "kill", "server0"]):
+        done = cluster.command(*words, check=False)
+        assert (done.returncode, done.stdout) == (3, b"")
+        assert b"is not running" in done.stderr
     cluster.up()
     with cluster.connect() as memory:
         assert memory.pread(12, memory.size // 2) == b"acknowledged"
