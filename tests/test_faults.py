@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 from harness import TIMEOUT, Cluster
@@ -12,7 +14,8 @@ import memcluster
 from client.console import EXIT_DEGRADED
 from launcher.run.identity import Identity
 from launcher.run.leftovers import wait_gone
-from launcher.supervision.heartbeats import period
+from launcher.supervision.heartbeats import Heartbeats, period
+from node.transport.loop import Loop
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -202,6 +205,49 @@ def test_a_node_stopped_by_a_signal_is_not_taken_for_hung(make_cluster):
         assert memory.pread(1, offset) == b"\0"  # answered only after the pause
     assert paused.alive
     assert wait_for(cluster, "server1", state="ready")["restarts"] == 0
+
+
+def test_a_node_that_goes_on_has_time_to_beat_at_whatever_look():
+    """SIGCONT comes in the very moment of a look, before the node could beat: that look blames nobody, though the
+    pause was longer than hang_timeout. A node for each look at which it could be, and none of them ever beats."""
+    loop = Loop()
+    stopped = [subprocess.Popen(["sleep", "3600"]) for _ in range(9)]
+    blamed: dict[int, int] = {}
+
+    def make_heartbeats(look: int, process: subprocess.Popen[bytes]) -> Heartbeats:
+        identity = Identity.of(process.pid)
+        child = SimpleNamespace(pid=process.pid, identity=identity, spec=SimpleNamespace(name=str(look)))
+        looks = 0
+
+        def children():  # is asked at the beginning of each look
+            nonlocal looks
+            looks += 1
+            if looks == look:
+                process.send_signal(signal.SIGCONT)
+                while identity.stopped:
+                    pass
+            return [child] if look not in blamed else []
+
+        def hung(name: str, how: str) -> None:
+            blamed[look] = looks
+            if len(blamed) == len(stopped):
+                loop.stop()
+
+        return Heartbeats(loop, 1.0, children, hung)
+
+    try:
+        for look, process in enumerate(stopped, 1):
+            process.send_signal(signal.SIGSTOP)
+            make_heartbeats(look, process).start()
+        loop.after(TIMEOUT, loop.stop)
+        loop.run()
+    finally:
+        for process in stopped:
+            process.kill()
+            process.wait()
+        loop.close()
+    assert sorted(blamed) == list(range(1, 10))  # it is hung, and was found to be, but later
+    assert all(found > look for look, found in blamed.items()), blamed
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,8 @@ PERIOD = 0.5
 """Seconds between two beats, and between two looks, at most."""
 BEATS = 4
 """Of a node in its hang_timeout, at least."""
-MISSED = 1.0
-"""Seconds without a beat after which something is the matter."""
-HELD_UP = 2.0
-"""Seconds by which a look may be late before the supervisor takes itself for the cause."""
+MISSED = 2
+"""Periods without a beat after which something is the matter; and without a look, the supervisor's own fault."""
 
 
 def period(timeout: float) -> float:
@@ -56,15 +54,15 @@ class Heartbeats:
 
     def _look(self) -> None:
         now = time.monotonic()
-        excused = now - self._looked > self._period + HELD_UP
+        late = now - self._looked > MISSED * self._period
         self._looked = now
         children = list(self._children())
-        self._last = {child.pid: now if excused else self._last.get(child.pid, now) for child in children}
+        self._last = {child.pid: now if late else self._last.get(child.pid, now) for child in children}
         for child in children:
             silent = now - self._last[child.pid]
-            if silent < min(self.timeout, MISSED):
+            if silent < MISSED * self._period:
                 continue
-            if child.identity.stopped:  # or it were hung in the moment in which it goes on
+            if child.identity.stopped:  # asked early: one that goes on has half its timeout left to beat, at any look
                 self._last[child.pid] = now
             elif silent >= self.timeout:
                 self._hung(child.spec.name, f"no progress for {silent:.1f} s")
