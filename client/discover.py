@@ -31,16 +31,25 @@ def cluster_file() -> Path:
     return Path(os.environ.get("MEMCLUSTER_FILE", "cluster.yaml"))
 
 
+def located(file: Path) -> Path:
+    """Where a file lies, by whatever way it is reached: through `..`, or a link to its folder. A relative path stays as
+    it is if the working directory has been removed: it is nowhere then."""
+    try:
+        return Path(os.path.realpath(file.parent)) / file.name
+    except FileNotFoundError:
+        return file
+
+
 def command(file: Path, words: str) -> str:
     """`memcluster WORDS` as a person must type it here to mean the cluster of `file`."""
-    if "MEMCLUSTER_FILE" not in os.environ and file.absolute() == Path("cluster.yaml").absolute():
+    if "MEMCLUSTER_FILE" not in os.environ and located(file) == located(Path("cluster.yaml")):
         return f"memcluster {words}"
     return f"memcluster -f {shlex.quote(str(file))} {words}"
 
 
 def default_name(file: Path) -> str:
     """The name of a cluster whose file gives none: that of the file's directory, as far as it can be one."""
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", file.absolute().parent.name).lstrip("-_")[:40]
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", located(file).parent.name).lstrip("-_")[:40]
     return name or "memcluster"
 
 
@@ -71,7 +80,7 @@ def of_another_folder(name: str, file: Path) -> str | None:
     file, if it lies in another folder. Raises NotOurs."""
     try:
         recorded = str(json.loads((run_directory(name) / "state.json").read_text())["file"])
-        ours = os.path.samefile(Path(recorded).parent, file.absolute().parent)
+        ours = os.path.samefile(Path(recorded).parent, located(file).parent)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # there is none; or its folder has been moved, perhaps to here
     return None if ours else recorded

@@ -140,6 +140,35 @@ def test_a_cluster_of_the_same_name_in_another_folder_is_not_touched(tmp_path, m
         assert memory.pread(6, 0) == b"theirs"
 
 
+@pytest.mark.parametrize("way", ["below/../cluster.yaml", "../cluster.yaml", "link/cluster.yaml"])
+def test_a_cluster_is_the_same_by_whatever_way_its_file_is_reached(tmp_path, new_cluster, way):
+    """The folder that gives it its name is where the file lies, not what the path to it says last."""
+    folder = tmp_path / f"t{os.getpid()}"
+    below = folder / "below"
+    below.mkdir(parents=True)
+    (folder / "link").symlink_to(folder)
+    cluster = new_cluster(folder, name=folder.name)
+    cluster.file.write_text(yaml.safe_dump({key: value for key, value in cluster.keys.items() if key != "name"}))
+    here = below if way.startswith("..") else folder
+    cluster.up()
+    assert b"is already running" in run(*memcluster_command("-f", way, "up", "-d"), cwd=here).stdout
+    run(*memclient_command("write", "0", "here"), cwd=here, MEMCLUSTER_FILE=way)
+    run(*memcluster_command("-f", way, "down"), cwd=here)
+    assert cluster.left_behind() == []
+
+
+def test_a_working_directory_that_has_been_removed_is_no_traceback(tmp_path):
+    """A relative path is nowhere then; that of a file elsewhere is as good as ever."""
+    gone, elsewhere = tmp_path / "gone", tmp_path / "cluster.yaml"
+    gone.mkdir()
+    elsewhere.write_text(f"name: {tmp_path.name}\nmemory: 1MiB\n")
+    for file, code in ((Path("cluster.yaml"), 2), (elsewhere, 3)):
+        words = shlex.join(memcluster_command("-f", str(file), "status"))
+        done = run("sh", "-c", f"rmdir {shlex.quote(str(gone))}; {words}", cwd=gone, check=False)
+        assert (done.returncode, done.stderr.count(b"Traceback")) == (code, 0), done.stderr
+        gone.mkdir()
+
+
 @pytest.mark.parametrize("way", [("-f", "my.yaml"), ()])
 def test_what_is_advised_names_the_file_that_was_given(tmp_path, new_cluster, way):
     """By -f or by MEMCLUSTER_FILE: a command that is shown can be typed as it stands."""

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from client.discover import default_name
+from client.discover import default_name, located
 from client.units import format_duration, format_size
 from launcher.clusterfile.positions import Document, YAMLProblem, parse
 from launcher.clusterfile.schema import MAX_SERVERS, TAGS, Clients, ClusterFile, Logs, Restart, Server, Stripes
@@ -99,7 +99,7 @@ def load(path: Path, available: int | None = None) -> ClusterConfig:
 
 def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
     """Every default filled in, every path made absolute."""
-    file = path.absolute()
+    file = located(path)
     folder = file.parent
     stripe = 0 if isinstance(parsed.layout, str) else parsed.layout.stripe
     if isinstance(parsed.servers, int):
