@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import time
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from client.console import EXIT_DEGRADED
 from launcher.run.identity import Identity
 from launcher.run.leftovers import wait_gone
 from launcher.supervision.heartbeats import Heartbeats, period
+from node.transport.address import Address
 from node.transport.loop import Loop
 
 pytestmark = pytest.mark.timeout(120)
@@ -164,6 +166,30 @@ def test_a_partitioned_logger_is_named_and_comes_back(make_cluster):
     assert b"logger1 is missing" in cluster.command("logs").stderr
     cluster.command("fault", "resume", "logger1")
     assert cluster.command("logs").stderr == b""
+
+
+@pytest.mark.parametrize("name", ["server0", "server1", "logger1"])
+def test_resume_brings_back_a_node_that_has_failed(make_cluster, name):
+    """Until then nobody who connects to it waits for it; afterwards it serves the same memory."""
+    cluster = make_cluster(restart={"deaths": 1}, retry_timeout="500ms")
+    offset = offset_of(cluster, "server1")
+    with cluster.connect() as memory:
+        memory.pwrite(b"kept", offset)
+    address = Address.parse(node(cluster, name)["address"])
+    cluster.command("fault", "kill", name)
+    found = wait_for(cluster, name, state="failed")
+    assert "died 1 times in 60 s, last: killed by SIGKILL" in found["reason"]
+    assert cluster.command("status", check=False).returncode == EXIT_DEGRADED
+    with socket.create_connection(address.sockaddr, TIMEOUT) as sock:
+        assert sock.recv(1) == b""
+    if name == "server1":
+        with cluster.connect() as memory, pytest.raises(memcluster.ServerError, match="retry_timeout"):
+            memory.pread(4, offset)
+    cluster.command("fault", "resume", name)
+    wait_for(cluster, name, state="ready", restarts=1)
+    with cluster.connect() as memory:
+        assert memory.pread(4, offset) == b"kept"
+    cluster.remember()
 
 
 def test_a_hung_node_shows_where_it_stands_and_is_restarted(make_cluster):

@@ -204,6 +204,22 @@ def test_too_many_deaths_fail_the_node_and_degrade_the_cluster():
     assert life.health == "degraded"
 
 
+def test_a_node_that_has_failed_is_started_again_when_it_is_released():
+    """And its deaths count from the beginning. One that is about to exit, for it cannot run, is not there twice."""
+    life = running(deaths=2)
+    for now in (1, 2):
+        life.exited("server1", "killed by SIGKILL", now)
+        life.ready("server1", now)
+    assert life.nodes["server1"].state is State.FAILED
+    assert life.release("server1", 3) == [Start("server1")]
+    life.broken("server1", "its log is another's")
+    assert life.release("server1", 4) == []
+    assert life.exited("server1", "exited with status 1", 5) == [Say("failed", "server1", "its log is another's")]
+    assert life.release("server1", 6) == [Start("server1")]
+    life.ready("server1", 7)
+    assert Start("server1") in life.exited("server1", "killed by SIGKILL", 8)
+
+
 def test_deaths_long_ago_do_not_count():
     """Only those within the window."""
     life = running(deaths=2, within=10)

@@ -74,6 +74,8 @@ class NodeLife:
     streak: int = 0
     """Deaths in a row, without a stable time between them."""
     deaths: list[float] = field(default_factory=list)
+    broken: bool = False
+    """It said that it cannot run, and is about to exit."""
     held_until: float = 0.0
     """Killed on purpose: it stays down until then, and the death does not count."""
 
@@ -225,17 +227,20 @@ class Lifecycle:
         self.nodes[name].held_until = until
 
     def release(self, name: str, now: float) -> list[Action]:
-        """Nobody wants the node to stay down any longer."""
+        """Nobody wants the node to stay down any longer, be it held or failed: what made it fail may be mended."""
         node = self.nodes[name]
         held, node.held_until = node.held_until > now, 0.0
-        if not held or node.state is not State.RESTARTING:
+        if node.state is State.FAILED and (self.phase is Phase.RUNNING or self._finishing):
+            node.restarts += 1
+            node.streak, node.deaths = 0, []
+        elif not held or node.state is not State.RESTARTING:
             return []
         node.due = None
         return self._start(node, now)
 
     def broken(self, name: str, reason: str) -> None:
         """A node said that it cannot run, and will exit: starting it again would not help."""
-        self.nodes[name].state = State.FAILED
+        self.nodes[name].broken = True
         self.nodes[name].reason = reason
 
     def exited(self, name: str, how: str, now: float) -> list[Action]:
@@ -247,7 +252,8 @@ class Lifecycle:
                 node.reason = how
             node.state = State.EXITED
             return [Say("exited", name, how), *self._advance(now)]
-        if node.state is State.FAILED:
+        if node.broken:
+            node.state, node.broken = State.FAILED, False
             return [Say("failed", name, node.reason), *self._give_up(f"{name}: {node.reason}", now)]
         if node.state is State.HUNG:
             how = node.reason

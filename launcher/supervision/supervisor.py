@@ -66,6 +66,7 @@ class Supervisor:
         self._listeners = list(listeners)
         self._watchers: list[Callable[[Happening], None]] = [tell]
         self._channels: set[Channel] = set()
+        self._refusals: dict[str, Listener] = {}
         self._wake: Timer | None = None
         self._record_is_due = False
         self.children: dict[str, Child] = {}
@@ -147,7 +148,8 @@ class Supervisor:
             self.loop.after(wait_timeout, lambda: self._too_slow(wait_timeout))
         self._do(self.lifecycle.begin(self._now()))
         self.loop.run()
-        control.stop()
+        for listener in (control, *self._refusals.values()):
+            listener.stop()
         self._clean_up()
         self._tell({"event": "gone"})
         for channel in tuple(self._channels):
@@ -233,16 +235,25 @@ class Supervisor:
         return [(f"server{index}", door, self.layout.address(index, 0)) for index, _ in owners]
 
     def _start(self, name: str) -> None:
-        spec = self.specs[name]
-        index = spec.index + (len(self.map.servers) if spec.role == "logger" else 0)
-        listeners = [self._listeners[index]]
+        spec, listeners = self.specs[name], [self._listener(name)]
         if name == "logger0":
             listeners += self._listeners[2 * len(self.map.servers) :]  # the one for metrics
+        if refusal := self._refusals.pop(name, None):
+            refusal.stop()
         child = Child(self.loop, spec, listeners, self._told, self._gone)
         self.children[name] = child
         if not self._record_is_due:
             self._record_is_due = True
             self.loop.soon(self._write_record)
+
+    def _listener(self, name: str) -> socket.socket:
+        spec = self.specs[name]
+        return self._listeners[spec.index + (len(self.map.servers) if spec.role == "logger" else 0)]
+
+    def _refuse(self, name: str) -> None:
+        """Nobody will serve those who connect to a node that has failed: they are not to wait for it."""
+        self._refusals[name] = Listener(self.loop, self._listener(name).dup(), socket.socket.close)
+        self._refusals[name].start()
 
     def _set_timer(self) -> None:
         if self._wake is not None:
@@ -258,6 +269,8 @@ class Supervisor:
         happening: Happening = {"event": event, "name": name, "text": text}
         if event in ("died", "failed", "hung"):
             self.note(event, name, (self.children[name].status or 0) if event == "died" else 0)
+        if event == "failed":
+            self._refuse(name)
         if event == "running":
             happening |= {"uri": self.uri, "seconds": self._now() - self._began}
         self._tell(happening)
