@@ -206,7 +206,7 @@ def timeline(file: Path, /, output: Path | None, last: int, **options: Any) -> i
 
 
 @click.command()
-@click.option("--over", metavar="TIME", type=seconds, default=10.0, show_default=True, help="Of the last TIME.")
+@click.option("--over", metavar="TIME", type=seconds, default="10s", show_default=True, help="Of the last TIME.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
 @click.pass_obj

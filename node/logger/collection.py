@@ -96,5 +96,5 @@ class Collection:
 
     def _fail(self, error: OSError) -> None:
         self.close()
-        self._answer({"collected": 0, "path": str(self.path), "missing": [], "error": str(error)})
+        self._answer({"collected": 0, "path": str(self.path), "missing": [], "error": f"{self.path}: {error.strerror}"})
         self._done(self)
