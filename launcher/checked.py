@@ -1,4 +1,5 @@
-"""cluster.yaml for the commands: what is wrong with it ends the command with a sentence a line."""
+"""The cluster that a command is about. What runs is known from its record: cluster.yaml may have changed since, and is
+checked only where nothing runs (which takes longer than all that most commands have to do)."""
 
 from __future__ import annotations
 
@@ -6,40 +7,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.console import EXIT_NOT_RUNNING, EXIT_USAGE, Failure
-from client.discover import check_folder, command
-from launcher.clusterfile import config as configuration
-from launcher.clusterfile.config import ConfigError
-from launcher.clusterfile.settings import ClusterConfig
+from client.discover import DiscoverError, check_folder, cluster_name, command
+from launcher.run.directory import RunDirectory, RunRecord
 
 if TYPE_CHECKING:
-    from launcher.run.directory import RunRecord
+    from launcher.clusterfile.settings import ClusterConfig
 
 
 def load(file: Path) -> ClusterConfig:
-    """Raises Failure."""
+    """All that cluster.yaml says; what is wrong with it is told with a sentence a line. Raises Failure."""
+    from launcher.clusterfile import config  # late: pydantic
+
     try:
-        return configuration.load(file)
-    except ConfigError as error:
+        return config.load(file)
+    except config.ConfigError as error:
         raise Failure(str(error), EXIT_USAGE, prefix="") from error
 
 
-def logger0(cluster: ClusterConfig) -> str:
-    """Where logger 0 of a running cluster listens. Raises Failure, NotRunning."""
-    return running(cluster)[0]
+def name_of(file: Path) -> str:
+    """The cluster's name, whatever else the file says. Raises Failure."""
+    try:
+        return cluster_name(file)
+    except DiscoverError:
+        return load(file).name  # says what is wrong with the file
 
 
-def running(cluster: ClusterConfig) -> tuple[str, RunRecord]:
-    """Where logger 0 of a running cluster listens, and the record of who runs. Raises Failure, NotRunning."""
-    from launcher.run.directory import RunDirectory
-
-    check_folder(cluster.name, cluster.file)
-    record = RunDirectory(cluster.name).record()
-    starts = f"`{command(cluster.file, 'up -d')}` starts it"
-    if record is not None and (found := [node for node in record.nodes if node.name == "logger0"]):
-        if record.supervisor.alive or found[0].identity.alive:
-            return found[0].address, record
+def running(file: Path) -> RunRecord:
+    """Who runs and can be asked for the log. Raises Failure, NotRunning."""
+    name = name_of(file)
+    check_folder(name, file)
+    record = RunDirectory(name).record()
+    starts = f"`{command(file, 'up -d')}` starts it"
+    if record is not None:
+        if record.supervisor.alive or record.logger0.identity.alive:
+            return record
         hint = f": its supervisor is dead; {starts} again, and its log goes on"
     else:
-        merged = cluster.logs.directory / f"{cluster.name}.log"
+        merged = load(file).logs.directory / f"{name}.log"
         hint = f"; {starts}" + (f"; the log of its last run is {merged}" if merged.exists() else "")
-    raise Failure(f"cluster {cluster.name} is not running{hint}", EXIT_NOT_RUNNING)
+    raise Failure(f"cluster {name} is not running{hint}", EXIT_NOT_RUNNING)

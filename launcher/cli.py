@@ -23,6 +23,7 @@ from client.console import (
     size,
 )
 from client.discover import command
+from launcher.checked import load, name_of
 from launcher.log import commands as logcommands
 from launcher.output import happening_line, show_again, status_table, steps, verdict
 from launcher.supervision.faultkind import FaultKind
@@ -54,11 +55,11 @@ def start(file: Path, detach: bool, wait_timeout: float) -> int:
     """Start the cluster."""
     tell = _printer(file, detach)
     if not detach:
-        return _supervise(file, lambda: _load(file), wait_timeout, tell, None)
+        return _supervise(file, lambda: load(file), wait_timeout, tell, None)
     from launcher.background import in_background
 
     return in_background(
-        lambda: _load(file), lambda load, told, leave: _supervise(file, load, wait_timeout, told, leave), tell
+        lambda: load(file), lambda load, told, leave: _supervise(file, load, wait_timeout, told, leave), tell
     )
 
 
@@ -90,7 +91,7 @@ def _supervise(
             ) from None
         from launcher.status import read_status
 
-        found = read_status(cluster)
+        found = read_status(file)
         if found["supervisor"] is None or found["state"] not in ("running", "degraded"):
             raise Failure(f"cluster {cluster.name} is being started or stopped right now", EXIT_IN_USE) from None
         if found["state"] == "degraded":
@@ -110,22 +111,19 @@ def _supervise(
 @click.pass_obj
 def down(file: Path, timeout: float | None, drain: bool) -> int:
     """Stop the cluster gracefully and collect its log."""
-    from client.discover import DiscoverError, check_folder, cluster_name
+    from client.discover import check_folder
     from launcher.down import Busy, NotRunning
     from launcher.down import down as stop
 
     def paths() -> list[str]:
-        return [server.listen.path for server in _load(file).servers if server.listen.path]
+        return [server.listen.path for server in load(file).servers if server.listen.path]
 
-    try:
-        name = cluster_name(file)
-    except DiscoverError:
-        name = _load(file).name  # says what is wrong with the file
+    name = name_of(file)
     check_folder(name, file)
     try:
         return stop(name, timeout=timeout, drain=drain, tell=_printer(file, detach=True), paths=paths)
     except NotRunning:
-        raise Failure(f"cluster {_load(file).name} is not running", EXIT_NOT_RUNNING) from None
+        raise Failure(f"cluster {load(file).name} is not running", EXIT_NOT_RUNNING) from None
     except Busy:
         raise Failure(f"cluster {name} is being started or stopped right now", EXIT_IN_USE) from None
 
@@ -138,16 +136,14 @@ def status(file: Path, as_json: bool, watch: bool) -> int:
     """Show every process of the cluster; works when the supervisor is dead, too."""
     from launcher.status import exit_code, read_status
 
-    cluster = _load(file)
-
     def show() -> str:
-        found = read_status(cluster)
+        found = read_status(file)
         return json.dumps(found) if as_json else status_table(found)
 
     if watch:
         show_again(show, live=sys.stdout.isatty() and not as_json)
         return 0
-    found = read_status(cluster)
+    found = read_status(file)
     click.echo(json.dumps(found, indent=2) if as_json else status_table(found))
     return exit_code(found)
 
@@ -181,9 +177,9 @@ def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, d
         raise click.UsageError(f"--delay goes with slow, not with {kind}")
     if span is not None and kind == "resume":
         raise click.UsageError("--for goes with every fault, but not with resume")
-    cluster = _load(file)
-    check_folder(cluster.name, file)
-    run_directory = RunDirectory(cluster.name)
+    name = name_of(file)
+    check_folder(name, file)
+    run_directory = RunDirectory(name)
     head = {"do": "fault", "kind": kind, "targets": targets, "seconds": span}
     if kind == "slow":
         head["delay"] = 0.05 if delay is None else delay
@@ -191,9 +187,9 @@ def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, d
         answer = ask(run_directory.control, head, 10.0)
     except NoAnswer as problem:
         if run_directory.locked:
-            raise Failure(f"the supervisor of {cluster.name} does not answer: {problem}") from None
+            raise Failure(f"the supervisor of {name} does not answer: {problem}") from None
         hint = f"`{command(file, 'up -d')}` starts it"
-        raise Failure(f"cluster {cluster.name} is not running; {hint}", EXIT_NOT_RUNNING) from None
+        raise Failure(f"cluster {name} is not running; {hint}", EXIT_NOT_RUNNING) from None
     if "error" in answer:
         raise Failure(answer["error"])
     click.echo(f"{kind}: {', '.join(answer['done'])}{f' for {span:g} s' if span else ''}")
@@ -250,7 +246,7 @@ def show_config(file: Path, json_schema: bool) -> None:
     if json_schema:
         click.echo(json.dumps(configuration.json_schema(), indent=2))
     else:
-        click.echo(configuration.dump(_load(file)), nl=False)
+        click.echo(configuration.dump(load(file)), nl=False)
 
 
 def main() -> None:
@@ -264,13 +260,6 @@ def _explain(error: Exception) -> Failure | None:
     if isinstance(error, NotRunning):
         return Failure(str(error), EXIT_NOT_RUNNING)
     return Failure(str(error)) if isinstance(error, NotOurs) else None
-
-
-def _load(file: Path) -> ClusterConfig:
-    """The cluster of a file. (Imported late: pydantic takes longer than all that `down` has to do.)"""
-    from launcher.checked import load
-
-    return load(file)
 
 
 def _printer(file: Path, detach: bool) -> Callable[[dict[str, Any]], None]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from client.console import EXIT_DEGRADED, EXIT_NOT_RUNNING
 from client.discover import NotRunning, check_folder, command
-from launcher.clusterfile.settings import ClusterConfig
+from launcher.checked import load, name_of
 from launcher.run.control import NoAnswer, ask
 from launcher.run.directory import NodeRecord, RunDirectory, RunRecord
 from node.transport.address import Address
@@ -20,26 +20,28 @@ GREETING_WITHIN = 0.3
 """Seconds a node has to say its first word to somebody who asks it directly."""
 
 
-def read_status(config: ClusterConfig) -> dict[str, Any]:
-    """The object that `status --json` prints."""
+def read_status(file: Path) -> dict[str, Any]:
+    """The object that `status --json` prints. Raises Failure."""
+    name = name_of(file)
     try:
-        check_folder(config.name, config.file)
+        check_folder(name, file)
     except NotRunning as another:
-        return _status(config, "stopped", str(another))
-    run = RunDirectory(config.name)
-    if not run.locked:
-        return _recorded(config, run, "")
+        return _status(file, "stopped", str(another), None)
+    run = RunDirectory(name)
     record = run.record()
+    if not run.locked:
+        return _left(file, run, record)
     supervisor = record.supervisor if record else None
     if supervisor and supervisor.stopped:
-        return _recorded(config, run, f"the supervisor is paused; `kill -CONT {supervisor.pid}` lets it go on")
+        problem = f"the supervisor is paused; `kill -CONT {supervisor.pid}` lets it go on"
+        return _status(file, "degraded", problem, record)
     try:
         return ask(run.control, {"do": "status"}, ANSWER_WITHIN)
-    except NoAnswer as problem:
+    except NoAnswer as trouble:
+        problem = "it is being started or stopped right now"
         if supervisor and supervisor.alive:
-            remedy = f"`{command(config.file, 'down')}` ends it"
-            return _recorded(config, run, f"the supervisor does not answer ({problem}); {remedy}")
-        return _recorded(config, run, "it is being started or stopped right now")
+            problem = f"the supervisor does not answer ({trouble}); `{command(file, 'down')}` ends it"
+        return _status(file, "degraded", problem, record)
 
 
 def exit_code(status: dict[str, Any]) -> int:
@@ -47,39 +49,32 @@ def exit_code(status: dict[str, Any]) -> int:
     return {"running": 0, "stopped": EXIT_NOT_RUNNING}.get(status["state"], EXIT_DEGRADED)
 
 
-def _recorded(config: ClusterConfig, run: RunDirectory, problem: str) -> dict[str, Any]:
-    """The status without the supervisor's help; it is dead if there is no `problem` with it."""
-    record = run.record()
-    state = "degraded" if problem else "stopped"
-    nodes = [_recorded_node(node, "running" if problem else "orphaned") for node in record.nodes] if record else []
-    if not problem and run.path.exists():
-        if alive := [node["name"] for node in nodes if node["pid"]]:
-            state = "degraded"
-            remedy = f"`{command(config.file, 'down')}` cleans up"
-            problem = f"the supervisor is dead; it left {', '.join(alive)}; {remedy}"
-        else:
-            problem = "the supervisor is dead; its processes are gone, the memory is kept; "
-            problem += f"`{command(config.file, 'up')}` starts it again"
-    return _status(config, state, problem, record, nodes)
+def _left(file: Path, run: RunDirectory, record: RunRecord | None) -> dict[str, Any]:
+    """No supervisor lives: what one has left."""
+    if not run.path.exists():
+        return _status(file, "stopped", "", record)
+    if record and (alive := [node.name for node in record.nodes if node.identity.alive]):
+        problem = f"the supervisor is dead; it left {', '.join(alive)}; `{command(file, 'down')}` cleans up"
+        return _status(file, "degraded", problem, record, "orphaned")
+    problem = "the supervisor is dead; its processes are gone, the memory is kept; "
+    return _status(file, "stopped", f"{problem}`{command(file, 'up')}` starts it again", record)
 
 
 def _status(
-    config: ClusterConfig,
-    state: str,
-    problem: str,
-    record: RunRecord | None = None,
-    nodes: Sequence[dict[str, Any]] = (),
+    file: Path, state: str, problem: str, record: RunRecord | None, alive: str = "running"
 ) -> dict[str, Any]:
+    """The status without the supervisor's help; `alive` is the state of a node that lives and was not stopped."""
+    known = record or load(file)
     return {
-        "cluster": config.name,
+        "cluster": known.cluster if isinstance(known, RunRecord) else known.name,
         "state": state,
         "uri": record.uri if record else None,
-        "topology": config.topology,
-        "memory": config.memory,
-        "file": str(config.file),
+        "topology": known.topology,
+        "memory": known.memory,
+        "file": str(known.file),
         "supervisor": record.supervisor.pid if record and record.supervisor.alive else None,
         "problem": problem,
-        "nodes": list(nodes),
+        "nodes": [_recorded_node(node, alive) for node in record.nodes] if record else [],
     }
 
 

@@ -113,6 +113,30 @@ def test_up_on_a_running_cluster_says_so(make_cluster):
     assert b"is in use by the cluster of" in refused.stderr
 
 
+@pytest.mark.parametrize("edited", ["memory: 2TiB\nlogs: {sample: 5}\n", "memory: nothing\n"])
+def test_a_running_cluster_is_what_was_started_whatever_cluster_yaml_says_by_now(make_cluster, edited):
+    """Every command goes by what runs; the file has to be right, and is read, for the next start."""
+    cluster = make_cluster()
+    with cluster.connect() as memory:
+        memory.pwrite(b"some", 0)
+    cluster.file.write_text(f"name: {cluster.name}\n{edited}")
+    assert cluster.status()["memory"] == 1 << 20
+    assert len(cluster.logged_writes()) == 1
+    stats = json.loads(cluster.command("stats", "--json").stdout)
+    assert (stats["sample"], [row["count"] for row in stats["operations"] if row["operation"] == "WRITE"]) == (1, [1])
+    assert b"in a browser" in cluster.command("timeline").stdout
+    assert b"resume" in cluster.command("fault", "resume", "server1").stdout
+    done = cluster.command("logs", "--range", "1048575:2", check=False)
+    assert b"the memory has 1048576 bytes" in done.stderr
+    supervisor = cluster.record.supervisor
+    supervisor.signal(signal.SIGKILL)
+    assert wait_gone([supervisor], TIMEOUT)
+    dead = cluster.status()
+    assert (dead["state"], dead["memory"], dead["topology"]) == ("stopped", 1 << 20, "primary-secondary")
+    cluster.command("down")
+    assert cluster.command("status", check=False).returncode in (2, 3)
+
+
 def test_a_cluster_of_the_same_name_in_another_folder_is_not_touched(tmp_path, make_cluster):
     """What is asked of a cluster that does not run never reaches one that does, whatever it is called: exit 3."""
     running = make_cluster()

@@ -290,7 +290,6 @@ def test_the_tree_of_a_request(make_cluster: Make) -> None:
         (["--range", "5:0"], "a range of no bytes"),
         (["--range", "x"], "is not a size"),
         (["-n", "1000001"], "is not in the range 0<=x<=1000000"),
-        (["--range", "1023KiB:2KiB"], "--range ends at byte 1049600, but the memory has 1048576 bytes"),
         (["--slower-than", "soon"], "is not a time span"),
         (["--until", "soon"], "is neither a time ago"),
         (["--request", "1.2"], "'1.2' is not a request's identifier, such as 0.3.17"),

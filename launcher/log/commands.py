@@ -138,15 +138,14 @@ def logs(
 
     if trace is not None and (follow or as_json):
         raise click.UsageError("--trace goes neither with --follow nor with --json")
-    from launcher.checked import load, logger0
+    from launcher.checked import running
 
-    cluster = load(file)
-    _check_range(options["span"], cluster.memory)
-    address = logger0(cluster)
-    _tell_of_stopped_logs(cluster.name)
+    record = running(file)
+    _check_range(options["span"], record.memory)
+    _tell_of_stopped_logs(record.cluster)
     output = sys.stdout.fileno() if follow else None
     batches = read_batches(
-        address, follow=follow, output=output, last=last, request=request, told=_tell, **_wanted(options)
+        record.logger0.address, follow=follow, output=output, last=last, request=request, told=_tell, **_wanted(options)
     )
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else 0
@@ -186,16 +185,16 @@ def logs(
 @click.pass_obj
 def timeline(file: Path, /, output: Path | None, last: int, **options: Any) -> int:
     """Draw a stretch of the log as a page: who did what when, and who asked whom."""
-    from launcher.checked import load, logger0
+    from launcher.checked import running
     from launcher.log.reader import LogsError, read_log
     from launcher.log.timeline import make_page
 
-    cluster = load(file)
-    _check_range(options["span"], cluster.memory)
-    entries = read_log(logger0(cluster), last=last, told=_tell, **_wanted(options))
-    path = output or Path(f"{cluster.name}-timeline.html")
+    record = running(file)
+    _check_range(options["span"], record.memory)
+    entries = read_log(record.logger0.address, last=last, told=_tell, **_wanted(options))
+    path = output or Path(f"{record.cluster}-timeline.html")
     try:
-        page = make_page(cluster.name, cluster.topology, entries)
+        page = make_page(record.cluster, record.topology, entries)
         path.write_text(page, encoding="utf-8")
     except LogsError as error:
         raise Failure(str(error)) from error
@@ -214,18 +213,17 @@ def stats(file: Path, /, over: float, as_json: bool, watch: bool) -> int:
     """Show how often, how much and how fast: by node and operation, from the log."""
     import json
 
-    from launcher.checked import load, running
+    from launcher.checked import running
     from launcher.log.reader import LogsError
     from launcher.log.stats import read_stats, stats_table
     from launcher.output import show_again
 
-    cluster = load(file)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
     def show(indent: int | None = None) -> str:
-        address, record = running(cluster)
+        record = running(file)
         try:
-            found = read_stats(address, over, age=record.supervisor.age, sample=cluster.logs.sample)
+            found = read_stats(record.logger0.address, over, age=record.supervisor.age, sample=record.sample)
         except LogsError as error:
             raise Failure(str(error)) from error
         return json.dumps(found, indent=indent) if as_json else stats_table(found, width)

@@ -63,10 +63,17 @@ class RunRecord:
     memory: int
     uri: str
     stop_timeout: float
+    sample: int
+    """The log keeps one story in so many."""
     supervisor: Identity
     helpers: tuple[Identity, ...]
     """The fork server."""
     nodes: tuple[NodeRecord, ...]
+
+    @property
+    def logger0(self) -> NodeRecord:
+        """Who has the merged log; there is no record without it."""
+        return next(node for node in self.nodes if node.name == "logger0")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)

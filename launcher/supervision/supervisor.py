@@ -382,6 +382,7 @@ class Supervisor:
             memory=self.config.memory,
             uri=self.uri,
             stop_timeout=self.config.stop_timeout,
+            sample=self.config.logs.sample,
             supervisor=own,
             helpers=helpers(),
             nodes=tuple(
