@@ -342,11 +342,11 @@ assert set(names()) - set(RUNS) == {"primary-secondary"}, "the default; every ot
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("combination", RUNS)
 def test_a_short_run_loses_nothing_and_leaves_nothing(tmp_path: Path, combination: str, capsys):
-    """Ten seconds of load and faults; the report is printed whatever it says, and a failure leaves its folder."""
+    """Six seconds of load and faults; the report is printed whatever it says, and a failure leaves its folder."""
     need("fio", "fio")
     need("nbdcopy", "libnbd-bin")
     need("nbdkit", "nbdkit")
-    words = [sys.executable, "-m", "bench.chaos", "--for", "10s", "--every", "0.8", *RUNS[combination]]
+    words = [sys.executable, "-m", "bench.chaos", "--for", "6s", "--every", "0.6", *RUNS[combination]]
     done = run(*words, cwd=tmp_path, timeout=280, check=False)
     with capsys.disabled():
         print("", done.stdout.decode(), sep="\n")

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from node.transport.frames import MAX_FRAME, PREFIX, Frame, FrameError, FrameReader
 
-HEADS = st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists))
+LEAVES = st.none() | st.booleans() | st.integers() | st.text()
+HEADS = st.dictionaries(st.text(), st.recursive(LEAVES, st.lists, max_leaves=10))
 FRAMES = st.lists(st.builds(Frame, HEADS, st.binary()))
 
 

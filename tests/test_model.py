@@ -43,7 +43,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     "chain-alone": {"topology": "chain", "servers": 1},
 }
 SETTINGS = settings(
-    max_examples=60,
+    max_examples=40,
     stateful_step_count=40,
     deadline=None,
     print_blob=True,
