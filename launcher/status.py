@@ -52,7 +52,7 @@ def exit_code(status: dict[str, Any]) -> int:
 def _left(file: Path, run: RunDirectory, record: RunRecord | None) -> dict[str, Any]:
     """No supervisor lives: what one has left."""
     if not run.path.exists():
-        return _status(file, "stopped", "", record)
+        return _status(file, "stopped", "", None)  # what the record told of has gone since
     if record and (alive := [node.name for node in record.nodes if node.identity.alive]):
         problem = f"the supervisor is dead; it left {', '.join(alive)}; `{command(file, 'down')}` cleans up"
         return _status(file, "degraded", problem, record, "orphaned")
