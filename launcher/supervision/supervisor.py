@@ -148,8 +148,9 @@ class Supervisor:
             self.loop.after(wait_timeout, lambda: self._too_slow(wait_timeout))
         self._do(self.lifecycle.begin(self._now()))
         self.loop.run()
-        for listener in (control, *self._refusals.values()):
-            listener.stop()
+        control.stop()
+        for refusal in self._refusals.values():
+            refusal.pause()
         self._clean_up()
         self._tell({"event": "gone"})
         for channel in tuple(self._channels):
@@ -239,7 +240,7 @@ class Supervisor:
         if name == "logger0":
             listeners += self._listeners[2 * len(self.map.servers) :]  # the one for metrics
         if refusal := self._refusals.pop(name, None):
-            refusal.stop()
+            refusal.pause()
         child = Child(self.loop, spec, listeners, self._told, self._gone)
         self.children[name] = child
         if not self._record_is_due:
@@ -252,7 +253,7 @@ class Supervisor:
 
     def _refuse(self, name: str) -> None:
         """Nobody will serve those who connect to a node that has failed: they are not to wait for it."""
-        self._refusals[name] = Listener(self.loop, self._listener(name).dup(), socket.socket.close)
+        self._refusals[name] = Listener(self.loop, self._listener(name), socket.socket.close)
         self._refusals[name].start()
 
     def _set_timer(self) -> None:
