@@ -80,7 +80,7 @@ def of_another_folder(name: str, file: Path) -> str | None:
     file, if it lies in another folder. Raises NotOurs."""
     try:
         recorded = str(json.loads((run_directory(name) / "state.json").read_text())["file"])
-        ours = os.path.samefile(Path(recorded).parent, located(file).parent)
+        ours = os.path.samefile(Path(recorded).parent, file.parent)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # there is none; or its folder has been moved, perhaps to here
     return None if ours else recorded

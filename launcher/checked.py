@@ -25,17 +25,19 @@ def load(file: Path) -> ClusterConfig:
 
 
 def name_of(file: Path) -> str:
-    """The cluster's name, whatever else the file says. Raises Failure."""
+    """The cluster's name, whatever else the file says. Raises Failure, and NotRunning if a cluster of another folder
+    has it."""
     try:
-        return cluster_name(file)
+        name = cluster_name(file)
     except DiscoverError:
-        return load(file).name  # says what is wrong with the file
+        name = load(file).name  # says what is wrong with the file
+    check_folder(name, file)
+    return name
 
 
 def running(file: Path) -> RunRecord:
     """Who runs and can be asked for the log. Raises Failure, NotRunning."""
     name = name_of(file)
-    check_folder(name, file)
     record = RunDirectory(name).record()
     starts = f"`{command(file, 'up -d')}` starts it"
     if record is not None:

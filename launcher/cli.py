@@ -111,7 +111,6 @@ def _supervise(
 @click.pass_obj
 def down(file: Path, timeout: float | None, drain: bool) -> int:
     """Stop the cluster gracefully and collect its log."""
-    from client.discover import check_folder
     from launcher.down import Busy, NotRunning
     from launcher.down import down as stop
 
@@ -119,7 +118,6 @@ def down(file: Path, timeout: float | None, drain: bool) -> int:
         return [server.listen.path for server in load(file).servers if server.listen.path]
 
     name = name_of(file)
-    check_folder(name, file)
     try:
         return stop(name, timeout=timeout, drain=drain, tell=_printer(file, detach=True), paths=paths)
     except NotRunning:
@@ -167,7 +165,6 @@ def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, d
     memcluster fault hang server1               its loop stops turning: the supervisor finds out
     memcluster fault resume server1             end every fault of a node
     """
-    from client.discover import check_folder
     from launcher.run.control import NoAnswer, ask
     from launcher.run.directory import RunDirectory
 
@@ -178,7 +175,6 @@ def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, d
     if span is not None and kind == "resume":
         raise click.UsageError("--for goes with every fault, but not with resume")
     name = name_of(file)
-    check_folder(name, file)
     run_directory = RunDirectory(name)
     head = {"do": "fault", "kind": kind, "targets": targets, "seconds": span}
     if kind == "slow":

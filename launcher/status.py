@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from client.console import EXIT_DEGRADED, EXIT_NOT_RUNNING
-from client.discover import NotRunning, check_folder, command
+from client.discover import NotRunning, command
 from launcher.checked import load, name_of
 from launcher.run.control import NoAnswer, ask
 from launcher.run.directory import NodeRecord, RunDirectory, RunRecord
@@ -22,9 +22,8 @@ GREETING_WITHIN = 0.3
 
 def read_status(file: Path) -> dict[str, Any]:
     """The object that `status --json` prints. Raises Failure."""
-    name = name_of(file)
     try:
-        check_folder(name, file)
+        name = name_of(file)
     except NotRunning as another:
         return _status(file, "stopped", str(another), None)
     run = RunDirectory(name)

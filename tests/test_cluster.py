@@ -20,7 +20,7 @@ import yaml
 from harness import TIMEOUT, Cluster, memclient_command, memcluster_command, run
 
 import memcluster
-from client.console import EXIT_DEGRADED, EXIT_IN_USE, EXIT_INTERRUPTED
+from client.console import EXIT_DEGRADED, EXIT_IN_USE, EXIT_INTERRUPTED, EXIT_USAGE
 from launcher.run.identity import Identity
 from launcher.run.leftovers import wait_gone
 
@@ -127,7 +127,8 @@ def test_a_running_cluster_is_what_was_started_whatever_cluster_yaml_says_by_now
     assert b"in a browser" in cluster.command("timeline").stdout
     assert b"resume" in cluster.command("fault", "resume", "server1").stdout
     done = cluster.command("logs", "--range", "1048575:2", check=False)
-    assert b"the memory has 1048576 bytes" in done.stderr
+    assert done.returncode == EXIT_USAGE
+    assert b"--range ends at byte 1048577, but the memory has 1048576 bytes" in done.stderr
     supervisor = cluster.record.supervisor
     supervisor.signal(signal.SIGKILL)
     assert wait_gone([supervisor], TIMEOUT)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from client.console import Failure, seconds
+from launcher.checked import running
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -138,8 +139,6 @@ def logs(
 
     if trace is not None and (follow or as_json):
         raise click.UsageError("--trace goes neither with --follow nor with --json")
-    from launcher.checked import running
-
     record = running(file)
     _check_range(options["span"], record.memory)
     _tell_of_stopped_logs(record.cluster)
@@ -185,7 +184,6 @@ def logs(
 @click.pass_obj
 def timeline(file: Path, /, output: Path | None, last: int, **options: Any) -> int:
     """Draw a stretch of the log as a page: who did what when, and who asked whom."""
-    from launcher.checked import running
     from launcher.log.reader import LogsError, read_log
     from launcher.log.timeline import make_page
 
@@ -213,7 +211,6 @@ def stats(file: Path, /, over: float, as_json: bool, watch: bool) -> int:
     """Show how often, how much and how fast: by node and operation, from the log."""
     import json
 
-    from launcher.checked import running
     from launcher.log.reader import LogsError
     from launcher.log.stats import read_stats, stats_table
     from launcher.output import show_again

@@ -149,8 +149,6 @@ class Supervisor:
         self._do(self.lifecycle.begin(self._now()))
         self.loop.run()
         control.stop()
-        for refusal in self._refusals.values():
-            refusal.pause()
         self._clean_up()
         self._tell({"event": "gone"})
         for channel in tuple(self._channels):
