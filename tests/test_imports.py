@@ -30,7 +30,7 @@ DIRECTIONS: dict[str, dict[str, set[str]]] = {
         "transport": {"nbd"},
         "log": {"layout", "nbd"},
         "logger": {"log", "spec", "topology", "transport"},
-        "serving": {"log", "nbd", "spec", "transport"},
+        "serving": {"layout", "log", "nbd", "spec", "transport"},
         "forwarding": {"layout", "log", "nbd", "serving", "transport"},
         "handover": {"layout", "log", "nbd", "serving", "spec", "transport"},
         "topologies": {"forwarding", "handover", "layout", "log", "nbd", "serving", "spec", "topology", "transport"},

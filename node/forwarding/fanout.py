@@ -10,18 +10,15 @@ from collections.abc import Sequence
 
 from node.forwarding.link import Link, Submission
 from node.layout import Extents, Piece, join_extents
-from node.log.record import Kind
 from node.nbd.client import Reply
 from node.nbd.server import Request
-from node.nbd.wire import Buffer, Command, CommandFlag
+from node.nbd.wire import Buffer, CommandFlag
 from node.serving.connection import Connection
+from node.serving.keeper import BLOCK_STATUS, READ, REQ_ONE, WRITE, Parts
 from node.serving.server import Server
 
 PASSED_ON = 0xFFFF ^ int(CommandFlag.DF)
 """The flags of a request that its pieces carry: whether the answer is cut up is the client's affair."""
-PIECE = int(Kind.PIECE)
-READ, WRITE, BLOCK_STATUS = int(Command.READ), int(Command.WRITE), int(Command.BLOCK_STATUS)
-FUA, REQ_ONE = int(CommandFlag.FUA), int(CommandFlag.REQ_ONE)
 
 
 class Fanout:
@@ -63,7 +60,7 @@ class Fanout:
         """Send the pieces; a payload that lies in the receive buffer is copied, for it must outlive this turn."""
         request = self._request
         self._connection.begin(request)
-        self._parts: list[tuple[int, Buffer]] = []  # bytes read, by where they begin in the request
+        self._parts: Parts = []
         self._extents: list[tuple[Piece, Extents]] = []
         self._waiting: list[Piece] = []
         self._pending = len(pieces)
@@ -78,65 +75,30 @@ class Fanout:
                 self._send(piece)
 
     def _send(self, piece: Piece) -> None:
-        if piece.server == self._server.spec.index:
-            self._carry_out(piece)
-            return
-        request = self._request
+        server, request = self._server, self._request
         payload = request.payload
         buffers = [payload[start:end] for start, end in piece.spans] if payload is not None else ()
-        self._links[piece.server].submit(_Sent(self, piece, request, self._identifier, buffers, self._start))
-
-    def _carry_out(self, piece: Piece) -> None:
-        """This server's own piece."""
-        request, shard = self._request, self._server.shard
-        began = self._server.now()
-        try:
-            if request.command == READ:
-                offset = piece.offset
-                for start, end in piece.spans:
-                    self._parts += [(start, view) for view in shard.read(offset, end - start)]
-                    offset += end - start
-            elif request.command == WRITE:
-                assert request.payload is not None
-                room, done = shard.room(piece.offset, piece.length), 0
-                for start, end in piece.spans:
-                    room[done : done + end - start] = request.payload[start:end]
-                    done += end - start
-                if request.flags & FUA:
-                    shard.sync(piece.offset, piece.length)
-            elif request.command == BLOCK_STATUS:
-                self._extents.append((piece, shard.extents(piece.offset, piece.length)))
-            else:
-                self._server.change_in_slices(
-                    request.command,
-                    request.flags,
-                    piece.offset,
-                    piece.length,
-                    lambda error: self._changed(piece, began, error),
-                )
-                return
-        except OSError as error:
-            self._changed(piece, began, error)
+        if piece.server == server.spec.index:
+            began = server.now()
+            server.carry_out_piece(
+                request.command, request.flags, piece, buffers, lambda *done: self._carried_out(piece, began, *done)
+            )
         else:
-            self._changed(piece, began, None)
+            self._links[piece.server].submit(_Sent(self, piece, request, self._identifier, buffers, self._start))
 
-    def _changed(self, piece: Piece, began: int, error: OSError | None) -> None:
+    def _carried_out(
+        self, piece: Piece, began: int, failure: OSError | None, parts: Parts, extents: Extents | None
+    ) -> None:
         """This server's own piece is done: it stands in the log as the others' do."""
         server, request = self._server, self._request
-        if error is not None:
-            server.refuse(request, error)
-        server.log.append(
-            began,
-            server.now() - began,
-            self._identifier,
-            piece.offset,
-            piece.length,
-            0,
-            PIECE,
-            request.command,
-            request.flags & PASSED_ON,
-            request.error if error is not None else 0,
-        )
+        error = 0
+        if failure is not None:
+            server.refuse(request, failure)
+            error = request.error
+        self._parts += parts
+        if extents is not None:
+            self._extents.append((piece, extents))
+        server.log_piece(began, self._identifier, piece, request.command, request.flags & PASSED_ON, error)
         self._one_done()
 
     def replied(self, piece: Piece, reply: Reply) -> None:

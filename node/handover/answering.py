@@ -12,10 +12,11 @@ from collections.abc import Callable
 
 from node.handover.gates import BrokenStream, Gates
 from node.handover.messages import ADOPT, DROP, DROPPED, HELLO, LOST, ORDER, WELCOME, HandoverError, Order, encode_done
-from node.handover.part import READ, Extents, Parts
 from node.handover.passage import Passage
+from node.layout import Extents
 from node.nbd.replies import Replies
 from node.serving.connection import TRICKLE
+from node.serving.keeper import READ, Parts
 from node.serving.server import REQUEST, Server
 from node.transport.loop import Loop
 from node.transport.stream import Stream

@@ -1,4 +1,4 @@
-"""What every serving process shares: clients and their slots, the shard, the log, the counters, the drain.
+"""What every serving process shares, beside a shard and its log: clients and their slots, the counters, the drain.
 
 A role (in node/topologies/) derives from it and says two things: which exports a client may open, and where a
 request goes. A request is answered with `complete`, which writes its log record before the reply can leave.
@@ -6,26 +6,25 @@ request goes. A request is answered with `complete`, which writes its log record
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from itertools import takewhile
-from time import monotonic_ns, time_ns
+from time import monotonic_ns
 from typing import Any
 
 from node.log.record import REPEATED, Event, Kind, first_identifier, subject_of
-from node.log.writer import LogWriter
 from node.nbd.errors import Refused
 from node.nbd.negotiation import Export
 from node.nbd.server import RECEIVE_BUFFER, Request
-from node.nbd.wire import Buffer, Command, CommandFlag, Error, Rep, TransmissionFlag
+from node.nbd.wire import Buffer, Error, Rep, TransmissionFlag
 from node.serving.admission import SAMPLE, Admission, look_at_the_machine
 from node.serving.budget import Budget
 from node.serving.connection import Connection, Route
 from node.serving.exports import ClientExports
-from node.serving.memory import Shard
+from node.serving.keeper import BLOCK_STATUS, FUA, READ, REQ_ONE, SLICE, WRITE, ZEROING, Keeper
+from node.serving.memory import MAX_EXTENTS
 from node.serving.waiting import eager
 from node.spec import NodeSpec
 from node.transport.listener import Listener
@@ -49,28 +48,15 @@ HANDSHAKE_CHECKS = 8
 """Looks at clients in their handshake in the time that they have for it."""
 CLIENTS_MEMORY = 512 << 20
 """Bytes that all clients' requests in flight and unsent replies may take up."""
-# Plain numbers for the data path: comparing with a member of an enum costs 90 ns (Python 3.11).
-READ, WRITE, BLOCK_STATUS = int(Command.READ), int(Command.WRITE), int(Command.BLOCK_STATUS)
-FUA = int(CommandFlag.FUA)
-ZEROING = (int(Command.TRIM), int(Command.WRITE_ZEROES))
-SLICE = 64 << 20
-"""Bytes that a TRIM or WRITE_ZEROES clears in one turn of the loop; longer ones take several."""
 MAX_NOTICES = 1000
 """Lines of complaint that a process writes: whoever sends rubbish must not fill the disk."""
 GRACE = 0.1
 """Seconds in which clients that are to go still get ESHUTDOWN for what they send."""
-WIRE_ERRORS = {
-    errno.EPERM: Error.EPERM,
-    errno.ENOMEM: Error.ENOMEM,
-    errno.EINVAL: Error.EINVAL,
-    errno.ENOSPC: Error.ENOSPC,
-    errno.EDQUOT: Error.ENOSPC,
-}
 
 Report = Callable[[dict[str, Any]], None]
 
 
-class Server:
+class Server(Keeper):
     """A process that serves NBD clients. Derived classes give `exports`, `route` and `place`."""
 
     connection_type = Connection
@@ -78,25 +64,11 @@ class Server:
     """Where in the memory a client's offset lies, if that is another place: the log speaks of the memory."""
 
     def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
-        self.loop = loop
-        self.spec = spec
+        super().__init__(loop, spec)
         self.report = report
         self.crowded = len(spec.cluster.servers) >= len(os.sched_getaffinity(0))
         """Servers and a client have no processor each."""
         loop.wait = eager(loop.wait, look=not self.crowded)
-        self.shard = Shard(spec.shard, spec.cluster.servers[spec.index].memory, durable=spec.durable)
-        # Wall clock, but steady: it is set once, and goes on with the monotonic clock. Spans cannot be negative then.
-        self._epoch = time_ns() - monotonic_ns()
-        self.log = LogWriter(
-            spec.log_directory,
-            spec.index,
-            spec.log_retain,
-            cluster=spec.cluster.name,
-            clock=self.now,
-            level=spec.log_level,
-            sample=spec.log_sample,
-            retain_age=spec.log_retain_age,
-        )
         self.event(Event.STARTED, value=self.log.incarnation)
         limit = spec.bounds.clients
         self.admission = Admission(limit, look_at_the_machine() if limit is None else None)
@@ -111,7 +83,6 @@ class Server:
         """New requests are answered ESHUTDOWN."""
         self.requests = 0
         self.bad_input = 0
-        self.no_space = 0
         self._notices = 0
         self._identifier = first_identifier(spec.index, self.log.incarnation) - 1
         self._accepted = 0
@@ -308,10 +279,6 @@ class Server:
             else:
                 route(connection, request, now)
 
-    def now(self) -> int:
-        """The time as the log has it, ns since 1970."""
-        return self._epoch + monotonic_ns()
-
     def turn_away(self, connection: Connection, request: Request, start: int) -> None:
         """Answer a request that is not carried out."""
         self.complete(connection, request, start, self.next_identifier())
@@ -378,8 +345,7 @@ class Server:
                 if request.flags & FUA:
                     self.shard.sync(offset, length)
             elif command == BLOCK_STATUS:
-                most = 1 if request.flags & CommandFlag.REQ_ONE else None
-                extents = self.shard.extents(offset, length, most) if most else self.shard.extents(offset, length)
+                extents = self.shard.extents(offset, length, 1 if request.flags & REQ_ONE else MAX_EXTENTS)
             elif length > SLICE and command in ZEROING:
                 self._carry_out_slowly(connection, request, start, identifier, offset, kind)
                 return
@@ -404,45 +370,9 @@ class Server:
 
         self.change_in_slices(request.command, request.flags, offset, request.length, changed)
 
-    def change_in_slices(
-        self, command: int, flags: int, offset: int, length: int, changed: Callable[[OSError | None], None]
-    ) -> None:
-        """As `change`, a slice a turn of the loop, so that nobody waits long; `changed` is called at the end."""
-        size = min(SLICE, length)
-        try:
-            self.change(command, flags, offset, size)
-        except OSError as error:
-            changed(error)
-            return
-        if size == length:
-            changed(None)
-        else:
-            self.loop.soon(
-                lambda: self.change_in_slices(command, flags, offset + size, length - size, changed)
-            )
-
-    def change(self, command: int, flags: int, offset: int, length: int) -> None:
-        """Carry out a command on the shard that takes and gives no bytes. Raises OSError."""
-        if command == Command.FLUSH:
-            self.shard.sync_all()
-        elif command in ZEROING and length:
-            self.shard.zero(offset, length, keep=bool(flags & CommandFlag.NO_HOLE))
-            if flags & CommandFlag.FUA:
-                self.shard.sync_all()
-
-    def wire_error(self, error: OSError) -> int:
-        """What the system's failure is called in the protocol; counted if it is want of room."""
-        code = WIRE_ERRORS.get(error.errno or 0, Error.EIO)
-        self.no_space += code == Error.ENOSPC
-        return int(code)
-
     def refuse(self, request: Request, error: OSError) -> None:
         """The system could not do it: say so to the client."""
         request.refuse(self.wire_error(error), self.reason(error))
-
-    def reason(self, error: OSError) -> str:
-        """The system's failure in words."""
-        return f"{self.spec.name}: {os.strerror(error.errno or errno.EIO)}"
 
     def place_here(self, request: Request, offset: int) -> memoryview | None:
         """Room in the shard for a payload; refuses the request if there is none."""

@@ -14,13 +14,14 @@ from itertools import islice
 
 from node.handover.answering import Answerer
 from node.handover.messages import LOST, HandoverError, Order
-from node.handover.part import BLOCK_STATUS, READ, WRITE, Extents, Parts, do_part, encode_result, join_parts, own_piece
+from node.handover.part import do_part, encode_result, join_parts, own_piece
 from node.handover.passage import Passage, PassageLink
 from node.handover.taking import Taker
-from node.layout import Piece, join_extents
+from node.layout import Extents, Piece, join_extents
 from node.nbd.server import RECEIVE_BUFFER, Request
 from node.nbd.wire import EXTENT, Buffer, CommandFlag, Error
 from node.serving.connection import Connection
+from node.serving.keeper import BLOCK_STATUS, READ, WRITE, Parts
 from node.serving.server import Report, Server
 from node.spec import NodeSpec
 from node.topology import Topology

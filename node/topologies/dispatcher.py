@@ -17,24 +17,14 @@ from pathlib import Path
 from node.handover.answering import Answerer
 from node.handover.gates import MAX_GATES, MAX_TICKETS, Gates
 from node.handover.messages import DATA, SEND_BACK, HandoverError, Order
-from node.handover.part import (
-    BLOCK_STATUS,
-    FLUSH,
-    READ,
-    WRITE,
-    Extents,
-    Parts,
-    do_part,
-    encode_result,
-    join_parts,
-    own_piece,
-)
+from node.handover.part import FLUSH, do_part, encode_result, join_parts, own_piece
 from node.handover.passage import Passage, PassageLink
 from node.handover.taking import HandedConnection, Taken, Taker
-from node.layout import Piece, join_extents
+from node.layout import Extents, Piece, join_extents
 from node.nbd.server import Request
 from node.nbd.wire import EXTENT, Buffer, CommandFlag, Error
 from node.serving.connection import Connection
+from node.serving.keeper import BLOCK_STATUS, READ, WRITE, Parts
 from node.serving.server import Report
 from node.serving.slots import SlotTable
 from node.spec import NodeSpec
