@@ -1,12 +1,16 @@
-"""What a topology makes of the servers of cluster.yaml: the server processes, their roles, and where each listens."""
+"""What becomes of the servers of cluster.yaml: the processes, their roles, where each listens, and what it is told."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launcher.clusterfile.settings import ClusterConfig
 from launcher.run.directory import RunDirectory
+from launcher.supervision.heartbeats import period
 from node import topology
+from node.cluster_map import ClusterMap, ServerEntry
+from node.spec import Bounds, NodeSpec
 from node.transport.address import Address
 
 
@@ -32,3 +36,47 @@ def places(config: ClusterConfig, run: RunDirectory) -> tuple[Place, ...]:
             for index, (memory, _) in enumerate(found[1:], start=1)
         ]
     return tuple(Place(shape.role(index), memory, listen) for index, (memory, listen) in enumerate(found))
+
+
+def cluster_map(config: ClusterConfig, places: Sequence[Place], addresses: Sequence[Address]) -> ClusterMap:
+    """What nodes and clients know of the cluster; the addresses are server 0's, server 1's …, then the loggers'."""
+    count = len(places)
+    entries = tuple(
+        ServerEntry(str(addresses[index]), str(addresses[count + index]), place.memory, place.role)
+        for index, place in enumerate(places)
+    )
+    return ClusterMap(config.name, config.topology, config.fan_out, config.stripe, entries)
+
+
+def node_specs(config: ClusterConfig, run: RunDirectory, cluster: ClusterMap) -> list[NodeSpec]:
+    """What every node is told: the servers in the order of their numbers, then the loggers."""
+    clients = config.clients
+    bounds = Bounds(
+        clients=None if clients.limit == "auto" else clients.limit,
+        handshake_timeout=clients.handshake_timeout,
+        stall_timeout=clients.stall_timeout,
+        retry_timeout=config.retry_timeout,
+    )
+    shards = config.storage or run.path
+    logs = config.logs.directory / config.name
+    return [
+        NodeSpec(
+            name=f"{kind}{index}",
+            role="logger" if kind == "logger" else server.role,
+            index=index,
+            cluster=cluster,
+            shard=str(shards / f"shard{index}"),
+            durable=config.storage is not None,
+            log_directory=str(logs / f"server{index}"),
+            log_retain=config.logs.retain if config.logs.level != "off" else 0,
+            merged_log=str(config.logs.directory / f"{config.name}.log"),
+            bounds=bounds,
+            log_retain_age=config.logs.retain_age,
+            log_level=config.logs.level,
+            log_sample=config.logs.sample,
+            metrics=config.metrics is not None,
+            beat=period(config.hang_timeout),
+        )
+        for kind in ("server", "logger")
+        for index, server in enumerate(cluster.servers)
+    ]

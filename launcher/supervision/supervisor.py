@@ -26,13 +26,11 @@ from launcher.supervision.census import Census
 from launcher.supervision.child import Child
 from launcher.supervision.faults import FaultError, Faults
 from launcher.supervision.forkserver import helpers
-from launcher.supervision.heartbeats import Heartbeats, period, where_it_stands
+from launcher.supervision.heartbeats import Heartbeats, where_it_stands
 from launcher.supervision.lifecycle import Action, Lifecycle, Phase
-from launcher.supervision.places import Place
+from launcher.supervision.places import Place, cluster_map, node_specs
 from launcher.supervision.probe import Probe
 from node import topology
-from node.cluster_map import ClusterMap, ServerEntry
-from node.spec import Bounds, NodeSpec
 from node.transport.address import Address
 from node.transport.channel import Channel
 from node.transport.frames import MAX_QUESTION, Frame
@@ -73,25 +71,16 @@ class Supervisor:
         self._interrupted = False
         self._keep_memory = keep_memory  # until somebody asks for the stop
         count = len(places)
-        addresses = [str(sockets.bound_address(sock)) for sock in listeners]
-        self.uri = Address.parse(addresses[0]).uri()
-        self.map = ClusterMap(
-            config.name,
-            config.topology,
-            config.fan_out,
-            config.stripe,
-            tuple(
-                ServerEntry(addresses[index], addresses[count + index], place.memory, place.role)
-                for index, place in enumerate(places)
-            ),
-        )
+        addresses = [sockets.bound_address(sock) for sock in listeners]
+        self.uri = addresses[0].uri()
+        self.map = cluster_map(config, places, addresses)
         self.layout = self.map.layout
         self._shape = topology.load(config.topology)
         self._faults = Faults(self)
         self._census = Census(self)
         self._heartbeats = Heartbeats(self.loop, config.hang_timeout, self._living_children, self._hung)
         self._notes: dict[str, list[dict[str, Any]]] = {}  # events for the log of a server that cannot write now
-        self.specs = {spec.name: spec for spec in self._make_specs()}
+        self.specs = {spec.name: spec for spec in node_specs(config, run, self.map)}
         self.lifecycle = Lifecycle(
             [f"server{index}" for index in range(count)],
             [f"logger{index}" for index in range(count)],
@@ -100,39 +89,6 @@ class Supervisor:
             stop_timeout=config.stop_timeout,
             jitter=lambda seconds: seconds * random.uniform(0.9, 1.1),
         )
-
-    def _make_specs(self) -> list[NodeSpec]:
-        config = self.config
-        clients = config.clients
-        bounds = Bounds(
-            clients=None if clients.limit == "auto" else clients.limit,
-            handshake_timeout=clients.handshake_timeout,
-            stall_timeout=clients.stall_timeout,
-            retry_timeout=config.retry_timeout,
-        )
-        shards = config.storage or self.run_directory.path
-        logs = config.logs.directory / config.name
-        return [
-            NodeSpec(
-                name=f"{kind}{index}",
-                role="logger" if kind == "logger" else self.map.servers[index].role,
-                index=index,
-                cluster=self.map,
-                shard=str(shards / f"shard{index}"),
-                durable=config.storage is not None,
-                log_directory=str(logs / f"server{index}"),
-                log_retain=config.logs.retain if config.logs.level != "off" else 0,
-                merged_log=str(config.logs.directory / f"{config.name}.log"),
-                bounds=bounds,
-                log_retain_age=config.logs.retain_age,
-                log_level=config.logs.level,
-                log_sample=config.logs.sample,
-                metrics=config.metrics is not None,
-                beat=period(config.hang_timeout),
-            )
-            for kind in ("server", "logger")
-            for index in range(len(self.map.servers))
-        ]
 
     # -- life ----------------------------------------------------------------------------------------------------
 
