@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
 
 import pytest
 from harness import Cluster, clusters, commands
 from hypothesis import settings
+from loggers import Loggers, MakeLoggers
+from strangers import SIZE, World, proved
 
 from node.topology import names
 
@@ -49,3 +52,35 @@ def start():
     """Starts a command in the background, which does not outlive the test: see harness.commands."""
     with commands() as start:
         yield start
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory) -> Iterator[World]:
+    """One cluster for all strangers of a module."""
+    with clusters() as new:
+        cluster = new(tmp_path_factory.mktemp("hostile"), memory=str(SIZE))
+        cluster.up()
+        world = World(cluster)
+        yield world
+        world.witness.close()
+
+
+@pytest.fixture
+def world(standing) -> Iterator[World]:
+    """Where strangers come, and hurt nobody."""
+    with proved(standing):
+        yield standing
+
+
+@pytest.fixture
+def make_loggers(tmp_path) -> Iterator[MakeLoggers]:
+    """Makes the loggers of a cluster of so many servers; they are closed at the end."""
+    made: list[Loggers] = []
+
+    def make(count: int = 3, **more) -> Loggers:
+        made.append(Loggers(tmp_path, count, **more))
+        return made[-1]
+
+    yield make
+    for loggers in made:
+        loggers.close()

@@ -15,8 +15,6 @@ from node.nbd.client import ClientSession
 from node.nbd.wire import Command
 from node.serving.connection import ROOM
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def raw_client(cluster: Cluster) -> socket.socket:
     """A plain socket in the transmission phase, with small buffers."""

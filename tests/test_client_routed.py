@@ -14,7 +14,6 @@ from harness import Cluster, need, run
 import memcluster
 from launcher.run.identity import Identity
 
-pytestmark = pytest.mark.timeout(120)
 SIZE = 1 << 20
 UNEQUAL = [{"memory": 300_000}, {"memory": 400_000}, {"memory": SIZE - 700_000}]
 

@@ -24,8 +24,6 @@ from client.console import EXIT_DEGRADED, EXIT_IN_USE, EXIT_INTERRUPTED, EXIT_US
 from launcher.run.identity import Identity
 from launcher.run.leftovers import wait_gone
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def read_line(process: subprocess.Popen, wanted: str) -> list[str]:
     """The lines up to the one that contains `wanted`."""

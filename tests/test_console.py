@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from harness import Cluster, memclient_command, memcluster_command
 
-pytestmark = pytest.mark.timeout(120)
 Start = Callable[..., subprocess.Popen[Any]]
 
 

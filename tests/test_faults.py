@@ -19,8 +19,6 @@ from launcher.supervision.heartbeats import Heartbeats, period
 from node.transport.address import Address
 from node.transport.loop import Loop
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def node(cluster: Cluster, name: str) -> dict:
     [found] = [found for found in cluster.status()["nodes"] if found["name"] == name]

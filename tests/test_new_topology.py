@@ -6,12 +6,10 @@ import ast
 import json
 import shutil
 
-import pytest
 from harness import ROOT, memcluster_command, run
 
 from node.topology import load, names
 
-pytestmark = pytest.mark.timeout(120)
 PACKAGES = ("node", "launcher", "client")
 NEW = '''"""A topology of the test: like primary-secondary, with other names for the roles."""
 from node.topologies.primary_secondary import Primary, Secondary

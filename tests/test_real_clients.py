@@ -17,8 +17,6 @@ from harness import TIMEOUT, Cluster, clusters, need, run
 
 from launcher.run.control import ask
 
-pytestmark = pytest.mark.timeout(120)
-
 SIZE = 8 << 20
 STRIPE = 64 << 10
 STRIPES = {"layout": {"stripe": "64KiB"}}

@@ -33,7 +33,6 @@ from node.serving.budget import Budget
 from node.transport.address import Address
 from node.transport.loop import Loop
 
-pytestmark = pytest.mark.timeout(120)
 MiB = 1 << 20
 
 

@@ -29,7 +29,6 @@ from node.logger.tallying import Count
 from node.nbd.wire import Command, Error
 from node.transport.loop import Loop
 
-pytestmark = pytest.mark.timeout(120)
 DURATIONS = st.integers(0, 10**12)
 
 

@@ -18,8 +18,6 @@ from launcher.run.identity import Identity
 from launcher.run.leftovers import wait_gone
 from node import zygote
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def said_by_the_supervisor(cluster: Cluster) -> str:
     return (cluster.folder / "logs" / cluster.name / "supervisor.out").read_text()

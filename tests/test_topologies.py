@@ -19,7 +19,6 @@ from node.nbd import wire
 from node.nbd.client import ClientSession
 from node.nbd.wire import Command, CommandFlag
 
-pytestmark = pytest.mark.timeout(120)
 MiB = 1 << 20
 
 
