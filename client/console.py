@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, TextIO, TypeVar
 
 import click
@@ -100,6 +102,16 @@ def _open_standard_streams() -> None:
             setattr(sys, name, stream)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a sign that the locale does not have ends no supervisor
+
+
+def unwind(*signals: signal.Signals) -> None:
+    """Have these signals end the command as Ctrl-C does: what is to be cleaned up is, and the code is a shell's."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    for each in signals:
+        signal.signal(each, end)
 
 
 def run(command: click.Command, name: str, explain: Callable[[Exception], Failure | None] = lambda _: None) -> None:

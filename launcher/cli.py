@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from client.console import (
     seconds,
     silence,
     size,
+    unwind,
 )
 from client.discover import command
 from launcher.checked import load, name_of
@@ -55,6 +57,7 @@ def start(file: Path, detach: bool, wait_timeout: float) -> int:
     """Start the cluster."""
     tell = _printer(file, detach)
     if not detach:
+        unwind(signal.SIGTERM, signal.SIGHUP)  # until the supervisor has its own way of taking them
         return _supervise(file, lambda: load(file), wait_timeout, tell, None)
     from launcher.background import in_background
 
@@ -225,6 +228,7 @@ def compare(
     options = Options(topologies or names(), servers=servers, size=size, large=large, depth=depth, seconds=span)
     if not 0 < size <= options.memory or not 0 < large <= options.memory:
         raise click.UsageError(f"requests must have 1 to {options.memory} bytes")
+    unwind(signal.SIGTERM, signal.SIGHUP)
     with steps(len(options.cases) * (1 + len(options.workloads))) as step:
         results = measure(options, step)
     click.echo(json.dumps({"cases": results}, indent=2) if as_json else comparison.table(results))

@@ -1,7 +1,7 @@
 """`memcluster compare`: the topologies side by side, each a private cluster under the same loads.
 
-A cluster is started for each case by the commands that people use, driven by `memclient bench`, asked for its counters
-before and after, and stopped; nothing of it stays, whatever happens.
+A cluster is started for each case by the command that people use, driven by `memclient bench`, asked for its counters
+before and after, and stopped; no process of it stays, whatever happens.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from client.units import format_size
 from launcher.run.control import ask
 from launcher.run.directory import RunDirectory
 from node import topology
+from node.zygote import end_with
 
 ANSWER_WITHIN = 10.0
 COUNTERS = ("received", "sent", "messages_in", "messages_out")
@@ -115,17 +118,34 @@ def _cluster(case: Case, options: Options) -> Iterator[tuple[str, str]]:
     }
     if case.fan_out:
         description["fan_out"] = case.fan_out
-    file.write_text(yaml.safe_dump(description))
     try:
-        _run("launcher.cli", "-f", str(file), "up", "--detach")
-        uri = (RunDirectory(name).uri).read_text().strip()
-        # Every page is there before anything is measured: a hole is faster to read, and slower to write.
-        _run("client.cli", "--uri", uri, "write", "0", stdin=os.urandom(1 << 20) * (options.memory >> 20))
-        yield name, uri
+        file.write_text(yaml.safe_dump(description))
+        with _supervised(file):
+            uri = RunDirectory(name).uri.read_text().strip()
+            # Every page is there before anything is measured: a hole is faster to read, and slower to write.
+            _run("client.cli", "--uri", uri, "write", "0", stdin=os.urandom(1 << 20) * (options.memory >> 20))
+            yield name, uri
     finally:
-        if RunDirectory(name).path.exists():
-            subprocess.run(_command("launcher.cli", "-f", str(file), "down"), capture_output=True, check=False)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _supervised(file: Path) -> Iterator[None]:
+    """The cluster of a cluster.yaml runs, as our child: it is stopped at the end, and stops when we are killed."""
+    words = _command("launcher.cli", "-f", str(file), "up")
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=partial(end_with, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - the progress's thread holds no lock
+    ) as supervisor:  # fmt: skip
+        assert supervisor.stdout is not None
+        assert supervisor.stderr is not None
+        try:
+            if not any(line.startswith(b"ready in") for line in supervisor.stdout):
+                raise Failure(supervisor.stderr.read().decode(errors="replace").strip() or "the cluster did not start")
+            yield
+        finally:
+            supervisor.terminate()
+            supervisor.communicate()
 
 
 def _measure(name: str, uri: str, workload: Workload, options: Options) -> dict[str, Any]:

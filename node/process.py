@@ -26,7 +26,7 @@ from node.spec import NodeSpec
 from node.transport.channel import Channel
 from node.transport.frames import Frame
 from node.transport.loop import Loop
-from node.zygote import die_with, redirect_output
+from node.zygote import end_with, redirect_output
 
 
 class Role(Protocol):
@@ -57,7 +57,7 @@ def run_node(spec: NodeSpec, listeners: Sequence[socket.socket], control: socket
     gc.freeze()
     gc.enable()
     os.setsid()  # a terminal's Ctrl-C is for the supervisor alone
-    die_with(fork_server)
+    end_with(fork_server)
     # The fork server ends when nobody holds this pipe: only the supervisor is to hold it, not the nodes.
     os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     setproctitle(f"memcluster {spec.cluster.name}: {spec.name} ({spec.role})")

@@ -21,11 +21,11 @@ OUTPUT = "MEMCLUSTER_OUTPUT"
 """The environment variable that tells the fork server where its output goes."""
 
 
-def die_with(parent: int) -> None:
-    """Have this process killed when `parent`, which must be its parent, dies; at once if it is dead already."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with(parent: int, signum: int = signal.SIGKILL) -> None:
+    """Have this process get a signal when `parent`, which must be its parent, dies; at once if it is dead already."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signum)
 
 
 def redirect_output(path: str) -> None:
@@ -47,7 +47,7 @@ def run_node(*arguments: Any) -> None:
 
 if SUPERVISOR in os.environ:
     gc.disable()  # what is loaded here is no garbage, and stays shared with the nodes as long as nobody looks at it
-    die_with(int(os.environ[SUPERVISOR]))  # first: where the output goes may be gone with a supervisor
+    end_with(int(os.environ[SUPERVISOR]))  # first: where the output goes may be gone with a supervisor
     redirect_output(os.environ.pop(OUTPUT))
     from setproctitle import setproctitle  # the supervisor need not wait for it to start this process
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,8 @@ from strangers import SIZE, World, proved
 
 from node.topology import names
 
+# Who is started in the background of a shell ignores Ctrl-C, and so would every command that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # No deadline: a shared machine may be slow at any moment. In CI the same examples each time.
 settings.register_profile("memcluster", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("memcluster")

@@ -84,10 +84,11 @@ def test_a_start_that_is_called_off_is_no_death(tmp_path, rest):
     assert done.stderr == b""
 
 
+@pytest.mark.parametrize(("words", "code"), [(["up", "-d"], 1), (["up"], 143)], ids=["background", "foreground"])
 @pytest.mark.parametrize("steps", [1, 3, 5])
-def test_a_start_that_is_called_off_leaves_nothing(tmp_path, new_cluster, steps):
+def test_a_start_that_is_called_off_leaves_nothing(tmp_path, new_cluster, steps, words, code):
     """As when the supervisor is told to stop after so many of its steps."""
     cluster = new_cluster(tmp_path)
-    done = cluster.command("up", "-d", check=False, MEMCLUSTER_KILL_AT=str(steps), MEMCLUSTER_KILL_WITH="SIGTERM")
-    assert done.returncode == 1
+    done = cluster.command(*words, check=False, MEMCLUSTER_KILL_AT=str(steps), MEMCLUSTER_KILL_WITH="SIGTERM")
+    assert done.returncode == code, done.stderr
     assert cluster.left_behind() == []

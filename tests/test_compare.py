@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import TIMEOUT, memcluster_command, run
+from harness import TIMEOUT, memcluster_command, run, wait_gone
 
 from bench import topologies
 from launcher.comparison import case_name, picture, table
@@ -93,8 +93,9 @@ def test_a_picture_that_cannot_be_written_costs_no_figures(tmp_path):
     assert b"server1 (" in done.stdout
 
 
-def test_ctrl_c_leaves_nothing(tmp_path, start):
-    """Interrupted while a cluster runs: it is stopped, its folder removed."""
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_one_that_is_ended_leaves_nothing(tmp_path, start, signum):
+    """Whatever ends it while a cluster runs: that stops, and a folder stays only where nobody could remove it."""
     process = start(
         *memcluster_command("compare", "--topology", "chain", "--for", "60s"),
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -105,9 +106,14 @@ def test_ctrl_c_leaves_nothing(tmp_path, start):
         assert line, "it has ended"
     name = f"memcluster-{os.getuid()}-compare-{process.pid}"
     state = json.loads((Path("/dev/shm") / name / "state.json").read_text())
-    os.killpg(process.pid, signal.SIGINT)
+    alive = [Identity(each["pid"], each["start"]) for each in (*state["nodes"], state["supervisor"])]
+    process.send_signal(signum)
     process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 130
+    if signum == signal.SIGKILL:
+        assert process.returncode == -signum
+        assert wait_gone(alive, TIMEOUT)
+    else:
+        assert process.returncode == 128 + signum
+        assert not list(tmp_path.iterdir())
+        assert not [identity for identity in alive if identity.alive]
     assert name not in left_behind()
-    assert not list(tmp_path.iterdir())
-    assert not [node for node in state["nodes"] if Identity(node["pid"], node["start"]).alive]
