@@ -105,13 +105,14 @@ def _open_standard_streams() -> None:
 
 
 def unwind(*signals: signal.Signals) -> None:
-    """Have these signals end the command as Ctrl-C does: what is to be cleaned up is, and the code is a shell's."""
+    """Have these signals, if they are not ignored, end the command as Ctrl-C does: cleaned up, with a shell's code."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         sys.exit(128 + number)
 
     for each in signals:
-        signal.signal(each, end)
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, end)
 
 
 def run(command: click.Command, name: str, explain: Callable[[Exception], Failure | None] = lambda _: None) -> None:

@@ -273,6 +273,25 @@ def test_foreground_up_shows_what_happens_and_ctrl_c_stops_it(tmp_path, new_clus
     assert cluster.left_behind() == []
 
 
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_terminal_that_closes_stops_it_but_not_with_nohup(tmp_path, new_cluster, start, nohup):
+    """SIGHUP drains like SIGTERM; whoever has it ignored means it."""
+    cluster = new_cluster(tmp_path)
+    process = start(
+        *["nohup"] * nohup, *memcluster_command("up"), cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    read_line(process, "to stop it")
+    cluster.remember()
+    process.send_signal(signal.SIGHUP)
+    if nohup:
+        assert cluster.status()["state"] == "running"
+        process.send_signal(signal.SIGTERM)
+    assert "merged into" in process.stdout.read()
+    assert process.wait(TIMEOUT) == 0
+    assert cluster.left_behind() == []
+
+
 def test_a_second_ctrl_c_kills(tmp_path, new_cluster, foreground):
     """A request whose secondary hangs holds the stop up; the second SIGINT ends everything at once, with 130."""
     cluster = new_cluster(tmp_path, stop_timeout="1h", retry_timeout="1h")

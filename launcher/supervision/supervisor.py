@@ -95,7 +95,8 @@ class Supervisor:
     def run(self, wait_timeout: float | None = None) -> int:
         """Run the cluster until it is stopped; returns the exit code."""
         self.loop.on_signal(signal.SIGTERM, lambda: self.stop("now", None))
-        self.loop.on_signal(signal.SIGHUP, lambda: self.stop("now", None))
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as with nohup
+            self.loop.on_signal(signal.SIGHUP, lambda: self.stop("now", None))
         self.loop.on_signal(signal.SIGINT, self._interrupt)
         control = Listener(self.loop, sockets.bind(Address(path=str(self.run_directory.control))), self._accept)
         control.start()
