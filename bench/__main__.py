@@ -15,6 +15,7 @@ from bench import curves, limits, machine, plots, profiles, report, results, tra
 from bench.cases import CASES
 from bench.pairs import Case, Plan, take
 from bench.processes import ROOT, Failed, Missing
+from client.console import unwind
 from client.errors import ClusterError
 
 QUICK = Plan(pairs=2, runtime=0.5, many=2000, large=128 << 20)
@@ -56,7 +57,7 @@ def main(
     unknown = set(only) - {case.name for case in CASES}
     if unknown:
         raise click.BadParameter(f"{', '.join(sorted(unknown))}; --list names the cases", param_hint="--only")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
+    unwind(signal.SIGTERM, signal.SIGHUP)  # so that what was started is ended
     base = QUICK if quick else Plan()
     plan = Plan(pairs or base.pairs, runtime or base.runtime, base.many, base.large)
     console = Console(stderr=True)

@@ -6,6 +6,7 @@ as can be: a shared machine changes its speed within seconds. Prints a table; ab
 
 from __future__ import annotations
 
+import signal
 import statistics
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from bench.cases import DEEP_READ, DEEP_WRITE, KIB, LONG_READ, LONG_WRITE
 from bench.cluster import cluster
 from bench.fio import Load, measure
 from bench.report import Rows, markdown, number
+from client.console import unwind
 
 LOADS = {
     "4 KiB reads": DEEP_READ,
@@ -31,6 +33,7 @@ LOADS = {
 @click.option("--large", is_flag=True, help="Requests of 1 MiB, too.")
 def main(folder: Path, pairs: int, runtime: float, large: bool) -> None:
     """Measure the clusters of the checkout in FOLDER beside those of this one."""
+    unwind(signal.SIGTERM, signal.SIGHUP)
     rows: Rows = [("servers", "load", "unit", "this:", "that:", "ratio:", "quartiles:")]
     for servers in (1, 4):
         for title, load in LOADS.items():
