@@ -5,11 +5,13 @@ from __future__ import annotations
 import select
 import socket
 import struct
+from contextlib import suppress
 
 import psutil
 import pytest
 from harness import Cluster, run_in_small_room
 
+from memcluster import Refused
 from node.nbd import wire
 from node.nbd.client import ClientSession
 from node.nbd.wire import Command
@@ -171,3 +173,25 @@ def test_a_full_storage_is_enospc_for_the_client_and_shows_in_status(tmp_path, n
     assert b"No space left on device (ENOSPC)" in done.stderr
     assert b"requests found no room" in done.stdout
     assert cluster.left_behind() == []
+
+
+@pytest.mark.parametrize("topology", ["primary-secondary", "dispatcher", "chain"])
+def test_who_leaves_has_its_place_until_nothing_of_it_is_in_flight(make_cluster, topology):
+    """Its request waits for a server that is away, and its payload takes up memory: leaving makes no room for more."""
+    cluster = make_cluster(topology=topology, servers=2, clients={"limit": 1})
+    away = "server2" if topology == "dispatcher" else "server1"
+    cluster.command("fault", "pause", away)
+    sock = raw_client(cluster)
+    sock.sendall(request(Command.WRITE, 1 << 19, 1 << 16) + bytes(1 << 16))
+    while cluster.status()["nodes"][0]["requests"] < 3:  # the supervisor's probe asked each server for a byte
+        pass
+    sock.close()
+    while cluster.status()["nodes"][0]["clients"]:
+        pass
+    with pytest.raises(Refused, match="all 1 client slots are taken"):
+        cluster.connect(reconnect=False)
+    cluster.command("fault", "resume", away)
+    while True:
+        with suppress(Refused), cluster.connect(reconnect=False) as memory:
+            assert memory[0:1] == b"\0"
+            break

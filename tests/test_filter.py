@@ -188,6 +188,17 @@ def test_a_long_request_is_found_where_it_ended(tmp_path: Path) -> None:
     assert [entry[0] for entry in found] == [1000, 2000]
 
 
+def test_a_request_that_is_older_than_the_process_that_logs_it(tmp_path: Path) -> None:
+    """Where servers answer for one another, the one that does may have started since."""
+    for numbers in ((2, 3, 4), (5, 1, 6)):
+        log = LogWriter(tmp_path, 0, 1 << 22, MIN_SEGMENT)
+        for number in numbers:
+            log.append(number * 1000, 1, make_identifier(0, 1, number), 0, 512, 1, Kind.REQUEST, Command.READ, 0, 0)
+        log.close()
+    found = [entry for batch in History(tmp_path, 0).read(Filter()) for entry in batch]
+    assert [entry[0] // 1000 for entry in found] == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize("last", [1, 99, 500, 1000, 5000])
 def test_the_last_records_need_not_be_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int) -> None:
     monkeypatch.setattr(history_module, "HELD", 10)

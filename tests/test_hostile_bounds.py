@@ -111,6 +111,21 @@ def test_many_who_hold_all_there_is_leave_room_for_others(world):
     world.works()
 
 
+def test_who_leaves_without_the_replies_takes_them_along(world):
+    """What was being put together for clients that are gone is forgotten at once, not when Python looks for garbage."""
+    before = world.memory()[0]
+    for _ in range(60):
+        with world.stranger() as stranger:
+            stranger.negotiate()
+            stranger.send(request(Command.READ, BORDER // 2, 4 << 20) * 2)
+            stranger.take(1000)
+    deadline = time.monotonic() + TIMEOUT
+    while world.held()[0][0] > 1:
+        assert time.monotonic() < deadline
+    world.works()
+    assert world.memory()[0] - before < 32 << 20
+
+
 def test_many_who_never_read_from_secondaries(world):
     """Ten at a time, some in the middle of a payload, gone without a word: the memory they held is given back."""
     before = world.server0.memory_info().rss

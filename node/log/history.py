@@ -213,7 +213,6 @@ class Reading:
         if first:
             self.after = max(self.after, segments[first].first - 1)  # what was passed over is not missing
         bound: Bound = ()
-        incarnation = -1
         for segment in segments[first:]:
             final = segment is not segments[-1]
             try:
@@ -230,8 +229,6 @@ class Reading:
             if self._by_summary and not self.wanted.may_hold(self.history.summary(segment, stop, final=final)):
                 yield None
                 continue
-            if segment.incarnation != incarnation:
-                bound, incarnation = (), segment.incarnation  # nothing was in flight when the process started
             stretch = self.history.survey(segment, start, stop, bound, final=final)
             bound = stretch.latest
             yield _Part(segment, start, stop, stretch)

@@ -100,6 +100,14 @@ class ServerSession(Replies):
         phase = "handshake" if self.export is None else f"export {self.export.name!r}"
         return f"<ServerSession {phase}{' finished' if self.finished else ''}>"
 
+    def close(self) -> None:
+        """Let go of what it holds: the client is gone."""
+        self.sink = self._receiving = self._refused = self._negotiation = None
+        self._rest = b""
+        self.waiting = False
+        self._place = _nowhere
+        self.outgoing.clear()
+
     # -- receiving ---------------------------------------------------------------------------------------------------
 
     def receive_buffer(self) -> memoryview:
@@ -259,3 +267,7 @@ class ServerSession(Replies):
         request.owned = True
         self.sink, self._sunk, self._receiving = sink, here, request
         return self._end
+
+
+def _nowhere(_request: Request) -> memoryview | None:
+    return None

@@ -46,6 +46,7 @@ class Owner(Protocol):
     def connections(self) -> Mapping[int, Connection]: ...
     def serve(self, connection: Connection, requests: list[Request]) -> None: ...
     def lost(self, connection: Connection, reason: str) -> None: ...
+    def settled(self, connection: Connection) -> None: ...
     def place(self, connection: Connection, request: Request) -> memoryview | None: ...
 
 
@@ -99,7 +100,13 @@ class Connection(Stream):
         self.in_flight -= 1
         if request.command <= WRITE:
             self._bytes_in_flight -= request.length
-        self.send_soon()
+        if self.open:
+            self.send_soon()
+        else:
+            self.outgoing.clear()
+            self._account()
+            if not self.in_flight:
+                self.owner.settled(self)
 
     def finish(self) -> None:
         """Close as soon as nothing is in flight; until then the owner goes on being asked."""
@@ -132,7 +139,9 @@ class Connection(Stream):
     def _account(self) -> None:
         """Tell the budget what this client takes up. Whoever holds something comes here again when it gets less."""
         sink = self.session.sink
-        held = self._bytes_in_flight + self.queued + (0 if sink is None else len(sink)) if self.open else 0
+        held = self._bytes_in_flight
+        if self.open:
+            held += self.queued + (0 if sink is None else len(sink))
         if held != self._held:
             self._budget.used += held - self._held
             self._held = held
@@ -244,8 +253,11 @@ class Connection(Stream):
         """The client is gone, or has to go; an empty reason means that nothing was wrong."""
         if self.open:
             self.close()
+            self.session.close()
             self._account()
             self.owner.lost(self, reason)
+            if not self.in_flight:
+                self.owner.settled(self)
 
 
 def _no_route(_connection: Connection, request: Request, _start: int) -> None:

@@ -98,9 +98,19 @@ class Keeper:
         self.log.append(began, duration, identifier, piece.offset, piece.length, 0, PIECE, command, flags, error)
 
     def change_in_slices(
-        self, command: int, flags: int, offset: int, length: int, changed: Callable[[OSError | None], None]
+        self,
+        command: int,
+        flags: int,
+        offset: int,
+        length: int,
+        changed: Callable[[OSError | None], None],
+        wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """As `change`, a slice a turn of the loop, so that nobody waits long; `changed` is called at the end."""
+        """As `change`, a slice a turn of the loop, so that nobody waits long. `changed` is called at the end, or when
+        it is not `wanted` any more."""
+        if not wanted():
+            changed(None)
+            return
         size = min(SLICE, length)
         try:
             self.change(command, flags, offset, size)
@@ -110,7 +120,8 @@ class Keeper:
         if size == length:
             changed(None)
         else:
-            self.loop.soon(lambda: self.change_in_slices(command, flags, offset + size, length - size, changed))
+            rest = offset + size, length - size
+            self.loop.soon(lambda: self.change_in_slices(command, flags, *rest, changed, wanted))
 
     def change(self, command: int, flags: int, offset: int, length: int) -> None:
         """Carry out a command on the shard that takes and gives no bytes. Raises OSError."""

@@ -14,7 +14,7 @@ from itertools import takewhile
 from time import monotonic_ns
 from typing import Any
 
-from node.log.record import REPEATED, Event, Kind, first_identifier, subject_of
+from node.log.record import Event, Kind, first_identifier, subject_of
 from node.nbd.errors import Refused
 from node.nbd.negotiation import Export
 from node.nbd.server import RECEIVE_BUFFER, Request
@@ -230,8 +230,6 @@ class Server(Keeper):
         """A client is gone; with a reason, it had to go."""
         del self.connections[connection.number]
         self._handshakes.pop(connection.number, None)
-        if connection.slot is not None:
-            self.admission.give_back(connection.slot)
         if reason:
             self.bad_input += 1
             self.event(Event.BAD_INPUT, client=connection.number)
@@ -240,6 +238,12 @@ class Server(Keeper):
         if reason:
             self.notice(f"client {connection.number}: {reason}")
         self._check_drained()
+
+    def settled(self, connection: Connection) -> None:
+        """Of a client that is gone nothing is in flight any more: until then it has its place, and its memory."""
+        if connection.slot is not None:
+            self.admission.give_back(connection.slot)
+            connection.slot = None
 
     def take_slot(self, connection: Connection) -> None:
         """Give the client its place; raises Refused, with the reason for people, if it gets none."""
@@ -360,15 +364,17 @@ class Server(Keeper):
     ) -> None:
         connection.begin(request)
 
+        def wanted() -> bool:
+            return kind == REQUEST or connection.open  # a link that is gone has asked again, or has given it up
+
         def changed(error: OSError | None) -> None:
             if error is not None:
                 self.refuse(request, error)
-            if kind != REQUEST and not connection.open:  # the link that asked has asked again meanwhile
-                request.flags |= REPEATED
-            self.complete(connection, request, start, identifier, kind=kind)
+            if wanted():
+                self.complete(connection, request, start, identifier, kind=kind)
             connection.end(request)
 
-        self.change_in_slices(request.command, request.flags, offset, request.length, changed)
+        self.change_in_slices(request.command, request.flags, offset, request.length, changed, wanted)
 
     def refuse(self, request: Request, error: OSError) -> None:
         """The system could not do it: say so to the client."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from node.forwarding.fanout import Fanout, PassedOn
@@ -26,6 +27,8 @@ from node.transport.loop import Loop
 
 PIECE = int(Kind.PIECE)
 FLUSH = int(Command.FLUSH)
+LINK = "link"
+"""The export that the primary opens on a secondary."""
 
 
 class Primary(Door):
@@ -45,7 +48,7 @@ class Primary(Door):
             index: Link(
                 loop,
                 Address.parse(server.address),
-                "shard",
+                LINK,
                 spec.bounds.retry_timeout,
                 scratch,
                 lambda _: self._check_links(),
@@ -111,7 +114,7 @@ class Primary(Door):
 
 
 class Secondary(Server):
-    """Every request on its one export is a piece: the cookie is the identifier."""
+    """Every request is a piece: the cookie is the identifier."""
 
     def start(self) -> None:
         if self.crowded and os.sched_getscheduler(0) == os.SCHED_OTHER:
@@ -120,11 +123,18 @@ class Secondary(Server):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         super().start()
 
-    def exports(self) -> Sequence[Export]:
-        description = f"shard {self.spec.index} of the memory"
-        return [Export("shard", self.shard.size, MEMORY_FLAGS, description, own_flags=REPEATED)]
+    _link: Connection | None = None
 
-    def route(self, connection: Connection, export: Export) -> Route:  # noqa: ARG002 - there is one
+    def exports(self) -> Sequence[Export]:
+        shard = Export("shard", self.shard.size, MEMORY_FLAGS, f"shard {self.spec.index} of the memory")
+        return [shard, replace(shard, name=LINK, description="the same, for the primary alone", own_flags=REPEATED)]
+
+    def route(self, connection: Connection, export: Export) -> Route:
+        """What is left of a link that the primary has lost ends here: it may bring writes that were given up since."""
+        if export.name == LINK:
+            if self._link is not None:
+                self._link.cut_off("")
+            self._link = connection
         return self._piece
 
     def place(self, connection: Connection, request: Request) -> memoryview | None:  # noqa: ARG002

@@ -83,6 +83,7 @@ class Stream:
         """Send as much as the socket takes, in as few calls as can be."""
         self._flush_is_due = False
         if not self.open:
+            self.outgoing.clear()
             return
         outgoing = self.outgoing
         queued = sum(map(len, outgoing))

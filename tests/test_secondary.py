@@ -1,0 +1,126 @@
+"""A secondary by itself, on a loop of the test's: of its primary's links only the last one counts."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from node.cluster_map import ClusterMap, ServerEntry
+from node.nbd import wire
+from node.nbd.client import ClientSession
+from node.nbd.wire import Command
+from node.serving import keeper, server
+from node.spec import NodeSpec
+from node.topologies.primary_secondary import LINK, Secondary
+from node.transport.loop import Loop
+
+SIZE = 4 << 20
+LONG = 1 << 20
+"""Bytes of a payload that is received in its place."""
+
+
+class Peer:
+    """One connection to the secondary."""
+
+    def __init__(self, loop: Loop, address: str, export: str = LINK) -> None:
+        self.loop = loop
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(address)
+        self.sock.setblocking(False)
+        self.session = ClientSession(export)
+        while not self.session.ready:
+            self.turn()
+
+    def turn(self) -> list[int]:
+        """A turn of the server's loop; the cookies of what was answered."""
+        if self.session.outgoing:
+            self.sock.sendmsg(self.session.outgoing)
+            self.session.outgoing.clear()
+        self.loop.turn(0.01)
+        try:
+            count = self.sock.recv_into(self.session.receive_buffer())
+        except BlockingIOError:
+            return []
+        return [reply.cookie for reply in self.session.received(count)]
+
+    def done(self, *request: object) -> None:
+        """Carry a request out."""
+        self.session.submit(*request)
+        while not self.turn():
+            pass
+
+    def is_cut_off(self) -> bool:
+        """The server has closed this connection."""
+        try:
+            return self.sock.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+class Subject:
+    def __init__(self, folder: Path) -> None:
+        self.address = str(folder / "s")
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(self.address)
+        listener.listen()
+        listener.setblocking(False)
+        (folder / "shard").write_bytes(bytes(SIZE))
+        entries = tuple(ServerEntry("unix:/nowhere", "unix:/nowhere", SIZE, role) for role in ("primary", "secondary"))
+        cluster = ClusterMap("test", "primary-secondary", "parallel", 0, entries)
+        log = str(folder / "log")
+        spec = NodeSpec("server1", "secondary", 1, cluster, str(folder / "shard"), False, log, 0, "")
+        self.loop = Loop()
+        self.listener = listener
+        self.server = Secondary(self.loop, spec, [listener], lambda _: None)
+        self.server.start()
+
+    def peer(self, export: str = LINK) -> Peer:
+        return Peer(self.loop, self.address, export)
+
+    def bytes(self, offset: int, length: int) -> bytes:
+        return b"".join(self.server.shard.read(offset, length))
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> Iterator[Subject]:
+    subject = Subject(tmp_path)
+    yield subject
+    for connection in list(subject.server.connections.values()):
+        connection.cut_off("")
+    subject.server.close()
+    subject.listener.close()
+    subject.loop.close()
+
+
+def test_what_a_lost_link_still_brings_is_not_done(subject: Subject) -> None:
+    """The primary has given the write up, said so to its client, and sent a newer one on its next link."""
+    lost = subject.peer()
+    lost.sock.send(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, Command.WRITE, 1, 0, LONG) + b"A" * 4096)
+    while subject.bytes(0, 1) != b"A":  # received in its place
+        subject.loop.turn(0.01)
+    subject.peer().done(Command.WRITE, 2, LONG - 512, 512, 0, (b"B" * 512,))
+    assert lost.is_cut_off()
+    assert subject.bytes(LONG - 512, 512) == b"B" * 512
+
+
+def test_what_a_lost_link_had_begun_is_not_gone_on_with(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes turns of the loop: bytes that are written meanwhile stay."""
+    for module in (keeper, server):
+        monkeypatch.setattr(module, "SLICE", 4096)
+    lost = subject.peer()
+    lost.session.submit(Command.WRITE_ZEROES, 1, 0, SIZE)
+    lost.turn()
+    subject.peer().done(Command.WRITE, 2, SIZE - 512, 512, 0, (b"B" * 512,))
+    for _ in range(SIZE // 4096):
+        subject.loop.turn(0)
+    assert lost.is_cut_off()
+    assert subject.bytes(SIZE - 512, 512) == b"B" * 512
+
+
+def test_who_looks_at_a_shard_costs_no_link(subject: Subject) -> None:
+    link = subject.peer()
+    subject.peer("shard").done(Command.READ, 1, 0, 512)
+    link.done(Command.READ, 2, 0, 512)
