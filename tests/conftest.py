@@ -15,8 +15,9 @@ from strangers import SIZE, World, proved
 
 from node.topology import names
 
-# Who is started in the background of a shell ignores Ctrl-C, and so would every command that the tests start.
+# Who is started in the background, or with nohup, ignores these, and so would every command that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # No deadline: a shared machine may be slow at any moment. In CI the same examples each time.
 settings.register_profile("memcluster", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("memcluster")

@@ -179,7 +179,8 @@ def test_nobody_writes_behind_half_a_reply_of_the_dispatcher(loop, tmp_path):
 def test_a_chain_cuts_off_who_does_not_take_the_handshake(loop):
     """The tail cannot know that the head has not finished."""
     reasons: list[str] = []
-    connection, client = half_said(loop, SimpleNamespace(connections={}, lost=lambda _, reason: reasons.append(reason)))
+    owner = SimpleNamespace(connections={}, lost=lambda _, reason: reasons.append(reason), settled=lambda _: None)
+    connection, client = half_said(loop, owner)
     link = Link()
     connection.hand_to(link)
     assert not connection.open
