@@ -8,6 +8,7 @@ from __future__ import annotations
 import select
 import socket
 import time
+from contextlib import suppress
 
 from client.errors import Disconnected, Refused, Timeout
 from client.uri import Target
@@ -105,7 +106,8 @@ def _connect(target: Target, deadline: float) -> socket.socket:
         sock = socket.create_connection((target.host, target.port), _remaining(deadline))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if sock.getsockname()[0] == sock.getpeername()[0]:  # on one host nothing needs pacing (node/transport/tcp.py)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+            with suppress(OSError):  # this system has Reno not allowed
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
         return sock
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

@@ -47,6 +47,9 @@ def run_node(*arguments: Any) -> None:
 
 if SUPERVISOR in os.environ:
     gc.disable()  # what is loaded here is no garbage, and stays shared with the nodes as long as nobody looks at it
+    for _signum in (signal.SIGTERM, signal.SIGHUP):  # blocked so far: nodes take SIGTERM, each in its own way
+        signal.signal(_signum, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGHUP])
     end_with(int(os.environ[SUPERVISOR]))  # first: where the output goes may be gone with a supervisor
     redirect_output(os.environ.pop(OUTPUT))
     from setproctitle import setproctitle  # the supervisor need not wait for it to start this process

@@ -330,3 +330,16 @@ def test_a_node_that_is_kept_down_can_be_let_go():
     assert life.release("server1", 2) == []
     assert life.wake is None
     assert life.release("server2", 2) == []
+
+
+def test_a_node_that_dies_again_and_again_is_started_again_for_ever():
+    """Never often enough to be given up, and never alive for long enough that it would count as well."""
+    life = make(deaths=2, within=1.0, reset=60.0, cap=30.0)
+    life.begin(0.0)
+    node = life.nodes["server1"]
+    for number in range(1, 1100):
+        life.ready("server1", number * 100.0)
+        life.exited("server1", "killed by SIGKILL", number * 100.0 + 40)
+        assert node.due is None or node.due <= number * 100.0 + 40 + 33
+        life.tick(number * 100.0 + 80)
+    assert node.restarts == 1099

@@ -65,3 +65,17 @@ def test_what_retention_takes_from_a_reader_is_counted(tmp_path: Path) -> None:
     assert len(found) + reader.missing == log.sequence
     assert found[-1].sequence == log.sequence
     reader.close()
+
+
+def test_a_reader_that_is_to_go_on_after_what_there_never_was(tmp_path: Path) -> None:
+    """A stranger's question may name any number."""
+    log = writer(tmp_path)
+    append(log, 3)
+    reader = LogReader(tmp_path, after=1 << 62)
+    assert reader.read() is None
+    append(log, 2)
+    block = reader.read()
+    assert block is not None
+    assert (block.first, block.missing, reader.after) == (4, 0, 5)
+    log.close()
+    reader.close()

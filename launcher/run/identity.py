@@ -102,5 +102,10 @@ def describe_exit(status: int | None) -> str:
     if status is None:
         return "is gone; its exit status is not known"
     if status < 0:
-        return f"killed by {signal.Signals(-status).name}"
+        return f"killed by {signal_name(-status)}"
     return f"exited with status {status}"
+
+
+def signal_name(number: int) -> str:
+    """Real-time signals have no name."""
+    return signal.Signals(number).name if number in signal.Signals.__members__.values() else f"signal {number}"

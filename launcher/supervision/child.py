@@ -55,7 +55,7 @@ class Child:
         try:
             self._fork(listeners, theirs)
         except (OSError, EOFError) as error:  # the fork server died meanwhile, or the system has no room for more
-            self._problem = f"could not be started: {error or type(error).__name__}"
+            self._problem = f"could not be started: {str(error) or type(error).__name__}"
         theirs.close()
         self.pid = 0 if self._problem else self._process.pid or 0
         identity = Identity.of(self.pid) if self.pid else None

@@ -41,9 +41,9 @@ def fork_server() -> int:
     next one may die of the same."""
     died = _death()
     os.environ |= {SUPERVISOR: str(os.getpid()), OUTPUT: f"/proc/{os.getpid()}/fd/{_output.fileno()}"}
-    # A terminal's Ctrl-C, which reaches it and, until they lead groups of their own, the nodes, is for this process
-    # alone. A mask outlives fork and exec; what each of them could do about the signal by itself comes too late.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    # What reaches the whole group, a terminal's Ctrl-C or end, the SIGTERM of timeout(1), is for this process alone.
+    # A mask outlives fork and exec; what the fork server and the nodes do about it by themselves comes too late.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     try:
         forkserver.ensure_running()
     finally:

@@ -333,7 +333,7 @@ class Lifecycle:
             node.state = State.FAILED
             node.reason = f"died {len(node.deaths)} times in {policy.within:g} s, last: {how}"
             return [*said, Say("failed", node.name, node.reason)]
-        delay = self._jitter(min(policy.cap, float(2 ** (node.streak - 1)))) if node.streak else 0.0
+        delay = self._jitter(min(policy.cap, 2.0 ** min(node.streak - 1, 60))) if node.streak else 0.0
         node.streak += 1
         node.restarts += 1
         if not delay:

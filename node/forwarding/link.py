@@ -109,12 +109,12 @@ class Link:
         for timer in (self._reconnect, self._expiry):
             if timer is not None:
                 timer.cancel()
-        if self._wire is not None:
-            if self._wire.session.ready:
-                self._wire.session.disconnect()
-                self._wire.flush()
-            self._wire.close()
-            self._wire = None
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            if wire.session.ready:
+                wire.session.disconnect()
+                wire.flush()
+            wire.close()
 
     def cut(self, cut: bool) -> None:
         """Lose the connection and make no other until it is given back."""

@@ -224,4 +224,5 @@ class LogReader:
             self._reader = SegmentReader(segment)
         except FileNotFoundError:
             return  # dropped meanwhile; its records will be counted as missing
-        self._slot = max(0, self.after + 1 - segment.first)
+        self._slot = min(max(0, self.after + 1 - segment.first), self._reader.committed())
+        self.after = min(self.after, segment.first + self._slot - 1)  # a stranger may ask for what comes after anything

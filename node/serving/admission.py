@@ -75,7 +75,10 @@ class Admission:
     def sample(self) -> None:
         """Look at the machine; to be called once a second with `auto`."""
         if self._look is not None:
-            self._shortage.sample(self._look())
+            try:
+                self._shortage.sample(self._look())
+            except OSError:  # not one descriptor is left to look with
+                self._shortage.short["descriptors"] = 1.0
 
     def take(self) -> int | str:
         """A slot, or a sentence that says why there is none."""
