@@ -44,7 +44,8 @@ class Keeper:
         self.spec = spec
         self.shard = Shard(spec.shard, spec.cluster.servers[spec.index].memory, durable=spec.durable)
         # Wall clock, but steady: it is set once, and goes on with the monotonic clock. Spans cannot be negative then.
-        self._epoch = time_ns() - monotonic_ns()
+        # A process that is interrupted between the two gets too little, and would be behind the others.
+        self._epoch = max(time_ns() - monotonic_ns() for _ in range(10))
         self.log = LogWriter(
             spec.log_directory,
             spec.index,
