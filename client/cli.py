@@ -21,8 +21,8 @@ from client.console import (
     Commands,
     Failure,
     run,
-    seconds,
     system_words,
+    wait_seconds,
 )
 from client.console import size as size_type
 from client.copy import FileSink, FileSource, MemorySink, MemorySource, Sink, Source, copy
@@ -38,7 +38,7 @@ MEMORY = "memory:"
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--uri", envvar="MEMCLUSTER_URI", help="The memory, such as nbd://127.0.0.1:10809 (also MEMCLUSTER_URI). "
               "[default: the cluster of ./cluster.yaml]")  # fmt: skip
-@click.option("--timeout", type=seconds, default="30s", show_default=True, help="Longest wait for one answer.")
+@click.option("--timeout", type=wait_seconds, default="30s", show_default=True, help="Longest wait for one answer.")
 @click.version_option(package_name="memcluster", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context, uri: str | None, timeout: float) -> None:

@@ -27,6 +27,8 @@ EXIT_PIPE = 141
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 """Of descriptors, memory or processes."""
+LONGEST_WAIT = 500 * 3600.0
+"""Seconds; poll counts milliseconds in 31 bits, which is 596 h."""
 
 
 class Failure(Exception):
@@ -65,8 +67,16 @@ def _parameter(name: str, parse: Callable[[str], T]) -> Callable[[Any], T]:
     return convert
 
 
+def _parse_wait(text: str) -> float:
+    """Seconds that the system can wait in one call. Raises ValueError."""
+    if (span := parse_duration(text)) > LONGEST_WAIT:
+        raise ValueError(f"{text!r} is more than {LONGEST_WAIT / 3600:g}h")
+    return span
+
+
 size = _parameter("size", parse_size)
 seconds = _parameter("time", parse_duration)
+wait_seconds = _parameter("time", _parse_wait)
 
 
 def system_words(error: OSError) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 _BINARY = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(?:(0x[0-9a-f]+)|([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?b)?)", re.IGNORECASE)
 _SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+MOST_SECONDS = 1e9
+"""About 30 years: in nanoseconds it still is a record's 64-bit number."""
 
 
 def parse_size(text: str) -> int:
@@ -17,7 +20,7 @@ def parse_size(text: str) -> int:
         hexadecimal, number, unit, _ = match.groups()
         if hexadecimal:
             return int(hexadecimal, 16)
-        size = float(number) * _BINARY[unit.lower()] if "." in number else int(number) * _BINARY[unit.lower()]
+        size = (Decimal(number) if "." in number else int(number)) * _BINARY[unit.lower()]
         if size == int(size):
             return int(size)
     raise ValueError(f"{text!r} is not a size; write 4096, 0x1000, 64KiB or 1GiB")
@@ -36,7 +39,10 @@ def parse_duration(text: str) -> float:
     match = _SPAN.fullmatch(text.strip())
     if not match:
         raise ValueError(f"{text!r} is not a time span; write 500ms, 10s, 2m or 1h")
-    return float(match[1]) * _SECONDS[match[2]]
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds >= MOST_SECONDS:
+        raise ValueError(f"{text!r} is longer than anything lasts; write 500ms, 10s, 2m or 1h")
+    return seconds
 
 
 def format_duration(seconds: float) -> str:

@@ -19,10 +19,10 @@ from client.console import (
     Commands,
     Failure,
     run,
-    seconds,
     silence,
     size,
     unwind,
+    wait_seconds,
 )
 from client.discover import command
 from launcher.checked import load, name_of
@@ -51,7 +51,7 @@ def cli(context: click.Context, file: Path) -> None:
 
 @cli.command("up")
 @click.option("-d", "--detach", is_flag=True, help="Return when the cluster is ready; it goes on in the background.")
-@click.option("--wait-timeout", type=seconds, default="60s", show_default=True, help="Longest time until it is ready.")
+@click.option("--wait-timeout", type=wait_seconds, default="60s", show_default=True, help="Longest wait until ready.")
 @click.pass_obj
 def start(file: Path, detach: bool, wait_timeout: float) -> int:
     """Start the cluster."""
@@ -109,7 +109,7 @@ def _supervise(
 
 
 @cli.command()
-@click.option("--timeout", type=seconds, help="Longest time for the stop; then SIGKILL. [default: stop_timeout]")
+@click.option("--timeout", type=wait_seconds, help="Longest time for the stop; then SIGKILL. [default: stop_timeout]")
 @click.option("--drain", is_flag=True, help="Let present clients go on until they leave; let no new ones in.")
 @click.pass_obj
 def down(file: Path, timeout: float | None, drain: bool) -> int:
@@ -152,8 +152,8 @@ def status(file: Path, as_json: bool, watch: bool) -> int:
 @cli.command()
 @click.argument("kind", type=click.Choice(get_args(FaultKind)))
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET [PEER]")
-@click.option("--for", "span", type=seconds, help="Heal by itself after this time.")
-@click.option("--delay", type=seconds, help="With slow: how long each reply waits. [default: 50ms]")
+@click.option("--for", "span", type=wait_seconds, help="Heal by itself after this time.")
+@click.option("--delay", type=wait_seconds, help="With slow: how long each reply waits. [default: 50ms]")
 @click.pass_obj
 def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, delay: float | None) -> None:
     """Break something on purpose, to see what the cluster makes of it.
@@ -204,7 +204,7 @@ for logcommand in logcommands.COMMANDS:
 @click.option("--size", type=size, default="4KiB", show_default=True, help="Of a small request.")
 @click.option("--large", type=size, default="1MiB", show_default=True, help="Of one that spans all servers.")
 @click.option("--depth", type=click.IntRange(1, 1024), default=32, show_default=True, help="Small ones in flight.")
-@click.option("--for", "span", type=seconds, default="3s", show_default=True, help="Each load.")
+@click.option("--for", "span", type=wait_seconds, default="3s", show_default=True, help="Each load.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Also draw a picture (SVG).")
 def compare(

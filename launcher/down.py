@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from client.console import EXIT_TIMEOUT
+from client.console import EXIT_TIMEOUT, Failure
 from launcher.run import leftovers
 from launcher.run.control import NoAnswer, connect
 from launcher.run.directory import NameInUse, RunDirectory, RunRecord
@@ -27,7 +27,8 @@ class Busy(Exception):
 
 
 def down(name: str, *, timeout: float | None, drain: bool, tell: Tell, paths: Callable[[], Sequence[str]]) -> int:
-    """Stop the cluster; returns the exit code when every process is gone. Raises NotRunning, Busy.
+    """Stop the cluster; returns the exit code when every process is gone. Raises NotRunning, Busy, and Failure
+    where the supervisor does not understand.
 
     What runs is known from its record, so cluster.yaml may have changed since, and need not be read (which would take
     half the time of a stop). `paths` tells the unix sockets that cluster.yaml names, where there is no record.
@@ -49,6 +50,8 @@ def down(name: str, *, timeout: float | None, drain: bool, tell: Tell, paths: Ca
             record.supervisor.signal(signal.SIGCONT)
         stream.send({"do": "down", "drain": drain, "timeout": timeout})
         for happening in stream.frames(deadline):
+            if problem := happening.get("error"):
+                raise Failure(problem)
             tell(happening)
             gone = gone or happening["event"] == "gone"
             if happening["event"] == "late":

@@ -151,7 +151,15 @@ def test_a_mistake_is_one_sentence(memclient, words, code, text):
 
 
 @pytest.mark.parametrize(
-    "words", [("read", "x", "1"), ("read", "1"), ("--timeout", "soon", "info"), ("sing",), ("read", "-1", "1")]
+    "words",
+    [
+        ("read", "x", "1"),
+        ("read", "1"),
+        ("read", "-1", "1"),
+        ("--timeout", "soon", "info"),
+        ("--timeout", "501h", "info"),
+        ("sing",),
+    ],
 )
 def test_wrong_usage_is_exit_code_2(memclient, words):
     """click explains it."""

@@ -529,6 +529,19 @@ def test_a_drain_with_a_timeout_ends_although_a_client_stays(make_cluster):
     assert b"killed" not in done.stderr
 
 
+def test_a_later_stop_has_its_own_patience(make_cluster, start):
+    """A drain that would wait for ten minutes ends when somebody asks for less; nothing is killed for it."""
+    cluster = make_cluster(stop_timeout="5m")
+    with cluster.connect():
+        words = memcluster_command("down", "--drain", "--timeout", "10m")
+        first = start(*words, cwd=cluster.folder, stdout=subprocess.PIPE, text=True)
+        read_line(first, "stopping")
+        done = cluster.down("--drain", "--timeout", "300ms")
+        assert b"killed" not in done.stderr
+        assert first.wait(TIMEOUT) == 0
+    assert cluster.left_behind() == []
+
+
 def test_a_process_that_is_late_is_named_and_killed(make_cluster):
     """A request whose secondary hangs holds the primary up: it is named, and `down` exits 124."""
     cluster = make_cluster()

@@ -130,6 +130,49 @@ def test_sigterm_hastens_a_drain():
     assert life.stop("now", None, 3) == []
 
 
+@pytest.mark.parametrize("mode", ["now", "finish"])
+def test_a_later_stop_can_only_bring_the_end_nearer(mode):
+    """Who asks again with less patience waits no longer than that; who has more changes nothing."""
+    life = running()
+    life.stop(mode, 60, 1)
+    assert life.stop(mode, 5, 2) == []
+    assert life.wake == 7
+    life.stop(mode, 30, 3)
+    life.stop("finish", None, 3)
+    assert life.wake == 7
+
+
+def test_killing_ends_a_drain_that_waits_for_a_restart():
+    """What is to come back does not, and the cluster has ended when the last process has."""
+    life = running()
+    life.hold("server1", 50)
+    life.exited("server1", "killed", 1)
+    life.stop("finish", None, 2)
+    life.kill(3)
+    assert life.wake is None
+    assert life.tick(50) == []
+    ended = [action for name in ALL if name != "server1" for action in life.exited(name, "killed", 51)]
+    assert without_words(ended) == [Finish(0)]
+
+
+@pytest.mark.parametrize("mode", ["now", "finish"])
+def test_what_hangs_as_a_stop_begins_is_killed_when_it_has_shown_its_stack(mode):
+    """The stop need not wait for it until its deadline, and nothing is started beside it."""
+    life = running()
+    life.hung("server0", "no progress", 1)
+    life.stop(mode, None, 1)
+    assert life.tick(1 + EVIDENCE) == [Kill("server0")]
+    assert without_words(life.exited("server0", "killed", 2)) == [Drain("server1", "now"), Drain("server2", "now")]
+
+
+def test_what_hangs_is_killed_once():
+    """A second Ctrl-C does not wait for the stack, and nothing follows at the time it was due."""
+    life = running()
+    life.hung("server1", "no progress", 1)
+    assert without_words(life.kill(1)) == [Kill(name) for name in ALL]
+    assert life.wake is None
+
+
 def test_killing_kills_everything_at_once():
     """The second Ctrl-C."""
     life = running()

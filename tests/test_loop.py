@@ -1,9 +1,11 @@
 """The loop: who is called, and that it burns nothing when there is nothing to do."""
 
 import errno
+import gc
 import os
 import socket
 import time
+import weakref
 from contextlib import suppress
 
 import pytest
@@ -212,3 +214,33 @@ def test_a_connection_lost_before_it_is_accepted_is_not_the_listener_s_end(loop,
             assert [taken.getpeername() for taken in accepted] == [second.getsockname()]
         accepted[0].close()
         listener.pause()
+
+
+def test_a_timer_beyond_what_epoll_can_count_is_waited_for(loop, pair):
+    """Its milliseconds have 31 bits, which is 25 days."""
+    calls = []
+    loop.after(1e9, lambda: calls.append("late"))
+    loop.watch(pair[0], READ, calls.append)
+    pair[1].send(b"x")
+    loop.turn()
+    assert calls == [READ]
+
+
+def test_what_was_held_up_is_forgotten_when_it_goes_on(loop):
+    """A closed connection is not kept by the pace that was asked for."""
+
+    class Sender:
+        sent = False
+
+        def send(self) -> None:
+            self.sent = True
+
+    sender = Sender()
+    gone = weakref.ref(sender)
+    loop.slow(0.001)
+    loop.hold_up(sender.send)
+    while not sender.sent:
+        loop.turn()
+    del sender
+    gc.collect()
+    assert gone() is None

@@ -39,6 +39,19 @@ def test_what_is_no_size(text):
         parse_size(text)
 
 
+@pytest.mark.parametrize("text", ["", "soon", "-1s", "1d", "1e3", "300000h", "9" * 400])
+def test_what_is_no_time_span(text):
+    """A sentence that says what is."""
+    with pytest.raises(ValueError, match="; write 500ms, 10s, 2m or 1h"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "9" * 400 + ".5"])
+def test_a_number_of_any_length_is_a_size(number):
+    """Whether so much is there is for others to say."""
+    assert parse_size(number + "k") > 1 << 1000
+
+
 @given(st.integers(0, 1 << 60))
 def test_a_size_can_be_written_and_read(size):
     """format and parse are inverse."""

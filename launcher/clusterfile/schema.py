@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
 
 from client.discover import NAME
-from client.units import parse_duration, parse_size
+from client.units import MOST_SECONDS, parse_duration, parse_size
 from node import topology
 from node.transport.address import Address
 
@@ -30,7 +30,7 @@ def _duration(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError("must be a time span; write 500ms, 10s, 2m or 1h")
     seconds = parse_duration(value) if isinstance(value, str) else float(value)
-    if not 0 < seconds < 1e9:
+    if not 0 < seconds < MOST_SECONDS:
         raise ValueError(f"must be more than no time (got {value})")
     return seconds
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from client.console import LONGEST_WAIT
 from node.transport.frames import Frame, FrameError, FrameReader
 
 
@@ -32,7 +33,7 @@ class FrameStream:
     def frames(self, deadline: float | None) -> Iterator[dict[str, Any]]:
         """What the other side says until it closes. Raises NoAnswer when `deadline` (monotonic) has passed."""
         while True:
-            self._sock.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
+            self._sock.settimeout(_left(deadline))
             try:
                 data = self._sock.recv(1 << 16)
                 frames = self._reader.receive(data)
@@ -49,6 +50,11 @@ class FrameStream:
 
     def close(self) -> None:
         self._sock.close()
+
+
+def _left(deadline: float | None) -> float | None:
+    """Seconds as a socket takes them for its timeout."""
+    return None if deadline is None else min(max(0.001, deadline - time.monotonic()), LONGEST_WAIT)
 
 
 def connect(path: Path) -> FrameStream:

@@ -118,7 +118,7 @@ class Census:
         import psutil
 
         try:
-            process = self._seen.setdefault(child.pid, psutil.Process(child.pid))
+            process = self._seen.get(child.pid) or self._seen.setdefault(child.pid, psutil.Process(child.pid))
             return process.memory_info().rss, process.cpu_percent()
         except psutil.Error:
             return 0, 0.0

@@ -122,8 +122,8 @@ class Probe:
 
 @dataclass(frozen=True)
 class Say:
-    """Tell people what happened: `event` is one of ready, hung, died, restarting, failed, draining, late, exited,
-    stopped."""
+    """Tell people what happened: `event` is one of ready, running, hung, died, restarting, failed, gave-up, draining,
+    late, exited, stopped."""
 
     event: str
     name: str = ""
@@ -248,7 +248,7 @@ class Lifecycle:
         node = self.nodes[name]
         node.due = None
         if self.phase in (Phase.DRAINING, Phase.STOPPED) and not (self._finishing and name not in self._current()):
-            if node.state is not State.STOPPING:
+            if node.state not in (State.STOPPING, State.HUNG):
                 node.reason = how
             node.state = State.EXITED
             return [Say("exited", name, how), *self._advance(now)]
@@ -265,15 +265,17 @@ class Lifecycle:
 
     def stop(self, mode: str, timeout: float | None, now: float) -> list[Action]:
         """Stop gracefully. Mode "finish" lets present clients go on, for `timeout` seconds if it is given; mode "now"
-        ends within `timeout`, or the cluster's own stop_timeout."""
-        if self.phase is Phase.DRAINING and not (self._mode == "finish" and mode == "now"):
-            return []
+        ends within `timeout`, or the cluster's own stop_timeout. A stop under way can only be hastened by another."""
+        if timeout is None and mode == "now":
+            timeout = self._stop_timeout
+        deadline = None if timeout is None else now + timeout
         again = self.phase is Phase.DRAINING
-        self.phase, self._mode = Phase.DRAINING, mode
-        if mode == "finish":
-            self._deadline = None if timeout is None else now + timeout
-        else:
-            self._deadline = now + (self._stop_timeout if timeout is None else timeout)
+        if again and mode in ("finish", self._mode):
+            if self._last_deadline is None:
+                self._deadline = min((time for time in (self._deadline, deadline) if time is not None), default=None)
+            return []
+        self.phase, self._mode, self._deadline = Phase.DRAINING, mode, deadline
+        if mode == "now":
             self._restart_no_more()
         if again:
             return [Drain(name, "now") for name in self._current() if self.nodes[name].alive]
@@ -290,7 +292,8 @@ class Lifecycle:
         """No more patience: end everything at once."""
         if self.phase is not Phase.DRAINING:
             self.stop("now", None, now)
-        self._deadline = self._last_deadline = None
+        self._mode, self._deadline, self._last_deadline = "now", None, None
+        self._restart_no_more()
         self._order = [[node.name for node in self.nodes.values()]]
         return self._kill_late([node.name for node in self.nodes.values() if node.alive]) or self._advance(now)
 
@@ -343,9 +346,8 @@ class Lifecycle:
 
     def _restart_no_more(self) -> None:
         for node in self.nodes.values():
-            node.due = None
             if node.state in (State.PENDING, State.RESTARTING, State.FAILED):
-                node.state = State.EXITED
+                node.state, node.due = State.EXITED, None
 
     @property
     def _finishing(self) -> bool:
@@ -377,7 +379,8 @@ class Lifecycle:
         for name in self._current():
             node = self.nodes[name]
             if node.alive:
-                node.state = State.STOPPING
+                if node.state is not State.HUNG:  # that one is killed when it is due
+                    node.state = State.STOPPING
                 actions.append(Drain(name, self._mode if name in self._doors else "now"))
         return actions or self._advance(now)
 
@@ -404,6 +407,6 @@ class Lifecycle:
     def _kill_late(self, names: list[str]) -> list[Action]:
         actions: list[Action] = []
         for name in names:
-            self.nodes[name].state = State.STOPPING
+            self.nodes[name].state, self.nodes[name].due = State.STOPPING, None
             actions += [Say("late", name, "did not stop in time: killed"), Kill(name)]
         return actions

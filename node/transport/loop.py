@@ -24,6 +24,8 @@ READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 EVENTS_A_TURN = 64
 """Sources dealt with in one turn, at most; epoll hands out the others in the next ones."""
+LONGEST_WAIT = 86400.0
+"""Seconds of one turn at most: epoll counts milliseconds in 31 bits."""
 
 
 class HasFileno(Protocol):
@@ -121,7 +123,12 @@ class Loop:
 
     def hold_up(self, call: Callable[[], None]) -> None:
         """Call once when `lag` has passed, or when it is changed."""
-        self._held_up[call] = self.after(self.lag, call)
+
+        def go_on() -> None:
+            self._held_up.pop(call, None)
+            call()
+
+        self._held_up[call] = self.after(self.lag, go_on)
 
     def soon(self, call: Callable[[], None]) -> None:
         """Call once at the end of this turn."""
@@ -165,7 +172,7 @@ class Loop:
         if self._soon:
             timeout = 0
         elif self._timers:
-            until_timer = max(0.0, self._timers[0][0] - time.monotonic())
+            until_timer = min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST_WAIT)
             timeout = until_timer if timeout is None else min(timeout, until_timer)
         self.turns += 1
         watched, fresh = self._watched, self._fresh
