@@ -140,8 +140,7 @@ def test_what_makes_no_sense_gets_a_sentence(head: dict[str, Any], sentence: str
 def test_a_summary() -> None:
     """Events have no identifier, and say nothing of those that are there."""
     slots = [slot(start=9, identifier=4), slot(start=3, identifier=6), event(Event.READY)]
-    assert summarise(b"".join(slots)) == Summary(3, 9, 4, 6, False)
-    assert summarise(slot(flags=REPEATED, kind=Kind.PIECE)).repeats
+    assert summarise(b"".join(slots)) == Summary(3, 9, 4, 6)
 
 
 def write(directory: Path, count: int) -> History:

@@ -133,8 +133,6 @@ class Summary(NamedTuple):
     lowest: int
     highest: int
     """Identifiers; of events, which have none, nothing is known by them."""
-    repeats: bool
-    """There are records with the flag REPEATED."""
 
 
 def summarise(data: bytes) -> Summary:
@@ -142,7 +140,7 @@ def summarise(data: bytes) -> Summary:
     words = memoryview(data).cast("Q")
     starts, identifiers = words[0::8], words[2::8]
     highest = max(identifiers)
-    return Summary(min(starts), max(starts), min(filter(None, identifiers), default=0), highest, has_repeats(data))
+    return Summary(min(starts), max(starts), min(filter(None, identifiers), default=0), highest)
 
 
 def has_repeats(data: bytes) -> bool:

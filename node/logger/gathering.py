@@ -66,7 +66,7 @@ class Gathering:
         self.wanted = wanted
         self.follow = follow
         self.output = output
-        self._epoch = time.time_ns() - time.monotonic_ns()  # wall clock, but steady
+        self._epoch = max(time.time_ns() - time.monotonic_ns() for _ in range(10))  # as node/serving/keeper.py
         self.live = False
         """The histories are given; now it is news."""
         self._trouble: dict[str, str] = {}

@@ -1,5 +1,5 @@
 """primary-secondary: the primary takes the clients' requests, serves what falls in its own shard, asks the secondaries
-for the rest, and answers. A secondary serves its shard to the primary alone."""
+for the rest, and answers. A secondary is for the primary; others may look at its shard."""
 
 from __future__ import annotations
 
