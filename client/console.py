@@ -13,7 +13,7 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
-from client.units import parse_duration, parse_size
+from client.units import LONGEST_WAIT, parse_duration, parse_size
 
 T = TypeVar("T")
 EXIT_ERROR = 1
@@ -27,8 +27,6 @@ EXIT_PIPE = 141
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 """Of descriptors, memory or processes."""
-LONGEST_WAIT = 500 * 3600.0
-"""Seconds; poll counts milliseconds in 31 bits, which is 596 h."""
 
 
 class Failure(Exception):

@@ -18,6 +18,7 @@ from client.errors import ClusterError, InvalidRequest, ReadOnly
 from client.handshake import list_exports
 from client.pending import Pending
 from client.router import NAMESPACE, Router, is_part
+from client.units import LONGEST_WAIT
 from client.uri import Target, parse_uri
 from node.nbd import wire
 from node.nbd.wire import Command, CommandFlag, Error, Status, TransmissionFlag
@@ -58,7 +59,7 @@ class Future(Generic[T]):
     def result(self, timeout: float | None = None) -> T:
         """Wait for the outcome: for `timeout` seconds, or by default the connection's for each part of a request that
         had to be cut. Raises ClusterError; after a Timeout it may be called again."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + min(timeout, LONGEST_WAIT)
         for part in self._parts:
             part.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
         return self._outcome()
@@ -69,9 +70,9 @@ def connect(
 ) -> Memory:
     """Open the memory at an NBD URI; without one that of MEMCLUSTER_URI, or of the cluster of ./cluster.yaml.
 
-    `export` is opened instead of the one that the URI names. Every wait takes at most `timeout` seconds. A lost
-    connection is made again, and what was in flight repeated, unless `reconnect` is false. Raises ValueError for a bad
-    URI, DiscoverError, ClusterError.
+    `export` is opened instead of the one that the URI names. Every wait takes at most `timeout` seconds,
+    and 500 h. A lost connection is made again, and what was in flight repeated, unless `reconnect` is false. Raises
+    ValueError for a bad URI, DiscoverError, ClusterError.
     """
     target = parse_uri(uri or default_uri())
     if export is not None:
@@ -93,6 +94,7 @@ class Memory:
 
     def __init__(self, target: Target, *, timeout: float = 30.0, reconnect: bool = True) -> None:
         self._connection: Connection | Router
+        timeout = min(timeout, LONGEST_WAIT)
         connection = Connection(target, timeout=timeout, reconnect=reconnect, namespace=NAMESPACE)
         if is_part(connection.session.offered):
             connection.close()

@@ -9,6 +9,8 @@ _BINARY = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40
 _SIZE = re.compile(r"(?:(0x[0-9a-f]+)|([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?b)?)", re.IGNORECASE)
 _SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+LONGEST_WAIT = 500 * 3600.0
+"""Seconds; poll counts milliseconds in 31 bits, which is 596 h."""
 MOST_SECONDS = 1e9
 """About 30 years: in nanoseconds it still is a record's 64-bit number."""
 

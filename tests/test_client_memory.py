@@ -68,6 +68,13 @@ def test_a_memory_is_as_bytes_whatever_is_done_to_it(memory):
     assert memory[:] == model
 
 
+def test_who_waits_for_ever_may_say_so(memory):
+    """Infinity is a timeout: of the connection, and of one request."""
+    with memcluster.connect(str(memory.target), timeout=float("inf")) as patient:
+        assert patient.pread(1, 0) == b"\0"
+        assert patient.start_pread(1, 0).result(float("inf")) == b"\0"
+
+
 def test_many_futures_of_one_thread(memory):
     """Requests are begun before earlier ones are answered; each future has its own outcome."""
     writes = [memory.start_pwrite(bytes([index]) * 4096, index * 4096) for index in range(256)]

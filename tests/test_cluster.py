@@ -361,6 +361,22 @@ def test_the_cluster_outlives_the_reader_of_its_output(tmp_path, new_cluster, fo
     assert cluster.left_behind() == []
 
 
+def test_a_death_by_a_signal_without_a_name_is_a_death_like_any(tmp_path, new_cluster, foreground):
+    """Real-time signals have a number only, on the supervisor's output and in the log."""
+    cluster = new_cluster(tmp_path)
+    process = foreground(cluster)
+    read_line(process, "to stop it")
+    cluster.remember()
+    number = signal.SIGRTMIN + 1
+    secondary = Identity.of(cluster.pid("server1"))
+    secondary.signal(number)
+    assert wait_gone([secondary], TIMEOUT)
+    assert cluster.wait_until_running()["nodes"][1]["restarts"] == 1
+    assert f"killed by signal {number}" in cluster.command("logs").stdout.decode()
+    cluster.down()
+    assert f"killed by signal {number}" in process.stdout.read()
+
+
 @pytest.mark.parametrize("where", [">&- 2>&-", ">/dev/full", "<&- >&-"])
 def test_up_and_down_do_what_they_promise_wherever_their_output_goes(tmp_path, new_cluster, where):
     """Closed streams, whose numbers sockets would get, and a full disk: the cluster runs, then it is gone."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from client.console import LONGEST_WAIT
+from client.units import LONGEST_WAIT
 from node.transport.frames import Frame, FrameError, FrameReader
 
 
