@@ -50,8 +50,8 @@ def down(name: str, *, timeout: float | None, drain: bool, tell: Tell, paths: Ca
             record.supervisor.signal(signal.SIGCONT)
         stream.send({"do": "down", "drain": drain, "timeout": timeout})
         for happening in stream.frames(deadline):
-            if problem := happening.get("error"):
-                raise Failure(problem)
+            if "event" not in happening:  # it has not understood the order, and does nothing
+                raise Failure(happening["error"])
             tell(happening)
             gone = gone or happening["event"] == "gone"
             if happening["event"] == "late":

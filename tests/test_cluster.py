@@ -558,6 +558,16 @@ def test_a_later_stop_has_its_own_patience(make_cluster, start):
     assert cluster.left_behind() == []
 
 
+def test_a_merged_log_that_cannot_be_written_is_told_and_the_stop_goes_on(make_cluster):
+    """A folder lies where it is to be: `down` says so, waits for the end all the same, and it is no failure."""
+    cluster = make_cluster()
+    (cluster.folder / "logs" / f"{cluster.name}.log").mkdir()
+    done = cluster.down()
+    assert b"the merged log was not written" in done.stdout + done.stderr
+    assert (done.stdout + done.stderr).endswith(b"stopped\n")
+    assert cluster.left_behind() == []
+
+
 def test_a_process_that_is_late_is_named_and_killed(make_cluster):
     """A request whose secondary hangs holds the primary up: it is named, and `down` exits 124."""
     cluster = make_cluster()

@@ -23,6 +23,7 @@ from node.log.record import (
     Event,
     Kind,
     Summary,
+    has_repeats,
     make_identifier,
     subject_name,
     subject_of,
@@ -141,6 +142,8 @@ def test_a_summary() -> None:
     """Events have no identifier, and say nothing of those that are there."""
     slots = [slot(start=9, identifier=4), slot(start=3, identifier=6), event(Event.READY)]
     assert summarise(b"".join(slots)) == Summary(3, 9, 4, 6)
+    assert not has_repeats(b"".join(slots))
+    assert has_repeats(slot(flags=REPEATED, kind=Kind.PIECE))
 
 
 def write(directory: Path, count: int) -> History:

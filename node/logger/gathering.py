@@ -15,7 +15,7 @@ from node import topology
 from node.log.filter import MAX_TIME, Filter
 from node.log.history import History
 from node.log.merge import UNKNOWN, Entry, Live, Merger
-from node.log.record import RECORD
+from node.log.record import RECORD, clock_epoch
 from node.logger.shares import BATCH, POLL, LocalShare, RemoteShare
 from node.spec import NodeSpec
 from node.transport.loop import Loop, Timer
@@ -66,7 +66,7 @@ class Gathering:
         self.wanted = wanted
         self.follow = follow
         self.output = output
-        self._epoch = max(time.time_ns() - time.monotonic_ns() for _ in range(10))  # as node/serving/keeper.py
+        self._epoch = clock_epoch()
         self.live = False
         """The histories are given; now it is news."""
         self._trouble: dict[str, str] = {}

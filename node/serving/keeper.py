@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
-from time import monotonic_ns, time_ns
+from time import monotonic_ns
 
 from node.layout import Extents, Piece
-from node.log.record import Kind
+from node.log.record import Kind, clock_epoch
 from node.log.writer import LogWriter
 from node.nbd.wire import Buffer, Command, CommandFlag, Error
 from node.serving.memory import MAX_EXTENTS, Shard
@@ -43,9 +43,7 @@ class Keeper:
         self.loop = loop
         self.spec = spec
         self.shard = Shard(spec.shard, spec.cluster.servers[spec.index].memory, durable=spec.durable)
-        # Wall clock, but steady: it is set once, and goes on with the monotonic clock. Spans cannot be negative then.
-        # A process that is interrupted between the two gets too little, and would be behind the others.
-        self._epoch = max(time_ns() - monotonic_ns() for _ in range(10))
+        self._epoch = clock_epoch()
         self.log = LogWriter(
             spec.log_directory,
             spec.index,
