@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from node import topology
+from node.log.clock import clock_epoch
 from node.log.filter import MAX_TIME, Filter
 from node.log.history import History
 from node.log.merge import UNKNOWN, Entry, Live, Merger
-from node.log.record import RECORD, clock_epoch
+from node.log.record import RECORD
 from node.logger.shares import BATCH, POLL, LocalShare, RemoteShare
 from node.spec import NodeSpec
 from node.transport.loop import Loop, Timer

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from time import monotonic_ns
 
 from node.layout import Extents, Piece
-from node.log.record import Kind, clock_epoch
+from node.log.clock import clock_epoch
+from node.log.record import Kind
 from node.log.writer import LogWriter
 from node.nbd.wire import Buffer, Command, CommandFlag, Error
 from node.serving.memory import MAX_EXTENTS, Shard
