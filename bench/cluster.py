@@ -48,9 +48,7 @@ class Cluster:
 
 
 @contextmanager
-def cluster(
-    *, filled: bool = True, prefix: Sequence[str] = (), root: Path = ROOT, **keys: Any
-) -> Iterator[Service]:
+def cluster(*, filled: bool = True, prefix: Sequence[str] = (), root: Path = ROOT, **keys: Any) -> Iterator[Service]:
     """A running cluster, as a service whose process is server 0."""
     with tempfile.TemporaryDirectory(prefix="memcluster-bench-") as folder:
         subject = Cluster(folder, prefix, root, **keys)

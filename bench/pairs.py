@@ -8,7 +8,7 @@ least and greatest say how much it is worth.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 from client.units import format_size
 
 Measure = Callable[[], float]
+Prepare = Callable[["Plan"], AbstractContextManager[Sequence[Measure]]]
+"""Starts what is measured: gives the measures of memcluster, of the peer, and of the ceiling if there is one."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,15 @@ class Wire:
 
 @dataclass(frozen=True)
 class Case:
-    """`prepare` starts both sides and gives (measure memcluster, measure the peer). `target` is the least ratio that
-    will do, and a ratio above 1 is always in memcluster's favour: where less is better (`lower`), it is the peer's
-    figure over memcluster's."""
+    """`target` is the least ratio that will do, and a ratio above 1 is always in memcluster's favour: where less is
+    better (`lower`), it is the peer's figure over memcluster's."""
 
     name: str
     title: str
     unit: str
     peer: str
     target: float
-    prepare: Callable[[Plan], AbstractContextManager[tuple[Measure, Measure]]]
+    prepare: Prepare
     lower: bool = False
     wire: Wire | None = None
     pairs: int | None = None
@@ -74,6 +75,8 @@ class Outcome:
     case: Case
     subject: list[float] = field(default_factory=list)
     peer: list[float] = field(default_factory=list)
+    ceiling: list[float] = field(default_factory=list)
+    """Of a server in C with the same shape (see ceiling.py)."""
 
     @property
     def ratios(self) -> list[float]:
@@ -83,7 +86,15 @@ class Outcome:
     def to_json(self) -> dict[str, Any]:
         case, ratios = self.case, self.ratios
         ratio = statistics.median(ratios)
-        return {
+        ceiling: dict[str, Any] = {}
+        if self.ceiling:
+            reached = [ours / ceiling for ours, ceiling in zip(self.subject, self.ceiling, strict=True)]
+            ceiling = {
+                "ceiling_figures": self.ceiling,
+                "ceiling_median": statistics.median(self.ceiling),
+                "ceiling_reached": statistics.median(reached),
+            }
+        return ceiling | {
             "title": case.title,
             "unit": case.unit,
             "lower_is_better": case.lower,
@@ -102,12 +113,12 @@ class Outcome:
 
 
 def take(case: Case, plan: Plan, progress: Callable[[str], object] = lambda _: None) -> Outcome:
-    """Measure a case: memcluster, peer, memcluster, peer, …"""
+    """Measure a case: memcluster, peer, memcluster, peer, …; and the ceiling between them, where there is one."""
     outcome = Outcome(case)
     pairs = plan.pairs if case.pairs is None else min(plan.pairs, case.pairs)
-    with case.prepare(plan) as (ours, peers):
+    with case.prepare(plan) as measures:
         for number in range(pairs):
             progress(f"pair {number + 1} of {pairs}")
-            outcome.subject.append(ours())
-            outcome.peer.append(peers())
+            for figures, measure in zip((outcome.subject, outcome.peer, outcome.ceiling), measures, strict=False):
+                figures.append(measure())
     return outcome

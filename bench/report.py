@@ -49,16 +49,18 @@ def cases(results: Results) -> Rows:
 
 
 def limits(results: Results) -> Rows:
-    """Each case that moves bytes, beside two programs that do only that."""
-    rows: Rows = [("case", "unit", "memcluster:", "limit:", "reached:")]
+    """Each case that moves bytes, beside a server in C under the same load and beside programs that only move them."""
+    rows: Rows = [("case", "unit", "memcluster:", "C server:", "reached:", "bare sockets:", "reached:")]
     for case in in_order(results.get("cases", {})):
         limit = case.get("limit")
         if limit and not any(row[0] == case["title"] for row in rows):
-            ours = case["memcluster_median"]
-            rows.append((case["title"], case["unit"], number(ours), number(limit), f"{ours / limit:.0%}"))
+            ours, server = case["memcluster_median"], ("", "")
+            if "ceiling_median" in case:
+                server = number(case["ceiling_median"]), f"{case['ceiling_reached']:.0%}"
+            rows.append((case["title"], case["unit"], number(ours), *server, number(limit), f"{ours / limit:.0%}"))
     for block, speed in results.get("limits", {}).get("memcpy", {}).items():
         if block != "taken":
-            rows.append((f"memcpy, {int(block) >> 10} KiB at a time", "GB/s", "", number(speed / 1e9), ""))
+            rows.append((f"memcpy, {int(block) >> 10} KiB at a time", "GB/s", "", "", "", number(speed / 1e9), ""))
     return rows
 
 

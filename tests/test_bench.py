@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import sys
 import xml.etree.ElementTree as ET
 
@@ -30,8 +32,9 @@ def measured(tmp_path_factory):
 def test_a_case_is_measured_beside_its_peer(measured):
     printed, results, _ = measured
     (case,) = results["cases"].values()
-    assert len(case["memcluster_figures"]) == len(case["peer_figures"]) == len(case["ratios"]) == 1
-    assert min(*case["memcluster_figures"], *case["peer_figures"], case["limit"]) > 0
+    sides = [case[f"{side}_figures"] for side in ("memcluster", "peer", "ceiling")]
+    assert [len(figures) for figures in (*sides, case["ratios"])] == [1, 1, 1, 1]
+    assert min(*itertools.chain(*sides), case["limit"]) > 0
     assert case["ratio_min"] <= case["ratio_median"] <= case["ratio_max"]
     assert case["met"] == (case["ratio_median"] >= case["target"])
     for word in ("memcluster", "peer", "ratio", "target", "met", "limit"):
@@ -68,6 +71,23 @@ def test_the_pictures_are_svg_and_the_tables_find_their_place(measured, tmp_path
     assert text.endswith("|\n<!-- bench end -->\nafter\n")
     assert "old" not in text
     assert report.write_documents(results, [document]) == []
+
+
+@pytest.mark.parametrize("servers", [1, 4])
+def test_the_ceiling_is_a_memory(servers, monkeypatch):
+    """What the C program is measured by is what it keeps: bytes written are read, small ones and large ones."""
+    need("cc", "gcc")
+    monkeypatch.syspath_prepend(ROOT)
+    import memcluster
+    from bench.ceiling import ceiling
+    from bench.peers import MEMORY
+
+    part = MEMORY // servers
+    with ceiling(servers) as service, memcluster.connect(service.uri) as memory:
+        for offset, length in ((0, 4096), (part - 4096, 4096), (MEMORY - part, 1 << 20), (MEMORY - 512, 512)):
+            data = os.urandom(length)
+            memory.pwrite(data, offset)
+            assert memory.pread(length, offset) == data
 
 
 def test_an_unknown_case_is_a_usage_error():

@@ -184,7 +184,7 @@ class PassedOn(Submission):
         self.length = request.length
         self.flags = request.flags & PASSED_ON
         payload = request.payload  # if it lies in the receive buffer it must outlive this turn
-        self.payload = () if payload is None else (payload,) if request.owned else (bytes(payload),)
+        self.payload = () if payload is None else (payload,) if request.owned else (payload.tobytes(),)
         self.since = start
         self.destination = None
         self.error = 0

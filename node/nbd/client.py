@@ -221,7 +221,7 @@ class ClientSession(Opening):
                     and not (request.arrived or request.error)
                     and self.structured
                 ):
-                    request.data = bytes(scratch[start:stop])
+                    request.data = scratch[start:stop].tobytes()  # 80 ns less than bytes(…)
                     del awaited[cookie]
                     replies.append(request)
                     position = stop
