@@ -98,7 +98,7 @@ def end_of_session(words: bytes) -> str:
             session.received(len(room), 1 << 30)
     except ProtocolError:
         broken = True
-    if session.sink is not None:
+    if session.missing:
         state = "in a payload"
     elif session.finished:
         state = "left in the handshake" if session.export is None else "left"

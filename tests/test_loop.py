@@ -90,7 +90,7 @@ def converse(loop, pair, turns):
 
 def test_looking_instead_of_sleeping_ends_when_nothing_comes(loop, pair):
     """After a hundred quick requests and then silence, a loop that looks sleeps: at most a few looks are paid."""
-    loop.wait = Look(loop.wait)
+    loop.wait = Look(loop.wait).wait
     converse(loop, pair, 100)
     began = time.process_time()
     for _ in range(20):
@@ -133,7 +133,7 @@ def is_open(path):
 def window(awake, work=0.0):
     """As many waits as are judged together, and the server's work after each."""
     for _ in range(WINDOW):
-        awake(1, 64)
+        awake.wait(1, 64)
         if work:
             time.sleep(work)
 
@@ -147,12 +147,12 @@ def test_processors_stay_awake_while_a_client_waits_for_each_answer(device):
         window(awake)
     assert device.read_bytes() == bytes(4)
     waits.timeouts.clear()
-    awake(LINGER / 2, 64)
+    awake.wait(LINGER / 2, 64)
     waits.found = []
-    awake(None, 64)
+    awake.wait(None, 64)
     assert waits.timeouts == [LINGER / 2, LINGER]
     assert not is_open(device)
-    awake(None, 64)
+    awake.wait(None, 64)
     assert waits.timeouts[-1] is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from node.cluster_map import ClusterMap, ServerEntry
 from node.nbd import wire
 from node.nbd.client import ClientSession
+from node.nbd.server import RECEIVE_BUFFER, REQUEST_COST
 from node.nbd.wire import Command
 from node.serving import keeper, server
+from node.serving.connection import TURN_BUDGET
 from node.spec import NodeSpec
 from node.topologies.primary_secondary import LINK, Secondary
 from node.transport.loop import Loop
@@ -124,3 +127,28 @@ def test_who_looks_at_a_shard_costs_no_link(subject: Subject) -> None:
     link = subject.peer()
     subject.peer("shard").done(Command.READ, 1, 0, 512)
     link.done(Command.READ, 2, 0, 512)
+
+
+def test_no_more_requests_are_begun_while_replies_are_held_up(subject: Subject) -> None:
+    """A turn's worth of them is; what comes meanwhile waits in the socket, and all are answered in the end."""
+    peer = subject.peer()
+    subject.loop.slow(3600)
+    cookies = list(range(2 * RECEIVE_BUFFER // wire.REQUEST.size))
+    for cookie in cookies:
+        peer.session.submit(Command.READ, cookie, 0, 1)
+    unsent = b"".join(peer.session.outgoing)
+    peer.session.outgoing.clear()
+
+    def turn() -> list[int]:
+        nonlocal unsent
+        with suppress(BlockingIOError):
+            unsent = unsent[peer.sock.send(unsent) :] if unsent else unsent
+        return peer.turn()
+
+    assert not any(turn() for _ in range(20))
+    assert 0 < subject.server.requests <= TURN_BUDGET // REQUEST_COST
+    subject.loop.slow(0)
+    answered: list[int] = []
+    while len(answered) < len(cookies):
+        answered += turn()
+    assert answered == cookies

@@ -219,7 +219,8 @@ class _Wire(Stream):
         except NBDError as error:
             self._lost(str(error))
             return
-        self.expect(session.missing)
+        if session.missing or self.wakes_at > 1:
+            self.expect(session.missing)
         if session.ready and not was_ready:
             self.link.established(self)
         elif replies:

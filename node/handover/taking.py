@@ -83,6 +83,7 @@ class HandedConnection(Connection):
                 return
             if not self._has_gate:
                 self._flush_is_due = False
+                self._account()
                 return
         if self._unsaid:
             self._say()

@@ -39,6 +39,7 @@ _CHUNK_DATA, _unpack_extent = wire.CHUNK_DATA.size, Struct(">IQ").unpack_from
 _READ, _BLOCK_STATUS = int(Command.READ), int(Command.BLOCK_STATUS)
 _U32 = Struct(">I")
 _U64 = Struct(">Q")
+_NOWHERE = memoryview(b"")
 
 
 class Reply:
@@ -116,10 +117,12 @@ class ClientSession(Opening):
         self._rest = b""  # received, not yet parsed, parked outside the shared buffer
         self._end = 0  # bytes of the receive buffer in use
         self._awaited = {} if awaited is None else awaited
-        self._sink: memoryview | None = None  # what is being received in its place, instead of in the buffer
-        self._sunk = 0
+        self.missing = 0
+        """Bytes that are still to come of what is being received in its place, instead of in the buffer."""
+        self._sink = _NOWHERE  # where they belong
         self._behind_sink = False
-        self._sink_of: tuple[Awaited, int, bool] | None = None  # whose it is, the chunk's type, whether it is the last
+        # Of what is received so: whose it is, all of it, the chunk's type, whether it is the last.
+        self._receiving: tuple[Awaited, memoryview, int, bool] | None = None
 
     def __repr__(self) -> str:
         phase = "finished" if self.finished else "ready" if self.ready else "handshake"
@@ -160,8 +163,8 @@ class ClientSession(Opening):
 
     def receive_buffer(self) -> memoryview:
         """Where the next bytes belong; never empty."""
-        if self._sink is not None:
-            return self._sink[self._sunk :]
+        if self.missing:
+            return self._sink
         rest = self._rest
         self._end = len(rest)
         if rest:
@@ -177,9 +180,11 @@ class ClientSession(Opening):
         Raises ProtocolError when the connection cannot go on, Refused when the server does not let this client in.
         """
         replies: list[Reply] = []
-        if self._sink is not None:
-            self._sunk += count
-            if self._sunk == len(self._sink):
+        if self.missing:
+            self.missing -= count
+            if self.missing:
+                self._sink = self._sink[count:]
+            else:
                 self._sink_is_full(replies)
             return replies
         self._end += count
@@ -189,16 +194,11 @@ class ClientSession(Opening):
         self._rest = b"" if self.finished else bytes(self._scratch[position : self._end])
         return replies
 
-    @property
-    def missing(self) -> int:
-        """Bytes that are still to come of what is being received in its place."""
-        return 0 if self._sink is None else len(self._sink) - self._sunk
-
     def receive_eof(self) -> None:
         """The server closed. Raises ProtocolError if that was in the middle of something, Refused if it said no so."""
         if not self.ready and not self.finished:
             self.cut_short()
-        if self._rest or self._sink is not None:
+        if self._rest or self.missing:
             raise ProtocolError("the server closed the connection in the middle of a reply")
 
     def _parse_replies(self, position: int, replies: list[Reply]) -> int:
@@ -264,9 +264,7 @@ class ClientSession(Opening):
                 else:
                     self._claim(request, at, length)
                 if here < length:
-                    sink = self._place(request)[at : at + length]
-                    sink[:here] = scratch[start:end]
-                    self._sink, self._sunk, self._sink_of = sink, here, (request, kind, done)
+                    self._receive_in_place(request, self._place(request)[at : at + length], start, kind, done)
                     return end
                 if length == request.length and request.destination is None:
                     request.data = bytes(scratch[start : start + length])
@@ -279,9 +277,7 @@ class ClientSession(Opening):
                 if here < length:
                     if _CHUNK + length <= len(scratch) >> 2:
                         break
-                    sink = memoryview(bytearray(length))
-                    sink[:here] = scratch[start:end]
-                    self._sink, self._sunk, self._sink_of = sink, here, (request, kind, done)
+                    self._receive_in_place(request, memoryview(bytearray(length)), start, kind, done)
                     return end
                 self._take_chunk(request, kind, bytes(scratch[start : start + length]), done)
             if done:
@@ -289,11 +285,16 @@ class ClientSession(Opening):
             position = start + length
         return position
 
+    def _receive_in_place(self, request: Awaited, body: memoryview, start: int, kind: int, done: bool) -> None:
+        """What is long and still arriving, from `start` on in the buffer, is received where it belongs."""
+        here = self._end - start
+        body[:here] = self._scratch[start : self._end]
+        self.missing, self._sink, self._receiving = len(body) - here, body[here:], (request, body, kind, done)
+
     def _sink_is_full(self, replies: list[Reply]) -> None:
-        assert self._sink is not None
-        assert self._sink_of is not None
-        request, kind, done = self._sink_of
-        body, self._sink, self._sink_of = self._sink, None, None
+        assert self._receiving is not None
+        request, body, kind, done = self._receiving
+        self._receiving, self._sink = None, _NOWHERE
         self._behind_sink = True
         if kind != _DATA:
             self._take_chunk(request, kind, bytes(body), done)

@@ -33,6 +33,7 @@ _READ, _WRITE, _DISC, _BLOCK_STATUS = (
     int(command) for command in (Command.READ, Command.WRITE, Command.DISC, Command.BLOCK_STATUS)
 )
 _REQUEST_MAGIC, _HEADER, _unpack_request = wire.REQUEST_MAGIC, wire.REQUEST.size, wire.REQUEST.unpack_from
+_NOWHERE = memoryview(b"")
 
 
 class Request:
@@ -86,11 +87,12 @@ class ServerSession(Replies):
         self._scratch = memoryview(bytearray(RECEIVE_BUFFER)) if scratch is None else scratch
         self._rest = b""  # received, not yet parsed, parked outside the shared buffer
         self._end = 0  # bytes of the receive buffer in use
-        self.sink: memoryview | None = None
-        """The payload that is being received in its place."""
-        self._sunk = 0
+        self.receiving: Request | None = None
+        """The WRITE whose payload is being received in its place."""
+        self.missing = 0
+        """Bytes of it that are still to come."""
+        self._sink = _NOWHERE  # where they belong
         self._behind_sink = False
-        self._receiving: Request | None = None
         self._skip = 0  # bytes of a refused payload still to be read away
         self._refused: Request | None = None  # whose payload that is; answered when it has been read away
         self._allowed: dict[int, int] = {}  # command -> the flags it may carry on this export
@@ -102,7 +104,8 @@ class ServerSession(Replies):
 
     def close(self) -> None:
         """Let go of what it holds: the client is gone."""
-        self.sink = self._receiving = self._refused = self._negotiation = None
+        self.receiving = self._refused = self._negotiation = None
+        self.missing, self._sink = 0, _NOWHERE
         self._rest = b""
         self.waiting = False
         self._place = _nowhere
@@ -112,9 +115,12 @@ class ServerSession(Replies):
 
     def receive_buffer(self) -> memoryview:
         """Where the next bytes belong; never empty."""
-        if self.sink is not None:
-            return self.sink[self._sunk :]
-        self._load()
+        if self.missing:
+            return self._sink
+        if self._rest:
+            self._load()
+        else:
+            self._end = 0
         if self._behind_sink:
             self._behind_sink = False
             return self._scratch[self._end : self._end + HEAD]
@@ -126,21 +132,17 @@ class ServerSession(Replies):
         Stops when they are worth more than `budget` bytes: `waiting` is then true, and `resume` goes on. Raises
         ProtocolError when the connection cannot go on.
         """
-        if self.sink is None:
+        if not self.missing:
             self._end += count
             return self._parse(budget)
-        self._sunk += count
-        if self._sunk < len(self.sink):
+        self.missing -= count
+        if self.missing:
+            self._sink = self._sink[count:]
             return []
-        assert self._receiving is not None
-        request, self._receiving, self.sink = self._receiving, None, None
+        assert self.receiving is not None
+        request, self.receiving, self._sink = self.receiving, None, _NOWHERE
         self._behind_sink = True
         return [request]
-
-    @property
-    def missing(self) -> int:
-        """Bytes that are still to come of the payload that is being received in its place."""
-        return 0 if self.sink is None else len(self.sink) - self._sunk
 
     def resume(self, budget: int) -> list[Request]:
         """The requests that an earlier call left for lack of budget."""
@@ -152,8 +154,7 @@ class ServerSession(Replies):
     def _load(self) -> None:
         rest = self._rest
         self._end = len(rest)
-        if rest:
-            self._scratch[: len(rest)] = rest
+        self._scratch[: len(rest)] = rest
 
     def _parse(self, budget: int) -> list[Request]:
         self.waiting = False
@@ -194,8 +195,8 @@ class ServerSession(Replies):
             if magic != _REQUEST_MAGIC:
                 raise ProtocolError(f"request magic {magic:#010x}, not {_REQUEST_MAGIC:#010x}")
             request = Request(command, flags, cookie, offset, length)
-            if command not in allowed or flags & ~allowed[command] or offset + length > size:
-                self._refuse(request, size)
+            if flags or command not in allowed or offset + length > size:
+                self._check(request, size)
             if command <= _WRITE:
                 if length > wire.MAX_PAYLOAD:
                     request.refuse(Error.EINVAL, f"{length} bytes in one request; the maximum is {wire.MAX_PAYLOAD}")
@@ -226,24 +227,24 @@ class ServerSession(Replies):
         self.waiting = end - position >= header
         return position
 
-    def _refuse(self, request: Request, size: int) -> None:
-        """Say why a request that is not allowed is not."""
-        command, flags = request.command, request.flags
+    def _check(self, request: Request, size: int) -> None:
+        """Refuse a request that is not allowed, and say why."""
+        command, flags, allowed = request.command, request.flags, self._allowed
+        beyond = request.offset + request.length > size
+        if command == _DISC or (command in allowed and not flags & ~allowed[command] and not beyond):
+            return  # a DISC is one whatever its other fields are
         name = Command(command).name if command in Command.__members__.values() else f"command {command}"
         assert self.export is not None
-        if command == Command.DISC:
-            return  # whatever its other fields are
-        if command not in self._allowed:
-            writes = (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES)
-            if command in writes and self.export.flags & TransmissionFlag.READ_ONLY:
+        if command not in allowed:
+            writes = command in (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES)
+            if writes and self.export.flags & TransmissionFlag.READ_ONLY:
                 request.refuse(Error.EPERM, f"the export {self.export.name!r} is read-only")
             else:
                 request.refuse(Error.EINVAL, f"{name} is not served here")
-        elif flags & ~self._allowed[command]:
+        elif flags & ~allowed[command]:
             request.refuse(Error.EINVAL, f"flags {flags:#x} are not allowed with {name}")
         else:
-            writing = command in (Command.WRITE, Command.WRITE_ZEROES)
-            error = Error.ENOSPC if writing else Error.EINVAL
+            error = Error.ENOSPC if command in (Command.WRITE, Command.WRITE_ZEROES) else Error.EINVAL
             request.refuse(error, f"{name} of {request.length} bytes at {request.offset} is beyond the end, {size}")
 
     def _refuse_payload(self, request: Request, start: int, requests: list[Request]) -> int:
@@ -265,7 +266,7 @@ class ServerSession(Replies):
         sink[:here] = self._scratch[start : self._end]
         request.payload = sink
         request.owned = True
-        self.sink, self._sunk, self._receiving = sink, here, request
+        self.receiving, self.missing, self._sink = request, request.length - here, sink[here:]
         return self._end
 
 

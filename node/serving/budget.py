@@ -9,16 +9,11 @@ from __future__ import annotations
 
 
 class Budget:
-    """Counts the bytes that requests in flight and unsent replies take up."""
+    """Counts the bytes that requests in flight and unsent replies may still take up."""
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
+        self.left = limit
+        """Below 0 when the clients' last requests went beyond the limit."""
 
     def __repr__(self) -> str:
-        return f"<Budget {self.used} of {self.limit} bytes>"
-
-    @property
-    def left(self) -> int:
-        """Below 0 when the clients' last requests went beyond the limit."""
-        return self.limit - self.used
+        return f"<Budget with {self.left} bytes left>"

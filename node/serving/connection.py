@@ -72,7 +72,7 @@ class Connection(Stream):
         self._budget = budget
         self._bytes_in_flight = 0
         self._held = 0  # bytes that the budget counts for this client
-        self._seen: tuple[float, int, memoryview | None] | None = None  # for `stalled`: when, bytes sent, payload
+        self._seen: tuple[float, int, Request | None] | None = None  # for `stalled`: when, bytes sent, payload's
         self.slot: int | None = None
         self.route: Route = _no_route
         """What serves the requests; the owner sets it when the client opens an export."""
@@ -124,7 +124,7 @@ class Connection(Stream):
         if self.closing:
             return self._half_closed
         session = self.session
-        return session.sink is not None or (not session.waiting and (not self._held or self._room > 0))
+        return session.missing > 0 or (not session.waiting and (not self._held or self._room > 0))
 
     @property
     def takes_turns(self) -> bool:
@@ -138,18 +138,19 @@ class Connection(Stream):
 
     def _account(self) -> None:
         """Tell the budget what this client takes up. Whoever holds something comes here again when it gets less."""
-        sink = self.session.sink
         held = self._bytes_in_flight
         if self.open:
-            held += self.queued + (0 if sink is None else len(sink))
+            held += self.queued
+            if (receiving := self.session.receiving) is not None:
+                held += receiving.length
         if held != self._held:
-            self._budget.used += held - self._held
+            self._budget.left -= held - self._held
             self._held = held
 
     def stalled(self, seconds: float) -> str:
         """Why this client has to go, if it holds memory and has made too little use of the time; to be asked now and
         then, and at least twice in `seconds`."""
-        payload = self.session.sink
+        payload = self.session.receiving
         if not self.queued and payload is None:
             self._seen = None
             return ""
@@ -163,10 +164,11 @@ class Connection(Stream):
         return f"took {self.sent - self._seen[1]} bytes in {seconds:g} s while {self.queued} wait"
 
     def _readable(self) -> None:
-        if self.closing:
-            self._discard()
-            return
         session = self.session
+        if self.closing or session.waiting:  # since this turn began, or while replies are held up by a fault
+            if self._half_closed:
+                self._discard()
+            return
         try:
             count = self.sock.recv_into(session.receive_buffer())
         except (BlockingIOError, InterruptedError):
@@ -184,7 +186,8 @@ class Connection(Stream):
         except ProtocolError as error:
             self._lost(str(error))
             return
-        self.expect(session.missing)
+        if session.missing or self.wakes_at > 1:
+            self.expect(session.missing)
         self._serve(requests)
 
     def _resume(self) -> None:
@@ -199,10 +202,10 @@ class Connection(Stream):
     def _serve(self, requests: list[Request]) -> None:
         if requests:
             self.owner.serve(self, requests)
-            self._account()
         if self.session.finished:
             self.closing = True
         if self.in_flight or self.loop.lag:
+            self._account()
             self.send_soon()  # replies that come from elsewhere in this turn go with these
         else:
             self.flush()

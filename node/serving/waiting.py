@@ -38,9 +38,9 @@ DRIVER = Path("/sys/devices/system/cpu/cpuidle/current_driver")
 def eager(wait: Wait, *, look: bool) -> Wait:
     """`wait` for the loop of a server; it looks before it sleeps if it may have a processor for that."""
     if look:
-        wait = Look(wait)
+        wait = Look(wait).wait
     if may_keep_awake():
-        wait = Awake(wait, DEVICE)
+        wait = Awake(wait, DEVICE).wait
     return wait
 
 
@@ -69,7 +69,7 @@ class Look:
         self._doubt = 1  # short sleeps to come before the next look
         self._penalty = 1
 
-    def __call__(self, timeout: float | None, most: int) -> list[tuple[int, int]]:
+    def wait(self, timeout: float | None, most: int) -> list[tuple[int, int]]:
         wait = self._wait
         if timeout is not None and timeout <= SPIN:
             return wait(timeout, most)
@@ -101,7 +101,7 @@ class Awake:
         self._waited = 0.0
         self._since = perf_counter()
 
-    def __call__(self, timeout: float | None, most: int) -> list[tuple[int, int]]:
+    def wait(self, timeout: float | None, most: int) -> list[tuple[int, int]]:
         began = perf_counter()
         if self._request is not None and (timeout is None or timeout > LINGER):
             found = self._wait(LINGER, most)

@@ -15,8 +15,8 @@ import select
 import selectors
 import signal
 import socket
-import time
 from collections.abc import Callable
+from time import monotonic
 from types import FrameType
 from typing import Protocol
 
@@ -50,7 +50,7 @@ class Timer:
         self.call = None
 
     def __repr__(self) -> str:
-        return f"<Timer {'cancelled' if self.call is None else f'due in {self.due - time.monotonic():.3f} s'}>"
+        return f"<Timer {'cancelled' if self.call is None else f'due in {self.due - monotonic():.3f} s'}>"
 
 
 class Loop:
@@ -109,7 +109,7 @@ class Loop:
 
     def after(self, seconds: float, call: Callable[[], None]) -> Timer:
         """Call once, `seconds` from now."""
-        timer = Timer(time.monotonic() + seconds, call)
+        timer = Timer(monotonic() + seconds, call)
         heapq.heappush(self._timers, (timer.due, next(self._order), timer))
         return timer
 
@@ -172,8 +172,9 @@ class Loop:
         if self._soon:
             timeout = 0
         elif self._timers:
-            until_timer = min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST_WAIT)
-            timeout = until_timer if timeout is None else min(timeout, until_timer)
+            until_timer = self._timers[0][0] - monotonic()
+            if timeout is None or until_timer < timeout:
+                timeout = 0 if until_timer < 0 else until_timer if until_timer < LONGEST_WAIT else LONGEST_WAIT
         self.turns += 1
         watched, fresh = self._watched, self._fresh
         fresh.clear()
@@ -187,7 +188,7 @@ class Loop:
                 ready(READ)
             else:  # an error or the other side's end makes a source ready for whatever is asked of it
                 ready(mask & ((READ if events & ~select.EPOLLOUT else 0) | (WRITE if events & ~select.EPOLLIN else 0)))
-        if self._timers:
+        if self._timers and self._timers[0][0] <= monotonic():
             self._run_timers()
         if self._soon:
             calls, self._soon = self._soon, []
@@ -195,7 +196,7 @@ class Loop:
                 call()
 
     def _run_timers(self) -> None:
-        now = time.monotonic()
+        now = monotonic()
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)[2]
             if timer.call is not None:

@@ -38,7 +38,8 @@ class Stream:
         self.sent = 0
         """Bytes sent so far: whether a slow reader reads at all."""
         self._mask = 0
-        self._wakes_at = 1  # SO_RCVLOWAT
+        self.wakes_at = 1
+        """Bytes that the loop is woken for (SO_RCVLOWAT)."""
         self._flush_is_due = False
         self._on_ready = self._ready  # one bound method, so that the loop sees the same handler each time
 
@@ -46,7 +47,7 @@ class Stream:
 
     @property
     def wants_read(self) -> bool:
-        """Whether more bytes are welcome; false is back-pressure."""
+        """Whether more bytes are welcome; false is back-pressure, from the next `update` on."""
         return True
 
     @property
@@ -124,8 +125,8 @@ class Stream:
     def expect(self, count: int) -> None:
         """So many bytes of a large payload are still to come; 0: whatever comes next is to be looked at at once."""
         wake_at = min(count, WAKE_AT) or 1
-        if wake_at != self._wakes_at:
-            self._wakes_at = wake_at
+        if wake_at != self.wakes_at:
+            self.wakes_at = wake_at
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wake_at)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ class Stream:
     def _ready(self, mask: int) -> None:
         if mask & WRITE:
             self.flush()
-        if mask & READ and self.open and self.wants_read:
+        if mask & READ and self.open:
             self._readable()
 
     def close(self) -> None:
