@@ -264,7 +264,7 @@ class ClientSession(Opening):
                 else:
                     self._claim(request, at, length)
                 if here < length:
-                    self._receive_in_place(request, self._place(request)[at : at + length], start, kind, done)
+                    self._begin_in_place(request, self._place(request)[at : at + length], start, kind, done)
                     return end
                 if length == request.length and request.destination is None:
                     request.data = bytes(scratch[start : start + length])
@@ -277,7 +277,7 @@ class ClientSession(Opening):
                 if here < length:
                     if _CHUNK + length <= len(scratch) >> 2:
                         break
-                    self._receive_in_place(request, memoryview(bytearray(length)), start, kind, done)
+                    self._begin_in_place(request, memoryview(bytearray(length)), start, kind, done)
                     return end
                 self._take_chunk(request, kind, bytes(scratch[start : start + length]), done)
             if done:
@@ -285,7 +285,7 @@ class ClientSession(Opening):
             position = start + length
         return position
 
-    def _receive_in_place(self, request: Awaited, body: memoryview, start: int, kind: int, done: bool) -> None:
+    def _begin_in_place(self, request: Awaited, body: memoryview, start: int, kind: int, done: bool) -> None:
         """What is long and still arriving, from `start` on in the buffer, is received where it belongs."""
         here = self._end - start
         body[:here] = self._scratch[start : self._end]

@@ -132,31 +132,9 @@ class ServerSession(Replies):
         Stops when they are worth more than `budget` bytes: `waiting` is then true, and `resume` goes on. Raises
         ProtocolError when the connection cannot go on.
         """
-        if not self.missing:
-            self._end += count
-            return self._parse(budget)
-        self.missing -= count
         if self.missing:
-            self._sink = self._sink[count:]
-            return []
-        assert self.receiving is not None
-        request, self.receiving, self._sink = self.receiving, None, _NOWHERE
-        self._behind_sink = True
-        return [request]
-
-    def resume(self, budget: int) -> list[Request]:
-        """The requests that an earlier call left for lack of budget."""
-        if not self.waiting:
-            return []
-        self._load()
-        return self._parse(budget)
-
-    def _load(self) -> None:
-        rest = self._rest
-        self._end = len(rest)
-        self._scratch[: len(rest)] = rest
-
-    def _parse(self, budget: int) -> list[Request]:
+            return self._receive_in_place(count)
+        self._end += count
         self.waiting = False
         requests: list[Request] = []
         position = self._read_away(0, requests) if self._refused else 0
@@ -166,6 +144,18 @@ class ServerSession(Replies):
             position = self._parse_requests(position, budget, requests)
         self._rest = bytes(self._scratch[position : self._end]) if position < self._end and not self.finished else b""
         return requests
+
+    def resume(self, budget: int) -> list[Request]:
+        """The requests that an earlier call left for lack of budget."""
+        if not self.waiting:
+            return []
+        self._load()
+        return self.received(0, budget)
+
+    def _load(self) -> None:
+        rest = self._rest
+        self._end = len(rest)
+        self._scratch[: len(rest)] = rest
 
     def _negotiate(self, negotiation: Negotiation, position: int) -> int:
         """Go on with the handshake; once it is over, keep what was agreed on. Returns the position reached."""
@@ -209,7 +199,7 @@ class ServerSession(Replies):
                     if length > end - start:
                         if length + header <= len(scratch) >> 2:
                             return position  # small: wait for the rest of it here
-                        return self._receive_in_place(request, start, requests)
+                        return self._begin_in_place(request, start, requests)
                     request.payload = scratch[start : start + length]
                     position = start + length
                 else:
@@ -257,7 +247,7 @@ class ServerSession(Replies):
         self._skip, self._refused = request.length, request
         return self._read_away(start, requests)
 
-    def _receive_in_place(self, request: Request, start: int, requests: list[Request]) -> int:
+    def _begin_in_place(self, request: Request, start: int, requests: list[Request]) -> int:
         """The payload is large and still arriving: let it be received where it belongs."""
         sink = self._place(request)
         if sink is None:
@@ -268,6 +258,16 @@ class ServerSession(Replies):
         request.owned = True
         self.receiving, self.missing, self._sink = request, request.length - here, sink[here:]
         return self._end
+
+    def _receive_in_place(self, count: int) -> list[Request]:
+        self.missing -= count
+        if self.missing:
+            self._sink = self._sink[count:]
+            return []
+        assert self.receiving is not None
+        request, self.receiving, self._sink = self.receiving, None, _NOWHERE
+        self._behind_sink = True
+        return [request]
 
 
 def _nowhere(_request: Request) -> memoryview | None:

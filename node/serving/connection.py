@@ -181,8 +181,8 @@ class Connection(Stream):
             return
         TRAFFIC.received += count
         try:
-            room = self._room
-            requests = session.received(count, room if room < TURN_BUDGET else TURN_BUDGET)
+            plenty = not self._held and self._budget.left > TURN_BUDGET
+            requests = session.received(count, TURN_BUDGET if plenty else min(TURN_BUDGET, self._room))
         except ProtocolError as error:
             self._lost(str(error))
             return
