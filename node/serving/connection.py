@@ -165,9 +165,12 @@ class Connection(Stream):
 
     def _readable(self) -> None:
         session = self.session
-        if self.closing or session.waiting:  # since this turn began, or while replies are held up by a fault
-            if self._half_closed:
-                self._discard()
+        plenty = not (self._held or self.closing or session.waiting) and self._budget.left > TURN_BUDGET
+        if not plenty and not self.wants_read:  # since this turn began, or while replies are held up by a fault
+            self.update()
+            return
+        if self.closing:
+            self._discard()
             return
         try:
             count = self.sock.recv_into(session.receive_buffer())
@@ -181,7 +184,6 @@ class Connection(Stream):
             return
         TRAFFIC.received += count
         try:
-            plenty = not self._held and self._budget.left > TURN_BUDGET
             requests = session.received(count, TURN_BUDGET if plenty else min(TURN_BUDGET, self._room))
         except ProtocolError as error:
             self._lost(str(error))
