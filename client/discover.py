@@ -92,9 +92,32 @@ def check_folder(name: str, file: Path) -> None:
         raise NotRunning(f"the name {name!r} is in use by the cluster of {other}; that of {file} is not running")
 
 
+def stamp(file: Path) -> str:
+    """Another one after each change of the file; none ("") if it is not to be seen."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ""
+    return f"{found.st_ino} {found.st_ctime_ns}"
+
+
+def recorded_name(file: Path) -> str | None:
+    """The name of the cluster that was started from `file` as it stands now, if one was: it need not be read again."""
+    written = {"file": str(located(file)), "stamp": stamp(file)}
+    for state in Path("/dev/shm").glob(f"memcluster-{os.getuid()}-*/state.json"):
+        try:
+            check_owner(state.parent)
+            record = json.loads(state.read_text())
+            if written.items() <= record.items():
+                return str(record["cluster"])
+        except (OSError, ValueError, KeyError, AttributeError, DiscoverError):
+            continue  # it is no record, or not ours, or has just gone
+    return None
+
+
 def outline(file: Path) -> dict[str, Any]:
     """The keys of `file` as they are written, unchecked: enough to find a cluster by. Raises DiscoverError."""
-    import yaml
+    import yaml  # late: it takes longer to load than `down` waits for eight servers
 
     try:
         # Scalars as they are written: by YAML 1.1 `name: off` would be False, for the launcher it is a word.
@@ -110,7 +133,7 @@ def outline(file: Path) -> dict[str, Any]:
 
 def cluster_name(file: Path) -> str:
     """The name of the cluster that `file` describes; the rest of the file is not looked at. Raises DiscoverError."""
-    return name_in(outline(file), file)
+    return recorded_name(file) or name_in(outline(file), file)
 
 
 def name_in(document: dict[str, Any], file: Path) -> str:

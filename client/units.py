@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 
 _BINARY = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(?:(0x[0-9a-f]+)|([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?b)?)", re.IGNORECASE)
@@ -22,9 +21,11 @@ def parse_size(text: str) -> int:
         hexadecimal, number, unit, _ = match.groups()
         if hexadecimal:
             return int(hexadecimal, 16)
-        size = (Decimal(number) if "." in number else int(number)) * _BINARY[unit.lower()]
-        if size == int(size):
-            return int(size)
+        whole, _, part = number.partition(".")
+        scale: int = 10 ** len(part)
+        size, rest = divmod(int(whole + part) * _BINARY[unit.lower()], scale)
+        if not rest:
+            return size
     raise ValueError(f"{text!r} is not a size; write 4096, 0x1000, 64KiB or 1GiB")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client.discover import DiscoverError, command, name_in, of_another_folder, outline
+from client.discover import DiscoverError, command, name_in, of_another_folder, outline, stamp
 from launcher.run import leftovers
 from launcher.run.directory import MemoryMismatch, NameInUse, RunDirectory, RunRecord, claim_memory
 from launcher.run.steps import step
@@ -54,6 +54,7 @@ def up(
     The fork server, which takes as long to load as the checks, is started first; nothing comes from it before them.
     """
     gc.disable()  # loading makes much and no garbage
+    as_read = stamp(file)
     try:
         document = outline(file)
         name = name_in(document, file)
@@ -91,7 +92,7 @@ def up(
     gc.freeze()
     gc.enable()
     try:
-        supervisor = Supervisor(config, run, found, listeners, tell, keep_memory=found_memory)
+        supervisor = Supervisor(config, run, found, listeners, tell, stamp=as_read, keep_memory=found_memory)
         return supervisor.run(wait_timeout)
     finally:
         stop_fork_server()

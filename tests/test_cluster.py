@@ -514,9 +514,13 @@ def test_draining_lets_present_clients_finish(make_cluster, start, topology):
     read_line(down, "stopping")
     memory.pwrite(b"still here", 5)
     assert memory.pread(10, 5) == b"still here"
-    with pytest.raises(memcluster.Refused, match="shutting down"):
+
+    def come_and_go() -> None:
         while True:  # let in until the drain has reached the door
             memcluster.connect(uri, reconnect=False).close()
+
+    with pytest.raises(memcluster.Refused, match="shutting down"):
+        come_and_go()
     assert cluster.status()["state"] == "draining"
     again = cluster.command("up", "-d", check=False)
     assert (again.returncode, again.stdout) == (EXIT_IN_USE, b"")

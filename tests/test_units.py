@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from harness import run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +18,7 @@ from client.discover import (
     DiscoverError,
     NotRunning,
     cluster_file,
+    cluster_name,
     command,
     default_name,
     run_directory,
@@ -113,6 +118,43 @@ def test_a_cluster_is_found_by_its_name(tmp_path, monkeypatch):
     with pytest.raises(DiscoverError, match="cannot be read"):
         running_uri(cluster_file())
     assert str(run_directory("demo")).startswith("/dev/shm/memcluster-")
+
+
+FOUND = """
+import sys
+from pathlib import Path
+from client.discover import cluster_name
+print(cluster_name(Path("cluster.yaml")), "yaml" in sys.modules)
+"""
+
+
+def test_the_file_of_a_running_cluster_is_read_only_if_it_has_changed(make_cluster):
+    """Its name stands in the record, which tells which file it was, as it was then; another record is no matter."""
+    cluster = make_cluster()
+    text = cluster.file.read_text()
+    others = [run_directory(f"{cluster.name[-30:]}-{number}") for number in range(4)]
+
+    def found() -> list[str]:
+        return run(sys.executable, "-c", FOUND, cwd=cluster.folder).stdout.decode().split()
+
+    try:
+        of_older_file = json.dumps({"file": str(cluster.file), "stamp": "0"})
+        for other, record in zip(others, ("[]", "{}", "{", of_older_file), strict=True):
+            other.mkdir()
+            (other / "state.json").write_text(record)
+        assert found() == [cluster.name, "False"]
+        with cluster.file.open("a") as file:
+            file.write("# changed\n")
+        assert found() == [cluster.name, "True"]
+        cluster.file.write_text("name: another\nmemory: 1\n")
+        assert found() == ["another", "True"]
+        cluster.file.unlink()
+        with pytest.raises(DiscoverError, match="no such file"):
+            cluster_name(cluster.file)
+        cluster.file.write_text(text)
+    finally:
+        for other in others:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 @given(st.text(min_size=1, max_size=60).filter(lambda text: "/" not in text and "\0" not in text))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +133,8 @@ def logs(
     **options: Any,
 ) -> int:
     """Show the merged log, through logger 0."""
+    import shutil
+
     from launcher.log.reader import LogsError, read_batches, render, tree
     from node.log.record import format_identifier
 
@@ -210,6 +211,7 @@ def timeline(file: Path, /, output: Path | None, last: int, **options: Any) -> i
 def stats(file: Path, /, over: float, as_json: bool, watch: bool) -> int:
     """Show how often, how much and how fast: by node and operation, from the log."""
     import json
+    import shutil
 
     from launcher.log.reader import LogsError
     from launcher.log.stats import read_stats, stats_table

@@ -19,7 +19,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,6 +58,8 @@ class RunRecord:
 
     cluster: str
     file: str
+    stamp: str
+    """Of the file as it was read (client/discover.py)."""
     topology: str
     memory: int
     uri: str
@@ -173,6 +174,8 @@ class RunDirectory:
 
     def remove(self) -> None:
         """Remove everything, the memory too. What is left if this process is killed meanwhile is no memory any more."""
+        import shutil  # late: it loads all that unpacks archives
+
         with suppress(FileNotFoundError):
             _claim(self.path).rename(_unfinished(self.path))
         shutil.rmtree(self.path, ignore_errors=True)

@@ -44,7 +44,8 @@ RECORD_AGAIN = 1.0
 
 class Supervisor:
     """One cluster, from its start to its end. `listeners` are server 0's, server 1's …, then the loggers' sockets.
-    With `keep_memory` a start that fails leaves the shards where they are."""
+    `stamp` is that of the file when it was read. With `keep_memory` a start that fails leaves the shards where they
+    are."""
 
     def __init__(
         self,
@@ -54,6 +55,7 @@ class Supervisor:
         listeners: Sequence[socket.socket],
         tell: Callable[[Happening], None],
         *,
+        stamp: str,
         keep_memory: bool,
     ) -> None:
         self.loop = Loop()
@@ -69,6 +71,7 @@ class Supervisor:
         self._record_is_due = False
         self.children: dict[str, Child] = {}
         self._interrupted = False
+        self._stamp = stamp
         self._keep_memory = keep_memory  # until somebody asks for the stop
         count = len(places)
         addresses = [sockets.bound_address(sock) for sock in listeners]
@@ -334,6 +337,7 @@ class Supervisor:
         return RunRecord(
             cluster=self.config.name,
             file=str(self.config.file),
+            stamp=self._stamp,
             topology=self.config.topology,
             memory=self.config.memory,
             uri=self.uri,
