@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,19 @@ _numbers = itertools.count()
 def environment(**more: str) -> dict[str, str]:
     """For commands of this checkout's code, wherever they run."""
     return {**os.environ, "PYTHONPATH": str(ROOT), **more}
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process may open nothing meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def run(*command: str | os.PathLike[str], cwd: Path | None = None, check: bool = True, stdin: bytes | None = None,

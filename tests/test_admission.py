@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from harness import no_descriptors
 from hypothesis import given
 from hypothesis import strategies as st
 
 from node.serving import admission as door
-from node.serving.admission import CPU_SAMPLES, MARKS, Admission, Shortage, Usage
+from node.serving.admission import CPU_SAMPLES, MARKS, Admission, Shortage, Usage, look_at_the_machine
 from node.serving.cgroup import memory_in_use
 
 GiB = 1 << 30
@@ -39,6 +40,16 @@ def test_auto_lets_in_until_a_resource_runs_short_and_names_it():
         if not admitted:
             assert str(answer).startswith("memory of this machine ran short")
     assert admission.refusals == {"memory": 2}
+
+
+def test_auto_that_cannot_look_for_want_of_a_descriptor_is_short_of_them():
+    """To look at the machine takes one; when there is one again it lets in again."""
+    admission = Admission(None, look_at_the_machine())
+    with no_descriptors():
+        admission.sample()
+    assert "file descriptors of this machine ran short: 100% in use" in str(admission.take())
+    admission.sample()
+    assert isinstance(admission.take(), int)
 
 
 def test_a_short_burst_of_work_is_no_shortage_of_processors():

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import resource
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from harness import no_descriptors
 
 from node.forwarding.link import Link
 from node.handover.passage import PassageLink
@@ -22,19 +20,6 @@ def loop() -> Iterator[Loop]:
     loop = Loop()
     yield loop
     loop.close()
-
-
-@contextmanager
-def no_descriptors() -> Iterator[None]:
-    """This process may open nothing meanwhile."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def accept(loop: Loop, listener: socket.socket) -> socket.socket:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
+
 import pytest
 
+from client.console import Failure
+from launcher.down import down
+from launcher.run.control import FrameStream
+from launcher.run.directory import RunDirectory
 from launcher.supervision.orders import Down, Fault, Kill, OrderError, Status, parse
 
 
@@ -53,3 +61,30 @@ def test_what_is_no_order_is_refused_with_a_sentence(head, words):
     with pytest.raises(OrderError) as refused:
         parse(head)
     assert words in str(refused.value)
+
+
+def test_a_supervisor_that_does_not_understand_down_is_quoted():
+    """One of another version, perhaps: nothing is killed for it."""
+    name = f"orders-{os.getpid()}"
+    run = RunDirectory(name)
+    run.acquire()
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(run.control))
+            listener.listen()
+
+            def answer() -> None:
+                stream = FrameStream(listener.accept()[0])
+                order = next(stream.frames(None))
+                stream.send({"error": f"there is no {order['do']!r} here"})
+                stream.close()
+
+            supervisor = threading.Thread(target=answer)
+            supervisor.start()
+            with pytest.raises(Failure, match="there is no 'down' here"):
+                down(name, timeout=None, drain=False, tell=print, paths=list)
+            supervisor.join()
+        assert run.locked
+    finally:
+        run.remove()
+        run.release()

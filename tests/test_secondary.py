@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import sys
+import termios
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from node.cluster_map import ClusterMap, ServerEntry
+from node.forwarding.link import Link
 from node.nbd import wire
 from node.nbd.client import ClientSession
 from node.nbd.server import RECEIVE_BUFFER, REQUEST_COST
@@ -18,6 +22,7 @@ from node.serving import keeper, server
 from node.serving.connection import TURN_BUDGET
 from node.spec import NodeSpec
 from node.topologies.primary_secondary import LINK, Secondary
+from node.transport.address import Address
 from node.transport.loop import Loop
 
 SIZE = 4 << 20
@@ -61,6 +66,11 @@ class Peer:
             return self.sock.recv(1) == b""
         except ConnectionResetError:
             return True
+
+
+def unread(sock: socket.socket) -> int:
+    """What was sent and waits in the other side's socket (unix(7), SIOCOUTQ): not 0 as long as there is anything."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 class Subject:
@@ -152,3 +162,42 @@ def test_no_more_requests_are_begun_while_replies_are_held_up(subject: Subject) 
     while len(answered) < len(cookies):
         answered += turn()
     assert answered == cookies
+
+
+def test_who_has_no_room_left_is_not_read_from_when_others_have_used_up_the_budget(subject: Subject) -> None:
+    """It holds replies that it does not take; until it does, what it sends waits in the socket."""
+    peer = subject.peer("shard")
+    peer.session.submit(Command.READ, 1, 0, SIZE)
+    while peer.session.outgoing:
+        peer.sock.sendmsg(peer.session.outgoing)
+        peer.session.outgoing.clear()
+    (connection,) = subject.server.connections.values()
+    while not connection.queued:
+        subject.loop.turn(0.01)
+    assert not unread(peer.sock)
+    subject.server.budget.left = 0
+    peer.session.submit(Command.READ, 2, 0, 512)
+    peer.sock.sendmsg(peer.session.outgoing)
+    peer.session.outgoing.clear()
+    for _ in range(20):
+        subject.loop.turn(0)
+    assert unread(peer.sock)
+    answered: list[int] = []
+    while len(answered) < 2:
+        answered += peer.turn()
+    assert answered == [1, 2]
+
+
+def test_a_link_whose_server_has_hung_up_is_closed_and_stays_so(subject: Subject) -> None:
+    """Its goodbye finds nobody: no error, and no new connection."""
+    link = Link(subject.loop, Address.parse(f"unix:{subject.address}"), "shard", 30.0, memoryview(bytearray(1 << 18)))
+    while not link.ready:
+        subject.loop.turn(0.01)
+    (connection,) = subject.server.connections.values()
+    connection.cut_off("")
+    assert link.ready
+    link.close()
+    for _ in range(20):
+        subject.loop.turn(0.01)
+    assert not link.ready
+    assert not subject.server.connections
