@@ -11,7 +11,7 @@ from client.console import EXIT_TIMEOUT, Failure
 from launcher.run import leftovers
 from launcher.run.control import NoAnswer, connect
 from launcher.run.directory import NameInUse, RunDirectory, RunRecord
-from launcher.supervision.patience import LAST_PHASES
+from launcher.supervision.patience import LAST_STAGES
 
 Tell = Callable[[dict[str, Any]], None]
 SLACK = 5.0
@@ -42,7 +42,7 @@ def down(name: str, *, timeout: float | None, drain: bool, tell: Tell, paths: Ca
     deadline = None
     if record is not None and not (drain and timeout is None):
         limit = record.stop_timeout if timeout is None else timeout
-        deadline = time.monotonic() + limit + (record.stop_timeout if drain else 0) + LAST_PHASES + SLACK
+        deadline = time.monotonic() + limit + (record.stop_timeout if drain else 0) + LAST_STAGES + SLACK
     code, gone = 0, False
     try:
         stream = connect(run.control)

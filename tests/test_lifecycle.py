@@ -6,7 +6,7 @@ import pytest
 
 from launcher.supervision.lifecycle import (
     EVIDENCE,
-    LAST_PHASES,
+    LAST_STAGES,
     Collect,
     Drain,
     Finish,
@@ -92,7 +92,7 @@ def test_the_stop_has_an_order():
 
 
 def test_what_is_late_is_named_and_killed_and_the_log_is_still_collected():
-    """At the deadline the present phase is killed; the phases after it go on."""
+    """At the deadline the present stage is killed; the stages after it go on."""
     life = running()
     life.stop("now", 5, 100)
     assert life.wake == 105
@@ -106,8 +106,8 @@ def test_what_is_late_is_named_and_killed_and_the_log_is_still_collected():
     ]
     life.exited("server1", "", 105)
     assert without_words(life.exited("server2", "", 105)) == [Collect()]
-    assert life.wake == 105 + LAST_PHASES
-    killed = without_words(life.tick(105 + LAST_PHASES))
+    assert life.wake == 105 + LAST_STAGES
+    killed = without_words(life.tick(105 + LAST_STAGES))
     assert killed == [Kill(name) for name in LOGGERS]
 
 

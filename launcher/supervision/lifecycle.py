@@ -11,7 +11,7 @@ The life of a node:
                   |          +--> hung -> restarting        made no progress: its stack is shown, then it is killed
                   +----------+--> failed                    died too often, or said that it cannot run
 
-The stop goes through phases, each begun when all processes of the one before are gone: the doors, the other servers,
+The stop goes through stages, each begun when all processes of the one before are gone: the doors, the other servers,
 then logger 0 collects the merged log, the other loggers, logger 0. At the deadline what is late is named and killed.
 As long as present clients may finish there need be no deadline, and what they still need is restarted as before.
 """
@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from launcher.supervision.patience import LAST_PHASES
+from launcher.supervision.patience import LAST_STAGES
 
 EVIDENCE = 0.5
 """Seconds a hung process has to show its stack before it is killed."""
@@ -139,8 +139,13 @@ class Finish:
 
 Action = Start | Drain | Kill | ShowStack | Collect | Probe | Say | Finish
 
-COLLECT = "collect"
-"""In the order of the stop: the point at which the log is collected."""
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the stop: these processes are ended, or (`collects`) this one writes the merged log."""
+
+    names: Sequence[str]
+    collects: bool = False
 
 
 class Lifecycle:
@@ -163,13 +168,12 @@ class Lifecycle:
         self._restart = restart
         self._stop_timeout = stop_timeout
         self._jitter = jitter
-        self._collector = loggers[0]
-        self._order: list[list[str] | str] = [
-            list(servers[:doors]),
-            list(servers[doors:]),
-            COLLECT,
-            list(loggers[1:]),
-            [loggers[0]],
+        self._stages = [  # of the stop that are not over
+            Stage(servers[:doors]),
+            Stage(servers[doors:]),
+            Stage(loggers[:1], collects=True),
+            Stage(loggers[1:]),
+            Stage(loggers[:1]),
         ]
         self._doors = frozenset(servers[:doors])
         self._mode = "now"
@@ -279,13 +283,13 @@ class Lifecycle:
             self._restart_no_more()
         if again:
             return [Drain(name, "now") for name in self._current() if self.nodes[name].alive]
-        return [Say("draining"), *self._enter_phase(now)]
+        return [Say("draining"), *self._enter_stage(now)]
 
     def collected(self, now: float) -> list[Action]:
         """Logger 0 has written the merged log, or cannot."""
-        if self.phase is Phase.DRAINING and self._order and self._order[0] == COLLECT:
-            del self._order[0]
-            return self._enter_phase(now)
+        if self.phase is Phase.DRAINING and self._collecting:
+            del self._stages[0]
+            return self._enter_stage(now)
         return []
 
     def kill(self, now: float) -> list[Action]:
@@ -294,7 +298,7 @@ class Lifecycle:
             self.stop("now", None, now)
         self._mode, self._deadline, self._last_deadline = "now", None, None
         self._restart_no_more()
-        self._order = [[node.name for node in self.nodes.values()]]
+        self._stages = [Stage(list(self.nodes))]
         return self._kill_late([node.name for node in self.nodes.values() if node.alive]) or self._advance(now)
 
     def tick(self, now: float) -> list[Action]:
@@ -310,10 +314,9 @@ class Lifecycle:
             self._deadline = None
             if self._mode == "finish":
                 return actions + self.stop("now", None, now)
-            self._last_deadline = now + LAST_PHASES
+            self._last_deadline = now + LAST_STAGES
             actions += self._kill_late([name for name in self._current() if self.nodes[name].alive])
-            if self._order and self._order[0] == COLLECT:
-                actions += self.collected(now)
+            actions += self.collected(now)
         return actions
 
     # -- parts ---------------------------------------------------------------------------------------------------
@@ -361,20 +364,20 @@ class Lifecycle:
         self.code = 1
         return [Say("gave-up", "", reason), *self.stop("now", None, now)]
 
-    def _current(self) -> list[str]:
-        """The names of the present phase of the stop."""
-        if not self._order:
-            return []
-        if isinstance(self._order[0], list):
-            return self._order[0]
-        return [self._collector]
+    @property
+    def _collecting(self) -> bool:
+        return bool(self._stages) and self._stages[0].collects
 
-    def _enter_phase(self, now: float) -> list[Action]:
-        """Begin the first phase that has something to do."""
-        if self._order and self._order[0] == COLLECT:
-            if self.nodes[self._collector].state is State.READY:
+    def _current(self) -> Sequence[str]:
+        """The names of the present stage of the stop."""
+        return self._stages[0].names if self._stages else ()
+
+    def _enter_stage(self, now: float) -> list[Action]:
+        """Begin the first stage that has something to do."""
+        if self._collecting:
+            if all(self.nodes[name].state is State.READY for name in self._current()):
                 return [Collect()]
-            del self._order[0]
+            del self._stages[0]
         actions: list[Action] = []
         for name in self._current():
             node = self.nodes[name]
@@ -385,19 +388,15 @@ class Lifecycle:
         return actions or self._advance(now)
 
     def _advance(self, now: float) -> list[Action]:
-        """Go on if everything of the present phase is gone."""
-        if self._order and self._order[0] == COLLECT:
-            if self.nodes[self._collector].alive:
-                return []  # it is collecting
-        elif any(self.nodes[name].alive for name in self._current()):
+        """Go on if everything of the present stage is gone."""
+        if any(self.nodes[name].alive for name in self._current()):
             return []
-        if self._order:
-            del self._order[0]
+        del self._stages[:1]
         if self._finishing:  # the clients are gone: the rest has the time of any stop
             self._mode, self._deadline = "now", now + self._stop_timeout
             self._restart_no_more()
-        if self._order:
-            return self._enter_phase(now)
+        if self._stages:
+            return self._enter_stage(now)
         if self.phase is Phase.STOPPED:
             return []
         self.phase = Phase.STOPPED

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-LAST_PHASES = 3.0
-"""Seconds the phases after a missed deadline still have, so that the log is written even then."""
+LAST_STAGES = 3.0
+"""Seconds the stages after a missed deadline still have, so that the log is written even then."""
