@@ -12,6 +12,7 @@ from harness import no_descriptors
 from node.forwarding.link import Link
 from node.handover.passage import PassageLink
 from node.transport.address import Address
+from node.transport.dialer import Dialer
 from node.transport.loop import Loop
 
 
@@ -59,3 +60,37 @@ def test_a_link_without_a_descriptor_waits_for_one(loop: Loop) -> None:
             assert "Too many open files" in link.trouble
         accept(loop, listener).close()
         link.close()
+
+
+def test_a_dialer_keeps_to_one_connection_and_to_none_while_stopped(loop: Loop, tmp_path: Path) -> None:
+    """Nobody is there at first; and who connects at once is not connected by the attempt that was due, too."""
+    address = Address("", 0, str(tmp_path / "s"))
+    found: list[socket.socket] = []
+    dialer = Dialer(loop, address, found.append)
+
+    def pass_time() -> None:
+        for _ in range(20):
+            loop.turn(0.01)
+
+    dialer.dial()
+    assert dialer.trouble == f"{address}: No such file or directory"
+    dialer.stop()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address.path)
+        listener.listen()
+        pass_time()
+        assert not found
+        dialer.start()
+        found.pop().close()
+        dialer.reached()
+        assert not dialer.trouble
+        dialer.lost("closed by the server")
+        dialer.dial()
+        pass_time()
+        found.pop().close()
+        assert not found
+        dialer.lost("closed by the server")
+        while not found:
+            loop.turn(0.01)
+        found.pop().close()
+        dialer.stop()

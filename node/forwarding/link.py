@@ -20,9 +20,10 @@ from node.nbd.client import Awaited, ClientSession, Reply
 from node.nbd.errors import NBDError
 from node.nbd.wire import Buffer, Error
 from node.transport.address import Address
+from node.transport.dialer import Dialer
 from node.transport.loop import Loop, Timer
 from node.transport.stream import Stream
-from node.transport.tcp import connecting, pause_before, tune
+from node.transport.tcp import tune
 from node.transport.traffic import TRAFFIC
 
 SHUTDOWN = int(Error.ESHUTDOWN)
@@ -67,8 +68,6 @@ class Link:
         self.export = export
         self.connections = 0
         """Times a connection was made."""
-        self.trouble = ""
-        """Why there is no connection, if there is none."""
         self._retry_timeout = retry_timeout
         self._scratch = scratch
         self._ready = ready
@@ -76,12 +75,9 @@ class Link:
         self._clock = clock
         self._in_flight: dict[int, Submission] = {}
         self._wire: _Wire | None = None
-        self._attempts = 0
-        self._closed = False
-        self._cut = False
-        self._reconnect: Timer | None = None
         self._expiry: Timer | None = None
-        self._connect()
+        self._dialer = Dialer(loop, address, self._connected)
+        self._dialer.dial()
 
     def __repr__(self) -> str:
         state = "ready" if self.ready else f"waiting: {self.trouble}"
@@ -91,6 +87,11 @@ class Link:
     def ready(self) -> bool:
         """There is a connection in the transmission phase."""
         return self._wire is not None and self._wire.session.ready
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no connection, if there is none."""
+        return self._dialer.trouble
 
     def submit(self, request: Submission) -> None:
         """Send a request, now or when there is a connection; its cookie must not be in flight."""
@@ -105,10 +106,9 @@ class Link:
 
     def close(self) -> None:
         """Say goodbye and stay closed; nothing may be in flight."""
-        self._closed = True
-        for timer in (self._reconnect, self._expiry):
-            if timer is not None:
-                timer.cancel()
+        self._dialer.stop()
+        if self._expiry is not None:
+            self._expiry.cancel()
         wire, self._wire = self._wire, None
         if wire is not None:
             if wire.session.ready:
@@ -118,11 +118,12 @@ class Link:
 
     def cut(self, cut: bool) -> None:
         """Lose the connection and make no other until it is given back."""
-        self._cut = cut
-        if cut and self._wire is not None:
-            self._wire.lose("cut by a fault")
-        elif not cut and self._wire is None:
-            self._connect()
+        if cut:
+            self._dialer.stop()
+            if self._wire is not None:
+                self._wire.lose("cut by a fault")
+        elif self._wire is None:
+            self._dialer.start()
 
     # -- the connection's side ---------------------------------------------------------------------------------------
 
@@ -138,9 +139,8 @@ class Link:
     def established(self, wire: _Wire) -> None:
         """A handshake is over: repeat what is in flight."""
         tune(wire.sock)
-        self._attempts = 0
+        self._dialer.reached()
         self.connections += 1
-        self.trouble = ""
         for sent in sorted(self._in_flight.values(), key=attrgetter("cookie")):
             sent.reset()
             wire.session.send(sent, sent.flags | REPEATED if self.connections > 1 else sent.flags, sent.payload)
@@ -148,21 +148,11 @@ class Link:
         self._ready(self)
 
     def lost(self, reason: str) -> None:
-        """The connection is gone: make another, at once the first time."""
+        """The connection is gone: what is in flight waits for another."""
         self._wire = None
-        self.trouble = reason
-        if not self._closed and not self._cut:
-            self._reconnect = self.loop.after(pause_before(self._attempts), self._connect)
-            self._attempts += 1
+        self._dialer.lost(reason)
 
-    def _connect(self) -> None:
-        if self._cut or self._wire is not None:
-            return
-        try:
-            sock = connecting(self.address)
-        except OSError as error:  # no descriptors left, perhaps: there may be one the next time
-            self.lost(f"{self.address}: {error.strerror}")
-            return
+    def _connected(self, sock: socket.socket) -> None:
         session = ClientSession(
             self.export,
             scratch=self._scratch,
@@ -231,6 +221,6 @@ class _Wire(Stream):
     def _lost(self, reason: str) -> None:
         if self.open:
             self.close()
-            self.link.lost(f"{self.link.address}: {reason}")
+            self.link.lost(reason)
 
     lose = _lost

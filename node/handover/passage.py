@@ -15,9 +15,9 @@ from collections.abc import Callable
 from node.handover.messages import HELLO, WELCOME, HandoverError, Order, OrderReader
 from node.nbd.wire import Buffer
 from node.transport.address import Address
-from node.transport.loop import Loop, Timer
+from node.transport.dialer import Dialer
+from node.transport.loop import Loop
 from node.transport.stream import IOV_MAX, Stream, drop
-from node.transport.tcp import connecting, pause_before
 from node.transport.traffic import TRAFFIC
 
 MAX_DESCRIPTORS = 64
@@ -181,10 +181,8 @@ class PassageLink:
     ) -> None:
         self.number = number
         """The server's."""
-        self.address = address
         self.passage: Passage | None = None
         """There while orders may be sent."""
-        self.trouble = "not yet connected"
         self._loop = loop
         self._own_number = own_number
         self._scratch = scratch
@@ -192,54 +190,48 @@ class PassageLink:
         self._answered = answered
         self._lost_it = lost
         self._connection: Passage | None = None
-        self._attempts = 0
-        self._cut = self._closed = False
-        self._reconnect: Timer | None = None
-        self._connect()
+        self._dialer = Dialer(loop, address, self._connected)
+        self._dialer.dial()
 
     def __repr__(self) -> str:
         return f"<PassageLink to server{self.number} {'ready' if self.passage else f'waiting: {self.trouble}'}>"
 
+    @property
+    def trouble(self) -> str:
+        """Why there is no connection, if there is none."""
+        return self._dialer.trouble
+
     def cut(self, cut: bool) -> None:
         """Lose the connection and make no other until it is given back."""
-        self._cut = cut
-        if cut and self._connection is not None:
-            self.trouble = "cut by a fault"
-            self._connection.lose("")
-        elif not cut:
-            self._connect()
+        if cut:
+            self._dialer.stop()
+            if self._connection is not None:
+                self._connection.lose("cut by a fault")
+        elif self._connection is None:
+            self._dialer.start()
 
     def renew(self) -> None:
         """Begin afresh, of this side's own will: the server there drops what it has for this one."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = self.passage = None
-        self._connect()
+        self._hang_up()
+        self._dialer.dial()
 
     def close(self) -> None:
-        self._closed = True
-        if self._reconnect is not None:
-            self._reconnect.cancel()
+        self._dialer.stop()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         if self._connection is not None:
             self._connection.close()
         self._connection = self.passage = None
 
-    def _connect(self) -> None:
-        if self._cut or self._closed or self._connection is not None:
-            return
-        try:
-            sock = connecting(self.address)
-        except OSError as error:
-            self._try_again(f"{self.address}: {error.strerror}")
-            return
+    def _connected(self, sock: socket.socket) -> None:
         self._connection = Passage(self._loop, sock, self._scratch, self._received, self._gone)
         self._connection.send(Order(HELLO, client=self._own_number))
 
     def _received(self, passage: Passage, orders: list[Order]) -> None:
         if self.passage is None and orders[0].kind == WELCOME:
             del orders[0]
-            self._attempts = 0
-            self.trouble = ""
+            self._dialer.reached()
             self.passage = passage
             self._joined(self)
         if orders:
@@ -247,14 +239,6 @@ class PassageLink:
 
     def _gone(self, _passage: Passage, reason: str) -> None:
         was_ready, self.passage, self._connection = self.passage is not None, None, None
+        self._dialer.lost(reason or "closed by the server")
         if was_ready:
             self._lost_it(self)
-        self._try_again(f"{self.address}: {reason or 'closed by the server'}")
-
-    def _try_again(self, trouble: str) -> None:
-        self.trouble = self.trouble if self._cut else trouble
-        if self._reconnect is not None:
-            self._reconnect.cancel()
-        if not self._closed and not self._cut:
-            self._reconnect = self._loop.after(pause_before(self._attempts), self._connect)
-            self._attempts += 1

@@ -9,14 +9,6 @@ import socket
 
 from node.transport.address import Address
 
-RECONNECT_AT_MOST = 0.5
-"""Seconds between two attempts to connect, at most."""
-
-
-def pause_before(attempt: int) -> float:
-    """Seconds until the next attempt to connect when so many have failed; the first follows at once."""
-    return min(RECONNECT_AT_MOST, 0.01 * ((1 << min(attempt, 10)) - 1))
-
 
 def connecting(address: Address) -> socket.socket:
     """A socket on its way to `address`; whether it arrives shows in what is sent or received there. Raises OSError."""

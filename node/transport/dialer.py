@@ -1,0 +1,75 @@
+"""How a process comes to a server that may go and come back: it connects, and connects again with growing pauses.
+
+It makes sockets and knows no protocol: who gets them says whether the server has answered there.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from node.transport.address import Address
+from node.transport.loop import Loop, Timer
+from node.transport.tcp import connecting
+
+RECONNECT_AT_MOST = 0.5
+"""Seconds between two attempts to connect, at most."""
+
+
+class Dialer:
+    """`connected(sock)` gets each socket on its way to `address`, one at a time; the owner says `reached` when there is
+    an answer, and `lost` when the connection is gone."""
+
+    def __init__(self, loop: Loop, address: Address, connected: Callable[[socket.socket], None]) -> None:
+        self.address = address
+        self.trouble = "not yet connected"
+        """Why there is no connection, if there is none."""
+        self._loop = loop
+        self._connected = connected
+        self._attempts = 0
+        self._stopped = False
+        self._again: Timer | None = None
+
+    def dial(self) -> None:
+        """Connect now, unless stopped."""
+        self._cancel()
+        if self._stopped:
+            return
+        try:
+            sock = connecting(self.address)
+        except OSError as error:  # no descriptors left, perhaps: there may be one the next time
+            self.lost(error.strerror or str(error))
+            return
+        self._connected(sock)
+
+    def reached(self) -> None:
+        """The server has answered: the next failure is the first again."""
+        self._attempts = 0
+        self.trouble = ""
+
+    def lost(self, reason: str) -> None:
+        """The connection is gone: make another, at once the first time."""
+        self.trouble = f"{self.address}: {reason}"
+        if not self._stopped:
+            self._again = self._loop.after(pause_before(self._attempts), self.dial)
+            self._attempts += 1
+
+    def stop(self) -> None:
+        """Connect no more until `start`."""
+        self._stopped = True
+        self._cancel()
+
+    def start(self) -> None:
+        """Connect again, now; there must be no connection."""
+        self._stopped = False
+        self.dial()
+
+    def _cancel(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+
+
+def pause_before(attempt: int) -> float:
+    """Seconds until the next attempt to connect when so many have failed; the first follows at once."""
+    return min(RECONNECT_AT_MOST, 0.01 * ((1 << min(attempt, 10)) - 1))
