@@ -232,7 +232,7 @@ def _ask(question: Callable[[], T]) -> T | None:
 
 def _within(memory: Memory, offset: int, length: int) -> None:
     if offset + length > memory.size:
-        raise Failure(f"{length} bytes at {offset} are beyond the memory of {memory.size} bytes")
+        raise Failure(f"length {length} at offset {offset} goes beyond the memory of {memory.size} bytes")
 
 
 def _open(uri: str | None, timeout: float) -> Memory:

@@ -357,9 +357,9 @@ class Memory:
 
     def _check(self, length: int, offset: int, writing: Command | None = None) -> None:
         if operator.index(length) < 0 or operator.index(offset) < 0:
-            raise ValueError(f"{length} bytes at {offset}: neither may be negative")
+            raise ValueError(f"length {length} at offset {offset}: neither may be negative")
         if offset + length > self.size:
-            raise IndexError(f"{length} bytes at {offset} are beyond the memory of {self.size} bytes")
+            raise IndexError(f"length {length} at offset {offset} goes beyond the memory of {self.size} bytes")
         if writing is not None and self.read_only:
             raise ReadOnly(writing, offset, length, Error.EPERM, "the export is read-only")
 

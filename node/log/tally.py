@@ -89,8 +89,7 @@ class Tally:
             found.count += 1
             found.time += duration
             found.longest = max(found.longest, duration)
-            shift = max(0, duration.bit_length() - SUB_BITS - 1)
-            found.latency[(shift << SUB_BITS) + (duration >> shift)] += 1
+            found.latency[bucket(duration)] += 1
             if error:
                 found.errors += 1
                 continue

@@ -15,10 +15,6 @@ class SlotTable:
     def __repr__(self) -> str:
         return f"<SlotTable {len(self._taken)} of {self.limit} taken>"
 
-    @property
-    def taken(self) -> int:
-        return len(self._taken)
-
     def take(self) -> int | None:
         """A free slot, or None when there is none."""
         if self._free:
