@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,8 @@ from harness import no_descriptors
 from node.forwarding.link import Link
 from node.handover.passage import PassageLink
 from node.transport.address import Address
-from node.transport.dialer import Dialer
-from node.transport.loop import Loop
+from node.transport.dialer import Dialer, pause_before
+from node.transport.loop import Loop, Timer
 
 
 @pytest.fixture
@@ -62,35 +62,68 @@ def test_a_link_without_a_descriptor_waits_for_one(loop: Loop) -> None:
         link.close()
 
 
-def test_a_dialer_keeps_to_one_connection_and_to_none_while_stopped(loop: Loop, tmp_path: Path) -> None:
-    """Nobody is there at first; and who connects at once is not connected by the attempt that was due, too."""
-    address = Address("", 0, str(tmp_path / "s"))
-    found: list[socket.socket] = []
-    dialer = Dialer(loop, address, found.append)
+class NotedLoop(Loop):
+    """Notes how long is waited for what."""
 
-    def pass_time() -> None:
-        for _ in range(20):
-            loop.turn(0.01)
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses: list[float] = []
 
+    def after(self, seconds: float, call: Callable[[], None]) -> Timer:
+        self.pauses.append(seconds)
+        return super().after(seconds, call)
+
+
+def test_a_dialer_tries_at_once_then_after_growing_pauses(tmp_path: Path) -> None:
+    """Until there was an answer; then the next loss is the first again."""
+    loop = NotedLoop()
+    dialer = Dialer(loop, Address("", 0, str(tmp_path / "s")), lambda _: None)
     dialer.dial()
-    assert dialer.trouble == f"{address}: No such file or directory"
-    dialer.stop()
+    while len(loop.pauses) < 4:
+        loop.turn(0.1)
+    assert dialer.trouble == f"{dialer.address}: No such file or directory"
+    dialer.reached()
+    assert not dialer.trouble
+    dialer.lost("closed by the server")
+    assert loop.pauses == [0, 0.01, 0.03, 0.07, 0]
+    assert max(map(pause_before, range(100))) == 0.5
+    loop.close()
+
+
+def test_a_dialer_keeps_to_one_connection_and_to_none_while_stopped(loop: Loop, tmp_path: Path) -> None:
+    """Who connects at once is not connected by the attempt that was due, too."""
+    found: list[socket.socket] = []
     with socket.socket(socket.AF_UNIX) as listener:
+        address = Address("", 0, str(tmp_path / "s"))
         listener.bind(address.path)
         listener.listen()
-        pass_time()
-        assert not found
-        dialer.start()
-        found.pop().close()
-        dialer.reached()
-        assert not dialer.trouble
+        dialer = Dialer(loop, address, found.append)
+
+        def connections() -> int:
+            """How many are made in a while."""
+            for _ in range(20):
+                loop.turn(0.01)
+            for sock in found:
+                sock.close()
+            count = len(found)
+            found.clear()
+            return count
+
+        dialer.dial()
+        assert connections() == 1
         dialer.lost("closed by the server")
         dialer.dial()
-        pass_time()
-        found.pop().close()
-        assert not found
+        assert connections() == 1
         dialer.lost("closed by the server")
-        while not found:
-            loop.turn(0.01)
-        found.pop().close()
         dialer.stop()
+        assert connections() == 0
+        dialer.start()
+        assert connections() == 1
+        dialer.stop()
+        dialer.lost("cut by a fault")
+        dialer.dial()
+        assert connections() == 0
+        dialer.close()
+        dialer.start()
+        dialer.lost("closed by the server")
+        assert connections() == 0

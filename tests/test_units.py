@@ -151,8 +151,8 @@ def test_the_file_of_a_running_cluster_is_read_only_if_it_has_changed(make_clust
         cluster.file.unlink()
         with pytest.raises(DiscoverError, match="no such file"):
             cluster_name(cluster.file)
-        cluster.file.write_text(text)
     finally:
+        cluster.file.write_text(text)
         for other in others:
             shutil.rmtree(other, ignore_errors=True)
 

@@ -58,8 +58,6 @@ class RunRecord:
 
     cluster: str
     file: str
-    stamp: str
-    """Of the file as it was read (client/discover.py)."""
     topology: str
     memory: int
     uri: str
@@ -70,6 +68,8 @@ class RunRecord:
     helpers: tuple[Identity, ...]
     """The fork server."""
     nodes: tuple[NodeRecord, ...]
+    stamp: str = ""
+    """Of the file as it was read (client/discover.py)."""
 
     @property
     def logger0(self) -> NodeRecord:

@@ -106,7 +106,7 @@ class Link:
 
     def close(self) -> None:
         """Say goodbye and stay closed; nothing may be in flight."""
-        self._dialer.stop()
+        self._dialer.close()
         if self._expiry is not None:
             self._expiry.cancel()
         wire, self._wire = self._wire, None

@@ -216,7 +216,7 @@ class PassageLink:
         self._dialer.dial()
 
     def close(self) -> None:
-        self._dialer.stop()
+        self._dialer.close()
         self._hang_up()
 
     def _hang_up(self) -> None:

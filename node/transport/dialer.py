@@ -27,13 +27,14 @@ class Dialer:
         self._loop = loop
         self._connected = connected
         self._attempts = 0
-        self._stopped = False
+        self._stopped = self._closed = False
         self._again: Timer | None = None
 
     def dial(self) -> None:
         """Connect now, unless stopped."""
-        self._cancel()
-        if self._stopped:
+        if self._again is not None:
+            self._again.cancel()
+        if self._stopped or self._closed:
             return
         try:
             sock = connecting(self.address)
@@ -50,24 +51,21 @@ class Dialer:
     def lost(self, reason: str) -> None:
         """The connection is gone: make another, at once the first time."""
         self.trouble = f"{self.address}: {reason}"
-        if not self._stopped:
-            self._again = self._loop.after(pause_before(self._attempts), self.dial)
-            self._attempts += 1
+        self._again = self._loop.after(pause_before(self._attempts), self.dial)
+        self._attempts += 1
 
     def stop(self) -> None:
         """Connect no more until `start`."""
         self._stopped = True
-        self._cancel()
 
     def start(self) -> None:
         """Connect again, now; there must be no connection."""
         self._stopped = False
         self.dial()
 
-    def _cancel(self) -> None:
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
+    def close(self) -> None:
+        """Connect never again."""
+        self._closed = True
 
 
 def pause_before(attempt: int) -> float:
