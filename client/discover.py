@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,23 @@ def default_name(file: Path) -> str:
 
 def run_directory(name: str) -> Path:
     """Where a cluster of this user keeps what is there only while it runs, on tmpfs. Raises NotOurs."""
-    path = Path(f"/dev/shm/memcluster-{os.getuid()}-{name}")
+    path = _path(name)
     check_owner(path)
     return path
+
+
+def _path(name: str) -> Path:
+    return Path(f"/dev/shm/memcluster-{os.getuid()}-{name}")
+
+
+def _record(directory: Path) -> dict[str, Any]:
+    """What a supervisor wrote down in its run directory; nothing if that cannot be read. Raises NotOurs."""
+    check_owner(directory)
+    try:
+        record = json.loads((directory / "state.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def check_owner(path: Path) -> None:
@@ -79,9 +94,9 @@ def of_another_folder(name: str, file: Path) -> str | None:
     """One cluster of a name runs, or left its memory, for each user, and it need not be that of `file`: the other's
     file, if it lies in another folder. Raises NotOurs."""
     try:
-        recorded = str(json.loads((run_directory(name) / "state.json").read_text())["file"])
+        recorded = str(_record(_path(name))["file"])
         ours = os.path.samefile(Path(recorded).parent, file.parent)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
         return None  # there is none; or its folder has been moved, perhaps to here
     return None if ours else recorded
 
@@ -104,14 +119,12 @@ def stamp(file: Path) -> str:
 def recorded_name(file: Path) -> str | None:
     """The name of the cluster that was started from `file` as it stands now, if one was: it need not be read again."""
     written = {"file": str(located(file)), "stamp": stamp(file)}
-    for state in Path("/dev/shm").glob(f"memcluster-{os.getuid()}-*/state.json"):
-        try:
-            check_owner(state.parent)
-            record = json.loads(state.read_text())
-            if written.items() <= record.items():
+    every = _path("*")
+    for directory in every.parent.glob(every.name):
+        with suppress(NotOurs):
+            record = _record(directory)
+            if "cluster" in record and written.items() <= record.items():
                 return str(record["cluster"])
-        except (OSError, ValueError, KeyError, AttributeError, DiscoverError):
-            continue  # it is no record, or not ours, or has just gone
     return None
 
 

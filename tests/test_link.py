@@ -90,7 +90,7 @@ def test_a_dialer_tries_at_once_then_after_growing_pauses(tmp_path: Path) -> Non
     loop.close()
 
 
-def test_a_dialer_keeps_to_one_connection_and_to_none_while_stopped(loop: Loop, tmp_path: Path) -> None:
+def test_a_dialer_keeps_to_one_connection_and_to_none_while_cut(loop: Loop, tmp_path: Path) -> None:
     """Who connects at once is not connected by the attempt that was due, too."""
     found: list[socket.socket] = []
     with socket.socket(socket.AF_UNIX) as listener:
@@ -115,15 +115,15 @@ def test_a_dialer_keeps_to_one_connection_and_to_none_while_stopped(loop: Loop, 
         dialer.dial()
         assert connections() == 1
         dialer.lost("closed by the server")
-        dialer.stop()
+        dialer.cut(True, None)
         assert connections() == 0
-        dialer.start()
+        dialer.cut(False, None)
         assert connections() == 1
-        dialer.stop()
+        dialer.cut(True, None)
         dialer.lost("cut by a fault")
         dialer.dial()
         assert connections() == 0
         dialer.close()
-        dialer.start()
+        dialer.cut(False, None)
         dialer.lost("closed by the server")
         assert connections() == 0

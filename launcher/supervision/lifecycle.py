@@ -282,7 +282,7 @@ class Lifecycle:
         if mode == "now":
             self._restart_no_more()
         if again:
-            return [Drain(name, "now") for name in self._current() if self.nodes[name].alive]
+            return [Drain(name, "now") for name in self._alive()]
         return [Say("draining"), *self._enter_stage(now)]
 
     def collected(self, now: float) -> list[Action]:
@@ -299,7 +299,7 @@ class Lifecycle:
         self._mode, self._deadline, self._last_deadline = "now", None, None
         self._restart_no_more()
         self._stages = [Stage(list(self.nodes))]
-        return self._kill_late([node.name for node in self.nodes.values() if node.alive]) or self._advance(now)
+        return self._kill_late() or self._advance(now)
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed."""
@@ -315,7 +315,7 @@ class Lifecycle:
             if self._mode == "finish":
                 return actions + self.stop("now", None, now)
             self._last_deadline = now + LAST_STAGES
-            actions += self._kill_late([name for name in self._current() if self.nodes[name].alive])
+            actions += self._kill_late()
             actions += self.collected(now)
         return actions
 
@@ -372,6 +372,10 @@ class Lifecycle:
         """The names of the present stage of the stop."""
         return self._stages[0].names if self._stages else ()
 
+    def _alive(self) -> list[str]:
+        """Those of them that are not gone."""
+        return [name for name in self._current() if self.nodes[name].alive]
+
     def _enter_stage(self, now: float) -> list[Action]:
         """Begin the first stage that has something to do."""
         if self._collecting:
@@ -379,17 +383,16 @@ class Lifecycle:
                 return [Collect()]
             del self._stages[0]
         actions: list[Action] = []
-        for name in self._current():
+        for name in self._alive():
             node = self.nodes[name]
-            if node.alive:
-                if node.state is not State.HUNG:  # that one is killed when it is due
-                    node.state = State.STOPPING
-                actions.append(Drain(name, self._mode if name in self._doors else "now"))
+            if node.state is not State.HUNG:  # that one is killed when it is due
+                node.state = State.STOPPING
+            actions.append(Drain(name, self._mode if name in self._doors else "now"))
         return actions or self._advance(now)
 
     def _advance(self, now: float) -> list[Action]:
         """Go on if everything of the present stage is gone."""
-        if any(self.nodes[name].alive for name in self._current()):
+        if self._alive():
             return []
         del self._stages[:1]
         if self._finishing:  # the clients are gone: the rest has the time of any stop
@@ -403,9 +406,9 @@ class Lifecycle:
         self._deadline = self._last_deadline = None
         return [Say("stopped"), Finish(self.code)]
 
-    def _kill_late(self, names: list[str]) -> list[Action]:
+    def _kill_late(self) -> list[Action]:
         actions: list[Action] = []
-        for name in names:
+        for name in self._alive():
             self.nodes[name].state, self.nodes[name].due = State.STOPPING, None
             actions += [Say("late", name, "did not stop in time: killed"), Kill(name)]
         return actions

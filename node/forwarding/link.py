@@ -118,12 +118,7 @@ class Link:
 
     def cut(self, cut: bool) -> None:
         """Lose the connection and make no other until it is given back."""
-        if cut:
-            self._dialer.stop()
-            if self._wire is not None:
-                self._wire.lose("cut by a fault")
-        elif self._wire is None:
-            self._dialer.start()
+        self._dialer.cut(cut, self._wire)
 
     # -- the connection's side ---------------------------------------------------------------------------------------
 

@@ -203,12 +203,7 @@ class PassageLink:
 
     def cut(self, cut: bool) -> None:
         """Lose the connection and make no other until it is given back."""
-        if cut:
-            self._dialer.stop()
-            if self._connection is not None:
-                self._connection.lose("cut by a fault")
-        elif self._connection is None:
-            self._dialer.start()
+        self._dialer.cut(cut, self._connection)
 
     def renew(self) -> None:
         """Begin afresh, of this side's own will: the server there drops what it has for this one."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from typing import Protocol
 
 from node.transport.address import Address
 from node.transport.loop import Loop, Timer
@@ -14,6 +15,13 @@ from node.transport.tcp import connecting
 
 RECONNECT_AT_MOST = 0.5
 """Seconds between two attempts to connect, at most."""
+
+
+class Connection(Protocol):
+    """What the owner has made of a socket."""
+
+    def lose(self, reason: str) -> None:
+        """End it, and say `lost`."""
 
 
 class Dialer:
@@ -27,14 +35,14 @@ class Dialer:
         self._loop = loop
         self._connected = connected
         self._attempts = 0
-        self._stopped = self._closed = False
+        self._cut = self._closed = False
         self._again: Timer | None = None
 
     def dial(self) -> None:
-        """Connect now, unless stopped."""
+        """Connect now, unless cut or closed; there must be no connection."""
         if self._again is not None:
             self._again.cancel()
-        if self._stopped or self._closed:
+        if self._cut or self._closed:
             return
         try:
             sock = connecting(self.address)
@@ -54,14 +62,13 @@ class Dialer:
         self._again = self._loop.after(pause_before(self._attempts), self.dial)
         self._attempts += 1
 
-    def stop(self) -> None:
-        """Connect no more until `start`."""
-        self._stopped = True
-
-    def start(self) -> None:
-        """Connect again, now; there must be no connection."""
-        self._stopped = False
-        self.dial()
+    def cut(self, cut: bool, connection: Connection | None) -> None:
+        """Lose `connection`, if there is one, and make no other until it is given back."""
+        self._cut = cut
+        if cut and connection is not None:
+            connection.lose("cut by a fault")
+        elif not cut and connection is None:
+            self.dial()
 
     def close(self) -> None:
         """Connect never again."""
