@@ -14,7 +14,7 @@ install-bench: .venv/installed-bench
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("memcluster needs Python 3.11 or later; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable . $(PLAIN)
-	$(BIN)/python -m compileall -q launcher node client memcluster.py
+	$(BIN)/python -m compileall -q memcluster
 	@touch $@
 
 .venv/installed-test: .venv/installed

@@ -15,8 +15,8 @@ from bench import curves, limits, machine, plots, profiles, report, results, tra
 from bench.cases import CASES
 from bench.pairs import Case, Plan, take
 from bench.processes import ROOT, Failed, Missing
-from client.console import unwind
-from client.errors import ClusterError
+from memcluster.client.console import unwind
+from memcluster.client.errors import ClusterError
 
 QUICK = Plan(pairs=2, runtime=0.5, many=2000, large=128 << 20)
 Progress = Callable[[str], object]

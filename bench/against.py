@@ -16,7 +16,7 @@ from bench.cases import DEEP_READ, DEEP_WRITE, KIB, LONG_READ, LONG_WRITE
 from bench.cluster import cluster
 from bench.fio import Load, measure
 from bench.report import Rows, markdown, number
-from client.console import unwind
+from memcluster.client.console import unwind
 
 LOADS = {
     "4 KiB reads": DEEP_READ,

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from bench.native import compiled
 from bench.peers import MEMORY
 from bench.processes import Service, activated, fill
-from client.uri import parse_uri
+from memcluster.client.uri import parse_uri
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from bench.cluster import cluster
 from bench.fio import Figures, Load, measure
 from bench.peers import nbdkit_memory, nbdkit_proxy
 from bench.processes import Failed, Service
-from client.units import format_size
+from memcluster.client.units import format_size
 
 KIB, MIB = 1 << 10, 1 << 20
 LIMIT = {"limit": 1100}

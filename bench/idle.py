@@ -8,8 +8,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 
 from bench.processes import Service, fill
-from client.uri import parse_uri
-from node.nbd.client import ClientSession
+from memcluster.client.uri import parse_uri
+from memcluster.node.nbd.client import ClientSession
 
 Start = Callable[[], AbstractContextManager[Service]]
 PATIENCE = 10.0

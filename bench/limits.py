@@ -8,7 +8,7 @@ from typing import Any
 from bench.native import compiled
 from bench.pairs import Wire
 from bench.processes import run
-from node.serving.waiting import keep_awake, may_keep_awake
+from memcluster.node.serving.waiting import keep_awake, may_keep_awake
 
 BLOCKS = (4 << 10, 1 << 20)
 

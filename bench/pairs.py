@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from client.units import format_size
+from memcluster.client.units import format_size
 
 Measure = Callable[[], float]
 Prepare = Callable[["Plan"], AbstractContextManager[Sequence[Measure]]]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bench.processes import Service, activated, fill
-from client.uri import parse_uri
+from memcluster.client.uri import parse_uri
 
 MEMORY = 64 << 20
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from bench import svg
 from bench.cases import in_order
 from bench.results import Results
-from client.units import format_size
+from memcluster.client.units import format_size
 
 BEYOND = 20.0
 """A ratio from which on, either way, a row is left to the table: it would squeeze all others together."""

@@ -17,10 +17,10 @@ import click
 from bench.machine import facts
 from bench.processes import ROOT
 from bench.report import Rows, markdown, number
-from launcher import comparison
-from launcher.compare import Options, compare
-from launcher.output import format_bytes
-from node.topology import names
+from memcluster.launcher import comparison
+from memcluster.launcher.compare import Options, compare
+from memcluster.launcher.output import format_bytes
+from memcluster.node.topology import names
 
 DOCUMENT = ROOT / "docs" / "topologies.md"
 PICTURE = ROOT / "docs" / "topologies.svg"

@@ -27,12 +27,12 @@ from typing import Any
 
 import click
 
-from client.console import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TIMEOUT, EXIT_USAGE, Failure
-from client.console import seconds as seconds_type
-from client.console import size as size_type
-from client.errors import ClusterError, Timeout
-from client.memory import Future, Memory
-from client.units import format_size
+from memcluster.client.console import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TIMEOUT, EXIT_USAGE, Failure
+from memcluster.client.console import seconds as seconds_type
+from memcluster.client.console import size as size_type
+from memcluster.client.errors import ClusterError, Timeout
+from memcluster.client.memory import Future, Memory
+from memcluster.client.units import format_size
 
 BITS = 7
 """Bits of a latency that are kept: percentiles are exact to 1 in 64."""

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO, TypeVar
 
 import click
 
-from client import bench
-from client.console import (
+from memcluster.client import bench
+from memcluster.client.console import (
     EXIT_ERROR,
     EXIT_NOT_RUNNING,
     EXIT_TIMEOUT,
@@ -24,12 +24,12 @@ from client.console import (
     system_words,
     wait_seconds,
 )
-from client.console import size as size_type
-from client.copy import FileSink, FileSource, MemorySink, MemorySource, Sink, Source, copy
-from client.discover import DiscoverError, NotOurs, NotRunning
-from client.errors import ClusterError, Disconnected, Timeout
-from client.memory import Memory, connect, default_uri
-from client.units import format_size, parse_size
+from memcluster.client.console import size as size_type
+from memcluster.client.copy import FileSink, FileSource, MemorySink, MemorySource, Sink, Source, copy
+from memcluster.client.discover import DiscoverError, NotOurs, NotRunning
+from memcluster.client.errors import ClusterError, Disconnected, Timeout
+from memcluster.client.memory import Memory, connect, default_uri
+from memcluster.client.units import format_size, parse_size
 
 T = TypeVar("T")
 MEMORY = "memory:"

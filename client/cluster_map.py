@@ -7,11 +7,11 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from client.connection import Connection
-from client.errors import ClusterError
-from client.uri import DEFAULT_PORT, Target
-from node.layout import Layout, make_layout
-from node.nbd.wire import MAX_PAYLOAD, Command
+from memcluster.client.connection import Connection
+from memcluster.client.errors import ClusterError
+from memcluster.client.uri import DEFAULT_PORT, Target
+from memcluster.node.layout import Layout, make_layout
+from memcluster.node.nbd.wire import MAX_PAYLOAD, Command
 
 MAX_MAP = 1 << 24
 """Bytes of a cluster's map, at most."""

@@ -16,13 +16,13 @@ import socket
 import time
 from collections.abc import Sequence
 
-from client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout
-from client.handshake import FIRST_PAUSE, LONGEST_PAUSE, open_session, pause_until
-from client.pending import Pending
-from client.uri import Target
-from node.nbd import errors as nbd
-from node.nbd.client import ClientSession
-from node.nbd.wire import Buffer, Command, Rep
+from memcluster.client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout
+from memcluster.client.handshake import FIRST_PAUSE, LONGEST_PAUSE, open_session, pause_until
+from memcluster.client.pending import Pending
+from memcluster.client.uri import Target
+from memcluster.node.nbd import errors as nbd
+from memcluster.node.nbd.client import ClientSession
+from memcluster.node.nbd.wire import Buffer, Command, Rep
 
 IOV_MAX = 1024
 """Buffers in one sendmsg, at most (Linux)."""

@@ -13,7 +13,7 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
-from client.units import LONGEST_WAIT, parse_duration, parse_size
+from memcluster.client.units import LONGEST_WAIT, parse_duration, parse_size
 
 T = TypeVar("T")
 EXIT_ERROR = 1

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Protocol
 
-from client.memory import Future, Memory
+from memcluster.client.memory import Future, Memory
 
 CHUNK = 256 << 10
 DEPTH = 16

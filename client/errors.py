@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
-from node.nbd import errors as nbd
-from node.nbd.wire import Command, Error
+from memcluster.node.nbd import errors as nbd
+from memcluster.node.nbd.wire import Command, Error
 
 
 class ClusterError(Exception):

@@ -10,11 +10,11 @@ import socket
 import time
 from contextlib import suppress
 
-from client.errors import Disconnected, Refused, Timeout
-from client.uri import Target
-from node.nbd import errors as nbd
-from node.nbd.client import ClientSession
-from node.nbd.wire import Option
+from memcluster.client.errors import Disconnected, Refused, Timeout
+from memcluster.client.uri import Target
+from memcluster.node.nbd import errors as nbd
+from memcluster.node.nbd.client import ClientSession
+from memcluster.node.nbd.wire import Option
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
 """Seconds between two attempts to connect; each pause is twice the one before."""

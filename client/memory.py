@@ -11,17 +11,17 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from client.cluster_map import read_map
-from client.connection import Connection
-from client.discover import cluster_file, running_uri
-from client.errors import ClusterError, InvalidRequest, ReadOnly
-from client.handshake import list_exports
-from client.pending import Pending
-from client.router import NAMESPACE, Router, is_part
-from client.units import LONGEST_WAIT
-from client.uri import Target, parse_uri
-from node.nbd import wire
-from node.nbd.wire import Command, CommandFlag, Error, Status, TransmissionFlag
+from memcluster.client.cluster_map import read_map
+from memcluster.client.connection import Connection
+from memcluster.client.discover import cluster_file, running_uri
+from memcluster.client.errors import ClusterError, InvalidRequest, ReadOnly
+from memcluster.client.handshake import list_exports
+from memcluster.client.pending import Pending
+from memcluster.client.router import NAMESPACE, Router, is_part
+from memcluster.client.units import LONGEST_WAIT
+from memcluster.client.uri import Target, parse_uri
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.wire import Command, CommandFlag, Error, Status, TransmissionFlag
 
 T = TypeVar("T")
 MAX_EFFECT = 1 << 30

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from client.errors import ClusterError, request_error
-from node.nbd.client import Reply
-from node.nbd.wire import Command
+from memcluster.client.errors import ClusterError, request_error
+from memcluster.node.nbd.client import Reply
+from memcluster.node.nbd.wire import Command
 
 
 class Owner(Protocol):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from client.connection import Connection, Sent
-from client.pending import Pending
-from node.layout import Piece, join_extents
-from node.nbd.client import Reply
-from node.nbd.wire import Buffer, Command, CommandFlag
+from memcluster.client.connection import Connection, Sent
+from memcluster.client.pending import Pending
+from memcluster.node.layout import Piece, join_extents
+from memcluster.node.nbd.client import Reply
+from memcluster.node.nbd.wire import Buffer, Command, CommandFlag
 
 if TYPE_CHECKING:
-    from client.router import Router
+    from memcluster.client.router import Router
 
 
 class Routed(Pending):

@@ -13,14 +13,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from client.cluster_map import ClusterMap, parse_map, read_map
-from client.connection import MAX_IN_FLIGHT, Connection
-from client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout
-from client.handshake import FIRST_PAUSE, LONGEST_PAUSE, Handshake, offered_contexts
-from client.routed import Routed
-from client.uri import Target
-from node.layout import Piece
-from node.nbd.wire import Buffer, Command, Rep, TransmissionFlag
+from memcluster.client.cluster_map import ClusterMap, parse_map, read_map
+from memcluster.client.connection import MAX_IN_FLIGHT, Connection
+from memcluster.client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout
+from memcluster.client.handshake import FIRST_PAUSE, LONGEST_PAUSE, Handshake, offered_contexts
+from memcluster.client.routed import Routed
+from memcluster.client.uri import Target
+from memcluster.node.layout import Piece
+from memcluster.node.nbd.wire import Buffer, Command, Rep, TransmissionFlag
 
 NAMESPACE = "x-memcluster:"
 PART = f"{NAMESPACE}part/"

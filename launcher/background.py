@@ -19,13 +19,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from client.console import EXIT_ERROR, EXIT_INTERRUPTED
-from launcher.run.control import FrameStream, NoAnswer
-from launcher.run.identity import Identity
-from node.transport.frames import Frame
+from memcluster.client.console import EXIT_ERROR, EXIT_INTERRUPTED
+from memcluster.launcher.run.control import FrameStream, NoAnswer
+from memcluster.launcher.run.identity import Identity
+from memcluster.node.transport.frames import Frame
 
 if TYPE_CHECKING:
-    from launcher.clusterfile.settings import ClusterConfig
+    from memcluster.launcher.clusterfile.settings import ClusterConfig
 
 Load = Callable[[], "ClusterConfig"]
 Tell = Callable[[dict[str, Any]], None]
@@ -143,7 +143,7 @@ class _Starter:
 
     def leave(self, path: Path) -> None:
         """Have nothing to do with the terminal any more; output goes to a file."""
-        from node.zygote import redirect_output  # loaded by now, and nothing that the command need wait for
+        from memcluster.node.zygote import redirect_output  # loaded by now, and nothing that the command need wait for
 
         redirect_output(str(path))
         nothing = os.open(os.devnull, os.O_RDONLY)

@@ -6,17 +6,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.console import EXIT_NOT_RUNNING, EXIT_USAGE, Failure
-from client.discover import DiscoverError, check_folder, cluster_name, command
-from launcher.run.directory import RunDirectory, RunRecord
+from memcluster.client.console import EXIT_NOT_RUNNING, EXIT_USAGE, Failure
+from memcluster.client.discover import DiscoverError, check_folder, cluster_name, command
+from memcluster.launcher.run.directory import RunDirectory, RunRecord
 
 if TYPE_CHECKING:
-    from launcher.clusterfile.settings import ClusterConfig
+    from memcluster.launcher.clusterfile.settings import ClusterConfig
 
 
 def load(file: Path) -> ClusterConfig:
     """All that cluster.yaml says; what is wrong with it is told with a sentence a line. Raises Failure."""
-    from launcher.clusterfile import config  # late: pydantic
+    from memcluster.launcher.clusterfile import config  # late: pydantic
 
     try:
         return config.load(file)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from client.console import (
+from memcluster.client.console import (
     EXIT_DEGRADED,
     EXIT_ERROR,
     EXIT_IN_USE,
@@ -24,14 +24,14 @@ from client.console import (
     unwind,
     wait_seconds,
 )
-from client.discover import command
-from launcher.checked import load, name_of
-from launcher.log import commands as logcommands
-from launcher.output import happening_line, show_again, status_table, steps, verdict
-from launcher.supervision.faultkind import FaultKind
+from memcluster.client.discover import command
+from memcluster.launcher.checked import load, name_of
+from memcluster.launcher.log import commands as logcommands
+from memcluster.launcher.output import happening_line, show_again, status_table, steps, verdict
+from memcluster.launcher.supervision.faultkind import FaultKind
 
 if TYPE_CHECKING:
-    from launcher.clusterfile.settings import ClusterConfig
+    from memcluster.launcher.clusterfile.settings import ClusterConfig
 
 
 TROUBLE = ("gave-up", "died", "failed", "late", "unresponsive")
@@ -59,7 +59,7 @@ def start(file: Path, detach: bool, wait_timeout: float) -> int:
     if not detach:
         unwind(signal.SIGTERM, signal.SIGHUP)  # until the supervisor has its own way of taking them
         return _supervise(file, lambda: load(file), wait_timeout, tell, None)
-    from launcher.background import in_background
+    from memcluster.launcher.background import in_background
 
     return in_background(
         lambda: load(file), lambda load, told, leave: _supervise(file, load, wait_timeout, told, leave), tell
@@ -74,8 +74,8 @@ def _supervise(
     leave: Callable[[Path], None] | None,
 ) -> int:
     """Start the cluster and be its supervisor, until it is stopped; `leave` sends what it says then to a file."""
-    from launcher.supervision import sockets
-    from launcher.up import AlreadyRunning, CannotStart, up
+    from memcluster.launcher.supervision import sockets
+    from memcluster.launcher.up import AlreadyRunning, CannotStart, up
 
     def go_away(cluster: ClusterConfig) -> None:
         if leave is not None:
@@ -92,7 +92,7 @@ def _supervise(
                 f"{record.supervisor.pid}){state}: stop that one, or give this one another name",
                 EXIT_IN_USE,
             ) from None
-        from launcher.status import read_status
+        from memcluster.launcher.status import read_status
 
         found = read_status(file)
         if found["supervisor"] is None or found["state"] not in ("running", "degraded"):
@@ -114,8 +114,8 @@ def _supervise(
 @click.pass_obj
 def down(file: Path, timeout: float | None, drain: bool) -> int:
     """Stop the cluster gracefully and collect its log."""
-    from launcher.down import Busy, NotRunning
-    from launcher.down import down as stop
+    from memcluster.launcher.down import Busy, NotRunning
+    from memcluster.launcher.down import down as stop
 
     def paths() -> list[str]:
         return [server.listen.path for server in load(file).servers if server.listen.path]
@@ -135,7 +135,7 @@ def down(file: Path, timeout: float | None, drain: bool) -> int:
 @click.pass_obj
 def status(file: Path, as_json: bool, watch: bool) -> int:
     """Show every process of the cluster; works when the supervisor is dead, too."""
-    from launcher.status import exit_code, read_status
+    from memcluster.launcher.status import exit_code, read_status
 
     def show() -> str:
         found = read_status(file)
@@ -168,8 +168,8 @@ def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, d
     memcluster fault hang server1               its loop stops turning: the supervisor finds out
     memcluster fault resume server1             end every fault of a node
     """
-    from launcher.run.control import NoAnswer, ask
-    from launcher.run.directory import RunDirectory
+    from memcluster.launcher.run.control import NoAnswer, ask
+    from memcluster.launcher.run.directory import RunDirectory
 
     if len(targets) != (2 if kind == "partition" else 1):
         raise click.UsageError("partition takes two nodes, every other fault one target")
@@ -218,10 +218,10 @@ def compare(
     plot: Path | None,
 ) -> None:
     """Measure the topologies side by side, each on a private cluster (64 MiB in stripes of 64 KiB)."""
-    from launcher import comparison
-    from launcher.compare import Options
-    from launcher.compare import compare as measure
-    from node.topology import names
+    from memcluster.launcher import comparison
+    from memcluster.launcher.compare import Options
+    from memcluster.launcher.compare import compare as measure
+    from memcluster.node.topology import names
 
     if unknown := set(topologies) - set(names()):
         raise click.UsageError(f"there is no topology {min(unknown)!r}; there are {', '.join(names())}")
@@ -241,7 +241,7 @@ def compare(
 @click.pass_obj
 def show_config(file: Path, json_schema: bool) -> None:
     """Check the file and print it with every default filled in."""
-    from launcher.clusterfile import config as configuration
+    from memcluster.launcher.clusterfile import config as configuration
 
     if json_schema:
         click.echo(json.dumps(configuration.json_schema(), indent=2))
@@ -255,7 +255,7 @@ def main() -> None:
 
 
 def _explain(error: Exception) -> Failure | None:
-    from client.discover import NotOurs, NotRunning
+    from memcluster.client.discover import NotOurs, NotRunning
 
     if isinstance(error, NotRunning):
         return Failure(str(error), EXIT_NOT_RUNNING)

@@ -23,13 +23,14 @@ from typing import Any
 import psutil
 import yaml
 
-from client.console import Failure
-from client.units import format_size
-from launcher.run.control import ask
-from launcher.run.directory import RunDirectory
-from node import topology
-from node.zygote import end_with
+from memcluster.client.console import Failure
+from memcluster.client.units import format_size
+from memcluster.launcher.run.control import ask
+from memcluster.launcher.run.directory import RunDirectory
+from memcluster.node import topology
+from memcluster.node.zygote import end_with
 
+CLIENT = "memcluster.client.cli"
 ANSWER_WITHIN = 10.0
 COUNTERS = ("received", "sent", "messages_in", "messages_out")
 
@@ -123,7 +124,8 @@ def _cluster(case: Case, options: Options) -> Iterator[tuple[str, str]]:
         with _supervised(file):
             uri = RunDirectory(name).uri.read_text().strip()
             # Every page is there before anything is measured: a hole is faster to read, and slower to write.
-            _run("client.cli", "--uri", uri, "write", "0", stdin=os.urandom(1 << 20) * (options.memory >> 20))
+            data = os.urandom(1 << 20) * (options.memory >> 20)
+            _run(CLIENT, "--uri", uri, "write", "0", stdin=data)
             yield name, uri
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -132,7 +134,7 @@ def _cluster(case: Case, options: Options) -> Iterator[tuple[str, str]]:
 @contextmanager
 def _supervised(file: Path) -> Iterator[None]:
     """The cluster of a cluster.yaml runs, as our child: it is stopped at the end, and stops when we are killed."""
-    words = _command("launcher.cli", "-f", str(file), "up")
+    words = _command("memcluster", "-f", str(file), "up")
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         preexec_fn=partial(end_with, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - the progress's thread holds no lock
@@ -152,7 +154,7 @@ def _measure(name: str, uri: str, workload: Workload, options: Options) -> dict[
     words = [workload.mode, "--block", str(workload.block), "--depth", str(workload.depth)]
     words += ["--offset", "0", "--length", str(options.memory), "--runtime", f"{options.seconds:g}s", "--json"]
     before = _counters(name)
-    found = json.loads(_run("client.cli", "--uri", uri, "bench", *words))
+    found = json.loads(_run(CLIENT, "--uri", uri, "bench", *words))
     after = _counters(name)
     done = found[workload.mode.lstrip("-")]
     latency = done["latency_us"]
@@ -187,7 +189,7 @@ def _counters(name: str) -> dict[str, dict[str, Any]]:
 
 
 def _command(module: str, *words: str) -> list[str]:
-    return [sys.executable, "-m", module, *words]
+    return [sys.executable, "-P", "-m", module, *words]  # -P: what lies in the working directory is not ours to run
 
 
 def _run(module: str, *words: str, stdin: bytes = b"") -> bytes:

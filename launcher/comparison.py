@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
-from launcher.output import format_bytes
+from memcluster.launcher.output import format_bytes
 
 Results = Sequence[dict[str, Any]]
 HEADS = ("", "IOPS", "MB/s", "p50 ms", "p99 ms", "IN", "OUT", "MSG IN", "MSG OUT", "CPU µs")

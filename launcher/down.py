@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from client.console import EXIT_TIMEOUT, Failure
-from launcher.run import leftovers
-from launcher.run.control import NoAnswer, connect
-from launcher.run.directory import NameInUse, RunDirectory, RunRecord
-from launcher.supervision.patience import LAST_STAGES
+from memcluster.client.console import EXIT_TIMEOUT, Failure
+from memcluster.launcher.run import leftovers
+from memcluster.launcher.run.control import NoAnswer, connect
+from memcluster.launcher.run.directory import NameInUse, RunDirectory, RunRecord
+from memcluster.launcher.supervision.patience import LAST_STAGES
 
 Tell = Callable[[dict[str, Any]], None]
 SLACK = 5.0
@@ -73,7 +73,7 @@ def down(name: str, *, timeout: float | None, drain: bool, tell: Tell, paths: Ca
 
 def _clean_up(run: RunDirectory, record: RunRecord | None, paths: Callable[[], Sequence[str]], tell: Tell) -> int:
     """The supervisor is dead: end what is left, and remove the files. Nobody may start it meanwhile."""
-    from launcher.supervision import sockets
+    from memcluster.launcher.supervision import sockets
 
     try:
         run.acquire()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from client.discover import command
+from memcluster.client.discover import command
 
 COLUMNS = {
     "NAME": "name",

@@ -6,13 +6,13 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from client.console import EXIT_DEGRADED, EXIT_NOT_RUNNING
-from client.discover import NotRunning, command
-from launcher.checked import load, name_of
-from launcher.run.control import NoAnswer, ask
-from launcher.run.directory import NodeRecord, RunDirectory, RunRecord
-from node.transport.address import Address
-from node.transport.frames import Frame
+from memcluster.client.console import EXIT_DEGRADED, EXIT_NOT_RUNNING
+from memcluster.client.discover import NotRunning, command
+from memcluster.launcher.checked import load, name_of
+from memcluster.launcher.run.control import NoAnswer, ask
+from memcluster.launcher.run.directory import NodeRecord, RunDirectory, RunRecord
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.frames import Frame
 
 ANSWER_WITHIN = 5.0
 """Seconds a living supervisor has to answer."""

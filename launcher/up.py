@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client.discover import DiscoverError, command, name_in, of_another_folder, outline, stamp
-from launcher.run import leftovers
-from launcher.run.directory import MemoryMismatch, NameInUse, RunDirectory, RunRecord, claim_memory
-from launcher.run.steps import step
-from launcher.supervision import sockets
-from launcher.supervision.forkserver import start_fork_server, stop_fork_server
-from node import topology
-from node.transport.address import Address
+from memcluster.client.discover import DiscoverError, command, name_in, of_another_folder, outline, stamp
+from memcluster.launcher.run import leftovers
+from memcluster.launcher.run.directory import MemoryMismatch, NameInUse, RunDirectory, RunRecord, claim_memory
+from memcluster.launcher.run.steps import step
+from memcluster.launcher.supervision import sockets
+from memcluster.launcher.supervision.forkserver import start_fork_server, stop_fork_server
+from memcluster.node import topology
+from memcluster.node.transport.address import Address
 
 if TYPE_CHECKING:  # they take a while to load, and the fork server need not wait for it
-    from launcher.clusterfile.settings import ClusterConfig
-    from launcher.supervision.places import Place
+    from memcluster.launcher.clusterfile.settings import ClusterConfig
+    from memcluster.launcher.supervision.places import Place
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -77,7 +77,7 @@ def up(
         try:
             from setproctitle import setproctitle  # while the fork server loads what the nodes need
 
-            from launcher.supervision.supervisor import Supervisor
+            from memcluster.launcher.supervision.supervisor import Supervisor
 
             config, found, listeners = _prepare(load, run)
             leave(config)
@@ -110,7 +110,7 @@ def _prepare(
 ) -> tuple[ClusterConfig, Sequence[Place], list[socket.socket]]:
     """Everything that can fail before the first node is started. What others may hold comes first, the claim on a
     directory last: an `up` that is refused has claimed none."""
-    from launcher.supervision.places import places
+    from memcluster.launcher.supervision.places import places
 
     config = load()
     found = places(config, run)

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 
-from node.layout import Layout, make_layout
+from memcluster.node.layout import Layout, make_layout
 
 
 @dataclass(frozen=True)

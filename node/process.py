@@ -20,13 +20,13 @@ from typing import Any, Protocol
 
 from setproctitle import setproctitle
 
-from node import topology
-from node.logger.logger import Logger
-from node.spec import NodeSpec
-from node.transport.channel import Channel
-from node.transport.frames import Frame
-from node.transport.loop import Loop
-from node.zygote import end_with, redirect_output
+from memcluster.node import topology
+from memcluster.node.logger.logger import Logger
+from memcluster.node.spec import NodeSpec
+from memcluster.node.transport.channel import Channel
+from memcluster.node.transport.frames import Frame
+from memcluster.node.transport.loop import Loop
+from memcluster.node.zygote import end_with, redirect_output
 
 
 class Role(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from node.cluster_map import ClusterMap
+from memcluster.node.cluster_map import ClusterMap
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-PACKAGE = "node.topologies"
+PACKAGE = "memcluster.node.topologies"
 DEFAULT = "primary-secondary"
 """What `topology` is where cluster.yaml does not say."""
 

@@ -40,7 +40,7 @@ def redirect_output(path: str) -> None:
 
 def run_node(*arguments: Any) -> None:
     """See node.process, which the supervisor need not load to name what the fork server is to run: 40 ms of a start."""
-    from node import process
+    from memcluster.node import process
 
     process.run_node(*arguments)
 

@@ -13,7 +13,7 @@ from hypothesis import settings
 from loggers import Loggers, MakeLoggers
 from strangers import SIZE, World, proved
 
-from node.topology import names
+from memcluster.node.topology import names
 
 # Who is started in the background, or with nohup, ignores these, and so would every command that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

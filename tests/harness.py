@@ -23,10 +23,10 @@ import pytest
 import yaml
 
 import memcluster
-from client.discover import run_directory
-from launcher.run.directory import RunDirectory, RunRecord
-from launcher.run.identity import Identity
-from launcher.run.leftovers import wait_gone
+from memcluster.client.discover import run_directory
+from memcluster.launcher.run.directory import RunDirectory, RunRecord
+from memcluster.launcher.run.identity import Identity
+from memcluster.launcher.run.leftovers import wait_gone
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 60.0
@@ -69,11 +69,11 @@ def run(*command: str | os.PathLike[str], cwd: Path | None = None, check: bool =
 
 
 def memcluster_command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "launcher.cli", *words]
+    return [sys.executable, "-m", "memcluster", *words]
 
 
 def memclient_command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "client.cli", *words]
+    return [sys.executable, "-P", "-m", "memcluster.client.cli", *words]
 
 
 def need(command: str, package: str) -> str:

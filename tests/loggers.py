@@ -8,16 +8,16 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from launcher.log.reader import read_log
-from node.cluster_map import ClusterMap, ServerEntry
-from node.log.record import RECORD_SIZE, Kind, Record, format_identifier, make_identifier, unpack
-from node.log.writer import MIN_SEGMENT, LogWriter
-from node.logger.logger import Logger
-from node.nbd.wire import Command
-from node.spec import Bounds, NodeSpec
-from node.transport.channel import Channel
-from node.transport.frames import Frame
-from node.transport.loop import Loop
+from memcluster.launcher.log.reader import read_log
+from memcluster.node.cluster_map import ClusterMap, ServerEntry
+from memcluster.node.log.record import RECORD_SIZE, Kind, Record, format_identifier, make_identifier, unpack
+from memcluster.node.log.writer import MIN_SEGMENT, LogWriter
+from memcluster.node.logger.logger import Logger
+from memcluster.node.nbd.wire import Command
+from memcluster.node.spec import Bounds, NodeSpec
+from memcluster.node.transport.channel import Channel
+from memcluster.node.transport.frames import Frame
+from memcluster.node.transport.loop import Loop
 
 DEADLINE = 20.0
 T = 1_700_000_000 * 10**9

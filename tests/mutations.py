@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from strangers import BORDER, DISC, FLAGS, GO, SESSIONS, SIZE, STRUCTURED, WORK, World, request
 
-from node.nbd import wire
-from node.nbd.wire import Chunk, Command, Error, Option, Rep
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.wire import Chunk, Command, Error, Option, Rep
 
 
 @dataclass

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from node.log.record import RECORD_SIZE, Record, unpack
-from node.log.segments import HEADER_SIZE, Block, LogReader
-from node.log.writer import MIN_SEGMENT, LogWriter
+from memcluster.node.log.record import RECORD_SIZE, Record, unpack
+from memcluster.node.log.segments import HEADER_SIZE, Block, LogReader
+from memcluster.node.log.writer import MIN_SEGMENT, LogWriter
 
 SLOTS = (MIN_SEGMENT - HEADER_SIZE) // RECORD_SIZE
 """Records in a segment of the least size."""

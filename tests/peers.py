@@ -12,10 +12,10 @@ from pathlib import Path
 
 from harness import need
 
-from node.nbd.errors import ProtocolError, Refused
-from node.nbd.negotiation import Export
-from node.nbd.server import Request, ServerSession
-from node.nbd.wire import Command, Rep, Status, TransmissionFlag
+from memcluster.node.nbd.errors import ProtocolError, Refused
+from memcluster.node.nbd.negotiation import Export
+from memcluster.node.nbd.server import Request, ServerSession
+from memcluster.node.nbd.wire import Command, Rep, Status, TransmissionFlag
 
 SIZE = 1 << 30
 FLAGS = (

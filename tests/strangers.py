@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 from harness import TIMEOUT, Cluster
 
-from launcher.run.control import ask
-from node.nbd import wire
-from node.nbd.wire import Chunk, Command, CommandFlag, Option, Rep
+from memcluster.launcher.run.control import ask
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.wire import Chunk, Command, CommandFlag, Option, Rep
 
 SIZE = 6 << 20
 BORDER = SIZE // 3

@@ -9,9 +9,9 @@ from harness import no_descriptors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.serving import admission as door
-from node.serving.admission import CPU_SAMPLES, MARKS, Admission, Shortage, Usage, look_at_the_machine
-from node.serving.cgroup import memory_in_use
+from memcluster.node.serving import admission as door
+from memcluster.node.serving.admission import CPU_SAMPLES, MARKS, Admission, Shortage, Usage, look_at_the_machine
+from memcluster.node.serving.cgroup import memory_in_use
 
 GiB = 1 << 30
 CALM = Usage(0.1, 0.1, 0.1)

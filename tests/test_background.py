@@ -11,7 +11,7 @@ pytestmark = pytest.mark.timeout(60)
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from launcher.background import in_background
+from memcluster.launcher.background import in_background
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)

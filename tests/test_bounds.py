@@ -12,10 +12,10 @@ import pytest
 from harness import Cluster, run_in_small_room
 
 from memcluster import Refused
-from node.nbd import wire
-from node.nbd.client import ClientSession
-from node.nbd.wire import Command
-from node.serving.connection import ROOM
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.client import ClientSession
+from memcluster.node.nbd.wire import Command
+from memcluster.node.serving.connection import ROOM
 
 
 def raw_client(cluster: Cluster) -> socket.socket:

@@ -21,8 +21,8 @@ from bench.chaos.history import BLOCK, Operation, identify, pattern, read_operat
 from bench.chaos.logcheck import LogVerdict, check_log, logged_at, routed
 from bench.chaos.report import Report
 from bench.chaos.schedule import PHASE, QUIET, WEIGHTS, plan
-from node.layout import Linear, Striped
-from node.topology import names
+from memcluster.node.layout import Linear, Striped
+from memcluster.node.topology import names
 
 A, B, C, ZERO = 0xA, 0xB, 0xC, 0
 MIXED = "mixed"

@@ -15,7 +15,7 @@ import pytest
 from harness import environment, memclient_command, run
 from peers import Peer, nbdkit, opened, refusing, scripted, serving
 
-from node.nbd.wire import Rep
+from memcluster.node.nbd.wire import Rep
 
 MIB = 1 << 20
 

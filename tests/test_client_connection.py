@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import pytest
 from peers import Peer, opened, refusing, scripted, serving, wait_for_goodbye
 
-import client.connection
-from client.connection import Connection
-from client.errors import (
+import memcluster.client.connection
+from memcluster.client.connection import Connection
+from memcluster.client.errors import (
     ClusterError,
     Disconnected,
     InvalidRequest,
@@ -23,10 +23,10 @@ from client.errors import (
     ShuttingDown,
     Timeout,
 )
-from client.handshake import list_exports
-from client.uri import Target, parse_uri
-from node.nbd import wire
-from node.nbd.wire import Command, Error, Rep
+from memcluster.client.handshake import list_exports
+from memcluster.client.uri import Target, parse_uri
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.wire import Command, Error, Rep
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def test_done_makes_progress_by_itself():
 
 def test_what_is_in_flight_is_bounded(monkeypatch):
     """A server that answers nothing gets no more than the limit: submitting waits for room, and that wait ends."""
-    monkeypatch.setattr(client.connection, "MAX_IN_FLIGHT", 1 << 20)
+    monkeypatch.setattr(memcluster.client.connection, "MAX_IN_FLIGHT", 1 << 20)
     stop = threading.Event()
 
     @opened
@@ -113,7 +113,7 @@ def test_what_is_in_flight_is_bounded(monkeypatch):
 
 def test_what_is_answered_gives_its_room_back(monkeypatch):
     """Ten times the limit goes through a server that answers."""
-    monkeypatch.setattr(client.connection, "MAX_IN_FLIGHT", 1 << 20)
+    monkeypatch.setattr(memcluster.client.connection, "MAX_IN_FLIGHT", 1 << 20)
     with scripted(serving(bytearray(100_000))) as uri, connected(uri, timeout=5) as connection:
         pending = [write(connection, 0, bytes(100_000)) for _ in range(100)]
         assert not any(item.wait().error for item in pending)

@@ -9,7 +9,7 @@ import pytest
 from peers import nbdkit
 
 import memcluster
-from client.copy import CHUNK, FileSink, FileSource, MemorySink, MemorySource, copy
+from memcluster.client.copy import CHUNK, FileSink, FileSource, MemorySink, MemorySource, copy
 
 MIB = 1 << 20
 SIZE = 16 * MIB

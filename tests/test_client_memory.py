@@ -12,7 +12,7 @@ from peers import Peer, nbdkit, opened, scripted, serving, wait_for_goodbye
 
 import memcluster
 from memcluster import ClusterError, DiscoverError, Extent, InvalidRequest, ReadOnly, Refused, ServerError, Timeout
-from node.nbd.wire import Command, CommandFlag, Error, TransmissionFlag
+from memcluster.node.nbd.wire import Command, CommandFlag, Error, TransmissionFlag
 
 MIB = 1 << 20
 
@@ -300,7 +300,7 @@ def test_a_slice_is_the_slice_of_bytes(small, part):
 
 def test_a_memory_is_gone_through_in_stretches(small, monkeypatch):
     """bytes(), iteration and `in` do not ask for each byte by itself, and there is a last one."""
-    monkeypatch.setattr("client.memory.STRETCH", 64)
+    monkeypatch.setattr("memcluster.client.memory.STRETCH", 64)
     asked = []
     read = small.pread
     monkeypatch.setattr(small, "pread", lambda length, offset: asked.append((length, offset)) or read(length, offset))

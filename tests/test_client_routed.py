@@ -12,7 +12,7 @@ import pytest
 from harness import Cluster, need, run
 
 import memcluster
-from launcher.run.identity import Identity
+from memcluster.launcher.run.identity import Identity
 
 SIZE = 1 << 20
 UNEQUAL = [{"memory": 300_000}, {"memory": 400_000}, {"memory": SIZE - 700_000}]
@@ -149,7 +149,7 @@ def test_what_does_not_concern_the_dead_server_goes_on(make_cluster):
 
 def test_what_is_in_flight_is_bounded(make_cluster, monkeypatch):
     """As without routing: who submits more than fits waits until there is room."""
-    monkeypatch.setattr("client.router.MAX_IN_FLIGHT", SIZE)
+    monkeypatch.setattr("memcluster.client.router.MAX_IN_FLIGHT", SIZE)
     cluster = make_cluster(topology="client-routed")
     with cluster.connect() as memory:
         futures = []
@@ -207,7 +207,7 @@ def test_without_reconnect_a_loss_is_an_error(make_cluster):
 
 def test_identifiers_are_lent_anew_when_a_block_is_used_up(make_cluster, monkeypatch):
     """A client asks for another block without taking a slot."""
-    monkeypatch.setattr("client.router.BLOCK", 3)
+    monkeypatch.setattr("memcluster.client.router.BLOCK", 3)
     cluster = make_cluster(topology="client-routed", clients={"limit": 1})
     with cluster.connect() as memory:
         for number in range(10):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.uri import Target, parse_uri
+from memcluster.client.uri import Target, parse_uri
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ import yaml
 from harness import TIMEOUT, Cluster, memclient_command, memcluster_command, run
 
 import memcluster
-from client.console import EXIT_DEGRADED, EXIT_IN_USE, EXIT_INTERRUPTED, EXIT_USAGE
-from launcher.run.identity import Identity
-from launcher.run.leftovers import wait_gone
+from memcluster.client.console import EXIT_DEGRADED, EXIT_IN_USE, EXIT_INTERRUPTED, EXIT_USAGE
+from memcluster.launcher.run.identity import Identity
+from memcluster.launcher.run.leftovers import wait_gone
 
 
 def read_line(process: subprocess.Popen, wanted: str) -> list[str]:

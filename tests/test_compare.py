@@ -12,9 +12,9 @@ import pytest
 from harness import TIMEOUT, memcluster_command, run, wait_gone
 
 from bench import topologies
-from launcher.comparison import case_name, picture, table
-from launcher.run.identity import Identity
-from node.topology import names
+from memcluster.launcher.comparison import case_name, picture, table
+from memcluster.launcher.run.identity import Identity
+from memcluster.node.topology import names
 
 pytestmark = pytest.mark.timeout(180)
 

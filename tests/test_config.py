@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from client.discover import cluster_name
-from launcher.clusterfile.config import ConfigError, dump, json_schema, load
-from node.transport.address import Address
+from memcluster.client.discover import cluster_name
+from memcluster.launcher.clusterfile.config import ConfigError, dump, json_schema, load
+from memcluster.node.transport.address import Address
 
 PLENTY = 1 << 50
 MACHINE = 1 << 30

@@ -9,8 +9,8 @@ import pytest
 from harness import TIMEOUT
 
 import memcluster
-from launcher.run.identity import Identity
-from launcher.run.leftovers import wait_gone
+from memcluster.launcher.run.identity import Identity
+from memcluster.launcher.run.leftovers import wait_gone
 
 
 @pytest.mark.parametrize("name", ["server0", "server1", "logger0", "logger2"])

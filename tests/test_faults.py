@@ -12,12 +12,12 @@ import pytest
 from harness import TIMEOUT, Cluster
 
 import memcluster
-from client.console import EXIT_DEGRADED
-from launcher.run.identity import Identity
-from launcher.run.leftovers import wait_gone
-from launcher.supervision.heartbeats import Heartbeats, period
-from node.transport.address import Address
-from node.transport.loop import Loop
+from memcluster.client.console import EXIT_DEGRADED
+from memcluster.launcher.run.identity import Identity
+from memcluster.launcher.run.leftovers import wait_gone
+from memcluster.launcher.supervision.heartbeats import Heartbeats, period
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.loop import Loop
 
 
 def node(cluster: Cluster, name: str) -> dict:

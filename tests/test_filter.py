@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.layout import make_layout
-from node.log import history as history_module
-from node.log.filter import Filter
-from node.log.history import History
-from node.log.merge import Entry, entries
-from node.log.record import (
+from memcluster.node.layout import make_layout
+from memcluster.node.log import history as history_module
+from memcluster.node.log.filter import Filter
+from memcluster.node.log.history import History
+from memcluster.node.log.merge import Entry, entries
+from memcluster.node.log.record import (
     RECORD,
     RECORD_SIZE,
     REPEATED,
@@ -29,8 +29,8 @@ from node.log.record import (
     subject_of,
     summarise,
 )
-from node.log.writer import MIN_SEGMENT, LogWriter
-from node.nbd.wire import Command, Error
+from memcluster.node.log.writer import MIN_SEGMENT, LogWriter
+from memcluster.node.nbd.wire import Command, Error
 
 LAYOUT = make_layout([8192, 8192, 8192], 4096)
 MS = 10**6

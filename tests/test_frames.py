@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.transport.frames import MAX_FRAME, PREFIX, Frame, FrameError, FrameReader
+from memcluster.node.transport.frames import MAX_FRAME, PREFIX, Frame, FrameError, FrameReader
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.text()
 HEADS = st.dictionaries(st.text(), st.recursive(LEAVES, st.lists, max_leaves=10))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from node.handover.gates import BrokenStream, Gates
-from node.transport.loop import Loop
+from memcluster.node.handover.gates import BrokenStream, Gates
+from memcluster.node.transport.loop import Loop
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.handover.messages import DONE, ORDER, HandoverError, Message, Order, OrderReader, decode_done, encode_done
+from memcluster.node.handover.messages import (
+    DONE,
+    ORDER,
+    HandoverError,
+    Message,
+    Order,
+    OrderReader,
+    decode_done,
+    encode_done,
+)
 
 U16, U32, U64 = (st.integers(0, (1 << bits) - 1) for bits in (16, 32, 64))
 FIELDS = ("command", "flags", "error", "client", "ticket", "identifier", "cookie", "offset", "start", "length")

@@ -13,11 +13,11 @@ import pytest
 from harness import TIMEOUT
 from strangers import BORDER, DISC, FLAGS, GO, LIST, SIZE, Stranger, World, option, request
 
-from node.nbd import wire
-from node.nbd.negotiation import MAX_SKIP
-from node.nbd.wire import Chunk, Command, Option
-from node.serving.connection import ROOM
-from node.serving.server import CLIENTS_MEMORY
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.negotiation import MAX_SKIP
+from memcluster.node.nbd.wire import Chunk, Command, Option
+from memcluster.node.serving.connection import ROOM
+from memcluster.node.serving.server import CLIENTS_MEMORY
 
 
 def test_who_stalls_in_the_handshake_is_cut_off(tmp_path, new_cluster):

@@ -12,10 +12,10 @@ from harness import TIMEOUT
 from mutations import hear_out, mutated, understood
 from strangers import sessions
 
-from launcher.run.control import ask
-from node.logger.logger import ASK_TIMEOUT
-from node.transport.address import Address
-from node.transport.frames import MAX_QUESTION, PREFIX, FrameReader
+from memcluster.launcher.run.control import ask
+from memcluster.node.logger.logger import ASK_TIMEOUT
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.frames import MAX_QUESTION, PREFIX, FrameReader
 
 
 def test_strangers_at_a_secondary_harm_nobody(world):

@@ -8,9 +8,9 @@ import pytest
 from harness import TIMEOUT
 from strangers import BORDER, DISC, FLAGS, GO, LIST, QUERY, SIZE, STRUCTURED, option, request, text
 
-from node.nbd import wire
-from node.nbd.negotiation import MAX_OPTION, MAX_SKIP
-from node.nbd.wire import Chunk, Command, CommandFlag, Error, Option, Rep
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.negotiation import MAX_OPTION, MAX_SKIP
+from memcluster.node.nbd.wire import Chunk, Command, CommandFlag, Error, Option, Rep
 
 HANDSHAKE_FATAL = {
     "unknown client flags": wire.CLIENT_FLAGS.pack(4),

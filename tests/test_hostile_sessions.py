@@ -10,12 +10,12 @@ import pytest
 from mutations import MUTABLE, TOGETHER, attack, leaves_nothing, mutated, understood
 from strangers import SESSIONS, SIZE, World
 
-from node.nbd.errors import ProtocolError, Refused
-from node.nbd.negotiation import Export
-from node.nbd.server import ServerSession
-from node.nbd.wire import Rep
-from node.serving.server import MEMORY_FLAGS
-from node.topology import names
+from memcluster.node.nbd.errors import ProtocolError, Refused
+from memcluster.node.nbd.negotiation import Export
+from memcluster.node.nbd.server import ServerSession
+from memcluster.node.nbd.wire import Rep
+from memcluster.node.serving.server import MEMORY_FLAGS
+from memcluster.node.topology import names
 
 
 @pytest.mark.parametrize("name", SESSIONS)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from harness import run
+
+import memcluster
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("launcher", "node", "client")
@@ -62,7 +66,10 @@ def imports(path: Path) -> set[str]:
 
 
 def ours(path: Path) -> set[str]:
-    return {name for name in imports(path) if name.split(".")[0] in (*PACKAGES, "memcluster")}
+    """What it imports of memcluster, as names inside the package; nothing of ours has a bare everyday name."""
+    found = imports(path)
+    assert not {name for name in found if name.split(".")[0] in PACKAGES}, f"{path} imports a bare everyday name"
+    return {name.removeprefix("memcluster.") for name in found if name.split(".")[0] == "memcluster"}
 
 
 def module(path: Path) -> str:
@@ -115,10 +122,15 @@ def test_what_is_pure_does_no_io(name):
 
 
 def test_the_public_face_only_re_exports():
-    """memcluster.py imports the client and defines nothing."""
-    tree = ast.parse((ROOT / "memcluster.py").read_text())
-    assert all(isinstance(node, ast.Expr | ast.ImportFrom | ast.Assign) for node in tree.body)
-    assert all(name.startswith("client.") for name in ours(ROOT / "memcluster.py"))
+    """memcluster/__init__.py has what it promises, imports none of it by being imported, and defines nothing else."""
+    face = ROOT / "memcluster" / "__init__.py"
+    nodes = ast.walk(ast.parse(face.read_text()))
+    names = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert names == {"__getattr__", "__dir__"}
+    assert {getattr(memcluster, name).__name__ for name in memcluster.__all__} == set(memcluster.__all__)
+    code = "import sys; before = set(sys.modules); import memcluster; print(set(sys.modules) - before)"
+    loaded = run(sys.executable, "-c", code)
+    assert loaded.stdout.decode().strip() == "{'memcluster'}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=module)

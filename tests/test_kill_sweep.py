@@ -10,7 +10,7 @@ from bisect import bisect_left
 import pytest
 from harness import Cluster
 
-from launcher.run.leftovers import wait_gone
+from memcluster.launcher.run.leftovers import wait_gone
 
 SHARES = 2
 """A sweep is cut into so many tests, which run side by side."""

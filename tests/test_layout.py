@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.layout import Linear, Piece, Striped, make_layout
+from memcluster.node.layout import Linear, Piece, Striped, make_layout
 
 sizes = st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any).map(lambda rows: [row * 8 for row in rows])
 layouts = st.builds(make_layout, sizes, st.sampled_from([0, 4, 8]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.supervision.lifecycle import (
+from memcluster.launcher.supervision.lifecycle import (
     EVIDENCE,
     LAST_STAGES,
     Collect,

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from harness import no_descriptors
 
-from node.forwarding.link import Link
-from node.handover.passage import PassageLink
-from node.transport.address import Address
-from node.transport.dialer import Dialer, pause_before
-from node.transport.loop import Loop, Timer
+from memcluster.node.forwarding.link import Link
+from memcluster.node.handover.passage import PassageLink
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.dialer import Dialer, pause_before
+from memcluster.node.transport.loop import Loop, Timer
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from harness import TIMEOUT, Cluster, memcluster_command
 from numbered_log import read_segments
 
 import memcluster
-from node.layout import make_layout
-from node.log.record import REPEATED, Kind
+from memcluster.node.layout import make_layout
+from memcluster.node.log.record import REPEATED, Kind
 
 pytestmark = pytest.mark.timeout(180)
 Line = dict[str, Any]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from loggers import MakeLoggers, T, story
 
-from launcher.log.reader import LogsError
-from node.log.filter import MAX_LAST
-from node.log.record import Kind, make_identifier
-from node.log.writer import MIN_SEGMENT
-from node.logger import answers, shares
-from node.logger import logger as role
-from node.transport.frames import Frame
+from memcluster.launcher.log.reader import LogsError
+from memcluster.node.log.filter import MAX_LAST
+from memcluster.node.log.record import Kind, make_identifier
+from memcluster.node.log.writer import MIN_SEGMENT
+from memcluster.node.logger import answers, shares
+from memcluster.node.logger import logger as role
+from memcluster.node.transport.frames import Frame
 
 # -- the merged log ----------------------------------------------------------------------------------------------
 

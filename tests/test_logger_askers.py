@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from loggers import MakeLoggers
 
-from node.logger import answers
-from node.logger import logger as role
+from memcluster.node.logger import answers
+from memcluster.node.logger import logger as role
 
 
 @pytest.mark.parametrize(

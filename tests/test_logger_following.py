@@ -6,12 +6,12 @@ from time import time_ns
 import pytest
 from loggers import Loggers, MakeLoggers, T, story
 
-from launcher.log.reader import read_batches
-from node.log.record import Kind, make_identifier
-from node.logger import answers, shares
-from node.logger.tallying import Census
-from node.nbd.wire import Command
-from node.transport.frames import Frame
+from memcluster.launcher.log.reader import read_batches
+from memcluster.node.log.record import Kind, make_identifier
+from memcluster.node.logger import answers, shares
+from memcluster.node.logger.tallying import Census
+from memcluster.node.nbd.wire import Command
+from memcluster.node.transport.frames import Frame
 
 
 def test_following(make_loggers: MakeLoggers) -> None:

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.log.reader import LogsError, parse_since, read_log, render, tree
-from node.log.record import LOGGER, RECORD, REPEATED, Event, Kind, Reason, Record, make_identifier
-from node.log.text import LogEntry, format_json, format_text
-from node.nbd.wire import Command, CommandFlag, Error
-from node.transport.frames import Frame
+from memcluster.launcher.log.reader import LogsError, parse_since, read_log, render, tree
+from memcluster.node.log.record import LOGGER, RECORD, REPEATED, Event, Kind, Reason, Record, make_identifier
+from memcluster.node.log.text import LogEntry, format_json, format_text
+from memcluster.node.nbd.wire import Command, CommandFlag, Error
+from memcluster.node.transport.frames import Frame
 
 START = 1_700_000_000_123_456_789
 REQUEST = LogEntry(

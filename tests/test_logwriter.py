@@ -11,9 +11,18 @@ from pathlib import Path
 import pytest
 from numbered_log import RETAIN, SLOTS, append, check, read_segments, records, writer
 
-from node.log.record import MAX_INCARNATION, RECORD_SIZE, Event, Kind, Record, make_identifier, signed, unpack
-from node.log.segments import HEADER_SIZE, MAGIC, LogReader, SegmentError, list_segments, segment_paths
-from node.log.writer import MIN_SEGMENT, RETRY, YOUNG, LogWriter
+from memcluster.node.log.record import (
+    MAX_INCARNATION,
+    RECORD_SIZE,
+    Event,
+    Kind,
+    Record,
+    make_identifier,
+    signed,
+    unpack,
+)
+from memcluster.node.log.segments import HEADER_SIZE, MAGIC, LogReader, SegmentError, list_segments, segment_paths
+from memcluster.node.log.writer import MIN_SEGMENT, RETRY, YOUNG, LogWriter
 
 
 def sizes(directory: Path) -> list[int]:

@@ -10,9 +10,9 @@ from contextlib import suppress
 
 import pytest
 
-from node.serving.waiting import LINGER, WINDOW, Awake, Look
-from node.transport.listener import GONE, Listener
-from node.transport.loop import READ, WRITE, Loop
+from memcluster.node.serving.waiting import LINGER, WINDOW, Awake, Look
+from memcluster.node.transport.listener import GONE, Listener
+from memcluster.node.transport.loop import READ, WRITE, Loop
 
 
 @pytest.fixture

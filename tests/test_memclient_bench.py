@@ -12,7 +12,7 @@ from harness import TIMEOUT, memclient_command, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.bench import PERCENTILES, Histogram
+from memcluster.client.bench import PERCENTILES, Histogram
 
 SHORT = ("bench", "--runtime", "50ms", "--json")
 

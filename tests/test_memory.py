@@ -11,8 +11,8 @@ from harness import run_in_small_room
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.nbd.wire import Status
-from node.serving.memory import PAGE, Shard, ShardError
+from memcluster.node.nbd.wire import Status
+from memcluster.node.serving.memory import PAGE, Shard, ShardError
 
 SIZE = 10 * PAGE + 100
 HOLE = int(Status.HOLE | Status.ZERO)
@@ -159,7 +159,7 @@ def test_a_shard_is_a_bytearray_with_holes(tmp_path_factory, steps):
 
 FULL_DISK = """
 import errno, os, sys
-from node.serving.memory import Shard
+from memcluster.node.serving.memory import Shard
 open(sys.argv[1], "w").truncate(64 << 20)
 shard = Shard(sys.argv[1], 64 << 20)
 written = 0

@@ -9,9 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.log import merge as merge_module
-from node.log.merge import EVENT, PIECE, REQUEST, UNKNOWN, Entry, Live, Merger, Stretch, entries, in_order, survey
-from node.log.record import RECORD, Event, Kind, make_identifier
+from memcluster.node.log import merge as merge_module
+from memcluster.node.log.merge import (
+    EVENT,
+    PIECE,
+    REQUEST,
+    UNKNOWN,
+    Entry,
+    Live,
+    Merger,
+    Stretch,
+    entries,
+    in_order,
+    survey,
+)
+from memcluster.node.log.record import RECORD, Event, Kind, make_identifier
 
 SECOND = 10**9
 

@@ -9,13 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.nbd import wire
-from node.nbd.client import MAX_CHUNK, ClientSession
-from node.nbd.errors import NBDError, ProtocolError, Refused
-from node.nbd.negotiation import Export
-from node.nbd.opening import MAX_OPTION_REPLY
-from node.nbd.server import ServerSession
-from node.nbd.wire import BASE_ALLOCATION, Chunk, Command, Error, HandshakeFlag, Info, Option, Rep, TransmissionFlag
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.client import MAX_CHUNK, ClientSession
+from memcluster.node.nbd.errors import NBDError, ProtocolError, Refused
+from memcluster.node.nbd.negotiation import Export
+from memcluster.node.nbd.opening import MAX_OPTION_REPLY
+from memcluster.node.nbd.server import ServerSession
+from memcluster.node.nbd.wire import (
+    BASE_ALLOCATION,
+    Chunk,
+    Command,
+    Error,
+    HandshakeFlag,
+    Info,
+    Option,
+    Rep,
+    TransmissionFlag,
+)
 
 SIZE = 1 << 20
 FLAGS = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH

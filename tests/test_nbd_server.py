@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.nbd import wire
-from node.nbd.errors import NBDError, ProtocolError, Refused
-from node.nbd.negotiation import MAX_SKIP, Export
-from node.nbd.server import Request, ServerSession
-from node.nbd.wire import Command, CommandFlag, Error, Info, Option, Rep, TransmissionFlag
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.errors import NBDError, ProtocolError, Refused
+from memcluster.node.nbd.negotiation import MAX_SKIP, Export
+from memcluster.node.nbd.server import Request, ServerSession
+from memcluster.node.nbd.wire import Command, CommandFlag, Error, Info, Option, Rep, TransmissionFlag
 
 FLAGS = (
     TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH | TransmissionFlag.SEND_FUA | TransmissionFlag.SEND_TRIM

@@ -8,12 +8,12 @@ import shutil
 
 from harness import ROOT, memcluster_command, run
 
-from node.topology import load, names
+from memcluster.node.topology import load, names
 
 PACKAGES = ("node", "launcher", "client")
 NEW = '''"""A topology of the test: like primary-secondary, with other names for the roles."""
-from node.topologies.primary_secondary import Primary, Secondary
-from node.topology import Topology
+from memcluster.node.topologies.primary_secondary import Primary, Secondary
+from memcluster.node.topology import Topology
 
 TOPOLOGY = Topology(
     roles={"first": Primary, "rest": Secondary}, links=lambda count: [(0, server) for server in range(1, count)]
@@ -36,10 +36,8 @@ def test_nothing_else_knows_the_name_of_a_topology_or_of_a_role():
 def test_one_file_is_a_topology(tmp_path, new_cluster):
     """A cluster of it starts, is written and read, broken, mended, measured and stopped, and its log is read."""
     code = tmp_path / "code"
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "memcluster.py", code)
-    (code / "node" / "topologies" / "brand_new.py").write_text(NEW)
+    shutil.copytree(ROOT / "memcluster", code / "memcluster", ignore=shutil.ignore_patterns("__pycache__"))
+    (code / "memcluster" / "node" / "topologies" / "brand_new.py").write_text(NEW)
     folder = tmp_path / "cluster"
     folder.mkdir()
     cluster = new_cluster(folder, topology="brand-new")

@@ -8,11 +8,11 @@ import threading
 
 import pytest
 
-from client.console import Failure
-from launcher.down import down
-from launcher.run.control import FrameStream
-from launcher.run.directory import RunDirectory
-from launcher.supervision.orders import Down, Fault, Kill, OrderError, Status, parse
+from memcluster.client.console import Failure
+from memcluster.launcher.down import down
+from memcluster.launcher.run.control import FrameStream
+from memcluster.launcher.run.directory import RunDirectory
+from memcluster.launcher.supervision.orders import Down, Fault, Kill, OrderError, Status, parse
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import time
 import pytest
 from harness import TIMEOUT, Cluster, clusters, need, run
 
-from launcher.run.control import ask
+from memcluster.launcher.run.control import ask
 
 SIZE = 8 << 20
 STRIPE = 64 << 10

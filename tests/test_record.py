@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.log.record import (
+from memcluster.node.log.record import (
     MAX_COUNTER,
     MAX_IDENTIFIER,
     MAX_INCARNATION,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.run.directory import MemoryMismatch, claim_memory
+from memcluster.launcher.run.directory import MemoryMismatch, claim_memory
 
 SIZES = [8192, 4096]
 

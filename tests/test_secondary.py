@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from node.cluster_map import ClusterMap, ServerEntry
-from node.forwarding.link import Link
-from node.nbd import wire
-from node.nbd.client import ClientSession
-from node.nbd.server import RECEIVE_BUFFER, REQUEST_COST
-from node.nbd.wire import Command
-from node.serving import keeper, server
-from node.serving.connection import TURN_BUDGET
-from node.spec import NodeSpec
-from node.topologies.primary_secondary import LINK, Secondary
-from node.transport.address import Address
-from node.transport.loop import Loop
+from memcluster.node.cluster_map import ClusterMap, ServerEntry
+from memcluster.node.forwarding.link import Link
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.client import ClientSession
+from memcluster.node.nbd.server import RECEIVE_BUFFER, REQUEST_COST
+from memcluster.node.nbd.wire import Command
+from memcluster.node.serving import keeper, server
+from memcluster.node.serving.connection import TURN_BUDGET
+from memcluster.node.spec import NodeSpec
+from memcluster.node.topologies.primary_secondary import LINK, Secondary
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.loop import Loop
 
 SIZE = 4 << 20
 LONG = 1 << 20

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered_log import SLOTS, append, check, read_segments, records, writer
 
-from node.log.record import Record, unpack
-from node.log.segments import LogReader
-from node.log.writer import MIN_SEGMENT
+from memcluster.node.log.record import Record, unpack
+from memcluster.node.log.segments import LogReader
+from memcluster.node.log.writer import MIN_SEGMENT
 
 
 @settings(max_examples=50, deadline=None)

@@ -20,18 +20,18 @@ from types import SimpleNamespace
 import pytest
 from harness import Cluster, run_in_small_room
 
-from launcher.run.identity import Identity
-from node.handover.gates import Gates
-from node.handover.messages import ADOPT, DROP, HELLO, WELCOME, Order
-from node.handover.passage import Passage
-from node.handover.taking import HandedConnection
-from node.nbd import wire
-from node.nbd.client import ClientSession, Reply
-from node.nbd.errors import ProtocolError
-from node.nbd.wire import Command, CommandFlag
-from node.serving.budget import Budget
-from node.transport.address import Address
-from node.transport.loop import Loop
+from memcluster.launcher.run.identity import Identity
+from memcluster.node.handover.gates import Gates
+from memcluster.node.handover.messages import ADOPT, DROP, HELLO, WELCOME, Order
+from memcluster.node.handover.passage import Passage
+from memcluster.node.handover.taking import HandedConnection
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.client import ClientSession, Reply
+from memcluster.node.nbd.errors import ProtocolError
+from memcluster.node.nbd.wire import Command, CommandFlag
+from memcluster.node.serving.budget import Budget
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.loop import Loop
 
 MiB = 1 << 20
 

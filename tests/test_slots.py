@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.serving.slots import SlotTable
+from memcluster.node.serving.slots import SlotTable
 
 
 @given(st.integers(1, 8), st.lists(st.booleans(), max_size=60))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.supervision.sockets import in_the_way
-from node.transport.address import Address
+from memcluster.launcher.supervision.sockets import in_the_way
+from memcluster.node.transport.address import Address
 
 
 @pytest.mark.parametrize(

@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 from numbered_log import SLOTS, append, writer
 from prometheus_client.parser import text_string_to_metric_families
 
-from launcher.log.stats import stats_table
-from node.log.filter import Filter
-from node.log.history import History
-from node.log.record import RECORD, Event, Kind
-from node.log.tally import MIN_CELL, Figures, Tally, bucket, bucket_end
-from node.log.writer import MIN_SEGMENT
-from node.logger.metrics import MetricsPage
-from node.logger.tallying import Count
-from node.nbd.wire import Command, Error
-from node.transport.loop import Loop
+from memcluster.launcher.log.stats import stats_table
+from memcluster.node.log.filter import Filter
+from memcluster.node.log.history import History
+from memcluster.node.log.record import RECORD, Event, Kind
+from memcluster.node.log.tally import MIN_CELL, Figures, Tally, bucket, bucket_end
+from memcluster.node.log.writer import MIN_SEGMENT
+from memcluster.node.logger.metrics import MetricsPage
+from memcluster.node.logger.tallying import Count
+from memcluster.node.nbd.wire import Command, Error
+from memcluster.node.transport.loop import Loop
 
 DURATIONS = st.integers(0, 10**12)
 

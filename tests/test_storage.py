@@ -11,7 +11,7 @@ import yaml
 from harness import TIMEOUT
 
 import memcluster
-from launcher.run.leftovers import wait_gone
+from memcluster.launcher.run.leftovers import wait_gone
 
 
 def test_a_memory_of_another_shape_is_not_overwritten(make_cluster):

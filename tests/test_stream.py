@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from node.transport.loop import Loop
-from node.transport.stream import WAKE_AT, Stream
-from node.transport.tcp import tune
+from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.stream import WAKE_AT, Stream
+from memcluster.node.transport.tcp import tune
 
 
 class Receiver(Stream):
@@ -98,7 +98,7 @@ class TestTurns:
         self, loop: Loop, monkeypatch: pytest.MonkeyPatch, takes_turns: bool
     ) -> None:
         """Although the socket would take more; all of it leaves in the end, and in its order."""
-        monkeypatch.setattr("node.transport.stream.SHARE", 3000)
+        monkeypatch.setattr("memcluster.node.transport.stream.SHARE", 3000)
         near, far = socket.socketpair()
         with near, far:
             stream = Turns(loop, near, takes_turns)

@@ -12,11 +12,11 @@ import time
 import pytest
 from harness import ROOT, TIMEOUT, Cluster, memcluster_command, run, run_in_small_room
 
-from client.console import EXIT_DEGRADED, EXIT_IN_USE, EXIT_TIMEOUT, EXIT_USAGE
-from launcher.run.directory import RunDirectory
-from launcher.run.identity import Identity
-from launcher.run.leftovers import wait_gone
-from node import zygote
+from memcluster.client.console import EXIT_DEGRADED, EXIT_IN_USE, EXIT_TIMEOUT, EXIT_USAGE
+from memcluster.launcher.run.directory import RunDirectory
+from memcluster.launcher.run.identity import Identity
+from memcluster.launcher.run.leftovers import wait_gone
+from memcluster.node import zygote
 
 
 def said_by_the_supervisor(cluster: Cluster) -> str:
@@ -120,7 +120,7 @@ import os, pathlib, re, select, sys
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name == "node.process":
+        if name == "memcluster.node.process":
             with open({tries!r}, "a") as file:
                 file.write("try\\n")
             if pathlib.Path({tries!r}).read_text().count("try") <= {failures}:
@@ -314,6 +314,6 @@ def test_a_process_may_be_called_anything(start):
 def test_a_fork_server_whose_supervisor_is_gone_dies_without_a_word():
     """As after a Ctrl-C while it loads: where its output should go is gone, too, which is nobody's affair."""
     gone = {zygote.SUPERVISOR: "1", zygote.OUTPUT: "/proc/1/fd/no-such-file"}
-    done = run(sys.executable, "-c", "import node.zygote", check=False, **gone)
+    done = run(sys.executable, "-c", "import memcluster.node.zygote", check=False, **gone)
     assert done.returncode == -signal.SIGKILL
     assert done.stderr == b""

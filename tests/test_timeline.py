@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from harness import need
 
-from launcher.log.timeline import make_page
-from launcher.log.trace import Tracks, write_trace
-from node.log.record import Event, Kind, Record, make_identifier
-from node.log.text import LogEntry
-from node.nbd.wire import Command, Error
+from memcluster.launcher.log.timeline import make_page
+from memcluster.launcher.log.trace import Tracks, write_trace
+from memcluster.node.log.record import Event, Kind, Record, make_identifier
+from memcluster.node.log.text import LogEntry
+from memcluster.node.nbd.wire import Command, Error
 
 pytestmark = pytest.mark.timeout(180)
 START = 1_700_000_000 * 10**9

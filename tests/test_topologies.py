@@ -13,11 +13,11 @@ import pytest
 from harness import Cluster, run
 
 import memcluster
-from launcher.run.identity import Identity
-from node.handover.messages import ADOPT, DROP, HELLO, ORDER, Order
-from node.nbd import wire
-from node.nbd.client import ClientSession
-from node.nbd.wire import Command, CommandFlag
+from memcluster.launcher.run.identity import Identity
+from memcluster.node.handover.messages import ADOPT, DROP, HELLO, ORDER, Order
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.client import ClientSession
+from memcluster.node.nbd.wire import Command, CommandFlag
 
 MiB = 1 << 20
 

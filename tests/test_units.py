@@ -13,7 +13,7 @@ from harness import run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.discover import (
+from memcluster.client.discover import (
     NAME,
     DiscoverError,
     NotRunning,
@@ -24,8 +24,8 @@ from client.discover import (
     run_directory,
     running_uri,
 )
-from client.units import format_duration, format_size, parse_duration, parse_size
-from node.transport.address import Address
+from memcluster.client.units import format_duration, format_size, parse_duration, parse_size
+from memcluster.node.transport.address import Address
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_cluster_is_found_by_its_name(tmp_path, monkeypatch):
 FOUND = """
 import sys
 from pathlib import Path
-from client.discover import cluster_name
+from memcluster.client.discover import cluster_name
 print(cluster_name(Path("cluster.yaml")), "yaml" in sys.modules)
 """
 

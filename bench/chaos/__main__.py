@@ -14,8 +14,8 @@ import click
 from bench.chaos.report import Report
 from bench.chaos.run import Options, replay, run
 from bench.chaos.schedule import Fault, plan
-from client.units import parse_duration
-from node import topology as topologies
+from memcluster.client.units import parse_duration
+from memcluster.node import topology as topologies
 
 
 def _seconds(_context: click.Context, _parameter: click.Parameter, text: str) -> float:

@@ -12,8 +12,8 @@ from typing import Any
 
 from bench.chaos.schedule import Fault
 from bench.chaos.subject import Subject
-from launcher.run.identity import Identity
-from launcher.run.leftovers import wait_gone
+from memcluster.launcher.run.identity import Identity
+from memcluster.launcher.run.leftovers import wait_gone
 
 DELAY = "20ms"
 COMMAND_PATIENCE = 15.0

@@ -18,7 +18,7 @@ from typing import Any
 import memcluster
 from bench.chaos.history import ACKNOWLEDGED, BLOCK, ERROR, UNKNOWN, Operation, identify, pattern, write_operations
 from bench.chaos.places import Region
-from client.memory import Future, Memory
+from memcluster.client.memory import Future, Memory
 
 DEEPEST = 32
 """Operations in one round, at most."""

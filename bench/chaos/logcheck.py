@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from bench.chaos.history import Operation
 from bench.chaos.places import Region
-from node.layout import Layout
+from memcluster.node.layout import Layout
 
 SLACK = 50_000_000
 """ns by which the clocks of processes may disagree."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bench.chaos.history import BLOCK
-from node.layout import Layout, Linear
+from memcluster.node.layout import Layout, Linear
 
 REGION = 256 << 10
 REAL = 2 << 20

@@ -24,10 +24,10 @@ from bench.chaos.realclients import Copy, Fio, RealClient
 from bench.chaos.report import Report
 from bench.chaos.schedule import Fault
 from bench.chaos.subject import STRIPE, NotUp, Subject
-from launcher.clusterfile import config
-from node import topology
-from node.layout import Layout, make_layout
-from node.topology import Topology
+from memcluster.launcher.clusterfile import config
+from memcluster.node import topology
+from memcluster.node.layout import Layout, make_layout
+from memcluster.node.topology import Topology
 
 BEGIN_WITHIN = 60.0
 HEAL_WITHIN = 60.0

@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 import yaml
 
-from launcher.run.directory import RunDirectory, RunRecord
-from launcher.run.identity import Identity
-from launcher.run.leftovers import wait_gone
-from node.topology import Topology
+from memcluster.launcher.run.directory import RunDirectory, RunRecord
+from memcluster.launcher.run.identity import Identity
+from memcluster.launcher.run.leftovers import wait_gone
+from memcluster.node.topology import Topology
 
 ROOT = Path(__file__).parent.parent.parent
 MEMORY = 24 << 20
@@ -79,7 +79,7 @@ class Subject:
     def command(self, *words: str, timeout: float = COMMAND_TIMEOUT) -> subprocess.CompletedProcess[bytes]:
         """`memcluster WORDS`, whatever its exit code."""
         return subprocess.run(
-            [sys.executable, "-m", "launcher.cli", *words],
+            [sys.executable, "-m", "memcluster", *words],
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -91,7 +91,7 @@ class Subject:
     def begin(self, *words: str) -> subprocess.Popen[bytes]:
         """`memcluster WORDS`, not waited for."""
         return subprocess.Popen(
-            [sys.executable, "-m", "launcher.cli", *words],
+            [sys.executable, "-m", "memcluster", *words],
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -16,13 +16,22 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from client.discover import default_name, located
-from client.units import format_duration, format_size
-from launcher.clusterfile.positions import Document, YAMLProblem, parse
-from launcher.clusterfile.schema import MAX_SERVERS, TAGS, Clients, ClusterFile, Logs, Restart, Server, Stripes
-from launcher.clusterfile.settings import ClientConfig, ClusterConfig, LogConfig, RestartConfig, ServerConfig
-from node import topology
-from node.transport.address import Address
+from memcluster.client.discover import default_name, located
+from memcluster.client.units import format_duration, format_size
+from memcluster.launcher.clusterfile.positions import Document, YAMLProblem, parse
+from memcluster.launcher.clusterfile.schema import (
+    MAX_SERVERS,
+    TAGS,
+    Clients,
+    ClusterFile,
+    Logs,
+    Restart,
+    Server,
+    Stripes,
+)
+from memcluster.launcher.clusterfile.settings import ClientConfig, ClusterConfig, LogConfig, RestartConfig, ServerConfig
+from memcluster.node import topology
+from memcluster.node.transport.address import Address
 
 Place = tuple[int | str, ...]
 """The way to a value: ("servers", 1, "listen")."""

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
 
-from client.discover import NAME
-from client.units import MOST_SECONDS, parse_duration, parse_size
-from node import topology
-from node.transport.address import Address
+from memcluster.client.discover import NAME
+from memcluster.client.units import MOST_SECONDS, parse_duration, parse_size
+from memcluster.node import topology
+from memcluster.node.transport.address import Address
 
 MAX_SERVERS = 64
 

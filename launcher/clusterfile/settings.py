@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from node.transport.address import Address
+from memcluster.node.transport.address import Address
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 import click
 
-from client.console import Failure, seconds
-from launcher.checked import running
+from memcluster.client.console import Failure, seconds
+from memcluster.launcher.checked import running
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _time(value: str) -> int:
-    from launcher.log.reader import parse_since
+    from memcluster.launcher.log.reader import parse_since
 
     try:
         return parse_since(value)
@@ -27,7 +27,7 @@ def _time(value: str) -> int:
 
 
 def _range(value: str) -> tuple[int, int]:
-    from client.units import parse_size
+    from memcluster.client.units import parse_size
 
     offset, colon, length = value.partition(":")
     try:
@@ -40,7 +40,7 @@ def _range(value: str) -> tuple[int, int]:
 
 
 def _operation(value: str) -> str:
-    from node.log.filter import known_operations
+    from memcluster.node.log.filter import known_operations
 
     if value.upper() not in known_operations():
         raise click.BadParameter(f"there is no {value!r}; there are {', '.join(map(str.lower, known_operations()))}")
@@ -48,7 +48,7 @@ def _operation(value: str) -> str:
 
 
 def _request(value: str) -> int:
-    from node.log.record import parse_identifier
+    from memcluster.node.log.record import parse_identifier
 
     try:
         return parse_identifier(value)
@@ -58,7 +58,7 @@ def _request(value: str) -> int:
 
 def _count(least: int) -> Callable[[Any], int]:
     def convert(value: Any) -> int:
-        from node.log.filter import MAX_LAST
+        from memcluster.node.log.filter import MAX_LAST
 
         return click.IntRange(least, MAX_LAST).convert(value, None, None)
 
@@ -102,9 +102,9 @@ def _tell(sentence: str) -> None:
 
 def _tell_of_stopped_logs(name: str) -> None:
     """What a server could not write is counted in its log when it can again; until then only the server knows."""
-    from launcher.output import stopped_logs
-    from launcher.run.control import NoAnswer, ask
-    from launcher.run.directory import RunDirectory
+    from memcluster.launcher.output import stopped_logs
+    from memcluster.launcher.run.control import NoAnswer, ask
+    from memcluster.launcher.run.directory import RunDirectory
 
     try:
         status = ask(RunDirectory(name).control, {"do": "status"}, 1.0)
@@ -135,8 +135,8 @@ def logs(
     """Show the merged log, through logger 0."""
     import shutil
 
-    from launcher.log.reader import LogsError, read_batches, render, tree
-    from node.log.record import format_identifier
+    from memcluster.launcher.log.reader import LogsError, read_batches, render, tree
+    from memcluster.node.log.record import format_identifier
 
     if trace is not None and (follow or as_json):
         raise click.UsageError("--trace goes neither with --follow nor with --json")
@@ -153,7 +153,7 @@ def logs(
     gc.set_threshold(100_000)  # records are many and never garbage in circles: a fifth of the time otherwise
     try:
         if trace is not None:
-            from launcher.log.trace import write_trace
+            from memcluster.launcher.log.trace import write_trace
 
             count = write_trace(trace, (entry for batch in batches for entry in batch))
             click.echo(f"{count} records in {trace}: open it in https://ui.perfetto.dev or chrome://tracing")
@@ -185,8 +185,8 @@ def logs(
 @click.pass_obj
 def timeline(file: Path, /, output: Path | None, last: int, **options: Any) -> int:
     """Draw a stretch of the log as a page: who did what when, and who asked whom."""
-    from launcher.log.reader import LogsError, read_log
-    from launcher.log.timeline import make_page
+    from memcluster.launcher.log.reader import LogsError, read_log
+    from memcluster.launcher.log.timeline import make_page
 
     record = running(file)
     _check_range(options["span"], record.memory)
@@ -213,9 +213,9 @@ def stats(file: Path, /, over: float, as_json: bool, watch: bool) -> int:
     import json
     import shutil
 
-    from launcher.log.reader import LogsError
-    from launcher.log.stats import read_stats, stats_table
-    from launcher.output import show_again
+    from memcluster.launcher.log.reader import LogsError
+    from memcluster.launcher.log.stats import read_stats, stats_table
+    from memcluster.launcher.output import show_again
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 

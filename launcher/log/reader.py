@@ -17,11 +17,11 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from client.console import NobodyReads
-from node.log.record import RECORD_SIZE, Kind, format_identifier, unpack
-from node.log.text import COLOURS, LogEntry, format_json, format_text
-from node.transport.address import Address
-from node.transport.frames import Frame, FrameError, FrameReader
+from memcluster.client.console import NobodyReads
+from memcluster.node.log.record import RECORD_SIZE, Kind, format_identifier, unpack
+from memcluster.node.log.text import COLOURS, LogEntry, format_json, format_text
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.frames import Frame, FrameError, FrameReader
 
 RECEIVE = 1 << 18
 REMEMBERED = 1 << 17

@@ -6,11 +6,11 @@ import math
 import socket
 from typing import Any
 
-from launcher.log.reader import RECEIVE, LogsError, connect, in_words
-from launcher.output import format_bytes
-from node.log.tally import Figures, Tally
-from node.log.text import event_name, kind_name, operation_name
-from node.transport.frames import Frame, FrameReader
+from memcluster.launcher.log.reader import RECEIVE, LogsError, connect, in_words
+from memcluster.launcher.output import format_bytes
+from memcluster.node.log.tally import Figures, Tally
+from memcluster.node.log.text import event_name, kind_name, operation_name
+from memcluster.node.transport.frames import Frame, FrameReader
 
 TIMEOUT = 10.0
 BUSIEST = 5

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from launcher.log.trace import Tracks
-from node.log.record import COUNTER_BITS, SERVER_SHIFT, TROUBLE, Event, Kind, format_identifier, subject_name
-from node.log.text import LogEntry, event_detail, event_name, kind_name, operation_name
-from node.nbd.wire import Error
-from node.topology import load, names
+from memcluster.launcher.log.trace import Tracks
+from memcluster.node.log.record import COUNTER_BITS, SERVER_SHIFT, TROUBLE, Event, Kind, format_identifier, subject_name
+from memcluster.node.log.text import LogEntry, event_detail, event_name, kind_name, operation_name
+from memcluster.node.nbd.wire import Error
+from memcluster.node.topology import load, names
 
 ROWS = 8
 """Things beside one another in a lane; what goes beyond is drawn over the last."""
@@ -172,6 +172,6 @@ def make_page(cluster: str, topology: str, entries: Iterable[LogEntry]) -> str:
     for entry in entries:
         timeline.add(entry)
     data = json.dumps(timeline.data(), separators=(",", ":")).replace("</", "<\\/")
-    page = resources.files("launcher.log").joinpath("timeline.html").read_text(encoding="utf-8")
+    page = resources.files("memcluster.launcher.log").joinpath("timeline.html").read_text(encoding="utf-8")
     assert PLACEHOLDER in page
     return page.replace(PLACEHOLDER, data)

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
-from node.log.record import Kind, format_identifier
-from node.log.text import LogEntry, event_detail, event_name, kind_name, operation_name
-from node.nbd.wire import Error
+from memcluster.node.log.record import Kind, format_identifier
+from memcluster.node.log.text import LogEntry, event_detail, event_name, kind_name, operation_name
+from memcluster.node.nbd.wire import Error
 
 CLIENTS = 1_000_000
 """Client n is process CLIENTS + n, server n is process n + 1: process 0 is a special one in Perfetto."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from client.units import LONGEST_WAIT
-from node.transport.frames import Frame, FrameError, FrameReader
+from memcluster.client.units import LONGEST_WAIT
+from memcluster.node.transport.frames import Frame, FrameError, FrameReader
 
 
 class NoAnswer(Exception):

@@ -23,9 +23,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from client.discover import check_owner, run_directory
-from launcher.run.identity import Identity
-from launcher.run.steps import step
+from memcluster.client.discover import check_owner, run_directory
+from memcluster.launcher.run.identity import Identity
+from memcluster.launcher.run.steps import step
 
 
 class NameInUse(Exception):

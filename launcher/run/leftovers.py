@@ -6,9 +6,9 @@ import os
 import time
 from collections.abc import Sequence
 
-from launcher.run.directory import RunRecord
-from launcher.run.identity import Identity
-from node.transport.loop import wait_readable
+from memcluster.launcher.run.directory import RunRecord
+from memcluster.launcher.run.identity import Identity
+from memcluster.node.transport.loop import wait_readable
 
 PATIENCE = 10.0
 """Seconds to wait for processes that were killed."""

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from launcher.clusterfile.settings import ClusterConfig
-from launcher.supervision.child import Child
-from launcher.supervision.lifecycle import Lifecycle, State
-from node.cluster_map import ClusterMap
-from node.spec import NodeSpec
-from node.transport.loop import Loop
+from memcluster.launcher.clusterfile.settings import ClusterConfig
+from memcluster.launcher.supervision.child import Child
+from memcluster.launcher.supervision.lifecycle import Lifecycle, State
+from memcluster.node.cluster_map import ClusterMap
+from memcluster.node.spec import NodeSpec
+from memcluster.node.transport.loop import Loop
 
 if TYPE_CHECKING:
     import psutil

@@ -13,14 +13,14 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Any
 
-from launcher.run.identity import Identity, describe_exit, kill
-from launcher.run.leftovers import wait_gone
-from launcher.supervision.forkserver import CONTEXT, fork_server
-from node.spec import NodeSpec
-from node.transport.channel import Channel
-from node.transport.frames import Frame
-from node.transport.loop import READ, Loop
-from node.zygote import run_node
+from memcluster.launcher.run.identity import Identity, describe_exit, kill
+from memcluster.launcher.run.leftovers import wait_gone
+from memcluster.launcher.supervision.forkserver import CONTEXT, fork_server
+from memcluster.node.spec import NodeSpec
+from memcluster.node.transport.channel import Channel
+from memcluster.node.transport.frames import Frame
+from memcluster.node.transport.loop import READ, Loop
+from memcluster.node.zygote import run_node
 
 LOST_STATUS = 255
 """What multiprocessing takes for the exit status when the fork server, who knows it, is dead."""

@@ -11,13 +11,13 @@ import signal
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from client.units import parse_size
-from launcher.supervision.child import Child
-from launcher.supervision.faultkind import FaultKind
-from launcher.supervision.orders import Fault
-from node.layout import Layout
-from node.log.record import LOGGER, subject_of
-from node.transport.loop import Loop, Timer
+from memcluster.client.units import parse_size
+from memcluster.launcher.supervision.child import Child
+from memcluster.launcher.supervision.faultkind import FaultKind
+from memcluster.launcher.supervision.orders import Fault
+from memcluster.node.layout import Layout
+from memcluster.node.log.record import LOGGER, subject_of
+from memcluster.node.transport.loop import Loop, Timer
 
 HANG = 3600.0
 """Seconds a node hangs when nobody says how long; its supervisor will have ended it before."""

@@ -13,9 +13,9 @@ import types
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
-from client.console import silence
-from launcher.run.identity import Identity, describe_exit
-from node.zygote import OUTPUT, SUPERVISOR
+from memcluster.client.console import silence
+from memcluster.launcher.run.identity import Identity, describe_exit
+from memcluster.node.zygote import OUTPUT, SUPERVISOR
 
 CONTEXT = multiprocessing.get_context("forkserver")
 _output = open(os.memfd_create("fork server's output"), "r+b")  # noqa: SIM115 - as long as this process
@@ -32,7 +32,7 @@ def start_fork_server(directory: Path, *modules: str) -> None:
     resource_tracker._resource_tracker._fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)  # type: ignore[attr-defined]
     multiprocessing.current_process()._config["tempdir"] = str(directory)  # type: ignore[attr-defined]
     sys.modules["__main__"] = types.ModuleType("__main__")
-    CONTEXT.set_forkserver_preload(["node.zygote", "node.process", *modules, *NEEDED])
+    CONTEXT.set_forkserver_preload(["memcluster.node.zygote", "memcluster.node.process", *modules, *NEEDED])
     fork_server()
 
 
@@ -40,7 +40,15 @@ def fork_server() -> int:
     """The fork server, woken if it was stopped, for it is waited for; started again if it has died, which is told: the
     next one may die of the same."""
     died = _death()
-    os.environ |= {SUPERVISOR: str(os.getpid()), OUTPUT: f"/proc/{os.getpid()}/fd/{_output.fileno()}"}
+    told = {
+        SUPERVISOR: str(os.getpid()),
+        OUTPUT: f"/proc/{os.getpid()}/fd/{_output.fileno()}",
+        # It is started by -c, which would put the working directory first on its path: a user's own socket.py there
+        # would be run in the place of Python's.
+        "PYTHONSAFEPATH": "1",
+    }
+    before = {name: os.environ.get(name) for name in told}
+    os.environ |= told
     # What reaches the whole group, a terminal's Ctrl-C or end, the SIGTERM of timeout(1), is for this process alone.
     # A mask outlives fork and exec; what the fork server and the nodes do about it by themselves comes too late.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -48,7 +56,10 @@ def fork_server() -> int:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    del os.environ[SUPERVISOR], os.environ[OUTPUT]
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
     pid: int = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     os.kill(pid, signal.SIGCONT)  # a child of this process that has not been waited for: nobody else has the pid
     if died:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from launcher.supervision.child import Child
-from node.transport.loop import Loop
+from memcluster.launcher.supervision.child import Child
+from memcluster.node.transport.loop import Loop
 
 PERIOD = 0.5
 """Seconds between two beats, and between two looks, at most."""

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from launcher.supervision.patience import LAST_STAGES
+from memcluster.launcher.supervision.patience import LAST_STAGES
 
 EVIDENCE = 0.5
 """Seconds a hung process has to show its stack before it is killed."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from launcher.supervision.faultkind import FaultKind
+from memcluster.launcher.supervision.faultkind import FaultKind
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.clusterfile.settings import ClusterConfig
-from launcher.run.directory import RunDirectory
-from launcher.supervision.heartbeats import period
-from node import topology
-from node.cluster_map import ClusterMap, ServerEntry
-from node.spec import Bounds, NodeSpec
-from node.transport.address import Address
+from memcluster.launcher.clusterfile.settings import ClusterConfig
+from memcluster.launcher.run.directory import RunDirectory
+from memcluster.launcher.supervision.heartbeats import period
+from memcluster.node import topology
+from memcluster.node.cluster_map import ClusterMap, ServerEntry
+from memcluster.node.spec import Bounds, NodeSpec
+from memcluster.node.transport.address import Address
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from time import monotonic_ns
 
-from node.forwarding.link import Link, Submission
-from node.nbd.client import Reply
-from node.nbd.wire import Command
-from node.transport.address import Address
-from node.transport.loop import Loop
+from memcluster.node.forwarding.link import Link, Submission
+from memcluster.node.nbd.client import Reply
+from memcluster.node.nbd.wire import Command
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.loop import Loop
 
 PATIENCE = 30.0
 

@@ -9,7 +9,7 @@ import socket
 import stat
 from collections.abc import Sequence
 
-from node.transport.address import Address
+from memcluster.node.transport.address import Address
 
 BACKLOG = 1024
 

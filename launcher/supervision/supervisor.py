@@ -16,26 +16,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from client.console import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TIMEOUT
-from launcher.clusterfile.settings import ClusterConfig
-from launcher.run.directory import NodeRecord, RunDirectory, RunRecord
-from launcher.run.identity import Identity
-from launcher.run.steps import step
-from launcher.supervision import lifecycle, orders, sockets
-from launcher.supervision.census import Census
-from launcher.supervision.child import Child
-from launcher.supervision.faults import FaultError, Faults
-from launcher.supervision.forkserver import helpers
-from launcher.supervision.heartbeats import Heartbeats, where_it_stands
-from launcher.supervision.lifecycle import Action, Lifecycle, Phase
-from launcher.supervision.places import Place, cluster_map, node_specs
-from launcher.supervision.probe import Probe
-from node import topology
-from node.transport.address import Address
-from node.transport.channel import Channel
-from node.transport.frames import MAX_QUESTION, Frame
-from node.transport.listener import Listener
-from node.transport.loop import Loop, Timer
+from memcluster.client.console import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TIMEOUT
+from memcluster.launcher.clusterfile.settings import ClusterConfig
+from memcluster.launcher.run.directory import NodeRecord, RunDirectory, RunRecord
+from memcluster.launcher.run.identity import Identity
+from memcluster.launcher.run.steps import step
+from memcluster.launcher.supervision import lifecycle, orders, sockets
+from memcluster.launcher.supervision.census import Census
+from memcluster.launcher.supervision.child import Child
+from memcluster.launcher.supervision.faults import FaultError, Faults
+from memcluster.launcher.supervision.forkserver import helpers
+from memcluster.launcher.supervision.heartbeats import Heartbeats, where_it_stands
+from memcluster.launcher.supervision.lifecycle import Action, Lifecycle, Phase
+from memcluster.launcher.supervision.places import Place, cluster_map, node_specs
+from memcluster.launcher.supervision.probe import Probe
+from memcluster.node import topology
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.channel import Channel
+from memcluster.node.transport.frames import MAX_QUESTION, Frame
+from memcluster.node.transport.listener import Listener
+from memcluster.node.transport.loop import Loop, Timer
 
 Happening = dict[str, Any]
 RECORD_AGAIN = 1.0

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from node.forwarding.link import Link, Submission
-from node.layout import Extents, Piece, join_extents
-from node.nbd.client import Reply
-from node.nbd.server import Request
-from node.nbd.wire import Buffer, CommandFlag
-from node.serving.connection import Connection
-from node.serving.keeper import BLOCK_STATUS, READ, REQ_ONE, WRITE, Parts
-from node.serving.server import Server
+from memcluster.node.forwarding.link import Link, Submission
+from memcluster.node.layout import Extents, Piece, join_extents
+from memcluster.node.nbd.client import Reply
+from memcluster.node.nbd.server import Request
+from memcluster.node.nbd.wire import Buffer, CommandFlag
+from memcluster.node.serving.connection import Connection
+from memcluster.node.serving.keeper import BLOCK_STATUS, READ, REQ_ONE, WRITE, Parts
+from memcluster.node.serving.server import Server
 
 PASSED_ON = 0xFFFF ^ int(CommandFlag.DF)
 """The flags of a request that its pieces carry: whether the answer is cut up is the client's affair."""

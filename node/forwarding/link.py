@@ -14,17 +14,17 @@ from operator import attrgetter
 from time import monotonic_ns
 from typing import cast
 
-from node.forwarding.pool import Pool
-from node.log.record import REPEATED
-from node.nbd.client import Awaited, ClientSession, Reply
-from node.nbd.errors import NBDError
-from node.nbd.wire import Buffer, Error
-from node.transport.address import Address
-from node.transport.dialer import Dialer
-from node.transport.loop import Loop, Timer
-from node.transport.stream import Stream
-from node.transport.tcp import tune
-from node.transport.traffic import TRAFFIC
+from memcluster.node.forwarding.pool import Pool
+from memcluster.node.log.record import REPEATED
+from memcluster.node.nbd.client import Awaited, ClientSession, Reply
+from memcluster.node.nbd.errors import NBDError
+from memcluster.node.nbd.wire import Buffer, Error
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.dialer import Dialer
+from memcluster.node.transport.loop import Loop, Timer
+from memcluster.node.transport.stream import Stream
+from memcluster.node.transport.tcp import tune
+from memcluster.node.transport.traffic import TRAFFIC
 
 SHUTDOWN = int(Error.ESHUTDOWN)
 

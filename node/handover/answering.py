@@ -10,17 +10,28 @@ import socket
 import time
 from collections.abc import Callable
 
-from node.handover.gates import BrokenStream, Gates
-from node.handover.messages import ADOPT, DROP, DROPPED, HELLO, LOST, ORDER, WELCOME, HandoverError, Order, encode_done
-from node.handover.passage import Passage
-from node.layout import Extents
-from node.nbd.replies import Replies
-from node.serving.connection import TRICKLE
-from node.serving.keeper import READ, Parts
-from node.serving.server import REQUEST, Server
-from node.transport.loop import Loop
-from node.transport.stream import Stream
-from node.transport.traffic import TRAFFIC
+from memcluster.node.handover.gates import BrokenStream, Gates
+from memcluster.node.handover.messages import (
+    ADOPT,
+    DROP,
+    DROPPED,
+    HELLO,
+    LOST,
+    ORDER,
+    WELCOME,
+    HandoverError,
+    Order,
+    encode_done,
+)
+from memcluster.node.handover.passage import Passage
+from memcluster.node.layout import Extents
+from memcluster.node.nbd.replies import Replies
+from memcluster.node.serving.connection import TRICKLE
+from memcluster.node.serving.keeper import READ, Parts
+from memcluster.node.serving.server import REQUEST, Server
+from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.stream import Stream
+from memcluster.node.transport.traffic import TRAFFIC
 
 
 class Answer:

@@ -22,7 +22,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from node.transport.loop import READ, Loop
+from memcluster.node.transport.loop import READ, Loop
 
 MAX_WRITERS = 127
 MAX_GATES = 1 << 17

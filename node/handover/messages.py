@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from enum import IntEnum
 from struct import Struct
 
-from node.nbd.wire import MAX_PAYLOAD
+from memcluster.node.nbd.wire import MAX_PAYLOAD
 
 HEADER = Struct(">BxHHHIIQQQQII")
 """kind, command, flags, error, client, ticket, identifier, cookie, offset, start, length, payload bytes."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from node.handover.messages import SEND_BACK, Order
-from node.layout import Extents, Layout, Piece
-from node.log.record import REPEATED
-from node.nbd.wire import EXTENT, Buffer, Command, CommandFlag
-from node.serving.keeper import Parts
-from node.serving.server import Server
+from memcluster.node.handover.messages import SEND_BACK, Order
+from memcluster.node.layout import Extents, Layout, Piece
+from memcluster.node.log.record import REPEATED
+from memcluster.node.nbd.wire import EXTENT, Buffer, Command, CommandFlag
+from memcluster.node.serving.keeper import Parts
+from memcluster.node.serving.server import Server
 
 LOGGED = 0xFFFF & ~(REPEATED | SEND_BACK | int(CommandFlag.DF))
 """The flags of an order that its pieces have in the log: whether the answer is cut up is the client's affair."""

@@ -12,13 +12,13 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
-from node.handover.messages import HELLO, WELCOME, HandoverError, Order, OrderReader
-from node.nbd.wire import Buffer
-from node.transport.address import Address
-from node.transport.dialer import Dialer
-from node.transport.loop import Loop
-from node.transport.stream import IOV_MAX, Stream, drop
-from node.transport.traffic import TRAFFIC
+from memcluster.node.handover.messages import HELLO, WELCOME, HandoverError, Order, OrderReader
+from memcluster.node.nbd.wire import Buffer
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.dialer import Dialer
+from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.stream import IOV_MAX, Stream, drop
+from memcluster.node.transport.traffic import TRAFFIC
 
 MAX_DESCRIPTORS = 64
 """Descriptors that one receive takes, at most; the kernel gives those of one message at a time."""

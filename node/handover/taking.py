@@ -12,19 +12,19 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from node.handover.answering import end_stream
-from node.handover.gates import BrokenStream, Gates
-from node.handover.messages import ADOPT, DATA, DONE, DROP, DROPPED, LOST, ORDER, Order, decode_done
-from node.handover.passage import PassageLink
-from node.layout import Piece
-from node.nbd.server import RECEIVE_BUFFER, Request
-from node.nbd.wire import Buffer, Error
-from node.serving.connection import Connection
-from node.serving.door import Door
-from node.serving.server import Report
-from node.spec import NodeSpec
-from node.transport.address import Address
-from node.transport.loop import Loop, Timer
+from memcluster.node.handover.answering import end_stream
+from memcluster.node.handover.gates import BrokenStream, Gates
+from memcluster.node.handover.messages import ADOPT, DATA, DONE, DROP, DROPPED, LOST, ORDER, Order, decode_done
+from memcluster.node.handover.passage import PassageLink
+from memcluster.node.layout import Piece
+from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
+from memcluster.node.nbd.wire import Buffer, Error
+from memcluster.node.serving.connection import Connection
+from memcluster.node.serving.door import Door
+from memcluster.node.serving.server import Report
+from memcluster.node.spec import NodeSpec
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.loop import Loop, Timer
 
 
 class HandedConnection(Connection):

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from node.layout import Layout
-from node.log.merge import Entry
-from node.log.record import MAX_IDENTIFIER, RECORD, TROUBLE, Event, Kind, Summary
-from node.nbd.wire import Command
+from memcluster.node.layout import Layout
+from memcluster.node.log.merge import Entry
+from memcluster.node.log.record import MAX_IDENTIFIER, RECORD, TROUBLE, Event, Kind, Summary
+from memcluster.node.nbd.wire import Command
 
 MAX_LAST = 1_000_000
 """What `last` may ask for: it is held in memory."""

@@ -19,11 +19,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from node.layout import Layout
-from node.log.filter import MAX_TIME, Filter
-from node.log.merge import Bound, Entry, Stretch, entries, in_order, survey
-from node.log.record import KEY, RECORD_SIZE, Kind, Summary, has_repeats, is_repeat, summarise
-from node.log.segments import Segment, SegmentReader, last_sequence, list_segments
+from memcluster.node.layout import Layout
+from memcluster.node.log.filter import MAX_TIME, Filter
+from memcluster.node.log.merge import Bound, Entry, Stretch, entries, in_order, survey
+from memcluster.node.log.record import KEY, RECORD_SIZE, Kind, Summary, has_repeats, is_repeat, summarise
+from memcluster.node.log.segments import Segment, SegmentReader, last_sequence, list_segments
 
 HELD = 10_000
 """The last so many records are held until the end; of more, what comes before them is counted and passed over. (Records

@@ -22,7 +22,7 @@ from heapq import heappop, heappush, heapreplace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from node.log.record import KEY, RECORD, RECORD_SIZE, SERVER_SHIFT, Event, Kind, Record, first_identifier
+from memcluster.node.log.record import KEY, RECORD, RECORD_SIZE, SERVER_SHIFT, Event, Kind, Record, first_identifier
 
 REQUEST = int(Kind.REQUEST)
 PIECE = int(Kind.PIECE)

@@ -17,7 +17,7 @@ from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
-from node.log.record import RECORD_SIZE
+from memcluster.node.log.record import RECORD_SIZE
 
 MAGIC = b"memclog\0"
 VERSION = 1

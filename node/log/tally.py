@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from node.log.record import RECORD, Kind
+from memcluster.node.log.record import RECORD, Kind
 
 SUB_BITS = 5
 CELLS = 256

@@ -12,7 +12,7 @@ import time
 from functools import lru_cache
 from typing import NamedTuple
 
-from node.log.record import (
+from memcluster.node.log.record import (
     COUNTER_BITS,
     LOGGER,
     MAX_COUNTER,
@@ -26,7 +26,7 @@ from node.log.record import (
     signed,
     subject_name,
 )
-from node.nbd.wire import Command, CommandFlag, Error
+from memcluster.node.nbd.wire import Command, CommandFlag, Error
 
 COLOURS = (36, 33, 32, 35, 34, 31, 96, 93, 92, 95, 94, 91)
 """ANSI colours of server0, server1, …; they begin again when there are more servers."""

@@ -21,8 +21,8 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-from node.log.record import MAX_INCARNATION, RECORD, RECORD_SIZE, Event, Kind, Record, clamp
-from node.log.segments import (
+from memcluster.node.log.record import MAX_INCARNATION, RECORD, RECORD_SIZE, Event, Kind, Record, clamp
+from memcluster.node.log.segments import (
     HEADER,
     HEADER_SIZE,
     MAGIC,

@@ -11,16 +11,16 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from node.log.filter import Filter, flag
-from node.log.history import History
-from node.log.merge import Entry
-from node.log.tally import Tally
-from node.logger.gathering import Gathering
-from node.logger.shares import BATCH, LocalShare
-from node.logger.tallying import Census
-from node.spec import NodeSpec
-from node.transport.channel import Channel
-from node.transport.loop import Loop, Timer
+from memcluster.node.log.filter import Filter, flag
+from memcluster.node.log.history import History
+from memcluster.node.log.merge import Entry
+from memcluster.node.log.tally import Tally
+from memcluster.node.logger.gathering import Gathering
+from memcluster.node.logger.shares import BATCH, LocalShare
+from memcluster.node.logger.tallying import Census
+from memcluster.node.spec import NodeSpec
+from memcluster.node.transport.channel import Channel
+from memcluster.node.transport.loop import Loop, Timer
 
 QUEUE = 1 << 20
 """Bytes that may wait to be sent to one asker before its answer pauses."""

@@ -8,14 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from node.log.filter import Filter
-from node.log.history import History
-from node.log.merge import Entry
-from node.log.record import RECORD, Record
-from node.log.text import LogEntry, format_text
-from node.logger.gathering import Gathering
-from node.spec import NodeSpec
-from node.transport.loop import Loop
+from memcluster.node.log.filter import Filter
+from memcluster.node.log.history import History
+from memcluster.node.log.merge import Entry
+from memcluster.node.log.record import RECORD, Record
+from memcluster.node.log.text import LogEntry, format_text
+from memcluster.node.logger.gathering import Gathering
+from memcluster.node.spec import NodeSpec
+from memcluster.node.transport.loop import Loop
 
 COLLECTED = 600_000
 """Records in the merged log that is written at the stop, at most: some 3 s of the time that a stop may take."""

@@ -11,15 +11,15 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from node import topology
-from node.log.clock import clock_epoch
-from node.log.filter import MAX_TIME, Filter
-from node.log.history import History
-from node.log.merge import UNKNOWN, Entry, Live, Merger
-from node.log.record import RECORD
-from node.logger.shares import BATCH, POLL, LocalShare, RemoteShare
-from node.spec import NodeSpec
-from node.transport.loop import Loop, Timer
+from memcluster.node import topology
+from memcluster.node.log.clock import clock_epoch
+from memcluster.node.log.filter import MAX_TIME, Filter
+from memcluster.node.log.history import History
+from memcluster.node.log.merge import UNKNOWN, Entry, Live, Merger
+from memcluster.node.log.record import RECORD
+from memcluster.node.logger.shares import BATCH, POLL, LocalShare, RemoteShare
+from memcluster.node.spec import NodeSpec
+from memcluster.node.transport.loop import Loop, Timer
 
 WINDOW = 200_000_000
 """ns that a record waits for earlier ones of other servers when the log is followed."""

@@ -12,19 +12,19 @@ from pathlib import Path
 from time import monotonic_ns, time_ns
 from typing import Any
 
-from node.log.filter import Filter, flag
-from node.log.history import History
-from node.log.segments import SegmentError, last_sequence
-from node.log.tally import Tally
-from node.logger.answers import ANSWERS, Answer, QueryError
-from node.logger.collection import Collection
-from node.logger.metrics import MetricsPage, Page, exposition
-from node.logger.tallying import Census, Count
-from node.spec import NodeSpec
-from node.transport.channel import Channel
-from node.transport.frames import MAX_QUESTION, Frame
-from node.transport.listener import Listener
-from node.transport.loop import Loop, Timer
+from memcluster.node.log.filter import Filter, flag
+from memcluster.node.log.history import History
+from memcluster.node.log.segments import SegmentError, last_sequence
+from memcluster.node.log.tally import Tally
+from memcluster.node.logger.answers import ANSWERS, Answer, QueryError
+from memcluster.node.logger.collection import Collection
+from memcluster.node.logger.metrics import MetricsPage, Page, exposition
+from memcluster.node.logger.tallying import Census, Count
+from memcluster.node.spec import NodeSpec
+from memcluster.node.transport.channel import Channel
+from memcluster.node.transport.frames import MAX_QUESTION, Frame
+from memcluster.node.transport.listener import Listener
+from memcluster.node.transport.loop import Loop, Timer
 
 MAX_CONNECTIONS = 64
 MAX_QUERIES = 16

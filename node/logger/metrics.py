@@ -10,12 +10,12 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from node.log.tally import Figures, Tally, bucket_end
-from node.log.text import event_name, kind_name, operation_name
-from node.transport.address import Address
-from node.transport.listener import Listener
-from node.transport.loop import Loop
-from node.transport.stream import Stream
+from memcluster.node.log.tally import Figures, Tally, bucket_end
+from memcluster.node.log.text import event_name, kind_name, operation_name
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.listener import Listener
+from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.stream import Stream
 
 MAX_CONNECTIONS = 16
 MAX_REQUEST = 8192

@@ -11,16 +11,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from node.log.filter import Filter
-from node.log.history import History
-from node.log.merge import Bound, Entry, entries
-from node.log.record import RECORD_SIZE
-from node.log.segments import LogReader, SegmentError
-from node.transport.address import Address
-from node.transport.channel import Channel
-from node.transport.frames import Frame
-from node.transport.loop import Loop, Timer
-from node.transport.tcp import connecting
+from memcluster.node.log.filter import Filter
+from memcluster.node.log.history import History
+from memcluster.node.log.merge import Bound, Entry, entries
+from memcluster.node.log.record import RECORD_SIZE
+from memcluster.node.log.segments import LogReader, SegmentError
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.channel import Channel
+from memcluster.node.transport.frames import Frame
+from memcluster.node.transport.loop import Loop, Timer
+from memcluster.node.transport.tcp import connecting
 
 BATCH = 4096
 """Records in a frame, at most."""

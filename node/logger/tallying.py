@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from node.log.filter import Filter
-from node.log.history import History
-from node.log.merge import Entry
-from node.log.tally import Tally
-from node.logger.shares import LocalShare
-from node.spec import NodeSpec
-from node.transport.address import Address
-from node.transport.channel import Channel
-from node.transport.frames import Frame
-from node.transport.loop import Loop, Timer
-from node.transport.tcp import connecting
+from memcluster.node.log.filter import Filter
+from memcluster.node.log.history import History
+from memcluster.node.log.merge import Entry
+from memcluster.node.log.tally import Tally
+from memcluster.node.logger.shares import LocalShare
+from memcluster.node.spec import NodeSpec
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.channel import Channel
+from memcluster.node.transport.frames import Frame
+from memcluster.node.transport.loop import Loop, Timer
+from memcluster.node.transport.tcp import connecting
 
 ANSWER_WITHIN = 5.0
 """Seconds a logger has to count and answer."""

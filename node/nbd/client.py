@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from struct import Struct
 
-from node.nbd import wire
-from node.nbd.errors import ProtocolError
-from node.nbd.opening import MAX_OPTION_REPLY, Opening
-from node.nbd.wire import Buffer, Chunk, ChunkFlag, Command, Option
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.errors import ProtocolError
+from memcluster.node.nbd.opening import MAX_OPTION_REPLY, Opening
+from memcluster.node.nbd.wire import Buffer, Chunk, ChunkFlag, Command, Option
 
 RECEIVE_BUFFER = 1 << 18
 HEAD = 1 << 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from node.nbd.wire import Rep
+from memcluster.node.nbd.wire import Rep
 
 
 class NBDError(Exception):

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Protocol
 
-from node.nbd import wire
-from node.nbd.errors import ProtocolError, Refused
-from node.nbd.replies import CONTEXT_ID
-from node.nbd.wire import Buffer, Command, CommandFlag, HandshakeFlag, Info, Option, Rep, TransmissionFlag
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.errors import ProtocolError, Refused
+from memcluster.node.nbd.replies import CONTEXT_ID
+from memcluster.node.nbd.wire import Buffer, Command, CommandFlag, HandshakeFlag, Info, Option, Rep, TransmissionFlag
 
 MAX_OPTION = 1 << 16
 """Bytes of option data that are looked at; longer ones are read away up to MAX_SKIP, then the client is cut off."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from struct import Struct
 
-from node.nbd import wire
-from node.nbd.errors import ProtocolError, Refused
-from node.nbd.wire import Buffer, HandshakeFlag, Info, Option, Rep, TransmissionFlag
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.errors import ProtocolError, Refused
+from memcluster.node.nbd.wire import Buffer, HandshakeFlag, Info, Option, Rep, TransmissionFlag
 
 MAX_OPTION_REPLY = 1 << 14
 """Bytes of an option's reply, at most."""

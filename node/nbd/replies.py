@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from struct import Struct
 from typing import Protocol
 
-from node.nbd import wire
-from node.nbd.wire import Buffer, Chunk, ChunkFlag, Command
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.wire import Buffer, Chunk, ChunkFlag, Command
 
 CONTEXT_ID = 1
 """The identifier under which this server speaks of base:allocation."""

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from node.nbd import wire
-from node.nbd.errors import ProtocolError
-from node.nbd.negotiation import MAX_SKIP, Export, Exports, Negotiation
-from node.nbd.replies import Replies
-from node.nbd.wire import Command, Error, TransmissionFlag
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.errors import ProtocolError
+from memcluster.node.nbd.negotiation import MAX_SKIP, Export, Exports, Negotiation
+from memcluster.node.nbd.replies import Replies
+from memcluster.node.nbd.wire import Command, Error, TransmissionFlag
 
 RECEIVE_BUFFER = 1 << 18
 HEAD = 1 << 8

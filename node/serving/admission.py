@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from node.serving.cgroup import memory_in_use
-from node.serving.slots import SlotTable
+from memcluster.node.serving.cgroup import memory_in_use
+from memcluster.node.serving.slots import SlotTable
 
 SAMPLE = 1.0
 """Seconds between two looks at the machine."""

@@ -13,15 +13,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from node.nbd.errors import ProtocolError
-from node.nbd.negotiation import Exports
-from node.nbd.server import REQUEST_COST, Request, ServerSession
-from node.nbd.wire import MAX_PAYLOAD, Command
-from node.serving.budget import Budget
-from node.transport.loop import Loop
-from node.transport.stream import Stream
-from node.transport.tcp import tune
-from node.transport.traffic import TRAFFIC
+from memcluster.node.nbd.errors import ProtocolError
+from memcluster.node.nbd.negotiation import Exports
+from memcluster.node.nbd.server import REQUEST_COST, Request, ServerSession
+from memcluster.node.nbd.wire import MAX_PAYLOAD, Command
+from memcluster.node.serving.budget import Budget
+from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.stream import Stream
+from memcluster.node.transport.tcp import tune
+from memcluster.node.transport.traffic import TRAFFIC
 
 ROOM = 2 * MAX_PAYLOAD
 """Bytes of a client's requests in flight and replies unsent, at most (one request may pass it)."""

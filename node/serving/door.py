@@ -8,14 +8,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 
-from node.log.record import Kind
-from node.nbd.negotiation import Export
-from node.nbd.server import Request
-from node.nbd.wire import Command, Status, TransmissionFlag
-from node.serving.connection import Connection, Route
-from node.serving.server import MEMORY_FLAGS, REQUEST, Report, Server
-from node.spec import NodeSpec
-from node.transport.loop import Loop
+from memcluster.node.log.record import Kind
+from memcluster.node.nbd.negotiation import Export
+from memcluster.node.nbd.server import Request
+from memcluster.node.nbd.wire import Command, Status, TransmissionFlag
+from memcluster.node.serving.connection import Connection, Route
+from memcluster.node.serving.server import MEMORY_FLAGS, REQUEST, Report, Server
+from memcluster.node.spec import NodeSpec
+from memcluster.node.transport.loop import Loop
 
 MAP = int(Kind.MAP)
 MAP_EXPORT = "cluster.json"

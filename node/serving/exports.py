@@ -7,13 +7,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from node.log.record import Event, Reason
-from node.nbd.errors import Refused
-from node.nbd.negotiation import Export
-from node.nbd.wire import Rep
-from node.serving.admission import Admission
-from node.serving.connection import Connection, Route
-from node.spec import NodeSpec
+from memcluster.node.log.record import Event, Reason
+from memcluster.node.nbd.errors import Refused
+from memcluster.node.nbd.negotiation import Export
+from memcluster.node.nbd.wire import Rep
+from memcluster.node.serving.admission import Admission
+from memcluster.node.serving.connection import Connection, Route
+from memcluster.node.spec import NodeSpec
 
 
 class Host(Protocol):

@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Sequence
 from time import monotonic_ns
 
-from node.layout import Extents, Piece
-from node.log.clock import clock_epoch
-from node.log.record import Kind
-from node.log.writer import LogWriter
-from node.nbd.wire import Buffer, Command, CommandFlag, Error
-from node.serving.memory import MAX_EXTENTS, Shard
-from node.spec import NodeSpec
-from node.transport.loop import Loop
+from memcluster.node.layout import Extents, Piece
+from memcluster.node.log.clock import clock_epoch
+from memcluster.node.log.record import Kind
+from memcluster.node.log.writer import LogWriter
+from memcluster.node.nbd.wire import Buffer, Command, CommandFlag, Error
+from memcluster.node.serving.memory import MAX_EXTENTS, Shard
+from memcluster.node.spec import NodeSpec
+from memcluster.node.transport.loop import Loop
 
 # Plain numbers for the data path: comparing with a member of an enum costs 90 ns (Python 3.11).
 READ, WRITE, BLOCK_STATUS = int(Command.READ), int(Command.WRITE), int(Command.BLOCK_STATUS)

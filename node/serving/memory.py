@@ -13,7 +13,7 @@ import mmap
 import os
 from collections.abc import Iterator
 
-from node.nbd.wire import Buffer, Status
+from memcluster.node.nbd.wire import Buffer, Status
 
 PAGE = 4096
 ZEROES = memoryview(mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ))

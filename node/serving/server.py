@@ -14,22 +14,22 @@ from itertools import takewhile
 from time import monotonic_ns
 from typing import Any
 
-from node.log.record import Event, Kind, first_identifier, subject_of
-from node.nbd.errors import Refused
-from node.nbd.negotiation import Export
-from node.nbd.server import RECEIVE_BUFFER, Request
-from node.nbd.wire import Buffer, Error, Rep, TransmissionFlag
-from node.serving.admission import SAMPLE, Admission, look_at_the_machine
-from node.serving.budget import Budget
-from node.serving.connection import Connection, Route
-from node.serving.exports import ClientExports
-from node.serving.keeper import BLOCK_STATUS, FUA, READ, REQ_ONE, SLICE, WRITE, ZEROING, Keeper
-from node.serving.memory import MAX_EXTENTS
-from node.serving.waiting import eager
-from node.spec import NodeSpec
-from node.transport.listener import Listener
-from node.transport.loop import Loop
-from node.transport.traffic import TRAFFIC
+from memcluster.node.log.record import Event, Kind, first_identifier, subject_of
+from memcluster.node.nbd.errors import Refused
+from memcluster.node.nbd.negotiation import Export
+from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
+from memcluster.node.nbd.wire import Buffer, Error, Rep, TransmissionFlag
+from memcluster.node.serving.admission import SAMPLE, Admission, look_at_the_machine
+from memcluster.node.serving.budget import Budget
+from memcluster.node.serving.connection import Connection, Route
+from memcluster.node.serving.exports import ClientExports
+from memcluster.node.serving.keeper import BLOCK_STATUS, FUA, READ, REQ_ONE, SLICE, WRITE, ZEROING, Keeper
+from memcluster.node.serving.memory import MAX_EXTENTS
+from memcluster.node.serving.waiting import eager
+from memcluster.node.spec import NodeSpec
+from memcluster.node.transport.listener import Listener
+from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.traffic import TRAFFIC
 
 MEMORY_FLAGS = (
     TransmissionFlag.HAS_FLAGS
@@ -96,7 +96,7 @@ class Server(Keeper):
         raise NotImplementedError
 
     def contexts(self, export: Export) -> Sequence[str]:  # noqa: ARG002
-        """Words to clients that know them; see node.nbd.negotiation.Exports."""
+        """Words to clients that know them; see memcluster.node.nbd.negotiation.Exports."""
         return ()
 
     def route(self, connection: Connection, export: Export) -> Route:

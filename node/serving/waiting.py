@@ -16,7 +16,7 @@ from io import FileIO
 from pathlib import Path
 from time import perf_counter
 
-from node.transport.loop import Wait
+from memcluster.node.transport.loop import Wait
 
 SPIN = 50e-6
 """Seconds that a loop looks for something to do before it sleeps."""

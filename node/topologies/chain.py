@@ -12,21 +12,21 @@ import socket
 from collections.abc import Sequence
 from itertools import islice
 
-from node.handover.answering import Answerer
-from node.handover.messages import LOST, HandoverError, Order
-from node.handover.part import do_part, encode_result, join_parts, own_piece
-from node.handover.passage import Passage, PassageLink
-from node.handover.taking import Taker
-from node.layout import Extents, Piece, join_extents
-from node.nbd.server import RECEIVE_BUFFER, Request
-from node.nbd.wire import EXTENT, Buffer, CommandFlag, Error
-from node.serving.connection import Connection
-from node.serving.keeper import BLOCK_STATUS, READ, WRITE, Parts
-from node.serving.server import Report, Server
-from node.spec import NodeSpec
-from node.topology import Topology
-from node.transport.address import Address
-from node.transport.loop import Loop
+from memcluster.node.handover.answering import Answerer
+from memcluster.node.handover.messages import LOST, HandoverError, Order
+from memcluster.node.handover.part import do_part, encode_result, join_parts, own_piece
+from memcluster.node.handover.passage import Passage, PassageLink
+from memcluster.node.handover.taking import Taker
+from memcluster.node.layout import Extents, Piece, join_extents
+from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
+from memcluster.node.nbd.wire import EXTENT, Buffer, CommandFlag, Error
+from memcluster.node.serving.connection import Connection
+from memcluster.node.serving.keeper import BLOCK_STATUS, READ, WRITE, Parts
+from memcluster.node.serving.server import Report, Server
+from memcluster.node.spec import NodeSpec
+from memcluster.node.topology import Topology
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.loop import Loop
 
 
 class Head(Taker):

@@ -13,15 +13,15 @@ import socket
 from collections.abc import Sequence
 from dataclasses import replace
 
-from node.log.record import REPEATED
-from node.nbd.negotiation import Export
-from node.nbd.server import Request
-from node.serving.connection import Connection, Route
-from node.serving.door import Door
-from node.serving.server import Report
-from node.spec import NodeSpec
-from node.topology import Topology
-from node.transport.loop import Loop
+from memcluster.node.log.record import REPEATED
+from memcluster.node.nbd.negotiation import Export
+from memcluster.node.nbd.server import Request
+from memcluster.node.serving.connection import Connection, Route
+from memcluster.node.serving.door import Door
+from memcluster.node.serving.server import Report
+from memcluster.node.spec import NodeSpec
+from memcluster.node.topology import Topology
+from memcluster.node.transport.loop import Loop
 
 BLOCK = 1 << 20
 """Identifiers that a client is lent at a time."""

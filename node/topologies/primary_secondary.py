@@ -9,21 +9,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from node.forwarding.fanout import Fanout, PassedOn
-from node.forwarding.link import Link
-from node.forwarding.pool import Pool
-from node.layout import Linear, Piece
-from node.log.record import REPEATED, Kind
-from node.nbd.negotiation import Export
-from node.nbd.server import RECEIVE_BUFFER, Request
-from node.nbd.wire import Command, Error
-from node.serving.connection import Connection, Route
-from node.serving.door import Door
-from node.serving.server import MEMORY_FLAGS, Report, Server
-from node.spec import NodeSpec
-from node.topology import Topology
-from node.transport.address import Address
-from node.transport.loop import Loop
+from memcluster.node.forwarding.fanout import Fanout, PassedOn
+from memcluster.node.forwarding.link import Link
+from memcluster.node.forwarding.pool import Pool
+from memcluster.node.layout import Linear, Piece
+from memcluster.node.log.record import REPEATED, Kind
+from memcluster.node.nbd.negotiation import Export
+from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
+from memcluster.node.nbd.wire import Command, Error
+from memcluster.node.serving.connection import Connection, Route
+from memcluster.node.serving.door import Door
+from memcluster.node.serving.server import MEMORY_FLAGS, Report, Server
+from memcluster.node.spec import NodeSpec
+from memcluster.node.topology import Topology
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.loop import Loop
 
 PIECE = int(Kind.PIECE)
 FLUSH = int(Command.FLUSH)

@@ -10,9 +10,9 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from node.transport.frames import MAX_FRAME, Frame, FrameError, FrameReader
-from node.transport.loop import Loop
-from node.transport.stream import Stream
+from memcluster.node.transport.frames import MAX_FRAME, Frame, FrameError, FrameReader
+from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.stream import Stream
 
 RECEIVE = 1 << 16
 

@@ -9,9 +9,9 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
-from node.transport.address import Address
-from node.transport.loop import Loop, Timer
-from node.transport.tcp import connecting
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.loop import Loop, Timer
+from memcluster.node.transport.tcp import connecting
 
 RECONNECT_AT_MOST = 0.5
 """Seconds between two attempts to connect, at most."""

@@ -9,7 +9,7 @@ import errno
 import socket
 from collections.abc import Callable
 
-from node.transport.loop import READ, Loop
+from memcluster.node.transport.loop import READ, Loop
 
 ACCEPTS_A_TURN = 64
 PAUSE = 0.1

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import socket
 
-from node.nbd.wire import Buffer
-from node.transport.loop import READ, WRITE, Loop
-from node.transport.traffic import TRAFFIC
+from memcluster.node.nbd.wire import Buffer
+from memcluster.node.transport.loop import READ, WRITE, Loop
+from memcluster.node.transport.traffic import TRAFFIC
 
 IOV_MAX = 1024
 """Buffers in one sendmsg, at most (Linux)."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from node.transport.address import Address
+from memcluster.node.transport.address import Address
 
 
 def connecting(address: Address) -> socket.socket:
