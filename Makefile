@@ -4,7 +4,7 @@ BIN := .venv/bin
 # This folder goes on Python's path as it is; setuptools' finder of editable packages takes 9 ms of every start of Python.
 PLAIN := --config-settings editable_mode=compat
 
-.PHONY: demo test lint bench compare install install-test install-bench clean
+.PHONY: demo test test-newest lint bench compare install install-test install-bench clean
 
 install: .venv/installed
 install-test: .venv/installed-test
@@ -30,6 +30,10 @@ demo: install
 
 test: install-test
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# The suite on Debian unstable, in a root of its own: see tests/newest.sh.
+test-newest:
+	@sh tests/newest.sh $(ARGS)
 
 lint: install-test
 	$(BIN)/ruff check .
