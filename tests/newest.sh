@@ -31,23 +31,28 @@ done
 rm -rf "$root/work" && mkdir -p "$root/work"
 (cd "$here" && git ls-files -z | xargs -0 cp --parents -a -t "$root/work")
 
-# Namespaces of its own: what is mounted is gone with it, and so is whatever it leaves running.
+# Namespaces of its own: what is mounted is gone with it, and so is whatever it leaves running. The root is a mount, and the
+# only one (pivot_root), so that tests may mount in it, too.
 exec unshare --mount --pid --ipc --fork --kill-child sh -eu -c '
     root=$1; shift
+    mount --bind "$root" "$root"
     mount --bind /dev "$root/dev"
+    mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
+    mount --bind "$root/dev/pts/ptmx" "$root/dev/ptmx"
     mount -t tmpfs -o size=2g tmpfs "$root/dev/shm"
     mount -t proc proc "$root/proc"
     mount -t tmpfs tmpfs "$root/tmp"
-    exec chroot "$root" sh -eu -c "
-        cd /work
-        make install-test
-        status=0
-        MEMCLUSTER_REQUIRE_CLIENTS=1 .venv/bin/python -m pytest -n 2 -q \"\$@\" || status=\$?
-        echo
-        . /etc/os-release && echo \"\$PRETTY_NAME\"
-        .venv/bin/python -VV
-        .venv/bin/pip list 2>/dev/null | grep -iE \"^(click|hypothesis|prometheus|psutil|pydantic|pytest|pyyaml|rich|setproctitle) \"
-        dpkg-query -W chromium fio libnbd-bin nbdkit qemu-utils
-        exit \$status
-    " sh "$@"
+    cd "$root"
+    pivot_root . mnt
+    umount -l /mnt
+    cd /work
+    make install-test
+    status=0
+    MEMCLUSTER_REQUIRE_CLIENTS=1 .venv/bin/python -m pytest -n 2 -q "$@" || status=$?
+    echo
+    (. /etc/os-release && echo "$PRETTY_NAME")
+    .venv/bin/python -VV
+    .venv/bin/pip list 2>/dev/null | grep -iE "^(click|hypothesis|prometheus|psutil|pydantic|pytest|pyyaml|rich|setproctitle) "
+    dpkg-query -W chromium fio libnbd-bin nbdkit qemu-utils
+    exit "$status"
 ' sh "$root" "$@"

@@ -63,7 +63,7 @@ def test_info_describes_any_nbd_server(memclient):
     found = json.loads(memclient("info", "--json").stdout)
     assert (found["size"], found["read_only"], found["cluster"]) == (MIB, False, None)
     assert "SEND_WRITE_ZEROES" in found["flags"]
-    assert found["block_sizes"]["maximum"] == 32 * MIB
+    assert found["block_sizes"]["maximum"] >= 32 * MIB  # nbdkit 1.32 says nothing, which means this
     assert found["exports"] == [{"name": "", "description": ""}]
     assert b"1MiB (1048576 bytes)" in memclient("info").stdout
 

@@ -568,8 +568,8 @@ REFUSED = {
     "qemu-io": (["qemu-io", "-f", "raw", "-c", "read 0 1", "URI"], "qemu-utils", SAYS),
     "fio": (["fio", "--name=x", "--ioengine=nbd", "--uri=URI", "--rw=read", "--size=4k"], "fio", ON_REQUEST),
 }
-"""qemu prints the server's sentence. libnbd prints its own, `server policy prevents NBD_OPT_GO`, and the server's only
-with LIBNBD_DEBUG=1; nbdcopy overrides that variable and wants --verbose."""
+"""qemu prints the server's sentence, and so does libnbd 1.24. Older ones print their own, `server policy prevents
+NBD_OPT_GO`, and the server's only with LIBNBD_DEBUG=1; nbdcopy overrides that variable and wants --verbose."""
 
 
 @pytest.mark.parametrize("client", REFUSED)
@@ -581,8 +581,8 @@ def test_the_third_of_two_clients_is_refused_with_the_limit_s_text(small, tmp_pa
     with small.connect() as one, small.connect() as two:
         refused = run(*command, cwd=tmp_path, check=False, **DEBIAN)
         assert refused.returncode != 0
-        assert (LIMIT_TEXT in refused.stderr.decode()) == says, refused
-        if not says:
+        if LIMIT_TEXT not in refused.stderr.decode():
+            assert not says, refused
             assert "policy" in refused.stderr.decode() or client == "nbdinfo", refused
             verbose = ["--verbose"] if client == "nbdcopy" else []
             told = run(*command, *verbose, cwd=tmp_path, check=False, LIBNBD_DEBUG="1", **DEBIAN)
