@@ -185,6 +185,7 @@ def test_who_leaves_has_its_place_until_nothing_of_it_is_in_flight(make_cluster,
     sock.sendall(request(Command.WRITE, 1 << 19, 1 << 16) + bytes(1 << 16))
     while cluster.status()["nodes"][0]["requests"] < 3:  # the supervisor's probe asked each server for a byte
         pass
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # as of a process that is killed
     sock.close()
     while cluster.status()["nodes"][0]["clients"]:
         pass

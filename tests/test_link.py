@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from harness import no_descriptors
@@ -44,7 +45,7 @@ def test_a_passage_without_a_descriptor_waits_for_one(loop: Loop, tmp_path: Path
         with no_descriptors():
             link = PassageLink(
                 loop, 1, address, 0, memoryview(bytearray(1 << 18)), joined=joined.append,
-                answered=lambda *_: None, lost=lambda _: None,
+                answered=lambda *_: None, lost=lambda _: None, lender=SimpleNamespace(readers=set()),
             )  # fmt: skip
             assert "Too many open files" in link.trouble
         accept(loop, listener).close()

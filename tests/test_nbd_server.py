@@ -47,7 +47,7 @@ class Exports:
         return self.find(name)
 
 
-def make(place=lambda request: memoryview(bytearray(request.length)), exports=None):
+def make(place=lambda request, _: memoryview(bytearray(request.length)), exports=None):
     return ServerSession(exports or Exports(), place)
 
 
@@ -371,7 +371,7 @@ def test_an_empty_read_gets_no_data_chunk():
 def test_a_large_payload_is_received_where_place_says():
     """The bytes go to their place without lying in the receive buffer as a whole."""
     room = bytearray(1 << 20)
-    session = opened(place=lambda _: memoryview(room))
+    session = opened(place=lambda *_: memoryview(room))
     data = bytes(range(256)) * 4096
     [found] = feed(session, request(Command.WRITE, 0, len(data), payload=data), step=100_000)
     assert found.owned
@@ -381,7 +381,7 @@ def test_a_large_payload_is_received_where_place_says():
 def test_a_payload_for_which_there_is_no_place_is_read_away():
     """`place` may refuse; the connection goes on."""
 
-    def no_place(found):
+    def no_place(found, _):
         found.refuse(Error.ENOSPC, "full")
 
     data = request(Command.WRITE, 0, 1 << 20, payload=bytes(1 << 20)) + request(Command.READ, 0, 1)

@@ -1,6 +1,6 @@
 """Buffers that are used again: never while somebody still has a view of them."""
 
-from memcluster.node.forwarding.pool import BLOCK, BLOCKS, Pool
+from memcluster.node.serving.pool import BLOCK, BLOCKS, Pool
 
 
 def test_a_buffer_is_lent_again_when_its_last_view_is_gone():

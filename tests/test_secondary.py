@@ -17,8 +17,8 @@ from memcluster.node.forwarding.link import Link
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.client import ClientSession
 from memcluster.node.nbd.server import RECEIVE_BUFFER, REQUEST_COST
-from memcluster.node.nbd.wire import Command
-from memcluster.node.serving import keeper, server
+from memcluster.node.nbd.wire import Command, CommandFlag
+from memcluster.node.serving import keeper
 from memcluster.node.serving.connection import TURN_BUDGET
 from memcluster.node.spec import NodeSpec
 from memcluster.node.topologies.primary_secondary import LINK, Secondary
@@ -94,7 +94,7 @@ class Subject:
         return Peer(self.loop, self.address, export)
 
     def bytes(self, offset: int, length: int) -> bytes:
-        return b"".join(self.server.shard.read(offset, length))
+        return bytes(self.server.shard.read(offset, length))
 
 
 @pytest.fixture
@@ -121,8 +121,7 @@ def test_what_a_lost_link_still_brings_is_not_done(subject: Subject) -> None:
 
 def test_what_a_lost_link_had_begun_is_not_gone_on_with(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes turns of the loop: bytes that are written meanwhile stay."""
-    for module in (keeper, server):
-        monkeypatch.setattr(module, "SLICE", 4096)
+    monkeypatch.setattr(keeper, "SLICE", 4096)
     lost = subject.peer()
     lost.session.submit(Command.WRITE_ZEROES, 1, 0, SIZE)
     lost.turn()
@@ -131,6 +130,22 @@ def test_what_a_lost_link_had_begun_is_not_gone_on_with(subject: Subject, monkey
         subject.loop.turn(0)
     assert lost.is_cut_off()
     assert subject.bytes(SIZE - 512, 512) == b"B" * 512
+
+
+def test_a_newer_write_stays_under_an_older_zeroing_that_takes_long(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client may be gone, which nobody tells a secondary: what is left of it leaves the newer bytes alone."""
+    monkeypatch.setattr(keeper, "KEEPING_SLICE", 4096)
+    link = subject.peer()
+    link.session.submit(Command.WRITE_ZEROES, 1, 0, SIZE, CommandFlag.NO_HOLE)
+    link.turn()
+    link.done(Command.WRITE, 2, SIZE - 512, 512, 0, (b"B" * 512,))
+    assert subject.server.under_way
+    while subject.server.under_way:
+        subject.loop.turn(0)
+    assert subject.bytes(SIZE - 512, 512) == b"B" * 512
+    assert subject.bytes(0, SIZE - 512) == bytes(SIZE - 512)
 
 
 def test_who_looks_at_a_shard_costs_no_link(subject: Subject) -> None:

@@ -156,7 +156,7 @@ def test_nobody_writes_behind_half_a_reply_of_the_dispatcher(loop, tmp_path):
     """A refusal is half said when the socket is handed over: the gate is held until it is said."""
     gates = Gates(loop, tmp_path, 0, create=True)
     server = Gates(loop, tmp_path, 1, create=False)
-    connection, client = half_said(loop, SimpleNamespace(connections={}))
+    connection, client = half_said(loop, SimpleNamespace(connections={}, lender=None, changes=0))
     connection.gates, connection.gate = gates, 3
     link = Link()
     connection.hand_to(link)
@@ -179,7 +179,9 @@ def test_nobody_writes_behind_half_a_reply_of_the_dispatcher(loop, tmp_path):
 def test_a_chain_cuts_off_who_does_not_take_the_handshake(loop):
     """The tail cannot know that the head has not finished."""
     reasons: list[str] = []
-    owner = SimpleNamespace(connections={}, lost=lambda _, reason: reasons.append(reason), settled=lambda _: None)
+    owner = SimpleNamespace(
+        connections={}, lender=None, changes=0, lost=lambda _, reason: reasons.append(reason), settled=lambda _: None
+    )
     connection, client = half_said(loop, owner)
     link = Link()
     connection.hand_to(link)

@@ -12,8 +12,8 @@ from memcluster.node.forwarding.link import Link, Submission
 from memcluster.node.layout import Extents, Piece, join_extents
 from memcluster.node.nbd.client import Reply
 from memcluster.node.nbd.server import Request
-from memcluster.node.nbd.wire import Buffer, CommandFlag
-from memcluster.node.serving.connection import Connection
+from memcluster.node.nbd.wire import Buffer, CommandFlag, Error
+from memcluster.node.serving.connection import HUNG_UP, Connection
 from memcluster.node.serving.keeper import BLOCK_STATUS, READ, REQ_ONE, WRITE, Parts
 from memcluster.node.serving.server import Server
 
@@ -81,7 +81,12 @@ class Fanout:
         if piece.server == server.spec.index:
             began = server.now()
             server.carry_out_piece(
-                request.command, request.flags, piece, buffers, lambda *done: self._carried_out(piece, began, *done)
+                request.command,
+                request.flags,
+                piece,
+                buffers,
+                lambda *done: self._carried_out(piece, began, *done),
+                lambda: self._connection.open,
             )
         else:
             self._links[piece.server].submit(_Sent(self, piece, request, self._identifier, buffers, self._start))
@@ -123,10 +128,17 @@ class Fanout:
         self._pending -= 1
         if not self._pending:
             self._complete()
-        elif self._waiting and not self._request.error:
-            self._send(self._waiting.pop())
-        elif self._waiting:
-            self._complete()  # serial: what comes after a failure is not begun
+        elif self._waiting:  # serial: what comes after a failure, or is left of a client that is gone, is not begun
+            if not self._request.error and not self.wanted():
+                self._request.refuse(Error.EIO, HUNG_UP)
+            if self._request.error:
+                self._complete()
+            else:
+                self._send(self._waiting.pop())
+
+    def wanted(self) -> bool:
+        """Whether more of it may be begun."""
+        return self._connection.may_begin(self._request.command)
 
     def _complete(self) -> None:
         request = self._request
@@ -154,6 +166,9 @@ class _Sent(Submission):
         super().__init__(request.command, identifier, piece.offset, piece.length, flags, payload, since)
         self.fanout = fanout
         self.piece = piece
+
+    def wanted(self) -> bool:
+        return self.fanout.wanted()
 
     def answered(self) -> None:
         self.fanout.replied(self.piece, self)
@@ -198,6 +213,9 @@ class PassedOn(Submission):
         self.request = request
         self.to = to
         connection.begin(request)
+
+    def wanted(self) -> bool:
+        return self.connection.may_begin(self.command)
 
     def answered(self) -> None:
         request, extents = self.request, self.extents

@@ -14,11 +14,11 @@ from operator import attrgetter
 from time import monotonic_ns
 from typing import cast
 
-from memcluster.node.forwarding.pool import Pool
 from memcluster.node.log.record import REPEATED
 from memcluster.node.nbd.client import Awaited, ClientSession, Reply
 from memcluster.node.nbd.errors import NBDError
 from memcluster.node.nbd.wire import Buffer, Error
+from memcluster.node.serving.pool import Pool
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.dialer import Dialer
 from memcluster.node.transport.loop import Loop, Timer
@@ -43,6 +43,10 @@ class Submission(Awaited):
         self.flags = flags
         self.payload = payload
         self.since = since
+
+    def wanted(self) -> bool:
+        """Whether it may be sent again, or at last: not what a client asked for that is gone."""
+        return True
 
     def answered(self) -> None:
         """The reply is complete."""
@@ -137,6 +141,9 @@ class Link:
         self._dialer.reached()
         self.connections += 1
         for sent in sorted(self._in_flight.values(), key=attrgetter("cookie")):
+            if not sent.wanted():
+                self._give_up(sent, "its client is gone")
+                continue
             sent.reset()
             wire.session.send(sent, sent.flags | REPEATED if self.connections > 1 else sent.flags, sent.payload)
         wire.send_soon()
@@ -168,12 +175,17 @@ class Link:
                 self._wire.lose("no reply in time")
             message = f"no answer from {self.address} for {self._retry_timeout:g} s (retry_timeout)"
             for sent in late:
-                sent.reset()
-                sent.error, sent.message = int(Error.EIO), message
-                sent.answered()
+                self._give_up(sent, message)
         if self._in_flight and self._expiry is None:
             oldest = min(sent.since for sent in self._in_flight.values())
             self._expiry = self.loop.after((oldest - limit) / 1e9, self._expire)
+
+
+    def _give_up(self, sent: Submission, message: str) -> None:
+        self._in_flight.pop(sent.cookie, None)
+        sent.reset()
+        sent.error, sent.message = int(Error.EIO), message
+        sent.answered()
 
 
 class _Wire(Stream):

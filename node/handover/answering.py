@@ -30,7 +30,7 @@ from memcluster.node.serving.connection import TRICKLE
 from memcluster.node.serving.keeper import READ, Parts
 from memcluster.node.serving.server import REQUEST, Server
 from memcluster.node.transport.loop import Loop
-from memcluster.node.transport.stream import Stream
+from memcluster.node.transport.stream import Lender, Stream
 from memcluster.node.transport.traffic import TRAFFIC
 
 
@@ -64,10 +64,12 @@ class Answers(Stream):
         lost: Callable[[int], None],
         gates: Gates | None = None,
         gate: int = 0,
+        lender: Lender | None = None,
     ) -> None:
         self.replies = Replies(structured=structured)
         super().__init__(loop, sock, self.replies.outgoing)
         self.client = client
+        self.lender = lender
         self._log = log
         self._done = done
         self._lost_it = lost
@@ -218,10 +220,6 @@ class Answerer(Server):
         """Do what the order asks for and see that it is answered. Raises HandoverError for one that makes no sense."""
         raise NotImplementedError
 
-    def place_order(self, order: Order) -> memoryview | None:  # noqa: ARG002
-        """Where a large payload belongs; None: nowhere yet."""
-        return None
-
     def welcome(self) -> None:
         """Tell the taker that orders may come, and that nothing of an earlier one's is under way here."""
         assert self.taker is not None
@@ -243,6 +241,7 @@ class Answerer(Server):
             lost=lambda client: passage.send(Order(LOST, client=client)),
             gates=self.gates,
             gate=order.ticket,
+            lender=self.shard,
         )
 
     def drop(self, passage: Passage, order: Order) -> None:
@@ -278,14 +277,11 @@ class Answerer(Server):
         super().close()
 
     def _accept(self, sock: socket.socket) -> None:
-        passage = Passage(self.loop, sock, self.scratch, self._received, self.passage_gone, self._place)
+        passage = Passage(self.loop, sock, self.scratch, self._received, self.passage_gone, self.shard, self.pool.take)
         self._adopted[passage] = {}
 
     def _is_sound(self, order: Order) -> bool:
         return bool(order.error) or order.offset + order.length <= self.spec.cluster.memory
-
-    def _place(self, order: Order) -> memoryview | None:
-        return self.place_order(order) if order.kind == ORDER and self._is_sound(order) else None
 
     def _received(self, passage: Passage, orders: list[Order]) -> None:
         told: dict[int, Callable[[Passage, Order], None]] = {ADOPT: self.adopt, DROP: self.drop}

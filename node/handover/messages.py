@@ -122,16 +122,20 @@ def decode_done(order: Order) -> list[int]:
     return [identifier for (identifier,) in IDENTIFIER.iter_unpack(order.payload)]
 
 
+def fresh(length: int) -> memoryview:
+    """Memory for a payload, made for it alone."""
+    return memoryview(bytearray(length))
+
+
 class OrderReader:
     """Bytes in, messages out; the same calls as an NBD session's (see nbd/server.py).
 
-    `place(order)` is asked for the memory that shall receive a payload which is not complete in the receive buffer;
-    None means that any will do.
+    `room(length)` is asked for the memory that shall receive a payload which is not complete in the receive buffer.
     """
 
-    def __init__(self, scratch: memoryview, place: Callable[[Order], memoryview | None]) -> None:
+    def __init__(self, scratch: memoryview, room: Callable[[int], memoryview]) -> None:
         self._scratch = scratch
-        self._place = place
+        self._room = room
         self._rest = b""
         self._end = 0
         self._sink: memoryview | None = None
@@ -177,9 +181,7 @@ class OrderReader:
                 if here < length:
                     if length + header <= len(scratch) >> 2:
                         break  # small: wait for the rest of it here
-                    sink = self._place(order)
-                    if sink is None or len(sink) != length:
-                        sink = memoryview(bytearray(length))
+                    sink = self._room(length)
                     sink[:here] = scratch[start:end]
                     order.payload, order.owned = sink, True
                     self._sink, self._sunk, self._receiving = sink, here, order

@@ -28,9 +28,17 @@ def own_piece(layout: Layout, server: int, order: Order) -> Piece | None:
     return next((piece for piece in layout.split(order.offset, order.length) if piece.server == server), None)
 
 
-def do_part(server: Server, order: Order, piece: Piece | None, then: Then, payload: memoryview | None = None) -> None:
+def do_part(
+    server: Server,
+    order: Order,
+    piece: Piece | None,
+    then: Then,
+    payload: memoryview | None = None,
+    wanted: Callable[[], bool] = lambda: True,
+) -> None:
     """Carry the piece out and log it, or that the request was only passed on: a piece of no bytes. `payload` are the
-    piece's bytes of a WRITE, None if they lie in the shard already. A failure is set in the order."""
+    piece's bytes of a WRITE. What takes several turns is given up when it is not `wanted` any more. A failure is set in
+    the order."""
     began = max(server.now(), order.start)  # never before its request, whatever the two processes' clocks say
     here = piece or Piece(server.spec.index, 0, 0, ())
 
@@ -45,7 +53,7 @@ def do_part(server: Server, order: Order, piece: Piece | None, then: Then, paylo
     if piece is None:
         done(None, [], None)
     else:
-        server.carry_out_piece(order.command, order.flags, piece, () if payload is None else (payload,), done)
+        server.carry_out_piece(order.command, order.flags, piece, () if payload is None else (payload,), done, wanted)
 
 
 def encode_result(order: Order, parts: Parts, extents: Extents | None) -> list[Buffer]:

@@ -12,12 +12,12 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
-from memcluster.node.handover.messages import HELLO, WELCOME, HandoverError, Order, OrderReader
+from memcluster.node.handover.messages import HELLO, WELCOME, HandoverError, Order, OrderReader, fresh
 from memcluster.node.nbd.wire import Buffer
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.dialer import Dialer
 from memcluster.node.transport.loop import Loop
-from memcluster.node.transport.stream import IOV_MAX, Stream, drop
+from memcluster.node.transport.stream import IOV_MAX, Lender, Stream, drop
 from memcluster.node.transport.traffic import TRAFFIC
 
 MAX_DESCRIPTORS = 64
@@ -43,10 +43,12 @@ class Passage(Stream):
         scratch: memoryview,
         received: Callable[[Passage, list[Order]], None],
         gone: Callable[[Passage, str], None],
-        place: Callable[[Order], memoryview | None] = lambda _: None,
+        lender: Lender | None = None,
+        room: Callable[[int], memoryview] = fresh,
     ) -> None:
         super().__init__(loop, sock, [])
-        self._reader = OrderReader(scratch, place)
+        self.lender = lender
+        self._reader = OrderReader(scratch, room)
         self._received = received
         self._gone = gone
         self._handed = 0  # messages in `outgoing` that take a descriptor along
@@ -178,6 +180,7 @@ class PassageLink:
         joined: Callable[[PassageLink], None],
         answered: Callable[[PassageLink, list[Order]], None],
         lost: Callable[[PassageLink], None],
+        lender: Lender,
     ) -> None:
         self.number = number
         """The server's."""
@@ -189,6 +192,7 @@ class PassageLink:
         self._joined = joined
         self._answered = answered
         self._lost_it = lost
+        self._lender = lender
         self._connection: Passage | None = None
         self._dialer = Dialer(loop, address, self._connected)
         self._dialer.dial()
@@ -220,7 +224,7 @@ class PassageLink:
         self._connection = self.passage = None
 
     def _connected(self, sock: socket.socket) -> None:
-        self._connection = Passage(self._loop, sock, self._scratch, self._received, self._gone)
+        self._connection = Passage(self._loop, sock, self._scratch, self._received, self._gone, self._lender)
         self._connection.send(Order(HELLO, client=self._own_number))
 
     def _received(self, passage: Passage, orders: list[Order]) -> None:

@@ -19,7 +19,7 @@ from memcluster.node.handover.passage import PassageLink
 from memcluster.node.layout import Piece
 from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
 from memcluster.node.nbd.wire import Buffer, Error
-from memcluster.node.serving.connection import Connection
+from memcluster.node.serving.connection import HUNG_UP, Connection
 from memcluster.node.serving.door import Door
 from memcluster.node.serving.server import Report
 from memcluster.node.spec import NodeSpec
@@ -128,6 +128,10 @@ class Taken:
         self.returned: list[tuple[Piece, memoryview]] | None = None
         """What has come back, if the taker answers itself."""
 
+    def may_go_on(self) -> bool:
+        """Whether more of it may be begun."""
+        return self.connection.may_begin(self.request.command)
+
     def order(self) -> Order:
         """What is said to those who answer."""
         request = self.request
@@ -161,6 +165,7 @@ class Taker(Door):
                 joined=self._joined,
                 answered=self._answered,
                 lost=self.link_lost,
+                lender=self.shard,
             )
             for number in to
         }
@@ -198,6 +203,12 @@ class Taker(Door):
         if self._starting and all(link.passage is not None for link in self.links.values()):
             self._starting = False
             super().start()
+
+    def place(self, connection: Connection, request: Request, first: bool) -> memoryview | None:  # noqa: ARG002
+        if self.stopping:
+            request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
+            return None
+        return self.pool.take(request.length)
 
     # -- passing on --------------------------------------------------------------------------------------------------
 
@@ -253,7 +264,10 @@ class Taker(Door):
             self.one_done(taken)
         waiting, self._waiting[link.number] = self._waiting[link.number], []
         for taken, order, buffers in waiting:
-            self._send(taken, link.number, order, buffers)
+            if taken.connection.open and not taken.may_go_on():
+                self.give_up(taken, Error.EIO, HUNG_UP)
+            else:
+                self._send(taken, link.number, order, buffers)
         self._check_links()
 
     def _answered(self, link: PassageLink, orders: list[Order]) -> None:

@@ -40,10 +40,10 @@ class Request:
     """One request. Plain slots: one is made for each of 100,000 a second.
 
     `error` is 0 for a request that keeps to the protocol. `owned` means that `payload` is not in the receive buffer
-    but where `place` said.
+    but where `place` said; who says so sets `placed` if that is where the bytes are to stay.
     """
 
-    __slots__ = ("command", "cookie", "error", "flags", "length", "message", "offset", "owned", "payload")
+    __slots__ = ("command", "cookie", "error", "flags", "length", "message", "offset", "owned", "payload", "placed")
 
     def __init__(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
         self.command = command
@@ -52,7 +52,7 @@ class Request:
         self.offset = offset
         self.length = length
         self.payload: memoryview | None = None
-        self.owned = False
+        self.owned = self.placed = False
         self.error = 0
         self.message = ""
 
@@ -69,12 +69,13 @@ class Request:
 class ServerSession(Replies):
     """The protocol's state for one client.
 
-    `place(request)` is asked for the memory that shall receive a WRITE's payload which is not yet complete in the
-    receive buffer; it returns `request.length` bytes, or None after `request.refuse(…)`.
+    `place(request, first)` is asked for the memory that shall receive a WRITE's payload which is not yet complete in
+    the receive buffer; it returns `request.length` bytes, or None after `request.refuse(…)`. `first` is false if other
+    requests that came with it are not served yet.
     """
 
     def __init__(
-        self, exports: Exports, place: Callable[[Request], memoryview | None], scratch: memoryview | None = None
+        self, exports: Exports, place: Callable[[Request, bool], memoryview | None], scratch: memoryview | None = None
     ) -> None:
         super().__init__()
         self.export: Export | None = None
@@ -197,7 +198,7 @@ class ServerSession(Replies):
                         budget -= REQUEST_COST
                         continue
                     if length > end - start:
-                        if length + header <= len(scratch) >> 2:
+                        if length <= len(scratch) >> 2:
                             return position  # small: wait for the rest of it here
                         return self._begin_in_place(request, start, requests)
                     request.payload = scratch[start : start + length]
@@ -249,7 +250,7 @@ class ServerSession(Replies):
 
     def _begin_in_place(self, request: Request, start: int, requests: list[Request]) -> int:
         """The payload is large and still arriving: let it be received where it belongs."""
-        sink = self._place(request)
+        sink = self._place(request, not requests)
         if sink is None:
             return self._refuse_payload(request, start, requests)
         here = self._end - start
@@ -258,6 +259,14 @@ class ServerSession(Replies):
         request.owned = True
         self.receiving, self.missing, self._sink = request, request.length - here, sink[here:]
         return self._end
+
+    def move(self, sink: memoryview) -> None:
+        """Receive the rest of the payload elsewhere, with what there is of it: others may look at its place now."""
+        assert self.receiving is not None
+        assert self.receiving.payload is not None
+        here = len(sink) - self.missing
+        sink[:here] = self.receiving.payload[:here]
+        self.receiving.payload, self.receiving.placed, self._sink = sink, False, sink[here:]
 
     def _receive_in_place(self, count: int) -> list[Request]:
         self.missing -= count
@@ -270,5 +279,5 @@ class ServerSession(Replies):
         return [request]
 
 
-def _nowhere(_request: Request) -> memoryview | None:
+def _nowhere(_request: Request, _first: bool) -> memoryview | None:
     return None

@@ -7,6 +7,7 @@ flight or unsent is not read from until it takes its replies.
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import time
@@ -16,10 +17,10 @@ from typing import Protocol
 from memcluster.node.nbd.errors import ProtocolError
 from memcluster.node.nbd.negotiation import Exports
 from memcluster.node.nbd.server import REQUEST_COST, Request, ServerSession
-from memcluster.node.nbd.wire import MAX_PAYLOAD, Command
+from memcluster.node.nbd.wire import MAX_PAYLOAD, Command, Error
 from memcluster.node.serving.budget import Budget
 from memcluster.node.transport.loop import Loop
-from memcluster.node.transport.stream import Stream
+from memcluster.node.transport.stream import Lender, Stream
 from memcluster.node.transport.tcp import tune
 from memcluster.node.transport.traffic import TRAFFIC
 
@@ -31,6 +32,9 @@ TURN_BUDGET = 1 << 20
 """Bytes' worth of requests of one client that are dealt with in one turn of the loop."""
 WRITE = int(Command.WRITE)
 """Of the commands up to this one, data travels with the request or its reply."""
+CHANGING = frozenset(int(command) for command in (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES))
+"""The commands that change bytes."""
+HUNG_UP = "its client had hung up before it was begun, and others have made changes since"
 LINGER = 0.25
 """Seconds a closed client may take to read its last replies and close its side."""
 
@@ -42,12 +46,17 @@ Route = Callable[["Connection", Request, int], None]
 class Owner(Protocol):
     """Who serves the requests."""
 
+    changes: int
+    """Grows with what clients are about to change."""
+
     @property
     def connections(self) -> Mapping[int, Connection]: ...
+    @property
+    def lender(self) -> Lender: ...
     def serve(self, connection: Connection, requests: list[Request]) -> None: ...
     def lost(self, connection: Connection, reason: str) -> None: ...
     def settled(self, connection: Connection) -> None: ...
-    def place(self, connection: Connection, request: Request) -> memoryview | None: ...
+    def place(self, connection: Connection, request: Request, first: bool) -> memoryview | None: ...
 
 
 class Connection(Stream):
@@ -67,13 +76,19 @@ class Connection(Stream):
         super().__init__(loop, sock, self.session.outgoing)
         tune(sock)
         self.owner = owner
+        self.lender = owner.lender
         self.number = number
         self.in_flight = 0
         self._budget = budget
         self._bytes_in_flight = 0
         self._held = 0  # bytes that the budget counts for this client
         self._seen: tuple[float, int, Request | None] | None = None  # for `stalled`: when, bytes sent, payload's
+        # The owner's, when this client was last known to be there: it may have gone before it was accepted.
+        self._changes = -1 if self._hung_up() else owner.changes
+        self._late = False
         self.slot: int | None = None
+        self.inside = False
+        """It has opened an export."""
         self.route: Route = _no_route
         """What serves the requests; the owner sets it when the client opens an export."""
         self.closing = False
@@ -107,6 +122,31 @@ class Connection(Stream):
             self._account()
             if not self.in_flight:
                 self.owner.settled(self)
+
+    def may_begin(self, command: int) -> bool:
+        """Whether something that this client asked for may still be begun. Not a change, when it has hung up and others
+        have made changes since it was last seen: one that was answered would be lost under an older one of a client
+        that is gone. A client that has closed its own side only looks the same, and is told HUNG_UP."""
+        if command not in CHANGING:
+            return self.open
+        if self.owner.changes != self._changes:
+            if self._late or not self.open or self._hung_up():
+                self._late = True
+                return False
+            self._changes = self.owner.changes
+        return True
+
+    def _hung_up(self) -> bool:
+        """The other side has closed the connection, or its half of it, whatever is still to be read."""
+        look = select.poll()
+        look.register(self.sock, select.POLLRDHUP)
+        return bool(look.poll(0))
+
+    def make_way(self, sink: Callable[[int], memoryview]) -> None:
+        """Others may look at the memory from now on: what is being received straight into it goes to `sink` first."""
+        receiving = self.session.receiving
+        if receiving is not None and receiving.placed:
+            self.session.move(sink(receiving.length))
 
     def finish(self) -> None:
         """Close as soon as nothing is in flight; until then the owner goes on being asked."""
@@ -180,7 +220,7 @@ class Connection(Stream):
             self._failed(error)
             return
         if not count:
-            self._lost("")
+            self._ended()
             return
         TRAFFIC.received += count
         try:
@@ -201,9 +241,23 @@ class Connection(Stream):
                 return
             self._serve(requests)
 
+    def _ended(self) -> None:
+        """The client sends no more. It may have closed its own side only: what is in flight is answered."""
+        if self.session.export is not None and (self.in_flight or self.outgoing) and self.session.receiving is None:
+            self.closing = True
+            self.update()
+            self.send_soon()
+        else:
+            self._lost("")
+
     def _serve(self, requests: list[Request]) -> None:
         if requests:
+            if self.owner.changes != self._changes and not self.may_begin(WRITE):
+                for request in requests:
+                    if request.command in CHANGING and not request.error:
+                        request.refuse(Error.EIO, HUNG_UP)
             self.owner.serve(self, requests)
+            self._changes = self.owner.changes
         if self.session.finished:
             self.closing = True
         if self.in_flight or self.loop.lag:
@@ -212,8 +266,8 @@ class Connection(Stream):
         else:
             self.flush()
 
-    def _place(self, request: Request) -> memoryview | None:
-        return self.owner.place(self, request)
+    def _place(self, request: Request, first: bool) -> memoryview | None:
+        return self.owner.place(self, request, first)
 
     def _flushed(self) -> None:
         self._account()

@@ -4,6 +4,9 @@ The file, not the process, is the memory: it survives the death of any process, 
 every byte. A page that was never written, or was trimmed, is a hole: it takes no memory, reads as zeroes, and is
 given room with fallocate before it is first written, so that a full disk is an OSError (ENOSPC) and never a SIGBUS.
 It knows no protocol; errors are OSErrors.
+
+What is read is lent: a view of the bytes as they are when they are sent. Whoever has sent a part of a view when the
+bytes are about to change gets the rest as it was (`readers`), so nobody sees half of a change.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import errno
 import mmap
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from memcluster.node.nbd.wire import Buffer, Status
 
@@ -48,6 +52,8 @@ class Shard:
         self._map = mmap.mmap(self._fd, size) if size else mmap.mmap(-1, PAGE)  # an empty file cannot be mapped
         self._view = memoryview(self._map)
         self._pages = _find_data(self._fd, size)
+        self.readers: set[Any] = set()
+        """Streams that have sent a part of what was lent: told once to `settle`, before the bytes change."""
 
     def __repr__(self) -> str:
         return f"<Shard {self.path} {self.size} bytes, {self._pages.count(1)} of {len(self._pages)} pages in use>"
@@ -57,24 +63,25 @@ class Shard:
         """Bytes in pages that hold data."""
         return min(self._pages.count(1) * PAGE, self.size)
 
-    def read(self, offset: int, length: int) -> list[Buffer]:
-        """Views of the bytes as they are when they are looked at; holes are views of zeroes."""
+    def read(self, offset: int, length: int) -> Buffer:
+        """The bytes: a view of them, or of zeroes for a hole; a copy where there are both, as a hole that is filled
+        meanwhile would show in one part and not in the other."""
         first, last = offset // PAGE, (offset + length - 1) // PAGE + 1
         # One page is looked at without a search: 25 ns instead of 100.
         if self._pages[first] if last - first == 1 else self._pages.find(0, first, last) < 0:
-            return [self._view[offset : offset + length]]
+            return self._view[offset : offset + length]
         if length <= len(ZEROES) and self._pages.find(1, first, last) < 0:
-            return [ZEROES[:length]]
-        views: list[Buffer] = []
+            return ZEROES[:length]
+        found = bytearray(length)
         for start, end, data in self._runs(offset, length):
             if data:
-                views.append(self._view[start:end])
-            else:
-                views += [ZEROES[: min(end - at, len(ZEROES))] for at in range(start, end, len(ZEROES))]
-        return views
+                found[start - offset : end - offset] = self._view[start:end]
+        return found
 
     def room(self, offset: int, length: int) -> memoryview:
         """The bytes themselves, to be written to. Raises OSError when there is no room for them."""
+        if self.readers:
+            self._settle()
         first, last = offset // PAGE, (offset + length - 1) // PAGE + 1
         if not self._pages[first] or (last - first > 1 and self._pages.find(0, first, last) >= 0):
             start = first * PAGE
@@ -84,6 +91,8 @@ class Shard:
 
     def write(self, offset: int, data: Buffer) -> None:
         """Raises OSError when there is no room."""
+        if self.readers:
+            self._settle()
         length = len(data)
         first, last = offset // PAGE, (offset + length - 1) // PAGE + 1
         if last - first == 1 and self._pages[first]:  # most writes are of one page that has room: 50 ns less
@@ -93,6 +102,8 @@ class Shard:
 
     def zero(self, offset: int, length: int, *, keep: bool = False) -> None:
         """Make the bytes zero. Whole pages become holes, unless they are to `keep` their room."""
+        if self.readers:
+            self._settle()
         end = offset + length
         if not keep:
             first, last = -(-offset // PAGE), (end if end == self.size else end // PAGE * PAGE)
@@ -130,6 +141,11 @@ class Shard:
         self._view.release()
         self._map.close()
         os.close(self._fd)
+
+    def _settle(self) -> None:
+        readers, self.readers = self.readers, set()
+        for reader in readers:
+            reader.settle()
 
     def _runs(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
         """(start, end, holds data) of the runs of like pages, in order; each is looked for when it is asked for."""

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from itertools import takewhile
+from operator import attrgetter
 from time import monotonic_ns
 from typing import Any
 
@@ -23,8 +24,9 @@ from memcluster.node.serving.admission import SAMPLE, Admission, look_at_the_mac
 from memcluster.node.serving.budget import Budget
 from memcluster.node.serving.connection import Connection, Route
 from memcluster.node.serving.exports import ClientExports
-from memcluster.node.serving.keeper import BLOCK_STATUS, FUA, READ, REQ_ONE, SLICE, WRITE, ZEROING, Keeper
-from memcluster.node.serving.memory import MAX_EXTENTS
+from memcluster.node.serving.keeper import BLOCK_STATUS, FUA, READ, REQ_ONE, WRITE, ZEROING, Keeper
+from memcluster.node.serving.memory import MAX_EXTENTS, Shard
+from memcluster.node.serving.pool import Pool
 from memcluster.node.serving.waiting import eager
 from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.listener import Listener
@@ -54,6 +56,7 @@ GRACE = 0.1
 """Seconds in which clients that are to go still get ESHUTDOWN for what they send."""
 
 Report = Callable[[dict[str, Any]], None]
+_command_of = attrgetter("command")
 
 
 class Server(Keeper):
@@ -77,6 +80,11 @@ class Server(Keeper):
         self._handshakes: dict[int, int] = {}  # when those came that came not long ago, the first one first
         self._watches_handshakes = False
         self.scratch = memoryview(bytearray(RECEIVE_BUFFER))
+        self.pool = Pool()
+        self.changes = 0
+        """Grows with every batch of a client's requests that may change something, where there are other clients."""
+        self._guests = 0  # clients with an export open
+        self._landing: Connection | None = None  # whose payload is being received straight into the shard
         self.draining = False
         """No new client is let in."""
         self.stopping = False
@@ -103,9 +111,14 @@ class Server(Keeper):
         """What serves the requests of a client that opens `export`; raises Refused if it may not."""
         raise NotImplementedError
 
-    def place(self, connection: Connection, request: Request) -> memoryview | None:
+    def place(self, connection: Connection, request: Request, first: bool) -> memoryview | None:
         """Where the payload of a large WRITE shall be received; see ServerSession."""
         raise NotImplementedError
+
+    @property
+    def lender(self) -> Shard:
+        """Whose bytes the clients are sent."""
+        return self.shard
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -229,6 +242,9 @@ class Server(Keeper):
     def lost(self, connection: Connection, reason: str) -> None:
         """A client is gone; with a reason, it had to go."""
         del self.connections[connection.number]
+        self._guests -= connection.inside
+        if connection is self._landing:
+            self._landing = None
         self._handshakes.pop(connection.number, None)
         if reason:
             self.bad_input += 1
@@ -244,6 +260,14 @@ class Server(Keeper):
         if connection.slot is not None:
             self.admission.give_back(connection.slot)
             connection.slot = None
+
+    def came_in(self, connection: Connection) -> None:
+        """A client has opened an export, and may look at the memory from now on."""
+        connection.inside = True
+        self._guests += 1
+        if self._landing is not None:
+            self._landing.make_way(self.pool.take)
+            self._landing = None
 
     def take_slot(self, connection: Connection) -> None:
         """Give the client its place; raises Refused, with the reason for people, if it gets none."""
@@ -274,6 +298,8 @@ class Server(Keeper):
         route = connection.route
         self.requests += len(requests)
         TRAFFIC.messages_in += len(requests)
+        if len(self.connections) > 1 and any(map(_command_of, requests)):
+            self.changes += 1
         stopping = self.stopping
         for request in requests:
             if stopping and not request.error:
@@ -336,21 +362,23 @@ class Server(Keeper):
         kind: int = REQUEST,
     ) -> None:
         """Serve a request that falls in this server's shard as a whole, at `offset` there, and answer it."""
-        data: list[Buffer] | None = None
+        data: Sequence[Buffer] | None = None
         extents: list[tuple[int, int]] | None = None
         command, length = request.command, request.length
         try:
             if command == READ:
-                data = self.shard.read(offset, length) if length else None
+                data = (self.shard.read(offset, length),) if length else None
             elif command == WRITE:
-                if length and not request.owned:
+                if length and not request.placed:
                     assert request.payload is not None
+                    if self.under_way:
+                        self.overtake(offset, length)
                     self.shard.write(offset, request.payload)
                 if request.flags & FUA:
                     self.shard.sync(offset, length)
             elif command == BLOCK_STATUS:
                 extents = self.shard.extents(offset, length, 1 if request.flags & REQ_ONE else MAX_EXTENTS)
-            elif length > SLICE and command in ZEROING:
+            elif command in ZEROING and length > self.slice_of(command, request.flags):
                 self._carry_out_slowly(connection, request, start, identifier, offset, kind)
                 return
             else:
@@ -365,7 +393,7 @@ class Server(Keeper):
         connection.begin(request)
 
         def wanted() -> bool:
-            return kind == REQUEST or connection.open  # a link that is gone has asked again, or has given it up
+            return connection.open  # a link that is gone has asked again, or has given it up
 
         def changed(error: OSError | None) -> None:
             if error is not None:
@@ -380,13 +408,19 @@ class Server(Keeper):
         """The system could not do it: say so to the client."""
         request.refuse(self.wire_error(error), self.reason(error))
 
-    def place_here(self, request: Request, offset: int) -> memoryview | None:
-        """Room in the shard for a payload; refuses the request if there is none."""
+    def place_here(self, connection: Connection, request: Request, offset: int, first: bool) -> memoryview | None:
+        """Room for a payload that belongs in the shard; refuses the request if there is none. It is received there
+        straight away if nobody can look before it is complete, and nothing else of this client is under way; else in
+        memory of its own, so that the write is carried out whole."""
         if self.stopping:
             request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
             return None
+        if not first or self._guests > 1 or connection.in_flight or connection.outgoing:
+            return self.pool.take(request.length)
         try:
-            return self.shard.room(offset, request.length)
+            room = self.shard.room(offset, request.length)
         except OSError as error:
             self.refuse(request, error)
             return None
+        request.placed, self._landing = True, connection
+        return room

@@ -19,7 +19,7 @@ from memcluster.node.handover.passage import Passage, PassageLink
 from memcluster.node.handover.taking import Taker
 from memcluster.node.layout import Extents, Piece, join_extents
 from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
-from memcluster.node.nbd.wire import EXTENT, Buffer, CommandFlag, Error
+from memcluster.node.nbd.wire import EXTENT, Buffer, CommandFlag
 from memcluster.node.serving.connection import Connection
 from memcluster.node.serving.keeper import BLOCK_STATUS, READ, WRITE, Parts
 from memcluster.node.serving.server import Report, Server
@@ -36,13 +36,10 @@ class Head(Taker):
         self._alone = len(spec.cluster.servers) == 1
         super().__init__(loop, spec, listeners, report, [] if self._alone else [1])
 
-    def place(self, connection: Connection, request: Request) -> memoryview | None:  # noqa: ARG002
+    def place(self, connection: Connection, request: Request, first: bool) -> memoryview | None:
         if self._alone:
-            return self.place_here(request, request.offset)
-        if self.stopping:
-            request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
-            return None
-        return memoryview(bytearray(request.length))
+            return self.place_here(connection, request, request.offset, first)
+        return super().place(connection, request, first)
 
     def turn_away(self, connection: Connection, request: Request, start: int) -> None:
         """Even a refusal is said by the last server: nobody else writes to the client."""
@@ -68,7 +65,7 @@ class Head(Taker):
             self.pass_on(taken, 1, order, *theirs if not order.error else (), *_added(self, order, parts, extents))
 
         order.message = request.message
-        do_part(self, order, piece, passed, ours)
+        do_part(self, order, piece, passed, ours, lambda: connection.open)
 
 
 class Member(Answerer):
@@ -88,6 +85,7 @@ class Member(Answerer):
                 joined=lambda _: self.welcome(),
                 answered=self._answered,
                 lost=lambda _: self._break(),
+                lender=self.shard,
             )
 
     def cut(self, peer: str, cut: bool) -> None:
@@ -153,13 +151,15 @@ class Member(Answerer):
             ours, payload = payload[: piece.length], payload[piece.length :]
 
         def done(order: Order, parts: Parts, extents: Extents | None) -> None:
+            if passage is not self.taker:
+                return  # the chain that gave the order is gone, and a new one stands behind this server
             if self._next is None:
                 self._answer(passage, order, payload, parts, extents)
             elif self._next.passage is not None:
                 before = (payload,) if len(payload) and not order.error else ()
                 self._next.passage.send(order, *before, *_added(self, order, parts, extents))
 
-        do_part(self, order, piece, done, ours)
+        do_part(self, order, piece, done, ours, lambda: passage is self.taker)
 
     def _expected(self, order: Order) -> int:
         """Bytes that come along with an order: of a read from those before, of a write for those from here on."""

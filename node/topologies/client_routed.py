@@ -58,8 +58,8 @@ class Part(Door):
         ordinary = super().route(connection, export)
         return self._routed if export is self._part else ordinary
 
-    def place(self, connection: Connection, request: Request) -> memoryview | None:  # noqa: ARG002
-        return self.place_here(request, request.offset)
+    def place(self, connection: Connection, request: Request, first: bool) -> memoryview | None:
+        return self.place_here(connection, request, request.offset, first)
 
     def request(self, connection: Connection, request: Request, start: int) -> None:
         self.carry_out(connection, request, start, self.next_identifier(), request.offset)

@@ -23,7 +23,7 @@ from memcluster.node.handover.taking import HandedConnection, Taken, Taker
 from memcluster.node.layout import Extents, Piece, join_extents
 from memcluster.node.nbd.server import Request
 from memcluster.node.nbd.wire import EXTENT, Buffer, CommandFlag, Error
-from memcluster.node.serving.connection import Connection
+from memcluster.node.serving.connection import HUNG_UP, Connection
 from memcluster.node.serving.keeper import BLOCK_STATUS, READ, WRITE, Parts
 from memcluster.node.serving.server import Report
 from memcluster.node.serving.slots import SlotTable
@@ -53,12 +53,6 @@ class Dispatcher(Taker):
     def close(self) -> None:
         super().close()
         self._gates.close()
-
-    def place(self, connection: Connection, request: Request) -> memoryview | None:  # noqa: ARG002
-        if self.stopping:
-            request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
-            return None
-        return memoryview(bytearray(request.length))
 
     def request(self, connection: Connection, request: Request, start: int) -> None:
         pieces = self._pieces(request)
@@ -132,6 +126,11 @@ class Dispatcher(Taker):
         """Serial: the next piece, if those before it went well."""
         if not taken.later or not taken.connection.open:
             return False
+        if not taken.may_go_on():
+            taken.awaiting += 1
+            taken.later.pop()
+            self.give_up(taken, Error.EIO, HUNG_UP)
+            return True
         if taken.ticket and (error := self._gates.failed(taken.ticket)):
             taken.later.pop()
             taken.awaiting += 1
@@ -226,22 +225,14 @@ class Owner(Answerer):
         if self.gates is not None:
             self.gates.close()
 
-    def place_order(self, order: Order) -> memoryview | None:
-        piece = own_piece(self.spec.cluster.layout, self.spec.index, order)
-        if order.command != WRITE or piece is None:
-            return None
-        try:
-            return self.shard.room(piece.offset, piece.length)
-        except OSError as error:
-            order.fail(self.wire_error(error), self.reason(error))
-            return None
-
     def carry(self, passage: Passage, order: Order) -> None:
         piece = own_piece(self.spec.cluster.layout, self.spec.index, order)
-        payload = None if order.command != WRITE or order.owned else order.payload
+        payload = order.payload if order.command == WRITE else None
         if not order.error and len(order.payload) != (piece.length if order.command == WRITE and piece else 0):
             raise HandoverError(f"{order!r} with {len(order.payload)} bytes")
-        do_part(self, order, piece, lambda *said: self._carried(passage, *said), payload)
+        do_part(
+            self, order, piece, lambda *said: self._carried(passage, *said), payload, lambda: passage is self.taker
+        )
 
     def _carried(self, passage: Passage, order: Order, parts: Parts, extents: Extents | None) -> None:
         if order.flags & SEND_BACK:

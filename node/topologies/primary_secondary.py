@@ -11,7 +11,6 @@ from typing import Any
 
 from memcluster.node.forwarding.fanout import Fanout, PassedOn
 from memcluster.node.forwarding.link import Link
-from memcluster.node.forwarding.pool import Pool
 from memcluster.node.layout import Linear, Piece
 from memcluster.node.log.record import REPEATED, Kind
 from memcluster.node.nbd.negotiation import Export
@@ -43,7 +42,6 @@ class Primary(Door):
         self._own_end = self.shard.size if alone else 0
         self._everywhere = [Piece(index, 0, 0, ()) for index in range(len(cluster.servers))]
         scratch = memoryview(bytearray(RECEIVE_BUFFER))
-        self._pool = Pool()
         self._links = {
             index: Link(
                 loop,
@@ -52,7 +50,7 @@ class Primary(Door):
                 spec.bounds.retry_timeout,
                 scratch,
                 lambda _: self._check_links(),
-                self._pool,
+                self.pool,
                 self.now,
             )
             for index, server in enumerate(cluster.servers)
@@ -60,11 +58,13 @@ class Primary(Door):
         }
         self._starting = False
 
-    def place(self, connection: Connection, request: Request) -> memoryview | None:  # noqa: ARG002
+    def place(self, connection: Connection, request: Request, first: bool) -> memoryview | None:
         if request.offset + request.length <= self._own_end or self.stopping:
-            return self.place_here(request, request.offset)
+            return self.place_here(connection, request, request.offset, first)
         holder, offset = self.layout.holder(request.offset, request.length)
-        return self.place_here(request, offset) if holder == self.spec.index else self._pool.take(request.length)
+        if holder == self.spec.index:
+            return self.place_here(connection, request, offset, first)
+        return self.pool.take(request.length)
 
     def start(self) -> None:
         """Ready means that every secondary answers."""
@@ -137,8 +137,8 @@ class Secondary(Server):
             self._link = connection
         return self._piece
 
-    def place(self, connection: Connection, request: Request) -> memoryview | None:  # noqa: ARG002
-        return self.place_here(request, request.offset)
+    def place(self, connection: Connection, request: Request, first: bool) -> memoryview | None:
+        return self.place_here(connection, request, request.offset, first)
 
     def turn_away(self, connection: Connection, request: Request, start: int) -> None:
         """A link repeats what was shut out, so that is not in the log: the piece has not been done yet."""

@@ -7,6 +7,7 @@ protocol. What a subclass adds is `_readable` (take bytes), `_lost` (the other s
 from __future__ import annotations
 
 import socket
+from typing import Protocol
 
 from memcluster.node.nbd.wire import Buffer
 from memcluster.node.transport.loop import READ, WRITE, Loop
@@ -20,6 +21,12 @@ reads, 99 of 100 single reads are answered in 0.3 ms instead of 1.0. A client by
 WAKE_AT = 128 << 10
 """Bytes of a large payload that the loop is woken for: each wake-up is a call, and an interrupt for whoever sends. A
 client streams writes of 1 MiB at 6.4 GB/s instead of 4.8; with half of this, or four times of it, at 5."""
+
+
+class Lender(Protocol):
+    """Whose bytes are sent as views of them, and may change; it calls `settle` of its readers before they do."""
+
+    readers: set[Stream]
 
 
 class Stream:
@@ -40,6 +47,8 @@ class Stream:
         self._mask = 0
         self.wakes_at = 1
         """Bytes that the loop is woken for (SO_RCVLOWAT)."""
+        self.lender: Lender | None = None
+        """Of what is sent, where that is not this stream's own."""
         self._flush_is_due = False
         self._on_ready = self._ready  # one bound method, so that the loop sees the same handler each time
 
@@ -111,6 +120,11 @@ class Stream:
         self._flushed()
         self.update()
 
+    def settle(self) -> None:
+        """What is queued of a buffer of which a part has been sent stays as it is now."""
+        if self.queued and self.outgoing and isinstance(self.outgoing[0], memoryview):
+            self.outgoing[0] = self.outgoing[0].tobytes()
+
     # -- receiving -------------------------------------------------------------------------------------------------
 
     def receive(self, most: int) -> bytes | None:
@@ -138,6 +152,8 @@ class Stream:
         mask = READ if self.wants_read else 0
         if self.queued:
             mask |= WRITE
+            if self.lender is not None:
+                self.lender.readers.add(self)
         if mask != self._mask:
             self._mask = mask
             self.loop.watch(self.sock, mask, self._on_ready)
@@ -155,6 +171,8 @@ class Stream:
             self.loop.unwatch(self.sock)
             self.sock.close()
             self.outgoing.clear()
+            if self.lender is not None:
+                self.lender.readers.discard(self)
 
 
 def head(buffers: list[Buffer], count: int) -> list[Buffer]:
