@@ -7,7 +7,6 @@ flight or unsent is not read from until it takes its replies.
 
 from __future__ import annotations
 
-import select
 import socket
 import struct
 import time
@@ -21,7 +20,7 @@ from memcluster.node.nbd.wire import MAX_PAYLOAD, Command, Error
 from memcluster.node.serving.budget import Budget
 from memcluster.node.transport.loop import Loop
 from memcluster.node.transport.stream import Lender, Stream
-from memcluster.node.transport.tcp import tune
+from memcluster.node.transport.tcp import ended, tune
 from memcluster.node.transport.traffic import TRAFFIC
 
 ROOM = 2 * MAX_PAYLOAD
@@ -84,7 +83,7 @@ class Connection(Stream):
         self._held = 0  # bytes that the budget counts for this client
         self._seen: tuple[float, int, Request | None] | None = None  # for `stalled`: when, bytes sent, payload's
         # The owner's, when this client was last known to be there: it may have gone before it was accepted.
-        self._changes = -1 if self._hung_up() else owner.changes
+        self._changes = -1 if ended(self.sock) else owner.changes
         self._late = False
         self.slot: int | None = None
         self.inside = False
@@ -130,17 +129,11 @@ class Connection(Stream):
         if command not in CHANGING:
             return self.open
         if self.owner.changes != self._changes:
-            if self._late or not self.open or self._hung_up():
+            if self._late or not self.open or ended(self.sock):
                 self._late = True
                 return False
             self._changes = self.owner.changes
         return True
-
-    def _hung_up(self) -> bool:
-        """The other side has closed the connection, or its half of it, whatever is still to be read."""
-        look = select.poll()
-        look.register(self.sock, select.POLLRDHUP)
-        return bool(look.poll(0))
 
     def make_way(self, sink: Callable[[int], memoryview]) -> None:
         """Others may look at the memory from now on: what is being received straight into it goes to `sink` first."""

@@ -1,6 +1,9 @@
 """chain: a request enters at the first server and passes along all of them; each adds or takes its part, and the last
 one answers the client, on the socket that was handed along before.
 
+Orders keep their order, but one that clears much takes turns with those behind it. So a server whose piece of it is
+done asks whether it was overtaken by a change, and its client has gone meanwhile: then it goes no further.
+
 What travels is one payload: of a read the pieces of the servers passed, in the order of the servers; of a write those
 of the servers to come. Only the last server writes to the client. A break anywhere is a break of the whole chain: what
 is under way is lost with the connections of the clients that wait for it, and the chain is made again from the head.
@@ -8,6 +11,7 @@ is under way is lost with the connections of the clients that wait for it, and t
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from itertools import islice
@@ -19,14 +23,15 @@ from memcluster.node.handover.passage import Passage, PassageLink
 from memcluster.node.handover.taking import Taker
 from memcluster.node.layout import Extents, Piece, join_extents
 from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
-from memcluster.node.nbd.wire import EXTENT, Buffer, CommandFlag
-from memcluster.node.serving.connection import Connection
+from memcluster.node.nbd.wire import EXTENT, Buffer, CommandFlag, Error
+from memcluster.node.serving.connection import CHANGING, HUNG_UP, Connection
 from memcluster.node.serving.keeper import BLOCK_STATUS, READ, WRITE, Parts
 from memcluster.node.serving.server import Report, Server
 from memcluster.node.spec import NodeSpec
 from memcluster.node.topology import Topology
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.tcp import ended
 
 
 class Head(Taker):
@@ -62,6 +67,8 @@ class Head(Taker):
         piece = own_piece(self.layout, self.spec.index, order)
 
         def passed(order: Order, parts: Parts, extents: Extents | None) -> None:
+            if connection.open and not order.error and not taken.may_go_on():
+                order.fail(Error.EIO, HUNG_UP)
             self.pass_on(taken, 1, order, *theirs if not order.error else (), *_added(self, order, parts, extents))
 
         order.message = request.message
@@ -74,6 +81,8 @@ class Member(Answerer):
     def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
         super().__init__(loop, spec, listeners, report)
         self._layout = spec.cluster.layout
+        self._sockets: dict[int, socket.socket] = {}  # of the clients passed on: to know whether they are there
+        self._newest = 0  # of the changes that have come, the last one's identifier
         self._next: PassageLink | None = None
         if spec.index + 1 < len(spec.cluster.servers):
             self._next = PassageLink(
@@ -108,13 +117,14 @@ class Member(Answerer):
         """A new chain before this server needs a new one behind it."""
         if passage is self.taker and self._next is not None:
             self._next.renew()
+            while self._sockets:
+                self._sockets.popitem()[1].close()
         super().passage_gone(passage, reason)
 
     def _break(self) -> None:
         """The chain behind is broken: so it is for all before."""
-        before, self.taker = self.taker, None
-        if before is not None:
-            before.lose("")
+        if self.taker is not None:
+            self.taker.lose("")
 
     def _answered(self, _link: PassageLink, orders: list[Order]) -> None:
         if self.taker is not None:
@@ -131,12 +141,21 @@ class Member(Answerer):
         elif (descriptor := passage.take_descriptor()) is None:
             passage.send(Order(LOST, client=order.client))
         else:
-            self._next.passage.hand(order, descriptor)
+            try:
+                self._sockets[order.client] = socket.socket(fileno=os.dup(descriptor))
+            except OSError:  # no descriptor left
+                os.close(descriptor)
+                passage.send(Order(LOST, client=order.client))
+            else:
+                self._next.passage.hand(order, descriptor)
 
     def drop(self, passage: Passage, order: Order) -> None:
         if self._next is None:
             super().drop(passage, order)
-        elif self._next.passage is not None:
+            return
+        if (sock := self._sockets.pop(order.client, None)) is not None:
+            sock.close()
+        if self._next.passage is not None:
             self._next.passage.send(order)
 
     def carry(self, passage: Passage, order: Order) -> None:
@@ -147,6 +166,8 @@ class Member(Answerer):
         if not order.error and len(payload) != self._expected(order) and order.command != BLOCK_STATUS:
             raise HandoverError(f"{order!r} with {len(payload)} bytes")
         ours = None
+        if order.command in CHANGING:
+            self._newest = max(self._newest, order.identifier)
         if order.command == WRITE and piece is not None:
             ours, payload = payload[: piece.length], payload[piece.length :]
 
@@ -156,10 +177,19 @@ class Member(Answerer):
             if self._next is None:
                 self._answer(passage, order, payload, parts, extents)
             elif self._next.passage is not None:
+                if not order.error and self._is_late(order):
+                    order.fail(Error.EIO, HUNG_UP)
                 before = (payload,) if len(payload) and not order.error else ()
                 self._next.passage.send(order, *before, *_added(self, order, parts, extents))
 
         do_part(self, order, piece, done, ours, lambda: passage is self.taker)
+
+    def _is_late(self, order: Order) -> bool:
+        """It was overtaken here by another change, and its client has gone."""
+        if order.command not in CHANGING or order.identifier == self._newest:
+            return False
+        sock = self._sockets.get(order.client)
+        return sock is None or ended(sock)
 
     def _expected(self, order: Order) -> int:
         """Bytes that come along with an order: of a read from those before, of a write for those from here on."""
