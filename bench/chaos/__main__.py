@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import sys
@@ -12,8 +13,9 @@ from threading import Event
 import click
 
 from bench.chaos.report import Report
-from bench.chaos.run import Options, replay, run
+from bench.chaos.run import LOGS, Options, replay, run
 from bench.chaos.schedule import Fault, plan
+from bench.chaos.sweep import sweep, table
 from memcluster.client.units import parse_duration
 from memcluster.node import topology as topologies
 
@@ -33,6 +35,8 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, text: str) ->
 @click.option("--layout", type=click.Choice(["linear", "stripe"]), default="linear", show_default=True)
 @click.option("--fan-out", type=click.Choice(["parallel", "serial"]), default="parallel", show_default=True)
 @click.option("--storage", type=click.Choice(["memory", "directory"]), default="memory", show_default=True)
+@click.option("--memory", type=click.IntRange(48), default=48, show_default=True, help="MiB; long zeroing needs 512.")
+@click.option("--logs", type=click.Choice(list(LOGS)), default="all", show_default=True, help="What is kept of them.")
 @click.option("--clients", type=click.IntRange(1, 16), default=4, show_default=True, help="Our own ones.")
 @click.option("--rate", type=click.FloatRange(1), default=250.0, show_default=True, help="Operations a second of each.")
 @click.option("--every", type=click.FloatRange(0.05), default=1.0, show_default=True, help="Seconds between faults.")
@@ -41,6 +45,10 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, text: str) ->
 @click.option("--replay", "earlier", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
               help="Check the history in FOLDER again, then run its schedule again.")  # fmt: skip
 @click.option("--check-only", is_flag=True, help="With --replay: do not run it again.")
+@click.option("--figures", type=click.Path(dir_okay=False, path_type=Path), help="Write what was found there as JSON.")
+@click.option("--sweep", "seeds", type=click.IntRange(1), metavar="N",
+              help="N runs from --seed on, over all topologies and layouts.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Runs at a time, with --sweep.")
 def main(
     seed: int,
     seconds: float,
@@ -49,6 +57,8 @@ def main(
     layout: str,
     fan_out: str,
     storage: str,
+    memory: int,
+    logs: str,
     clients: int,
     rate: float,
     every: float,
@@ -56,8 +66,16 @@ def main(
     keep: bool,
     earlier: Path | None,
     check_only: bool,
+    figures: Path | None,
+    seeds: int | None,
+    jobs: int,
 ) -> None:
     """Break a cluster under verified load, and tell what became of the bytes and of the log."""
+    if seeds is not None:
+        words = ["--for", f"{seconds}s", "--every", f"{every}", *["--no-real"] * no_real]
+        rows = sweep(range(seed, seed + seeds), words, jobs, lambda text: click.echo(text, err=True))
+        click.echo("\n".join(table(rows)))
+        sys.exit(any(row.found.total() for row in rows.values()))
     if earlier is not None:
         options, schedule, report = replay(earlier)
         _show(report)
@@ -65,14 +83,16 @@ def main(
             sys.exit(report.failed)
     else:
         storage = "data" if storage == "directory" else storage
-        options = Options(seed, seconds, servers, layout, fan_out, storage, clients, rate, not no_real, topology)
+        options = Options(
+            seed, seconds, servers, layout, fan_out, storage, clients, rate, not no_real, topology, memory, logs
+        )
         shape = topologies.load(topology)
         processes = servers + shape.dispatches
         schedule = plan(seed, seconds, processes, every, linked=bool(shape.links(processes)))
-    sys.exit(_run(options, schedule, keep=keep))
+    sys.exit(_run(options, schedule, keep=keep, figures=figures))
 
 
-def _run(options: Options, schedule: list[Fault], *, keep: bool) -> int:
+def _run(options: Options, schedule: list[Fault], *, keep: bool, figures: Path | None) -> int:
     end = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: end.set())
@@ -80,6 +100,8 @@ def _run(options: Options, schedule: list[Fault], *, keep: bool) -> int:
     report = run(options, schedule, folder, end, lambda text: click.echo(text, err=True))
     _show(report)
     (folder / "report").write_text("\n".join(report.lines()) + "\n")
+    if figures is not None:
+        figures.write_text(json.dumps(report.figures()))
     if report.failed or keep:
         click.echo(f"everything about it is in {folder}; again: python -m bench.chaos --replay {folder}", err=True)
     else:

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection as Pipe
 from threading import Event
 from typing import Any
 
@@ -16,6 +17,12 @@ from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.leftovers import wait_gone
 
 DELAY = "20ms"
+SERVED_WITHIN = 10.0
+"""Seconds in which whatever does not need a failed server must be answered."""
+FAILS_WITHIN = 10.0
+ANSWERS_WITHIN = 3.0
+"""Seconds for the rude client to come to what it is asked for."""
+COMES_WITHIN = 5.0
 COMMAND_PATIENCE = 15.0
 UP_AGAIN = "up again"
 
@@ -23,14 +30,17 @@ UP_AGAIN = "up again"
 class Breaker:
     """`done` has a line for each fault: when it was, and what became of it."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, asked: Pipe) -> None:
         self.kills: Counter[str] = Counter()
         self.others: Counter[str] = Counter()
         self.done: list[dict[str, Any]] = []
         self.failed_ups = 0
         self.deaths_unasked: list[str] = []
         """Times at which the supervisor was dead although nobody had killed it."""
+        self.unserved: list[str] = []
+        """What was not served while a server that it does not need had failed."""
         self._subject = subject
+        self._asked = asked
         self._paused: dict[str, Identity] = {}
         self._commands: list[tuple[Fault, subprocess.Popen[bytes]]] = []
 
@@ -76,6 +86,13 @@ class Breaker:
         if fault.kind == "resume":
             paused = self._paused.pop(fault.target, None)
             return "resumed" if paused and paused.signal(signal.SIGCONT) else "not alive"
+        if fault.kind == "crowd":
+            self.others["crowd"] += 1
+            return self._ask("crowd")
+        if fault.kind == "zeroes":
+            return self._zeroes(fault.target)
+        if fault.kind == "fail":
+            return self._fail(fault.target)
         words = ["fault", fault.kind, fault.target, "--for", f"{fault.span:g}s"]
         if fault.kind == "partition":
             words.append(self._subject.peer(fault.target))
@@ -104,6 +121,61 @@ class Breaker:
             return pids
         self._up(record.supervisor)
         return f"{UP_AGAIN}: {pids}"
+
+    def _ask(self, word: str) -> str:
+        """Have the rude client do it; what comes back when it has begun."""
+        while self._asked.poll():
+            self._asked.recv()  # it had begun too late
+        self._asked.send(word)
+        return str(self._asked.recv()) if self._asked.poll(ANSWERS_WITHIN) else "not begun"
+
+    def _zeroes(self, target: str) -> str:
+        """The first server dies, and another begins, while the target stands in the middle of a long zeroing."""
+        begun = self._ask("zeroes")
+        first, stopped = self._find("server0"), self._find(target)
+        if begun != "begun" or first is None or stopped is None or not stopped.signal(signal.SIGSTOP):
+            return begun
+        self.others["zeroes"] += 1
+        try:
+            first.signal(signal.SIGKILL)
+            self._wait_for(lambda: self._find("server0") not in (None, first), COMES_WITHIN)
+        finally:
+            stopped.signal(signal.SIGCONT)
+        return f"pid {first.pid} killed, pid {stopped.pid} stopped"
+
+    def _fail(self, target: str) -> str:
+        """The target does not come back, as its shard is not where it was; then the first server restarts, and must
+        serve what is not the target's."""
+        shard, failed, first = self._subject.shard(int(target.removeprefix("server"))), self._find(target), None
+        if failed is None or not shard.exists():
+            return "not alive"
+        aside = shard.with_name(f"aside.{shard.name}")
+        shard.rename(aside)
+        try:
+            failed.signal(signal.SIGKILL)
+            if not self._wait_for(lambda: self._subject.states().get(target) == "failed", FAILS_WITHIN):
+                return "did not fail"
+            first = self._find("server0")
+            if first is not None:
+                first.signal(signal.SIGKILL)
+            self.others["fail"] += 1
+            trouble = self._subject.serves_without(target, SERVED_WITHIN)
+            if trouble:
+                self.unserved.append(f"{target} had failed, server0 had been killed: {trouble}")
+            return trouble or "served"
+        finally:
+            aside.rename(shard)
+            self._subject.command("fault", "resume", target)
+
+    @staticmethod
+    def _wait_for(fact: Callable[[], bool], seconds: float) -> bool:
+        """Nobody tells of these: they are looked for."""
+        deadline = time.monotonic() + seconds
+        while not fact():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
 
     def _up(self, dead: Identity) -> None:
         self._paused.pop("supervisor", None)

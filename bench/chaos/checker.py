@@ -1,43 +1,63 @@
-"""Holds every read against the values that it may return. Pure.
+"""Holds what clients saw against what the README promises about bytes. Pure.
 
-A block may read as a write that began before the read ended, unless it was overwritten for certain: another write that
-was acknowledged began after the first one's acknowledgement, and was acknowledged before the read began. A write whose
-outcome is unknown may take effect at any time, so it is never overwritten for certain; nor is one that was refused with
-an error. Where the requests of one client keep their order (`ordered`), a later write overwrites an earlier one and is
-there for a later read of the same client, whether or not one waited for the other. But a request that the client had to
-send again, because it lost its connection, may come after later ones that had been answered.
+One block of the memory is a register: each write has a value of its own, zeroes have all the same. The rules:
 
-A read of a value that had been overwritten is a lost write: of the one that must have been there. Any other value that
-cannot be is a wrong read. A block may be a mix only of writes each of which may be read.
+lost      A write that was acknowledged is there until another replaces it: a block may show a write only if no other,
+          which began after the first one's acknowledgement, was acknowledged before the read began. Where the requests
+          of one client keep their order (`ordered`), its own later write replaces the earlier, too, whether or not it
+          waited for it; but not one that had to be sent again.
+wrong     A block shows what was written there, or zeroes: not another block's bytes, nobody's, or the future's. While
+          writes overlap it may be made up of those that it may show, and of nothing else.
+back      What was replaced does not come back: if a write was acknowledged and a read that began later does not show
+          it, no read that begins after that one shows it again.
+late      What a lost connection sent does not land on what was written after: a write without an answer, whose client
+          has left, does not replace one that began after that and was acknowledged. Nor does one that was refused.
+mixed     What is `whole`, a request that lies in one server and is no longer than promised, is done at once: of two
+          acknowledged writes that overlap, one is the later for every byte, and a read shows a write whole or not at
+          all. What spans servers, and what was not acknowledged, may be seen in part.
+early     Nothing is acknowledged that was not all sent.
+
+A range that is reported as ZERO is a read that shows zeroes, so all of this holds for it: content and extents agree. A
+write whose outcome is unknown may take effect at any time, so it is never replaced for certain, but for `late`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, permutations
 from typing import NamedTuple
 
-from bench.chaos.history import BLOCK, WRITING, Operation, pattern
+from bench.chaos.history import BLOCK, EARLY, UNKNOWN, WRITING, Operation, pattern
 
 NEVER = 1 << 63
 MAX_TOLD = 20
+Whole = Callable[[Operation], bool]
 
 
 @dataclass
 class Verdict:
-    """What the checker found; `lost` are the tags of the writes that are gone."""
+    """What the checker found, by rule: the tags of the writes that are gone, came back, landed late, were mixed or were
+    acknowledged early; and of wrong values the reads."""
 
     blocks_read: int = 0
     lost: set[int] = field(default_factory=set)
-    wrong: int = 0
-    """Reads with a value that cannot be."""
-    late: int = 0
-    """Blocks that show a write whose client had given it up before a later one was acknowledged. Allowed."""
+    wrong: set[tuple[str, int]] = field(default_factory=set)
+    back: set[int] = field(default_factory=set)
+    late: set[int] = field(default_factory=set)
+    mixed: set[tuple[int, ...]] = field(default_factory=set)
+    early: set[int] = field(default_factory=set)
     told: list[str] = field(default_factory=list)
     """The first findings, as sentences."""
+
+    def broken(self, rule: str, what: object, sentence: str) -> None:
+        """Told and counted once, however many blocks and reads show it."""
+        found: set[object] = getattr(self, rule)
+        if what not in found:
+            found.add(what)
+            self.tell(f"{rule}: {sentence}")
 
     def tell(self, sentence: str) -> None:
         if len(self.told) < MAX_TOLD:
@@ -45,161 +65,249 @@ class Verdict:
 
 
 class _Write(NamedTuple):
-    client: str
-    number: int
-    tag: int
+    operation: Operation
+    value: int
+    """What a block reads as: the tag, or 0."""
     invoked: int
     until: int
     """When it was acknowledged; NEVER if it was not."""
-    given_up: int
-    zeroes: bool
-    repeated: bool
+    whole: bool
+
+    @classmethod
+    def of(cls, operation: Operation, whole: Whole) -> _Write:
+        until = operation.returned if operation.acknowledged else NEVER
+        value = operation.tag if operation.kind == "WRITE" else 0
+        return cls(operation, value, operation.invoked, until, whole(operation))
+
+    def __str__(self) -> str:
+        one = self.operation
+        until = one.outcome if one.outcome == UNKNOWN else f"{one.outcome} at {one.returned}"
+        return f"{one.kind} {one.tag:#x} (number {one.number} of {one.client}, began at {one.invoked}, {until})"
 
 
-_NOTHING = _Write("", -1, 0, -1, -1, -1, True, False)
+_NOTHING = _Write(Operation("nobody", -1, "WRITE_ZEROES", 0, 0, 0, -1, -1, "acknowledged", 0, [], ""), 0, -1, -1, True)
 """What the memory holds before the first write."""
 
 
-def _later(one: _Write, other: _Write) -> _Write:
-    """Of two the one that began later."""
-    return other if other.invoked > one.invoked else one
+class _Look(NamedTuple):
+    """One read of one block."""
+
+    read: Operation
+    value: int | str
+
+
+class _Shown(NamedTuple):
+    """Of the reads that have returned by some time: when the last to begin did, what it showed, and the same of the
+    last that showed something else."""
+
+    invoked: int = -1
+    value: int | str = 0
+    other: int = -1
+
+    def and_also(self, look: _Look) -> _Shown:
+        if look.read.invoked <= self.invoked:
+            other = look.read.invoked if look.value != self.value else -1
+            return self._replace(other=max(self.other, other))
+        other = self.invoked if look.value != self.value else self.other
+        return _Shown(look.read.invoked, look.value, other)
+
+    def without(self, value: int) -> int:
+        """When the last of those began that did not show the value."""
+        return self.other if value == self.value else self.invoked
 
 
 class _Block:
-    """The writes to one block."""
+    """The writes to one block, and what was read there."""
 
-    def __init__(self, writes: list[_Write]) -> None:
+    def __init__(self, writes: Sequence[_Write], looks: Sequence[_Look]) -> None:
         self.writes = [_NOTHING, *writes]
-        self.by_tag = {write.tag: [write] for write in writes if not write.zeroes}
-        self.by_tag[0] = [write for write in self.writes if write.zeroes]
+        self.looks = looks
+        self.by_value: dict[int, list[_Write]] = defaultdict(list)
+        self._by_client: dict[str, list[_Write]] = defaultdict(list)
+        for write in self.writes:
+            self.by_value[write.value].append(write)
+            if write.until != NEVER:
+                self._by_client[write.operation.client].append(write)
+        for own in self._by_client.values():
+            own.sort(key=lambda write: write.operation.number)
         acknowledged = sorted((write for write in self.writes if write.until != NEVER), key=lambda write: write.until)
         self._ends = [write.until for write in acknowledged]
-        self._latest: list[_Write] = list(accumulate(acknowledged, _later))
-        self._by_client: dict[str, list[_Write]] = defaultdict(list)
-        for write in acknowledged:
-            self._by_client[write.client].append(write)
-        for own in self._by_client.values():
-            own.sort(key=lambda write: write.number)
+        self._latest = list(accumulate(acknowledged, lambda one, other: other if other.invoked > one.invoked else one))
+        whole = sorted((look for look in looks if isinstance(look.value, int)), key=lambda look: look.read.returned)
+        self._returns = [look.read.returned for look in whole]
+        self._shown = list(accumulate(whole, _Shown.and_also, initial=_Shown()))
 
-    def hider(self, write: _Write, read: Operation, *, ordered: bool) -> _Write | None:
-        """The acknowledged write that must have replaced `write` before the read."""
-        count = bisect_left(self._ends, read.invoked)
-        latest = self._latest[count - 1] if count else _NOTHING
+    def replaced(self, write: _Write, read: Operation, *, ordered: bool) -> _Write | None:
+        """Rule `lost`: the acknowledged write that must have replaced `write` before the read."""
+        latest = self._latest[bisect_left(self._ends, read.invoked) - 1]  # _NOTHING is before all reads
         if latest.invoked > write.until:
             return latest
         if not ordered:
             return None
-        if write.until != NEVER and not write.repeated:
-            for later in reversed(self._by_client[write.client]):
-                if later.number <= write.number:
+        if write.until != NEVER and not write.operation.repeats:
+            for later in reversed(self._by_client[write.operation.client]):
+                if later.operation.number <= write.operation.number:
                     break
-                if later.until < read.invoked or (later.client == read.client and later.number < read.number):
+                own = later.operation.client == read.client and later.operation.number < read.number
+                if own or later.until < read.invoked:
                     return later
         for earlier in reversed(self._by_client[read.client]):  # the read's own client
-            if earlier.number < read.number:
+            if earlier.operation.number < read.number:
                 return earlier if earlier.invoked > write.until else None
         return None
 
+    def came_back(self, write: _Write, read: Operation) -> bool:
+        """Rule `back`. What was sent again may have been done again."""
+        if write.until == NEVER or write.operation.repeats:
+            return False
+        shown = self._shown[bisect_left(self._returns, read.invoked)]
+        return shown.without(write.value) > write.until
 
-def check(operations: Iterable[Operation], *, ordered: bool = False) -> Verdict:
+    def landed_late(self, write: _Write, read: Operation) -> _Write | None:
+        """Rule `late`: the acknowledged write on which this one landed."""
+        if write.until != NEVER:
+            return None
+        return self.replaced(write._replace(until=write.operation.returned), read, ordered=False)
+
+
+def check(
+    operations: Iterable[Operation], *, ordered: bool = False, whole: Whole = lambda _operation: False
+) -> Verdict:
     """Check the whole history of a memory that was all zeroes at first."""
+    operations = list(operations)
+    verdict = Verdict()
+    looks: dict[int, list[_Look]] = defaultdict(list)
+    for read in operations:
+        if read.acknowledged and read.seen:
+            for block, value in _seen(read):
+                looks[block].append(_Look(read, value))
+        if read.outcome == EARLY:
+            verdict.broken("early", read.tag, f"{read.kind} {read.number} of {read.client}: {read.why}")
+    places = sorted(looks)  # what nobody looked at cannot be wrong
     writes: dict[int, list[_Write]] = defaultdict(list)
-    reads = []
+    by_tag: dict[int, _Write] = {}
     for operation in operations:
         if operation.kind in WRITING:
-            zeroes = operation.kind != "WRITE"
-            until = operation.returned if operation.acknowledged else NEVER
-            write = _Write(
-                operation.client,
-                operation.number,
-                operation.tag,
-                operation.invoked,
-                until,
-                operation.returned,
-                zeroes,
-                operation.repeats > 0,
-            )
-            for block in _blocks(operation):
+            write = by_tag[operation.tag] = _Write.of(operation, whole)
+            first, end = operation.offset, operation.offset + operation.length
+            for block in places[bisect_left(places, first) : bisect_left(places, end)]:
                 writes[block].append(write)
-        elif operation.kind == "READ" and operation.acknowledged:
-            reads.append(operation)
-    blocks = {block: _Block(found) for block, found in writes.items()}
-    empty = _Block([])
-    verdict = Verdict()
-    for read in reads:
-        wrong = False
-        for block, value in zip(_blocks(read), read.seen, strict=True):
+    blocks = {offset: _Block(writes[offset], looks[offset]) for offset in places}
+    for offset, block in blocks.items():
+        for look in block.looks:
             verdict.blocks_read += 1
-            wrong |= _check_block(blocks.get(block, empty), block, read, value, verdict, ordered)
-        verdict.wrong += wrong
+            if isinstance(look.value, str):
+                _check_mix(block, offset, bytes.fromhex(look.value), look.read, verdict, ordered, whole(look.read))
+            else:
+                _check_value(block, offset, look.value, look.read, verdict, ordered)
+    for read in operations:
+        if read.acknowledged and read.kind == "READ":
+            _check_whole(read, blocks, by_tag, verdict, at_once=whole(read))
     return verdict
 
 
-def _blocks(operation: Operation) -> Iterator[int]:
-    """The blocks of an operation, by their offsets."""
-    return iter(range(operation.offset, operation.offset + operation.length, BLOCK))
+def _seen(read: Operation) -> Iterator[tuple[int, int | str]]:
+    """The blocks that a read tells something of."""
+    for number, value in enumerate(read.seen):
+        if value is not None:
+            yield read.offset + number * BLOCK, value
 
 
-def _check_block(
-    block: _Block, offset: int, read: Operation, value: int | str, verdict: Verdict, ordered: bool
-) -> bool:
-    """False if the value may be, or is a lost write's doing."""
-    if isinstance(value, str):
-        return _check_mix(block, offset, bytes.fromhex(value), read, verdict, ordered)
-    matching = block.by_tag.get(value, [])
-    begun = [write for write in matching if write.invoked < read.returned]
-    hider, late = None, ""
-    for write in reversed(begun):
-        hider = block.hider(write, read, ordered=ordered)
-        if hider is None:
-            later = _replaced_late(block, write, read)
-            if later is None:
-                return False
-            late = (
-                f"late write: {write.tag:#x} of {write.client} (number {write.number}, given up at {write.given_up}) "
-                f"is in {_words(read)}, block {offset:#x}, in place of {later.tag:#x} of {later.client} (number "
-                f"{later.number}, began at {later.invoked}, acknowledged at {later.until})"
-            )
-    if late:
-        verdict.late += 1
-        verdict.tell(late)
-        return False
-    if hider is None:
-        why = "is of a write that had not begun" if matching else "is of no write to this block"
-        verdict.tell(f"wrong read: {_words(read)}: block {offset:#x} reads as {value:#x}, which {why}")
-        return True
-    if hider.tag not in verdict.lost:
-        verdict.lost.add(hider.tag)
-        verdict.tell(
-            f"lost write: {hider.tag:#x} of {hider.client} (number {hider.number}, acknowledged at {hider.until}) is "
-            f"not in {_words(read)}: block {offset:#x} reads as {value:#x}"
+def _check_value(block: _Block, offset: int, value: int, read: Operation, verdict: Verdict, ordered: bool) -> None:
+    """A block that shows one value must show it by some write; if not, the last write to have it tells the rule."""
+    where = f"{_words(read)}: block {offset:#x} reads as {value:#x}"
+    having = block.by_value.get(value, [])
+    begun = [write for write in having if write.invoked < read.returned]
+    if not begun:
+        what = "a write that had not begun" if having else "no write there"
+        verdict.broken("wrong", (read.client, read.number), f"{where}, which is of {what}")
+        return
+    broken = [(write, *_broken(block, write, read, ordered)) for write in begun]
+    if any(not rule for _, rule, _ in broken):
+        return
+    write, rule, by = max(broken, key=lambda found: (found[1] == "late", found[1] == "back", found[0].invoked))
+    if rule == "late":
+        verdict.broken("late", write.operation.tag, f"{where}: {write} has landed on {by}")
+    elif rule == "back":
+        verdict.broken(
+            "back", write.operation.tag, f"{where}: {write} had been replaced, as a read had shown, and is there again"
         )
-    return False
+    elif by is not None:
+        verdict.broken("lost", by.operation.tag, f"{where}, of {write}, in place of {by}")
 
 
-def _replaced_late(block: _Block, write: _Write, read: Operation) -> _Write | None:
-    """The acknowledged write that a write which had been given up has replaced."""
-    if write.until != NEVER:
-        return None
-    return block.hider(write._replace(until=write.given_up), read, ordered=False)
+def _broken(block: _Block, write: _Write, read: Operation, ordered: bool) -> tuple[str, _Write | None]:
+    """By which rule the read cannot show the write, and for the sake of which other; '' if it can."""
+    by = block.replaced(write, read, ordered=ordered)
+    if by is not None:
+        return "lost", by
+    by = block.landed_late(write, read)
+    if by is not None:
+        return "late", by
+    return ("back" if block.came_back(write, read) else ""), None
 
 
-def _check_mix(block: _Block, offset: int, data: bytes, read: Operation, verdict: Verdict, ordered: bool) -> bool:
-    """Every byte must come from some write that may be read."""
+def _check_mix(
+    block: _Block, offset: int, data: bytes, read: Operation, verdict: Verdict, ordered: bool, at_once: bool
+) -> None:
+    """A block that shows several: every byte must be of one that may be read; and of two whole ones, one was last."""
     allowed = [
         write
         for write in block.writes
-        if write.invoked < read.returned and block.hider(write, read, ordered=ordered) is None
+        if write.invoked < read.returned and block.replaced(write, read, ordered=ordered) is None
     ]
-    contents = [pattern(0 if write.zeroes else write.tag, offset, BLOCK) for write in allowed]
-    wrong = [at for at, values in enumerate(zip(data, *contents, strict=True)) if values[0] not in values[1:]]
-    if wrong:
-        verdict.tell(
-            f"wrong read: {_words(read)}: block {offset:#x} is torn: byte {wrong[0]} is of none of the "
-            f"{len(allowed)} writes that it may show ({', '.join(f'{write.tag:#x}' for write in allowed[:5])})"
+    contents = [pattern(write.value, offset, BLOCK) for write in allowed]
+    strange = [at for at, values in enumerate(zip(data, *contents, strict=True)) if values[0] not in values[1:]]
+    where = f"{_words(read)}: block {offset:#x} is made up of several"
+    if strange:
+        tags = ", ".join(f"{write.operation.tag:#x}" for write in allowed[:5])
+        what = f"byte {strange[0]} is of none of the {len(allowed)} writes that it may show ({tags})"
+        verdict.broken("wrong", (read.client, read.number), f"{where}: {what}")
+    elif all(_is_whole(write, read, at_once=at_once) for write in allowed):
+        verdict.broken(
+            "mixed",
+            tuple(write.operation.tag for write in allowed),
+            f"{where}, although each of {'; '.join(map(str, allowed))} was whole",
         )
-    return bool(wrong)
+
+
+def _check_whole(
+    read: Operation, blocks: dict[int, _Block], by_tag: dict[int, _Write], verdict: Verdict, *, at_once: bool
+) -> None:
+    """Rule `mixed`, from block to block. A read that spans servers is not at once, and shows whole what was done before
+    it began."""
+    places: dict[int, list[int]] = defaultdict(list)
+    for block, value in _seen(read):
+        if isinstance(value, int):
+            places[value].append(block)
+    shown = [by_tag[tag] for tag in places if tag in by_tag]
+    for one, other in permutations([write for write in shown if _is_whole(write, read, at_once=at_once)], 2):
+        inside = _inside(places[one.value], other)
+        if inside and (one.until < other.invoked or _inside(places[other.value], one)):
+            what = f"{_words(read)} shows {other} and, in block {inside[0]:#x} of it, {one}"
+            verdict.broken("mixed", tuple(sorted((one.value, other.value))), what)
+    for write in shown:
+        if at_once and _is_whole(write, read, at_once=True):
+            for block in _inside(places[0], write):
+                if not any(zero.until > write.invoked for zero in blocks[block].by_value[0]):
+                    what = f"{_words(read)} shows {write} and, in block {block:#x} of it, the zeroes from before"
+                    verdict.broken("mixed", (write.value,), what)
+                    break
+
+
+def _is_whole(write: _Write, read: Operation, *, at_once: bool) -> bool:
+    """The read must show all of the write where it shows any. What was sent again may have been done in part before."""
+    if write.until < read.invoked:
+        return write.whole
+    return write.whole and write.until != NEVER and at_once and not write.operation.repeats
+
+
+def _inside(places: list[int], write: _Write) -> list[int]:
+    """Of blocks in order, those that the write wrote."""
+    first, end = write.operation.offset, write.operation.offset + write.operation.length
+    return places[bisect_left(places, first) : bisect_left(places, end)]
 
 
 def _words(read: Operation) -> str:
-    return f"READ {read.number} of {read.client} ({read.length} bytes at {read.offset:#x}, began at {read.invoked})"
+    what = "READ" if read.kind == "READ" else "ZERO by BLOCK_STATUS"
+    return f"{what} {read.number} of {read.client} ({read.length} bytes at {read.offset:#x}, began at {read.invoked})"

@@ -16,10 +16,12 @@ from typing import NamedTuple
 BLOCK = 1024
 CELL = 16
 ACKNOWLEDGED, UNKNOWN, ERROR = "acknowledged", "unknown", "error"
+EARLY = "early"
+"""The outcome of a request that was answered before it was all sent."""
 WRITING = ("WRITE", "WRITE_ZEROES", "TRIM")
 """Operations, by their names in the log, that change bytes."""
-Seen = list[int | str]
-"""Of each block the tag, or its bytes in hexadecimal if it is not one write's."""
+Seen = list[int | str | None]
+"""Of each block the tag, or its bytes in hexadecimal if it is not one write's; None where nothing is told."""
 
 
 class Operation(NamedTuple):
@@ -37,7 +39,7 @@ class Operation(NamedTuple):
     repeats: int
     """How often the client's connection was lost meanwhile: each time the request was sent again."""
     seen: Seen
-    """Of an acknowledged READ."""
+    """Of an acknowledged READ, and of a BLOCK_STATUS, which tells of zeroes alone."""
     why: str
     """Of an outcome that is not `acknowledged`."""
 
@@ -72,6 +74,15 @@ def identify(data: bytes, offset: int) -> Seen:
             seen += [_identify_block(data[at : at + BLOCK], offset + at) for at in range(first, last, BLOCK)]
         start = end
     return seen
+
+
+def zeroes(extents: Iterable[tuple[int, int, bool]], offset: int, length: int) -> Seen:
+    """The blocks that (offset, length, zero) report as zeroes, whole."""
+    known = bytearray(length)
+    for start, size, zero in extents:
+        if zero:
+            known[start - offset : start - offset + size] = bytes([1]) * min(size, length - (start - offset))
+    return [0 if known[at : at + BLOCK].count(1) == BLOCK else None for at in range(0, length, BLOCK)]
 
 
 def _identify_block(block: bytes, offset: int) -> int | str:

@@ -9,15 +9,28 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Event, Semaphore
 from pathlib import Path
 from typing import Any
 
 import memcluster
-from bench.chaos.history import ACKNOWLEDGED, BLOCK, ERROR, UNKNOWN, Operation, identify, pattern, write_operations
-from bench.chaos.places import Region
+from bench.chaos.history import (
+    ACKNOWLEDGED,
+    BLOCK,
+    ERROR,
+    UNKNOWN,
+    Operation,
+    Seen,
+    identify,
+    pattern,
+    write_operations,
+    zeroes,
+)
+from bench.chaos.places import WIDE, Places, Region
 from memcluster.client.memory import Future, Memory
 
 DEEPEST = 32
@@ -30,7 +43,12 @@ IMPATIENT, HASTE = 4, 0.4
 """One client in so many gives up after so many seconds, goes on with a new connection, and leaves much unknown."""
 PATIENCE = 90.0
 """Seconds after which an operation without an answer is given up."""
-KINDS = {"WRITE": 45, "READ": 42, "WRITE_ZEROES": 5, "TRIM": 4, "FLUSH": 4}
+KINDS = {"WRITE": 45, "READ": 41, "WRITE_ZEROES": 5, "TRIM": 4, "FLUSH": 3, "BLOCK_STATUS": 2}
+LONG_KINDS = {"WRITE": 35, "READ": 15, "WRITE_ZEROES": 20, "TRIM": 20, "BLOCK_STATUS": 10}
+LONG, LONG_BLOCKS = 0.03, 800
+"""Of the operations, in the regions for long ones; blocks of one, on average."""
+SPOT = 0.04
+"""Of the operations, in the spots over which long zeroing goes."""
 SHARED = 0.25
 """Of the operations, in the regions that all share."""
 HOT = 0.6
@@ -52,13 +70,16 @@ class Job:
     seed: int
     rate: float
     limit: float
-    private: Region
-    shared: tuple[Region, ...]
+    places: Places
     path: Path
 
     @property
     def name(self) -> str:
         return f"client{self.number}"
+
+    @property
+    def private(self) -> Region:
+        return self.places.private[self.number]
 
     @property
     def reconnect(self) -> float:
@@ -130,26 +151,45 @@ class Client:
             start = self._rng.randrange(self._job.private.length // BLOCK - HOT_BLOCKS) * BLOCK
             self._hot = Region("hot", self._job.private.offset + start, HOT_BLOCKS * BLOCK)
         begun = [self._begin() for _ in range(depth)]
-        for operation in begun:
-            self._done.append(self._finish(operation))
-        if any(done.outcome == UNKNOWN for done in self._done[-depth:]) and self._memory is not None:
-            self._lost += self._memory.reconnections + 1
-            self._memory.close()
-            self._memory = None
+        done = [self._finish(operation) for operation in begun]
+        if any(operation.outcome == UNKNOWN for operation in done):
+            self._leave()
+            left = time.monotonic_ns()
+            done = [one._replace(returned=left) if one.outcome == UNKNOWN else one for one in done]
+        self._done += done
+
+    def _leave(self) -> None:
+        """Close the connection: what was sent on it and has no answer is given up from then on."""
+        assert self._memory is not None
+        self._lost += self._memory.reconnections + 1
+        self._memory.close()
+        self._memory = None
+
+    def _where(self) -> tuple[str, int, int]:
+        """What the next operation is, and its bytes."""
+        rng, job = self._rng, self._job
+        kinds, mean, most = KINDS, 4, LONGEST
+        chance = rng.random()
+        if chance < LONG:
+            kinds, mean, most = LONG_KINDS, LONG_BLOCKS, WIDE // BLOCK
+            region = rng.choice(job.places.wide)
+        elif chance < LONG + SPOT:
+            region = rng.choice(job.places.spots)
+        elif chance < LONG + SPOT + SHARED:
+            region = rng.choice(job.places.shared)
+        else:
+            region = self._hot if rng.random() < HOT else job.private
+        [kind] = rng.choices(list(kinds), list(kinds.values()))
+        if kind == "FLUSH":
+            return kind, 0, 0
+        blocks = min(most, 1 + int(rng.expovariate(1 / mean)), region.length // BLOCK)
+        return kind, region.offset + rng.randrange(region.length // BLOCK - blocks + 1) * BLOCK, blocks * BLOCK
 
     def _begin(self) -> Begun:
         rng, job, memory = self._rng, self._job, self._memory
         assert memory is not None
-        [kind] = rng.choices(list(KINDS), list(KINDS.values()))
-        region = self._hot if rng.random() < HOT else job.private
-        if rng.random() < SHARED:
-            region = rng.choice(job.shared)
-        blocks = min(LONGEST, 1 + int(rng.expovariate(0.25)), region.length // BLOCK)
-        offset = region.offset + rng.randrange(region.length // BLOCK - blocks + 1) * BLOCK
+        kind, offset, length = self._where()
         self._number += 1
-        length = blocks * BLOCK
-        if kind == "FLUSH":
-            offset = length = 0
         begun = Begun(self._number, kind, offset, length, (job.number + 1) << TAG_SHIFT | self._number)
         begun.lost_before = self._lost + memory.reconnections
         try:
@@ -162,20 +202,22 @@ class Client:
                 begun.future = memory.start_zero(length, offset, no_hole=rng.random() < 0.5)
             elif kind == "TRIM":
                 begun.future = memory.start_trim(length, offset)
-            else:
+            elif kind == "FLUSH":
                 begun.future = memory.start_flush()
         except memcluster.ClusterError:
             pass  # it may have been sent all the same
         return begun
 
     def _finish(self, begun: Begun) -> Operation:
-        assert self._memory is not None
+        memory = self._memory
+        assert memory is not None
         outcome, why, data = UNKNOWN, "could not be sent", None
-        if begun.future is not None:
-            outcome, why, data = self._wait(begun.future)
+        if begun.kind == "BLOCK_STATUS":  # the library asks until it has the answers, and has no future for them
+            begun.invoked = time.monotonic_ns()
+            outcome, why, data = self._wait(partial(memory.extents, begun.length, begun.offset))
+        elif begun.future is not None:
+            outcome, why, data = self._wait(begun.future.result)
         returned = time.monotonic_ns()
-        seen = identify(data, begun.offset) if begun.kind == "READ" and data is not None else []
-        repeats = self._lost + self._memory.reconnections - begun.lost_before
         return Operation(
             self._job.name,
             begun.number,
@@ -186,17 +228,17 @@ class Client:
             begun.invoked,
             returned,
             outcome,
-            repeats,
-            seen,
+            self._lost + memory.reconnections - begun.lost_before,
+            what_was_seen(begun.kind, begun.offset, begun.length, data),
             why,
         )
 
     @staticmethod
-    def _wait(future: Future[Any]) -> tuple[str, str, Any]:
+    def _wait(result: Callable[[], Any]) -> tuple[str, str, Any]:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                return ACKNOWLEDGED, "", future.result()
+                return ACKNOWLEDGED, "", result()
             except memcluster.Timeout as error:
                 if time.monotonic() > deadline:
                     return UNKNOWN, str(error), None
@@ -204,6 +246,15 @@ class Client:
                 return ERROR, str(error), None
             except memcluster.ClusterError as error:
                 return UNKNOWN, str(error), None
+
+
+def what_was_seen(kind: str, offset: int, length: int, data: Any) -> Seen:
+    """Of the blocks, by the bytes or the extents that came as an answer."""
+    if data is None or kind not in ("READ", "BLOCK_STATUS"):
+        return []
+    if kind == "READ":
+        return identify(data, offset)
+    return zeroes([(extent.offset, extent.length, extent.zero) for extent in data], offset, length)
 
 
 def start(context: Any, job: Job, begun: Semaphore, stop: Event) -> SpawnProcess:
@@ -218,14 +269,14 @@ def _main(job: Job, begun: Semaphore, stop: Event) -> None:
 
 
 def read_all(uri: str, regions: list[Region], path: Path) -> None:
-    """A last look at every region, by a client of its own: what it reads stands in the history as well."""
+    """A last look at every region, by a client of its own: what it sees stands in the history as well."""
     with memcluster.connect(uri) as memory:
         for number, region in enumerate(regions):
-            invoked = time.monotonic_ns()
-            data = memory.pread(region.length, region.offset)
-            seen = identify(data, region.offset)
-            operation = Operation(
-                "last", number, "READ", region.offset, region.length, 0, invoked, time.monotonic_ns(), ACKNOWLEDGED,
-                memory.reconnections, seen, "",
-            )  # fmt: skip
-            write_operations(path, [operation])
+            for kind, ask in (("READ", memory.pread), ("BLOCK_STATUS", memory.extents)):
+                invoked = time.monotonic_ns()
+                seen = what_was_seen(kind, region.offset, region.length, ask(region.length, region.offset))
+                operation = Operation(
+                    "last", number, kind, region.offset, region.length, 0, invoked, time.monotonic_ns(), ACKNOWLEDGED,
+                    memory.reconnections, seen, "",
+                )  # fmt: skip
+                write_operations(path, [operation])

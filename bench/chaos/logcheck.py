@@ -4,7 +4,8 @@ Each acknowledged request must be in the log, with the same operation, offset an
 beginning and its acknowledgement. A request that was sent again because its connection was lost may be there once
 more for each time; any other record of a request in our clients' regions is one too many. Of each acknowledged
 request, every server that holds bytes of it must have logged its piece exactly once. Where clients route by themselves
-a part that one server holds is a request of its own there.
+a part that one server holds is a request of its own there. And a cause stands before its effects: in the order of the
+log no piece comes before its request, whatever the clocks show.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class LogVerdict:
     missing_pieces: int = 0
     double: int = 0
     double_pieces: int = 0
+    before: int = 0
+    """Pieces that stand before their request."""
     told: list[str] = field(default_factory=list)
 
     def tell(self, sentence: str) -> None:
@@ -60,30 +63,47 @@ def check_log(
     nodes: Callable[[Operation], list[str]],
     clock: int,
     slack: int = SLACK,
+    *,
+    kept: bool = True,
 ) -> LogVerdict:
     """`nodes` tells where pieces of an operation must be logged (see `logged_at`); `clock` is
-    what must be added to the operations' times to get the log's."""
+    what must be added to the operations' times to get the log's. If not all is `kept`, what may be gone need not be
+    there: what began before the first record that some server still has."""
     verdict = LogVerdict()
+    first: dict[str, int] = {}
     records: dict[Key, list[tuple[int, str]]] = defaultdict(list)
     pieces: Counter[tuple[str, str]] = Counter()
     requests: Counter[tuple[str, str]] = Counter()
+    alone: Counter[str] = Counter()  # pieces whose request has not come yet
+    seen: set[str] = set()
     for entry in entries:
+        first[entry["node"]] = min(entry["time_ns"], first.get(entry["node"], entry["time_ns"]))
+        if entry["kind"] == "request":
+            seen.add(entry["request"])
+            if early := alone.pop(entry["request"], 0):
+                verdict.before += early
+                verdict.tell(f"{early} pieces of {entry['request']} stand before it")
         if entry["kind"] == "piece":
             verdict.pieces += 1
             pieces[entry["request"], entry["node"]] += 1
+            if entry["request"] not in seen:
+                alone[entry["request"]] += 1
         elif entry["kind"] == "request" and entry["error"] is None:
             verdict.requests += 1
             requests[entry["request"], entry["node"]] += 1
             key = entry["operation"], entry["offset"], entry["length"]
             records[key].append((entry["time_ns"], entry["request"]))
+    since = -1 if kept else max(first.values(), default=0) - clock + slack
     issued: dict[Key, list[Operation]] = defaultdict(list)
     for operation in operations:
+        if operation.kind == "BLOCK_STATUS":  # the library asks as often as it needs to
+            continue
         issued[operation.kind, operation.offset, operation.length].append(operation)
     for key, found in issued.items():
-        _check_key(key, found, records.pop(key, []), pieces, nodes, clock, slack, verdict)
+        _check_key(key, found, records.pop(key, []), pieces, nodes, clock, slack, since, verdict)
     for (kind, offset, length), left in records.items():
         ours = any(region.offset <= offset < region.offset + region.length for region in regions)
-        if ours and length != PROBE and kind != "FLUSH":
+        if ours and length != PROBE and kind not in ("FLUSH", "BLOCK_STATUS"):
             verdict.double += len(left)
             verdict.tell(f"{len(left)} records of {kind} {length} bytes at {offset:#x}, which nobody asked for")
     verdict.double += _twice("record", requests, verdict)
@@ -107,6 +127,7 @@ def _check_key(
     nodes: Callable[[Operation], list[str]],
     clock: int,
     slack: int,
+    since: int,
     verdict: LogVerdict,
 ) -> None:
     """The operations of one kind on the same bytes."""
@@ -114,7 +135,7 @@ def _check_key(
     def span(operation: Operation, times: int) -> _Span:
         return _Span(operation.invoked + clock - slack, operation.returned + clock + slack, times, operation)
 
-    must = [span(operation, 1) for operation in operations if operation.acknowledged]
+    must = [span(operation, 1) for operation in operations if operation.acknowledged and operation.invoked > since]
     matched, left, absent = _match(must, sorted(records))
     verdict.missing += len(absent)
     for operation in absent:
@@ -125,7 +146,11 @@ def _check_key(
                 verdict.missing_pieces += 1
                 verdict.tell(f"no piece of {request} ({key[0]} {key[2]} bytes at {key[1]:#x}) on {node}")
     # A request whose outcome is not known may still be carried out when its client has given up.
-    may = [span(operation, operation.repeats) for operation in operations if operation.acknowledged]
+    may = [
+        span(operation, operation.repeats + (operation.invoked <= since))
+        for operation in operations
+        if operation.acknowledged
+    ]
     may += [
         span(operation, operation.repeats + 1)._replace(end=1 << 63)
         for operation in operations

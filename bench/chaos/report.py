@@ -6,9 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 from bench.chaos.breaker import Breaker
-from bench.chaos.checker import Verdict
+from bench.chaos.checker import MAX_TOLD, Verdict
 from bench.chaos.history import ACKNOWLEDGED, ERROR, UNKNOWN, Operation
 from bench.chaos.logcheck import LogVerdict
 from bench.chaos.realclients import Tally
@@ -30,6 +31,8 @@ class Report:
     """From when to when there was load, by the monotonic clock, ns."""
     longest_pause: tuple[float, float, str] = 0.0, 0.0, ""
     """Seconds, when it began, and which client saw it."""
+    disagreements: list[str] = field(default_factory=list)
+    unserved: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     trouble: list[str] = field(default_factory=list)
 
@@ -52,21 +55,32 @@ class Report:
         self.longest_pause = max(pauses, default=self.longest_pause)
 
     @property
-    def wrong_reads(self) -> int:
-        return self.verdict.wrong + sum(len(tally.wrong) for tally in self.tallies)
-
-    @property
-    def missing(self) -> int:
-        return self.log.missing + self.log.missing_pieces
-
-    @property
-    def double(self) -> int:
-        return self.log.double + self.log.double_pieces
+    def found(self) -> dict[str, int]:
+        """How often each rule was broken: all of it must be 0."""
+        verdict, log = self.verdict, self.log
+        return {
+            "lost": len(verdict.lost),
+            "wrong": len(verdict.wrong) + sum(len(tally.wrong) for tally in self.tallies),
+            "back": len(verdict.back),
+            "late": len(verdict.late),
+            "mixed": len(verdict.mixed),
+            "early": len(verdict.early),
+            "disagree": len(self.disagreements),
+            "unserved": len(self.unserved),
+            "effects before causes": log.before,
+            "log missing": log.missing + log.missing_pieces,
+            "log double": log.double + log.double_pieces,
+            "other": len(self.left) + len(self.trouble),
+        }
 
     @property
     def failed(self) -> bool:
-        found = self.verdict.lost, self.wrong_reads, self.missing, self.double, self.left, self.trouble
-        return any(found)
+        return any(self.found.values())
+
+    def figures(self) -> dict[str, Any]:
+        """For programs."""
+        broken = self.breaker.kills + self.breaker.others if self.breaker else Counter[str]()
+        return {"title": self.title, "requests": sum(self.outcomes.values()), "faults": broken, "found": self.found}
 
     def lines(self) -> list[str]:
         verdict, log = self.verdict, self.log
@@ -80,17 +94,14 @@ class Report:
         rows += [
             ("requests", f"{sum(self.outcomes.values())}, {_counts(self.outcomes)}"),
             *(("not acknowledged", f"{count}: {reason}") for reason, count in self.reasons.most_common(5)),
-            ("blocks read", f"{verdict.blocks_read}, {verdict.late} of writes that had been given up"),
+            ("blocks read", str(verdict.blocks_read)),
             *((tally.name, f"{tally.jobs} jobs verified, {tally.reruns} run again") for tally in self.tallies),
-            ("lost writes", str(len(verdict.lost))),
-            ("wrong reads", str(self.wrong_reads)),
             ("log", f"{log.requests} requests, {log.pieces} pieces"),
-            ("missing log records", f"{log.missing} requests, {log.missing_pieces} pieces"),
-            ("double log records", f"{log.double} requests, {log.double_pieces} pieces"),
+            *((name, str(count)) for name, count in self.found.items()),
             ("longest pause", "{:.2f} s, {:.1f} s after the load began, seen by {}".format(*self.longest_pause)),
             ("left behind", ", ".join(self.left) or "nothing"),
         ]
-        details = [*verdict.told, *log.told, *self.trouble]
+        details = [*verdict.told, *log.told, *self.disagreements[:MAX_TOLD], *self.unserved, *self.trouble]
         details += [f"{tally.name}: {wrong}" for tally in self.tallies for wrong in tally.wrong]
         return [*(f"{name:<22}{value}" for name, value in rows), *(f"! {line}" for line in details)]
 

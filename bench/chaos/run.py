@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import memcluster
-from bench.chaos import load
+from bench.chaos import load, rude
+from bench.chaos.agreement import disagreements
 from bench.chaos.breaker import Breaker
 from bench.chaos.checker import NEVER, check
 from bench.chaos.history import Operation, read_operations
@@ -29,8 +31,14 @@ from memcluster.node import topology
 from memcluster.node.layout import Layout, make_layout
 from memcluster.node.topology import Topology
 
+NO_LONGER = b"no longer kept"
+"""What is said of records that had to make room."""
 BEGIN_WITHIN = 60.0
 HEAL_WITHIN = 60.0
+WHOLE = {"TRIM": 64 << 20, "WRITE_ZEROES": 4 << 20}
+"""Bytes of the longest request that the README promises to carry out whole; without a bound for others."""
+LOGS = {"all": {"retain": "8GiB"}, "age": {"retain": "8GiB", "retain_age": "16s"}, "small": {"retain": "1MiB"}}
+"""What cluster.yaml says of the log's size."""
 CLIENTS_WITHIN = load.PATIENCE + load.RECONNECT + 10.0
 Tell = Callable[[str], object]
 
@@ -49,12 +57,17 @@ class Options:
     rate: float = 250.0
     real: bool = True
     topology: str = "primary-secondary"
+    memory: int = 48
+    """MiB."""
+    logs: str = "all"
+    """`all` is kept, or what `LOGS` says: then the log is in small blocks."""
 
     @property
     def title(self) -> str:
         return (
             f"seed {self.seed}, {self.seconds:g} s, {self.topology}, {self.servers} servers, {self.layout}, "
-            f"{self.fan_out}, storage {self.storage}, {self.clients} clients of {self.rate:g} operations a second"
+            f"{self.fan_out}, {self.memory} MiB of storage {self.storage}, logs {self.logs}, "
+            f"{self.clients} clients of {self.rate:g} operations a second"
         )
 
     @property
@@ -70,24 +83,26 @@ class Options:
             "layout": layout,
             "fan_out": self.fan_out,
             "storage": self.storage,
+            "logs": {"directory": "logs", **LOGS[self.logs]},
         }
 
 
 def run(options: Options, schedule: list[Fault], folder: Path, end: Event, tell: Tell) -> Report:
     """Do it all. What can be looked at afterwards is in `folder`; nothing else is left."""
     report = Report(options.title)
-    subject = Subject(folder, options.shape, options.servers, **options.keys)
-    report.breaker = breaker = Breaker(subject)
+    subject = Subject(folder, options.shape, options.servers, options.memory << 20, **options.keys)
+    asked, asking = multiprocessing.Pipe()
+    report.breaker = breaker = Breaker(subject, asking)
     (folder / "schedule.json").write_text(json.dumps(schedule))
     history = folder / "history"
     history.mkdir()
     began = _clock()
     try:
         subject.up()
-        places = choose(_layout(folder), options.clients)
+        places = choose(subject.layout, options.clients)
         tell(f"{options.title}: {len(schedule)} faults in {folder}")
-        _put_under_load(options, schedule, subject, places, breaker, report, end)
-        _look_at_the_end(subject, places, report)
+        _put_under_load(options, schedule, subject, places, breaker, asked, report, end)
+        _look_at_the_end(options, subject, places, report)
     except NotUp as error:
         report.trouble.append(f"the cluster does not come up: {error}")
     except (memcluster.ClusterError, OSError) as error:
@@ -105,6 +120,7 @@ def run(options: Options, schedule: list[Fault], folder: Path, end: Event, tell:
             "clock": began,
             "drift": _clock() - began,
             "loaded": report.loaded,
+            "unserved": breaker.unserved,
             "machine": platform.platform(),
         }
         (folder / "run.json").write_text(json.dumps(facts, indent=2))
@@ -130,6 +146,7 @@ def _put_under_load(
     subject: Subject,
     places: Places,
     breaker: Breaker,
+    asked: Pipe,
     report: Report,
     end: Event,
 ) -> None:
@@ -147,13 +164,14 @@ def _put_under_load(
         ]
     report.tallies = [client.tally for client in real]
     try:
-        for number, private in enumerate(places.private):
+        for number in range(options.clients):
             path = subject.folder / "history" / f"client{number}.jsonl"
-            job = load.Job(subject.uri, number, options.seed, options.rate, limit, private, tuple(places.shared), path)
+            job = load.Job(subject.uri, number, options.seed, options.rate, limit, places, path)
             processes.append(load.start(context, job, begun, stop))
         for process in processes:
             if not begun.acquire(timeout=BEGIN_WITHIN):
                 report.trouble.append(f"{process.name} has had no answer in {BEGIN_WITHIN:g} s")
+        processes.append(rude.start(context, _rude(options, subject, places, limit), stop, asked))
         for client in real:
             client.start()
         report.loaded = time.monotonic_ns(), NEVER
@@ -174,26 +192,39 @@ def _put_under_load(
             client.join()
 
 
+def _rude(options: Options, subject: Subject, places: Places, limit: float) -> rude.Job:
+    layout = subject.layout
+    doors = [subject.uri]
+    if options.shape.every_server_is_a_door:
+        doors = [subject.door(server) for server in range(len(layout.sizes))]
+    path = subject.folder / "history" / "rude.jsonl"
+    return rude.Job(subject.uri, tuple(doors), layout, options.clients, options.seed, limit, places, path)
+
+
 def _door(options: Options, subject: Subject, region: Region) -> tuple[str, Region]:
     """Where a client that does not route reaches the region, or the largest part of it that one server lets it see."""
     if not options.shape.every_server_is_a_door:
         return subject.uri, region
-    pieces = _layout(subject.folder).split(region.offset, region.length)
+    pieces = subject.layout.split(region.offset, region.length)
     piece = max(pieces, key=lambda piece: piece.length)
     return subject.door(piece.server), region._replace(offset=piece.offset, length=piece.length)
 
 
-def _look_at_the_end(subject: Subject, places: Places, report: Report) -> None:
+def _look_at_the_end(options: Options, subject: Subject, places: Places, report: Report) -> None:
     """Everything heals, every byte is read once more, and the log is fetched."""
     state = subject.wait_until_running(HEAL_WITHIN)
     if state != "running":
         report.trouble.append(f"the cluster has not healed: {state}")
-    load.read_all(subject.uri, [*places.private, *places.shared], subject.folder / "history" / "last.jsonl")
+    seen = [*places.private, *places.shared, *places.wide, *places.spots]
+    load.read_all(subject.uri, seen, subject.folder / "history" / "last.jsonl")
     done = subject.command("logs", "--json", timeout=300.0)
     (subject.folder / "log.jsonl").write_bytes(done.stdout)
     subject.record()
-    if done.returncode or done.stderr:
+    if done.returncode or (done.stderr and not (NO_LONGER in done.stderr and options.logs != "all")):
         report.trouble.append(f"logs: exit {done.returncode}: {done.stderr.decode(errors='replace').strip()}")
+    with memcluster.connect(subject.uri) as memory:
+        found = disagreements(memory, subject.layout, subject.shard)
+    (subject.folder / "disagreements").write_text("".join(f"{line}\n" for line in found))
 
 
 def _check(folder: Path, report: Report) -> None:
@@ -202,9 +233,12 @@ def _check(folder: Path, report: Report) -> None:
     options = Options(**facts["options"])
     operations: list[Operation] = list(read_operations(sorted((folder / "history").glob("*.jsonl"))))
     report.loaded = tuple(facts["loaded"])
+    report.unserved = facts["unserved"]
     report.count(operations)
-    report.verdict = check(operations, ordered=options.fan_out == "parallel")
     layout = _layout(folder)
+    report.verdict = check(operations, ordered=options.fan_out == "parallel", whole=partial(_whole, layout))
+    if (folder / "disagreements").exists():
+        report.disagreements = (folder / "disagreements").read_text().splitlines()
     places = choose(layout, options.clients)
     log = folder / "log.jsonl"
     if not log.exists():
@@ -217,10 +251,11 @@ def _check(folder: Path, report: Report) -> None:
         report.log = check_log(
             map(json.loads, lines),
             operations,
-            [*places.private, *places.shared],
+            places.ours,
             partial(logged_at, options.topology, layout),
             facts["clock"],
             slack,
+            kept=options.logs == "all",
         )
 
 
@@ -229,6 +264,12 @@ def _layout(folder: Path) -> Layout:
     dispatcher = [0] if topology.load(found.topology).dispatches else []
     sizes = (*dispatcher, *(server.memory for server in found.servers))
     return make_layout(sizes, found.stripe)
+
+
+def _whole(layout: Layout, operation: Operation) -> bool:
+    """The README promises that it is carried out whole: nobody sees it in part, if it is acknowledged."""
+    long = operation.length > WHOLE.get(operation.kind, operation.length)
+    return not long and len(layout.split(operation.offset, operation.length)) == 1
 
 
 def _clock() -> int:

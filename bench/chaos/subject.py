@@ -16,14 +16,15 @@ from typing import Any
 import psutil
 import yaml
 
+import memcluster
+from memcluster.launcher.clusterfile import config
 from memcluster.launcher.run.directory import RunDirectory, RunRecord
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.leftovers import wait_gone
+from memcluster.node.layout import Layout, make_layout
 from memcluster.node.topology import Topology
 
 ROOT = Path(__file__).parent.parent.parent
-MEMORY = 24 << 20
-"""Bytes, but for what does not come out even in stripes."""
 STRIPE = 64 << 10
 PORTS = range(20_000, 32_000)
 """Not those that the system gives away: the port must be free while there is no supervisor."""
@@ -39,28 +40,34 @@ class NotUp(Exception):
 class Subject:
     """A cluster of so many servers in `folder`, with `keys` of cluster.yaml beside those that a chaos run needs."""
 
-    def __init__(self, folder: Path, shape: Topology, servers: int, **keys: Any) -> None:
+    def __init__(self, folder: Path, shape: Topology, servers: int, memory: int, **keys: Any) -> None:
         self.folder = folder
+        self._shape = shape
         self._links = shape.links(servers + shape.dispatches)
         self.name = f"chaos-{os.getpid()}-{folder.name[-8:]}"
         self.keys = {
             "name": self.name,
             "servers": servers,
-            "memory": MEMORY,
+            "memory": memory,
             "listen": f"127.0.0.1:{_free_port()}",
             "restart": {"deaths": 1000, "cap": "1s"},
-            "logs": {"directory": "logs", "retain": "8GiB"},
             "hang_timeout": "2s",
             "stop_timeout": "60s",
             **keys,
         }
         if shape.every_server_is_a_door:
-            share = MEMORY // servers // STRIPE * STRIPE
+            share = memory // servers // STRIPE * STRIPE
             others = [{"memory": share, "listen": f"127.0.0.1:{_free_port()}"} for _ in range(servers - 1)]
             self.keys |= {"memory": share * servers, "servers": [{"memory": share}, *others]}
         (folder / "cluster.yaml").write_text(yaml.safe_dump(self.keys))
         self.directory = RunDirectory(self.name)
         self._seen: dict[Identity, None] = {}
+
+    @property
+    def layout(self) -> Layout:
+        """Of all its processes; a dispatcher has no bytes."""
+        found = config.load(self.folder / "cluster.yaml")
+        return make_layout((*[0] * self._shape.dispatches, *(server.memory for server in found.servers)), found.stripe)
 
     @property
     def uri(self) -> str:
@@ -70,6 +77,33 @@ class Subject:
     def door(self, server: int) -> str:
         """Where clients connect to a server that lets them in to its own part."""
         return f"nbd://{self.keys['servers'][server]['listen']}" if server else self.uri
+
+    def shard(self, server: int) -> Path:
+        """The file of its part of the memory."""
+        storage = self.keys["storage"]
+        return (self.directory.path if storage == "memory" else self.folder / storage) / f"shard{server}"
+
+    def states(self) -> dict[str, str]:
+        """Of each node, by its name; empty while nobody answers."""
+        done = self.command("status", "--json")
+        try:
+            return {node["name"]: node["state"] for node in json.loads(done.stdout)["nodes"]}
+        except (ValueError, KeyError):
+            return {}
+
+    def serves_without(self, failed: str, seconds: float) -> str:
+        """What is wrong with a byte of another server's, when it is asked for by a client that has just come. Where
+        every request passes all servers an error is an answer."""
+        layout = self.layout
+        server = next(number for number, size in enumerate(layout.sizes) if size and f"server{number}" != failed)
+        try:
+            with memcluster.connect(self.uri, timeout=seconds) as memory:
+                memory.start_pread(1, layout.address(server, 0)).result(seconds)
+        except memcluster.RequestError as error:
+            return "" if self._shape.hands_over and not self._shape.fans_out else f"a byte of server{server}: {error}"
+        except memcluster.ClusterError as error:
+            return f"a byte of server{server}: {error}"
+        return ""
 
     def peer(self, server: str) -> str:
         """Another server that this one has a link to."""

@@ -1,0 +1,84 @@
+"""One connection as it is on the wire, for clients that no library would make: half a request, requests that nobody
+waits for, a connection that is closed in the middle. It negotiates nothing, so every answer is a simple reply."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from contextlib import suppress
+
+from memcluster.client.uri import parse_uri
+from memcluster.node.nbd import wire
+
+HANDSHAKE_WITHIN = 5.0
+
+
+class Lost(Exception):
+    """The connection is gone, or nothing came in time."""
+
+
+class Wire:
+    """Raises Lost when it cannot be had, and from then on wherever the server has gone."""
+
+    def __init__(self, uri: str) -> None:
+        target = parse_uri(uri)
+        try:
+            self._sock = socket.create_connection((target.host, target.port), HANDSHAKE_WITHIN)
+        except OSError as error:
+            raise Lost(str(error)) from error
+        try:
+            self._receive(wire.GREETING.size, HANDSHAKE_WITHIN)
+            self._sock.sendall(wire.CLIENT_FLAGS.pack(wire.HandshakeFlag.FIXED_NEWSTYLE | wire.HandshakeFlag.NO_ZEROES))
+            self._sock.sendall(wire.OPTION.pack(wire.IHAVEOPT, wire.Option.EXPORT_NAME, 0))
+            self._receive(wire.EXPORT_NAME_REPLY.size, HANDSHAKE_WITHIN)
+        except (OSError, Lost) as error:
+            self._sock.close()
+            raise Lost(str(error)) from error
+
+    def send(self, data: bytes | memoryview, seconds: float) -> None:
+        """All of it."""
+        self._sock.settimeout(seconds)
+        try:
+            self._sock.sendall(data)
+        except OSError as error:
+            raise Lost(str(error)) from error
+
+    def send_now(self, data: bytes) -> int:
+        """As much of it as goes without waiting."""
+        self._sock.setblocking(False)
+        sent = 0
+        with suppress(BlockingIOError, ConnectionError):
+            while sent < len(data):
+                sent += self._sock.send(memoryview(data)[sent:])
+        return sent
+
+    def reply(self, seconds: float, length: int = 0) -> tuple[int, int, bytes]:
+        """Cookie, error, and the bytes that an answer without an error has."""
+        deadline = time.monotonic() + seconds
+        magic, error, cookie = wire.SIMPLE_REPLY.unpack(self._receive(wire.SIMPLE_REPLY.size, seconds))
+        if magic != wire.SIMPLE_REPLY_MAGIC:
+            raise Lost(f"magic {magic:#x}")
+        data = b"" if error else self._receive(length, max(0.0, deadline - time.monotonic()))
+        return cookie, error, data
+
+    def speaks(self, seconds: float) -> bool:
+        """Something comes within so many seconds, or the end."""
+        return bool(select.select([self._sock], [], [], seconds)[0])
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def _receive(self, length: int, seconds: float) -> bytes:
+        data = bytearray()
+        deadline = time.monotonic() + seconds
+        while len(data) < length:
+            self._sock.settimeout(max(0.001, deadline - time.monotonic()))
+            try:
+                got = self._sock.recv(length - len(data))
+            except OSError as error:
+                raise Lost(str(error)) from error
+            if not got:
+                raise Lost("closed by the server")
+            data += got
+        return bytes(data)
