@@ -24,7 +24,7 @@ from memcluster.node.nbd.wire import Buffer, Command, Rep, TransmissionFlag
 
 NAMESPACE = "x-memcluster:"
 PART = f"{NAMESPACE}part/"
-BLOCK = 1 << 20
+BLOCK = 1 << 16
 """Identifiers that a server lends at a time."""
 PATIENCE = 2.0
 """Seconds that all wait while one server lets itself be connected to, or tells the map; then others are asked."""

@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import forkserver
 from typing import Any, Protocol
 
@@ -62,8 +63,9 @@ def run_node(spec: NodeSpec, listeners: Sequence[socket.socket], control: socket
     os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     setproctitle(f"memcluster {spec.cluster.name}: {spec.name} ({spec.role})")
     logs = os.path.dirname(spec.log_directory)
-    os.makedirs(logs, exist_ok=True)
-    redirect_output(os.path.join(logs, f"{spec.name}.out"))
+    with suppress(OSError):  # then its supervisor hears what it has to say; the memory is worth more than a log
+        os.makedirs(logs, exist_ok=True)
+        redirect_output(os.path.join(logs, f"{spec.name}.out"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from memcluster.node.cluster_map import ClusterMap
+from memcluster.node.log.clock import Run
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,4 @@ class NodeSpec:
     """Figures are kept for Prometheus; logger 0 has a second listening socket, for the page."""
     beat: float = 0.5
     """Seconds between two signs that the loop still turns."""
+    run: Run = field(default_factory=Run)

@@ -30,7 +30,7 @@ DIRECTIONS: dict[str, dict[str, set[str]]] = {
         "layout": set(),
         "nbd": set(),
         "cluster_map": {"layout"},
-        "spec": {"cluster_map"},
+        "spec": {"cluster_map", "log"},
         "topology": set(),
         "transport": {"nbd"},
         "log": {"layout", "nbd"},

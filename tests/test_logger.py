@@ -11,7 +11,8 @@ from loggers import MakeLoggers, T, story
 
 from memcluster.launcher.log.reader import LogsError
 from memcluster.node.log.filter import MAX_LAST
-from memcluster.node.log.record import Kind, make_identifier
+from memcluster.node.log.record import RECORD_SIZE, Event, Kind, make_identifier
+from memcluster.node.log.segments import HEADER_SIZE, MAGIC
 from memcluster.node.log.writer import MIN_SEGMENT
 from memcluster.node.logger import answers, shares
 from memcluster.node.logger import logger as role
@@ -156,7 +157,8 @@ def test_gaps_are_counted_and_named(make_loggers: MakeLoggers) -> None:
     gone = {server: 1000 - sum(node == server for node, _ in found) for server in (0, 1)}
     assert gone[0] > 0
     assert told == [
-        f"{gone[server]} records of server{server} are not there: no longer kept, or never written" for server in (0, 1)
+        f"{gone[server]} records of server{server} are not there: no longer kept, damaged, or never written"
+        for server in (0, 1)
     ]
 
 
@@ -221,14 +223,30 @@ def test_a_logger_that_breaks_off_is_left_out(
     accepted[0].close()
 
 
-def test_a_strange_file_among_the_segments_is_told(make_loggers: MakeLoggers) -> None:
+@pytest.mark.parametrize("content", [b"", b"thesis" * 1000, MAGIC + bytes(120), MAGIC + b"\xff" * 120])
+def test_a_damaged_segment_takes_nothing_else_along(make_loggers: MakeLoggers, content: bytes) -> None:
+    """Its records are counted as missing; those before and after it, and the other servers', are told."""
     loggers = make_loggers(2)
-    loggers.request(1, 1)
-    (loggers.folder / "server1" / "000009.seg").write_bytes(b"thesis")
-    (loggers.folder / "server0" / "000009.seg").write_bytes(b"thesis")
-    asker = loggers.ask({"ask": "merged"})
-    assert asker.last["missing"] == ["logger0", "logger1"]
-    assert "000009.seg is not a segment of a memcluster log" in asker.last["trouble"]["logger1"]
+    for number in range(1, 301):
+        loggers.request(number, 1)
+    path = loggers.folder / "server1" / "000002.seg"
+    held = (path.stat().st_size - HEADER_SIZE) // RECORD_SIZE
+    path.write_bytes(content)
+    told: list[str] = []
+    found = loggers.read(told=told.append)
+    assert sum(server == 0 for server, _ in found) == 300
+    assert sum(server == 1 for server, _ in found) == 300 - held
+    assert told == [f"{held} records of server1 are not there: no longer kept, damaged, or never written"]
+
+
+def test_a_forged_start_of_a_server_does_not_end_the_logger(make_loggers: MakeLoggers) -> None:
+    """While somebody follows: no server has so many incarnations."""
+    loggers = make_loggers(1)
+    asker = loggers.asker()
+    asker.channel.send({"ask": "merged", "follow": True})
+    loggers.turn_until(lambda: any(frame.head.get("live") for frame in asker.frames))
+    loggers.writers[0].append(T, 0, 0, (1 << 64) - 1, 0, 0, Kind.EVENT, Event.STARTED, 0, 0)
+    loggers.turn_until(lambda: asker.merged)
 
 
 def test_without_logger_0_there_is_a_sentence(make_loggers: MakeLoggers) -> None:

@@ -303,7 +303,7 @@ def test_what_is_not_there_is_told(serve: Serve) -> None:
     assert list(read_log(serve(Frame(end).encode()), told=told.append)) == []
     assert told == [
         "logger2 is missing (does not answer); the log is without its share",
-        "5 records of server1 are not there: no longer kept, or never written",
+        "5 records of server1 are not there: no longer kept, damaged, or never written",
     ]
 
 

@@ -2,9 +2,10 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,8 +22,17 @@ from memcluster.node.log.record import (
     signed,
     unpack,
 )
-from memcluster.node.log.segments import HEADER_SIZE, MAGIC, LogReader, SegmentError, list_segments, segment_paths
-from memcluster.node.log.writer import MIN_SEGMENT, RETRY, YOUNG, LogWriter
+from memcluster.node.log.segments import (
+    ASIDE,
+    HEADER,
+    HEADER_SIZE,
+    MAGIC,
+    VERSION,
+    LogReader,
+    list_segments,
+    segment_paths,
+)
+from memcluster.node.log.writer import GIVEN, MIN_SEGMENT, RETRY, YOUNG, LogWriter
 
 
 def sizes(directory: Path) -> list[int]:
@@ -101,11 +111,48 @@ def test_many_starts_without_records_leave_one_empty_segment(tmp_path: Path) -> 
     check(records(read_segments(tmp_path)), 1, 3)
 
 
-def test_the_incarnation_wraps(tmp_path: Path) -> None:
-    log = writer(tmp_path)
-    log.incarnation = MAX_INCARNATION
+def test_no_incarnation_comes_twice(tmp_path: Path) -> None:
+    """When the last has been, the log is set aside, and another begins."""
+    log = LogWriter(tmp_path, 0, RETAIN, MIN_SEGMENT, cluster="demo", incarnation=MAX_INCARNATION)
     append(log, SLOTS + 1)
-    assert writer(tmp_path).incarnation == 0
+    assert (log.incarnation, len(segment_paths(tmp_path))) == (MAX_INCARNATION, 2)
+    log = writer(tmp_path)
+    append(log)
+    assert (log.incarnation, len(segment_paths(tmp_path))) == (1, 1)
+    assert len(list(tmp_path.glob(f"*{ASIDE}"))) == 2
+
+
+def test_a_server_whose_identifiers_are_used_up_becomes_another_incarnation(tmp_path: Path) -> None:
+    """Which stands in the log before it is used: a kill -9 right then cannot bring it back."""
+    told: list[int] = []
+    log = writer(tmp_path, renumbered=lambda: told.append(log.incarnation))
+    append(log, 3)
+    log.begin_incarnation()
+    assert (log.incarnation, told) == (2, [2])
+    append(log, 3)
+    assert [segment.incarnation for segment in list_segments(tmp_path)] == [1, 2]
+    check(records(read_segments(tmp_path)), 1, 6)
+    assert writer(tmp_path).incarnation == 3
+
+
+def test_what_a_supervisor_remembers_is_not_used_again(tmp_path: Path) -> None:
+    """Though the log was deleted."""
+    assert writer(tmp_path, incarnation=7).incarnation == 7
+    assert writer(tmp_path, incarnation=3).incarnation == 8
+
+
+@pytest.mark.parametrize("starts", [1, 3])
+def test_no_incarnation_comes_twice_on_a_full_disk(tmp_path: Path, starts: int) -> None:
+    """Where the log cannot even begin a segment that says so."""
+    append(writer(tmp_path), 2)
+    seen = {1}
+    with full_disk():
+        for _ in range(starts):
+            log = writer(tmp_path)
+            append(log, 2)
+            assert log.incarnation not in seen
+            seen.add(log.incarnation)
+    assert writer(tmp_path).incarnation not in seen
 
 
 def test_a_kill_between_reserving_and_naming_leaves_no_trace(tmp_path: Path) -> None:
@@ -126,36 +173,148 @@ def test_off(tmp_path: Path) -> None:
     assert list(read_segments(tmp_path / "log")) == []
 
 
-# -- files that are not ours -------------------------------------------------------------------------------------
+# -- damage ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (b"", "is not a segment of a memcluster log"),
-        (b"my thesis" * 1000, "is not a segment of a memcluster log"),
-        (MAGIC + b"\x63\0" + bytes(200), "has version 99 of the log's format, and this program reads 1"),
-    ],
-)
-def test_a_strange_file_is_refused_and_left_alone(tmp_path: Path, content: bytes, sentence: str) -> None:
-    path = tmp_path / "000001.seg"
-    path.write_bytes(content)
-    with pytest.raises(SegmentError, match=sentence):
-        writer(tmp_path)
-    with pytest.raises(SegmentError, match=sentence):
-        list(read_segments(tmp_path))
-    assert path.read_bytes() == content
-    assert os.listdir(tmp_path) == [path.name]
+def header(**changed: int) -> bytes:
+    """A header as a server writes it, but for one field."""
+    fields = {"server": 0, "incarnation": 1, "first": 1, "created": 5, "run": 1, "slots": 62} | changed
+    return HEADER.pack(MAGIC, changed.pop("version", VERSION), *(fields[name] for name in list(fields)[:6]), b"demo")
 
 
-@pytest.mark.parametrize(("server", "cluster"), [(1, "demo"), (0, "other")])
-def test_another_log_is_refused_and_left_alone(tmp_path: Path, server: int, cluster: str) -> None:
-    append(log := writer(tmp_path), 3)
-    log.close()
-    before = [path.read_bytes() for path in segment_paths(tmp_path)]
-    with pytest.raises(SegmentError, match=f"belongs to server 0 of cluster 'demo', not to server {server} of"):
-        LogWriter(tmp_path, server, RETAIN, cluster=cluster)
-    assert [path.read_bytes() for path in segment_paths(tmp_path)] == before
+STRANGE = [
+    b"",
+    b"my thesis" * 1000,
+    MAGIC + bytes(120),
+    MAGIC + b"\xff" * 120,
+    header(version=99),
+    header(version=1),
+    header(server=1),
+    header(server=65_535),
+    header(incarnation=MAX_INCARNATION + 1),
+    header(first=0),
+    header(first=(1 << 64) - 1),
+    header(created=(1 << 64) - 1),
+]
+
+
+@pytest.mark.parametrize("content", STRANGE)
+def test_what_is_no_segment_of_this_log_is_set_aside_as_it_is(tmp_path: Path, content: bytes) -> None:
+    """The log goes on, says so, and uses no number twice, wherever the file stands; readers pass it over."""
+    for number in (1, 2, 7):
+        folder = tmp_path / str(number)
+        first = writer(folder)
+        append(first, SLOTS + 5)
+        first.close()
+        (folder / f"{number:06d}.seg").write_bytes(content)
+        log = writer(folder)
+        assert log.error is None
+        assert (folder / f"{number:06d}{ASIDE}").read_bytes() == content
+        assert log.incarnation > first.incarnation
+        append(log, 3)
+        kept = {1: range(SLOTS + 1, SLOTS + 6), 2: range(1, SLOTS + 1), 7: range(1, SLOTS + 6)}[number]
+        found = records(read_segments(folder))
+        check(found[: len(kept)], kept[0], kept[-1])
+        told, *rest = found[len(kept) :]
+        assert (told.kind, told.operation, told.offset) == (Kind.EVENT, Event.LOG_DAMAGED, 1)
+        assert told.sequence > first.sequence
+        check(rest, told.sequence + 1, told.sequence + 3)
+        assert writer(folder).incarnation == log.incarnation + 1
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("no where")])
+def test_what_is_no_file_at_all_stops_nothing(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    """A reader of a fifo would wait for ever."""
+    append(writer(tmp_path), 3)
+    make(tmp_path / "000009.seg")
+    make(tmp_path / "000003.new")
+    make(tmp_path / "٣.seg")
+    make(tmp_path / f"{'9' * 200}.seg")
+    check(records(read_segments(tmp_path)), 1, 3)
+    log = writer(tmp_path)
+    append(log, 3)
+    assert log.error is None
+
+
+@pytest.mark.parametrize("size", [0, 100, HEADER_SIZE, HEADER_SIZE + 3 * RECORD_SIZE, HEADER_SIZE + 201])
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_last_segment_that_was_cut_is_a_gap(tmp_path: Path, size: int, closed: bool) -> None:
+    """As people do to free a disk. What was in it is counted as missing, and its numbers are not given out again."""
+    log = writer(tmp_path)
+    append(log, SLOTS + 10)
+    if closed:
+        log.close()
+    os.truncate(segment_paths(tmp_path)[-1], size)
+    left = max(0, size - HEADER_SIZE) // RECORD_SIZE
+    log = writer(tmp_path)
+    append(log, 2)
+    blocks = list(read_segments(tmp_path))
+    found = records(iter(blocks))
+    check(found[: SLOTS + left], 1, SLOTS + left)
+    told, *rest = found[SLOTS + left :]
+    assert (told.operation, told.offset) == (Event.LOG_DAMAGED, 1)
+    assert told.sequence > SLOTS + 10
+    assert sum(block.missing for block in blocks) == told.sequence - 1 - SLOTS - left
+    assert len(rest) == 2
+
+
+@pytest.mark.parametrize("size", [0, HEADER_SIZE, HEADER_SIZE + 3 * RECORD_SIZE])
+def test_a_segment_that_is_cut_while_it_is_written_is_left_in_time(tmp_path: Path, size: int) -> None:
+    """Where nothing is written between the cut and the next look: that would be a SIGBUS."""
+    log = writer(tmp_path)
+    append(log, 10)
+    os.truncate(segment_paths(tmp_path)[-1], size)
+    log.look()
+    append(log, 2)
+    left = max(0, size - HEADER_SIZE) // RECORD_SIZE
+    assert [block.missing for block in read_segments(tmp_path)][-1] == 10 - left
+    assert [r.sequence for r in records(read_segments(tmp_path))] == [*range(1, left + 1), 11, 12, 13]
+
+
+def test_a_log_that_is_deleted_begins_again(tmp_path: Path) -> None:
+    """Its folder, too; what was in it is a gap."""
+    folder = tmp_path / "log"
+    log = writer(folder)
+    append(log, 10)
+    shutil.rmtree(folder)
+    log.look()
+    append(log, 2)
+    assert [record.sequence for record in records(read_segments(folder))] == [11, 12, 13]
+    assert [block.missing for block in read_segments(folder)] == [10]
+
+
+def test_a_folder_that_cannot_be_used_stops_the_log_until_it_can(tmp_path: Path) -> None:
+    """Nothing is raised, what is lost is counted, and the log goes on where it was."""
+    folder = tmp_path / "log"
+    before = writer(folder)
+    append(before, 5)
+    os.rename(folder, tmp_path / "away")
+    folder.write_text("not a folder")
+    renumbered: list[int] = []
+    log = writer(folder, renumbered=lambda: renumbered.append(log.incarnation))
+    append(log, 3)
+    assert isinstance(log.error, OSError)
+    assert log.lost == 3
+    log.look()
+    assert log.error is not None
+    folder.unlink()
+    os.rename(tmp_path / "away", folder)
+    log.look()
+    assert log.error is None
+    append(log, 2)
+    assert renumbered == [2] == [log.incarnation]
+    found = records(read_segments(folder))
+    check(found[:5], 1, 5)
+    assert (found[5].operation, found[5].offset, found[5].sequence) == (Event.LOG_STOPPED, 3, 9)
+    check(found[6:], 10, 11)
+
+
+def test_a_count_of_lost_records_that_was_forged_is_not_believed(tmp_path: Path) -> None:
+    append(writer(tmp_path), 5)
+    (tmp_path / GIVEN).write_bytes(b"\xff" * 100)
+    log = writer(tmp_path)
+    append(log)
+    assert (log.lost, log.sequence, log.incarnation) == (0, 6, 2)
 
 
 # -- retention, full disks ---------------------------------------------------------------------------------------
@@ -298,14 +457,14 @@ def test_records_go_when_their_time_has_come(tmp_path: Path) -> None:
     for second in range(0, 1000, 5):
         now[0] = second * 10**9
         log.append(now[0], 1, second + 1, 0, 512, 1, Kind.REQUEST, 0, 0, 0)
-        log.expire()
+        log.look()
         ages = [second - record.start // 10**9 for record in records(read_segments(tmp_path, after=0))]
         assert max(ages) <= 80 + 2 * 80 / YOUNG + 5
         assert set(range(0, min(second, 80), 5)) <= set(ages)
     now[0] += 200 * 10**9
-    log.expire()
+    log.look()
     now[0] += 200 * 10**9
-    log.expire()
+    log.look()
     assert records(read_segments(tmp_path)) == []
     assert len(segment_paths(tmp_path)) == 1
     sequence = log.sequence

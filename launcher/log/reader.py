@@ -306,4 +306,4 @@ def _sentences(head: dict[str, Any]) -> Iterator[str]:
     for gap in head.get("gaps", []):
         lost[gap["node"]] = lost.get(gap["node"], 0) + gap["records"]
     for node, count in lost.items():
-        yield f"{count} records of {node} are not there: no longer kept, or never written"
+        yield f"{count} records of {node} are not there: no longer kept, damaged, or never written"

@@ -10,6 +10,8 @@ from memcluster.launcher.run.directory import RunDirectory
 from memcluster.launcher.supervision.heartbeats import period
 from memcluster.node import topology
 from memcluster.node.cluster_map import ClusterMap, ServerEntry
+from memcluster.node.log.clock import Run
+from memcluster.node.log.takeover import next_run
 from memcluster.node.spec import Bounds, NodeSpec
 from memcluster.node.transport.address import Address
 
@@ -59,6 +61,9 @@ def node_specs(config: ClusterConfig, run: RunDirectory, cluster: ClusterMap) ->
     )
     shards = config.storage or run.path
     logs = config.logs.directory / config.name
+    folders = [logs / f"server{index}" for index in range(len(cluster.servers))]
+    number, incarnation = next_run(folders)
+    this_run = Run(number, incarnation=incarnation)
     return [
         NodeSpec(
             name=f"{kind}{index}",
@@ -67,7 +72,7 @@ def node_specs(config: ClusterConfig, run: RunDirectory, cluster: ClusterMap) ->
             cluster=cluster,
             shard=str(shards / f"shard{index}"),
             durable=config.storage is not None,
-            log_directory=str(logs / f"server{index}"),
+            log_directory=str(folders[index]),
             log_retain=config.logs.retain if config.logs.level != "off" else 0,
             merged_log=str(config.logs.directory / f"{config.name}.log"),
             bounds=bounds,
@@ -76,6 +81,7 @@ def node_specs(config: ClusterConfig, run: RunDirectory, cluster: ClusterMap) ->
             log_sample=config.logs.sample,
             metrics=config.metrics is not None,
             beat=period(config.hang_timeout),
+            run=this_run,
         )
         for kind in ("server", "logger")
         for index, server in enumerate(cluster.servers)

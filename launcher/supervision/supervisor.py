@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from memcluster.client.console import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TIMEOUT
@@ -195,6 +195,8 @@ class Supervisor:
 
     def _start(self, name: str) -> None:
         spec, listeners = self.specs[name], [self._listener(name)]
+        # Whatever becomes of its log, the requests of its next life must not be called as those of this one.
+        self.specs[name] = replace(spec, run=replace(spec.run, incarnation=spec.run.incarnation + 1))
         if name == "logger0":
             listeners += self._listeners[2 * len(self.map.servers) :]  # the one for metrics
         if refusal := self._refusals.pop(name, None):
@@ -311,7 +313,7 @@ class Supervisor:
     def note(self, event: str, about: str, value: int) -> None:
         """Have an event written into the log, by the server of the same number: now, or when it is back."""
         server = f"server{self.specs[about].index}"
-        head = {"do": "event", "event": event, "about": about, "value": value, "time_ns": time.time_ns()}
+        head = {"do": "event", "event": event, "about": about, "value": value, "time_ns": self.specs[server].run.now()}
         dying = event == "killed" and about == server  # it would not live to read it
         if self.lifecycle.nodes[server].state is lifecycle.State.READY and not dying:
             self.children[server].tell(head)

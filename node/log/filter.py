@@ -1,4 +1,4 @@
-"""Which records of the log are wanted: times, a request, a client, operations, bytes, what was slow, what failed. Pure.
+"""Which records of the log are wanted: of a run, a time, a request, a client; operations, bytes, slow, failed. Pure.
 
 A filter travels in a query, so that each logger applies it to its own share and only what is wanted is sent.
 """
@@ -17,6 +17,7 @@ from memcluster.node.nbd.wire import Command
 MAX_LAST = 1_000_000
 """What `last` may ask for: it is held in memory."""
 MAX_TIME = (1 << 64) - 1
+MAX_RUN = (1 << 32) - 1
 REQUEST, PIECE, EVENT = int(Kind.REQUEST), int(Kind.PIECE), int(Kind.EVENT)
 _COMMANDS = {command.name: int(command) for command in Command}
 _EVENTS = {event.name: int(event) for event in Event}
@@ -29,7 +30,8 @@ Range = tuple[int, int]
 class Filter:
     """Which records are wanted: those that pass every test that is set.
 
-    `since` and `until` are times of start; a negative one is a time before now, by the clock of whoever holds the log.
+    `run` is a run of the cluster, 0: all of them, -1: the newest, -2: the one before. `since` and `until` are times of
+    start; a negative one is a time before now, by the clock of whoever holds the log.
     `after` is a sequence number, `last` 0 for all, `news` leaves out all that is in the log already.
     `client` is the number of a connection: it finds requests and events, for a piece does not know its client.
     `operations` are names of NBD commands and of events. `slower` is a duration in ns. `errors` finds what failed, and
@@ -50,6 +52,7 @@ class Filter:
     errors: bool = False
     offset: int = 0
     length: int = 0
+    run: int = 0
 
     @classmethod
     def from_head(cls, head: Mapping[str, Any]) -> Filter:
@@ -68,6 +71,7 @@ class Filter:
             errors=flag(head, "errors"),
             offset=_number(head, "offset", 0, MAX_TIME),
             length=_number(head, "length", 0, MAX_TIME),
+            run=_number(head, "run", 0, MAX_RUN, -MAX_RUN),
         )
 
     def to_head(self) -> dict[str, Any]:
@@ -75,10 +79,12 @@ class Filter:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: value for name, value in fields.items() if value != getattr(Filter, name)}
 
-    def at(self, now: int) -> Filter:
-        """The filter with times since 1970, where `now` is what that clock says."""
+    def at(self, now: int, newest: int = 0) -> Filter:
+        """The filter with times since 1970, where `now` is what that clock says, and the run's own number, where
+        `newest` is that of the newest."""
         since, until = (now + time if time < 0 else time for time in (self.since, self.until))
-        return replace(self, since=max(0, since), until=max(0, until))
+        run = max(1, newest + 1 + self.run) if self.run < 0 else self.run
+        return replace(self, since=max(0, since), until=max(0, until), run=run)
 
     def onwards(self, after: int) -> Filter:
         """What of all that is added after this record is wanted, whatever its server's clock says."""

@@ -3,7 +3,8 @@
 The segments are read twice, one at a time: once to find what is late in each (see node/log/merge.py), which is
 remembered for segments that will not change any more, and once to give the records. A summary of each segment,
 remembered too, tells which ones need not be read at all for the times or the request that are wanted. In between, and
-after each segment, the reading stops for a breath, so that a loop can do other things.
+after each segment, the reading stops for a breath, so that a loop can do other things. What is damaged is passed over,
+and counted with what is missing.
 
 A link that loses its connection sends again what was not answered, so a piece may be done and logged twice: by the
 process that was killed before its reply left, and by the next one. Such a piece is marked when it is sent again
@@ -41,7 +42,7 @@ class _Part(NamedTuple):
 
 class History:
     """The log of one server, as a reader of its directory finds it; `layout` tells which bytes that server holds,
-    `clock` what time it is there."""
+    `clock` what time it is there, `run` which run of the cluster is the newest."""
 
     def __init__(
         self,
@@ -49,8 +50,10 @@ class History:
         server: int,
         layout: Layout | None = None,
         clock: Callable[[], int] = time.time_ns,
+        run: int = 0,
     ) -> None:
         self.clock = clock
+        self.run = run
         self.directory = Path(directory)
         self.server = server
         self.layout = layout
@@ -161,13 +164,15 @@ class Reading:
     """One pass through a history: iterate over the batches, then look at `gaps` and `after`.
 
     A batch may be empty: a breath. `after` is the sequence number of the last record that there was: what came later
-    is not in this reading. `gaps` are (sequence number before the gap, records missing). Raises SegmentError, OSError.
+    is not in this reading. `run` is that of the batch just given: a batch is of one run. `gaps` are (sequence number
+    before the gap, records missing). Raises OSError.
     """
 
     def __init__(self, history: History, wanted: Filter) -> None:
         self.history = history
-        self.wanted = wanted.at(history.clock())
+        self.wanted = wanted.at(history.clock(), history.run)
         self.after = wanted.after
+        self.run = 0
         self.age = 0
         """How far the log reaches back, in ns; 0 if there is none."""
         self.gaps: list[tuple[int, int]] = []
@@ -186,25 +191,34 @@ class Reading:
             if part is not None:
                 parts.append(part)
             yield []
-        batches = in_order([part.stretch for part in parts], map(self._load, parts))
+        batches = zip(parts, in_order([part.stretch for part in parts], map(self._load, parts)), strict=True)
         if not self.wanted.last:
-            for batch in batches:
+            for part, batch in batches:
+                self.run = part.segment.run
                 yield self.keep(batch)
             return
         if self.wanted.last > HELD and self._by_count:
             surplus = sum(part.stop - part.start for part in parts) - self.wanted.last
-            for batch in batches:
+            for part, batch in batches:
+                self.run = part.segment.run
                 yield batch[surplus:] if surplus > 0 else batch
                 surplus -= len(batch)
             return
-        last: deque[Entry] = deque(maxlen=self.wanted.last)
-        for batch in batches:
-            last += self.keep(batch)
+        last: deque[tuple[int, list[Entry]]] = deque()
+        held = 0
+        for part, batch in batches:
+            last.append((part.segment.run, self.keep(batch)))
+            held += len(last[-1][1])
+            while held - len(last[0][1]) >= self.wanted.last:
+                held -= len(last.popleft()[1])
             yield []
-        yield list(last)
+        for self.run, batch in last:
+            yield batch[max(0, held - self.wanted.last) :]
+            held -= len(batch)
 
     def _survey(self) -> Iterator[_Part | None]:
         """The parts that may hold what is wanted; fixes how far each is read. None is a segment that does not."""
+        wanted = self.wanted
         segments = list_segments(self.history.directory)
         if segments:
             self.history.forget(segments[0].number)
@@ -213,6 +227,7 @@ class Reading:
         if first:
             self.after = max(self.after, segments[first].first - 1)  # what was passed over is not missing
         bound: Bound = ()
+        before: Segment | None = None
         for segment in segments[first:]:
             final = segment is not segments[-1]
             try:
@@ -223,12 +238,18 @@ class Reading:
             start = max(0, self.after + 1 - segment.first)
             if start >= stop:
                 continue
+            if wanted.run and segment.run != wanted.run:
+                self.after = max(self.after, segment.first + stop - 1)  # what of another run is missing is not told
+                continue
             if segment.first > self.after + 1:
                 self.gaps.append((self.after, segment.first - self.after - 1))
             self.after = segment.first + stop - 1
-            if self._by_summary and not self.wanted.may_hold(self.history.summary(segment, stop, final=final)):
+            if self._by_summary and not wanted.may_hold(self.history.summary(segment, stop, final=final)):
                 yield None
                 continue
+            if before is not None and _begins_an_order(segment, before, bound):
+                bound = ()
+            before = segment
             stretch = self.history.survey(segment, start, stop, bound, final=final)
             bound = stretch.latest
             yield _Part(segment, start, stop, stretch)
@@ -265,3 +286,10 @@ class Reading:
         if missing:  # dropped since it was surveyed, or not whole
             self.gaps.append((segment.first + start - 1, missing))
         return found
+
+
+def _begins_an_order(segment: Segment, before: Segment, bound: Bound) -> bool:
+    """Whether what is in a segment comes after all that was before it, whatever its times say: it is of another run, or
+    of a process whose clock was behind that of the one before. While a process lives its clock goes only forward."""
+    behind = bool(bound) and segment.created < bound[0]
+    return segment.run != before.run or (segment.incarnation != before.incarnation and behind)

@@ -3,10 +3,11 @@
 A server appends a record when a request is done, so its log is in the order of ends. The merged log is in the order of
 starts, for a request starts before its pieces do. Three steps lead there:
 
-1. `survey` and `in_order` sort one server's log by start, a block at a time.
-2. `Merger` merges the servers' sorted logs by start. It does not trust their clocks: where a piece comes up before its
-   request, its server waits until the request has been given. A server's identifiers grow with time, so one number a
-   server tells which of its requests have been given or will never be.
+1. `survey` and `in_order` sort one server's log by start, a block at a time. While a process lives its clock goes only
+   forward: what is late in a block was in flight before, however much of the block that is.
+2. `Merger` merges the servers' sorted logs by start, one run of the cluster after the other. It does not trust their
+   clocks: where a piece comes up before its request, its server waits until the request has been given. A server's
+   identifiers grow with time, so one number a server tells which of its requests have been given or will never be.
 3. `Live` does the same for what happens now (`logs -f`), when a request is logged after its pieces: a record waits for
    a short window, and a piece for its request. It does not trust the servers' clocks either.
 
@@ -22,7 +23,17 @@ from heapq import heappop, heappush, heapreplace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from memcluster.node.log.record import KEY, RECORD, RECORD_SIZE, SERVER_SHIFT, Event, Kind, Record, first_identifier
+from memcluster.node.log.record import (
+    KEY,
+    MAX_INCARNATION,
+    RECORD,
+    RECORD_SIZE,
+    SERVER_SHIFT,
+    Event,
+    Kind,
+    Record,
+    first_identifier,
+)
 
 REQUEST = int(Kind.REQUEST)
 PIECE = int(Kind.PIECE)
@@ -64,10 +75,8 @@ class Stretch(NamedTuple):
 
 
 def survey(block: Sequence[Entry], bound: Bound) -> Stretch:
-    """Where most of a block seems late, it was the clock that was set back: a new order begins."""
+    """What is to be known of a block that comes after `bound`."""
     late = [entry for entry in block if entry < bound]
-    if len(late) * 2 > len(block):
-        bound, late = (), []
     return Stretch(bound, max(bound, max(block, default=())), late)
 
 
@@ -103,22 +112,74 @@ def _late_in_order(stretches: Sequence[Stretch], index: int) -> list[Entry]:
 # -- several servers ---------------------------------------------------------------------------------------------
 
 
-UNKNOWN = (1 << 64) - 1
-"""No request of this server has been seen yet, so none is expected."""
-
-
 class Merger:
-    """Merges the logs of servers, each in order of start and given a batch at a time.
+    """Merges the logs of servers, each in order of start and given a batch at a time, one run after the other.
 
-    `wanting` are the servers whose next batch must come, with `feed` or `end`, before `take` can give more. A piece
-    waits for its request only while the log of the server that took it is not at its end, and not for one before the
-    first of that log: it is no longer kept, or not wanted. With `part` the logs are the last records, or those since a
-    time, and one that shows no request has none that is to be waited for. A server's own order is kept, but see
-    `_break_circle`. With `one_clock` no piece starts before its request and none waits: that is so where requests are
-    logged by whoever answers them.
+    `wanting` are the servers whose next batch must come, with `feed` or `end`, before `take` can give more. With
+    `one_clock` no piece starts before its request and none waits: that is so where requests are logged by whoever
+    answers them.
     """
 
-    def __init__(self, servers: Iterable[int], *, one_clock: bool = False, part: bool = False) -> None:
+    def __init__(self, servers: Iterable[int], *, one_clock: bool = False) -> None:
+        self._open = set(servers)
+        self._one_clock = one_clock
+        self._run = 0
+        self._later: dict[int, tuple[int, Sequence[Entry]]] = {}  # batches of later runs
+        self._merger = _RunMerger(self._open, one_clock)
+
+    def __repr__(self) -> str:
+        return f"<Merger of run {self._run}, wants {sorted(self.wanting)}>"
+
+    @property
+    def wanting(self) -> set[int]:
+        return self._merger.wanting
+
+    @property
+    def finished(self) -> bool:
+        """Everything has been given."""
+        return not self._later and self._merger.finished
+
+    def feed(self, server: int, batch: Sequence[Entry], run: int = 0) -> None:
+        """The next entries of a server that is wanting, all of one run, which is not before that of the last ones."""
+        if run > self._run and batch:
+            self._later[server] = run, batch
+            self._merger.end(server)
+        else:
+            self._merger.feed(server, batch)
+
+    def end(self, server: int) -> None:
+        """A server has no more than it was fed."""
+        self._open.discard(server)
+        self._merger.end(server)
+
+    def take(self, limit: int) -> list[Entry]:
+        """The next entries in the order of the log, at most `limit`; none if some server is wanting, or at the end."""
+        if self._merger.finished and self._later:
+            self._begin_run(min(run for run, _ in self._later.values()))
+        return self._merger.take(limit)
+
+    def _begin_run(self, run: int) -> None:
+        """All have given what they have of the runs before."""
+        self._run = run
+        due = {server: batch for server, (found, batch) in self._later.items() if found == run}
+        for server in due:
+            del self._later[server]
+        self._merger = _RunMerger(due, self._one_clock)
+        for server, batch in due.items():
+            self._merger.feed(server, batch)
+            if server not in self._open:
+                self._merger.end(server)
+
+
+class _RunMerger:
+    """Merges what the servers logged in one run.
+
+    A piece waits for its request only while the log of the server that took it is not at its end, and not for one
+    before the first of that log: it is no longer kept, or not wanted. So a server whose first request is not known yet
+    is asked for more. A server's own order is kept, but see `_break_circle`.
+    """
+
+    def __init__(self, servers: Iterable[int], one_clock: bool) -> None:
         self.wanting = set(servers)
         self._open = set(self.wanting)
         self._batches: dict[int, Iterator[Entry]] = {}
@@ -127,11 +188,8 @@ class Merger:
         self._aside: set[int] = set()  # id() of entries whose server has gone on without them; entries may be equal
         # Up to which identifier the requests of a server have been given or will never be; servers that nobody waits
         # for are not in it.
-        self._highest = {} if one_clock else dict.fromkeys(self.wanting, UNKNOWN if part else -1)
+        self._highest = {} if one_clock else dict.fromkeys(self.wanting, -1)
         self._first = set(self._highest)  # servers of whose log no request has been seen yet
-
-    def __repr__(self) -> str:
-        return f"<Merger of {len(self._waiting)} servers, wants {sorted(self.wanting)}>"
 
     @property
     def finished(self) -> bool:
@@ -141,19 +199,26 @@ class Merger:
     def feed(self, server: int, batch: Sequence[Entry]) -> None:
         """The next entries of a server that is wanting."""
         if batch:
+            self.wanting.discard(server)
             if server in self._first:
                 self._expect(server, batch)
+            if server in self._batches:  # it was asked for more because its first request was not known
+                self._batches[server] = iter([*self._batches[server], *batch])
+                return
             following = iter(batch)
             heappush(self._heads, next(following))
             self._batches[server] = following
-            self.wanting.discard(server)
 
     def end(self, server: int) -> None:
         """A server has no more than it was fed."""
         self._open.discard(server)
+        if server in self._first:  # and there is no request in it
+            self._first.discard(server)
+            del self._highest[server]
         if server in self.wanting:
             self.wanting.discard(server)
-            self._leave(server)
+            if server not in self._batches:
+                self._leave(server)
 
     def take(self, limit: int) -> list[Entry]:
         """The next entries in the order of the log, at most `limit`; none if some server is wanting, or at the end."""
@@ -170,6 +235,9 @@ class Merger:
             if kind == PIECE:
                 cause = identifier >> SERVER_SHIFT
                 if cause != server and identifier > highest.get(cause, identifier):
+                    if cause in self._first:
+                        self.wanting.add(cause)
+                        break
                     self._waiting[cause].append(heappop(heads))
                     continue
             taken.append(entry)
@@ -200,6 +268,7 @@ class Merger:
 
     def _used_up(self, server: int) -> None:
         """A server's batch has been given."""
+        del self._batches[server]
         if server in self._open:
             self.wanting.add(server)
         else:
@@ -208,6 +277,7 @@ class Merger:
     def _leave(self, server: int) -> None:
         """A server's log is at its end: whoever waits for a request of it waits in vain."""
         self._highest.pop(server, None)
+        self._first.discard(server)
         self._release(server)
 
     def _release(self, cause: int) -> None:
@@ -233,6 +303,8 @@ class Merger:
 
 # -- what happens now --------------------------------------------------------------------------------------------
 
+UNKNOWN = (1 << 64) - 1
+"""No request of this server has been seen yet, so none is expected."""
 REMEMBERED = 1 << 17
 """Requests of a server that are remembered as given, for the sake of pieces that come after them."""
 HELD = 1 << 17
@@ -337,7 +409,7 @@ class Live:
         """If this is a server's start, no request of its earlier incarnations will come."""
         record = Record._make(RECORD.unpack(entry[4]))
         server = entry[3]
-        if record.operation == Event.STARTED and server in self.floors:
+        if record.operation == Event.STARTED and record.offset <= MAX_INCARNATION and server in self.floors:
             floor = self.floors[server] = max(self.floors[server], first_identifier(server, record.offset) - 1)
             for identifier in [found for found in self._held if found >> SERVER_SHIFT == server and found <= floor]:
                 self._let_go(identifier, taken)

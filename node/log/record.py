@@ -4,9 +4,10 @@ A record is 64 bytes, little-endian, and its last field is its commit mark: the 
 from record to record of a server. `RECORD.pack_into` clears the slot and then writes the fields in their order, so a
 slot whose end holds the number expected there holds a whole record; one that a kill -9 tore is simply not there.
 
-An identifier is 64 bits: the server that took the client's request (10), that server's incarnation (14; one more each
-time its process starts, so that identifiers are never used twice) and a counter (40). A request's pieces carry the
-identifier of the request, on whatever server they are done. Identifiers of one server grow with time.
+An identifier is 64 bits: the server that took the client's request (10), that server's incarnation (20) and a counter
+(34). An incarnation is one more each time its process starts, and each time a counter comes to its end, and stands in
+the log before it is used: no identifier is used twice. A request's pieces carry the identifier of the request, on
+whatever server they are done. Identifiers of one server grow with time.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ REPEATED = 1 << 15
 """A flag of a piece: a link sent it again after it had lost a connection, so it may be in the log already."""
 
 SERVER_BITS = 10
-INCARNATION_BITS = 14
-COUNTER_BITS = 40
+INCARNATION_BITS = 20
+COUNTER_BITS = 34
 MAX_SERVERS = 1 << SERVER_BITS
 MAX_INCARNATION = (1 << INCARNATION_BITS) - 1
 MAX_COUNTER = (1 << COUNTER_BITS) - 1
@@ -66,6 +67,7 @@ class Event(IntEnum):
     HEALED = 18
     LOG_STOPPED = 19  # records lost; it is written when there is room again
     HANGING = 20  # on purpose, for how many ms; 0: until its supervisor finds out
+    LOG_DAMAGED = 21  # how many of its files were cut short, or were no segments of it (any more)
 
 
 TROUBLE = frozenset(
@@ -78,6 +80,7 @@ TROUBLE = frozenset(
         Event.KILLED,
         Event.LOG_STOPPED,
         Event.HANGING,
+        Event.LOG_DAMAGED,
     }
 )
 """Events that `--errors` shows."""
@@ -194,6 +197,11 @@ def signed(value: int) -> int:
 def first_identifier(server: int, incarnation: int) -> int:
     """Where a server that has just started begins to count; each request takes the next number."""
     return make_identifier(server, incarnation, 1)
+
+
+def last_identifier(server: int, incarnation: int) -> int:
+    """The last one that a server has in an incarnation."""
+    return make_identifier(server, incarnation, MAX_COUNTER)
 
 
 def make_identifier(server: int, incarnation: int, counter: int) -> int:

@@ -11,21 +11,33 @@ go, then copy what lies before: a copy that ran along with the writer could have
 from __future__ import annotations
 
 import os
+import re
+import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
-from memcluster.node.log.record import RECORD_SIZE
+from memcluster.node.log.record import MAX_INCARNATION, MAX_SERVERS, RECORD_SIZE
 
 MAGIC = b"memclog\0"
-VERSION = 1
-HEADER = Struct("<8sHHIQQ96s")  # MAGIC, VERSION, server, incarnation, first, created, cluster's name
+VERSION = 2
+HEADER = Struct("<8sHHIQQII88s")  # MAGIC, VERSION, server, incarnation, first, created, run, slots, cluster's name
+SLOTS = Struct("<I")
+SLOTS_AT = 36
 HEADER_SIZE = HEADER.size
 SUFFIX = ".seg"
 
 SEGMENT_SIZE = 4 << 20
+MAX_SEQUENCE = 1 << 63
+"""More than any log comes to: what is beyond was never written by a server."""
+MAX_TIME = 1 << 63
+ASIDE = ".damaged"
+"""What a file that was set aside is called, in the place of SUFFIX."""
+_NAME = re.compile(r"[0-9]{1,18}\.seg")
+_ANY_NAME = re.compile(r"([0-9]{1,18})\.(?:seg|damaged[0-9]*)")
 
 SEQUENCE = Struct("<Q")
 SEQUENCE_AT = RECORD_SIZE - SEQUENCE.size
@@ -40,7 +52,7 @@ class SegmentError(Exception):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path} {self.reason}; move it away, or name another directory for the logs"
+        return f"{self.path} {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +65,15 @@ class Segment:
     first: int
     """The sequence number of the record in the first slot."""
     created: int
+    run: int
+    """The run of the cluster: one more each time it is started."""
+    slots: int
+    """How many it has room for, while it is written; then how many it holds. There are less if the file was cut."""
     cluster: bytes
 
     @property
     def number(self) -> int:
-        return int(self.path.stem)
+        return _number(self.path.name)
 
 
 def segment_paths(directory: Path) -> list[Path]:
@@ -66,41 +82,58 @@ def segment_paths(directory: Path) -> list[Path]:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
-    stems = [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
-    return [directory / f"{stem}{SUFFIX}" for stem in sorted((s for s in stems if s.isdigit()), key=int)]
+    return [directory / name for name in sorted(filter(_NAME.fullmatch, names), key=_number)]
+
+
+def _number(name: str) -> int:
+    return int(name.removesuffix(SUFFIX))
+
+
+def newest_number(directory: Path) -> int:
+    """The greatest number that a segment had, were it set aside since. Raises OSError."""
+    return max((int(found[1]) for name in os.listdir(directory) if (found := _ANY_NAME.fullmatch(name))), default=0)
 
 
 def list_segments(directory: Path, after: int = 0) -> list[Segment]:
-    """The segments whose number is greater than `after`, oldest first. Raises SegmentError and OSError."""
+    """The segments whose number is greater than `after`, oldest first, without those that are damaged. Raises
+    OSError."""
     segments = []
     for path in segment_paths(directory):
-        if int(path.stem) > after:
-            try:
+        if _number(path.name) > after:
+            with suppress(OSError, SegmentError):  # dropped since, or damaged: its records are counted as missing
                 segments.append(read_header(path))
-            except FileNotFoundError:
-                pass  # dropped since it was listed
     return segments
 
 
 def last_sequence(directory: Path) -> int:
-    """The sequence number of the last record there is; 0 if there is none. Raises SegmentError and OSError."""
-    paths = segment_paths(directory)
-    if not paths:
+    """The sequence number of the last record there is; 0 if there is none. Raises OSError."""
+    segments = list_segments(directory)
+    if not segments:
         return 0
-    with SegmentReader(read_header(paths[-1])) as reader:
+    with SegmentReader(segments[-1]) as reader:
         return reader.segment.first + reader.committed() - 1
 
 
 def read_header(path: Path) -> Segment:
     """Raises SegmentError if the file is not a segment, and OSError."""
-    with open(path, "rb", buffering=0) as file:
-        data = file.read(HEADER_SIZE)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a fifo
+    except FileNotFoundError:
+        raise SegmentError(path, "is not there") from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise SegmentError(path, "is not a file")
+        data = os.pread(descriptor, HEADER_SIZE, 0)
+    finally:
+        os.close(descriptor)
     if len(data) < HEADER_SIZE or not data.startswith(MAGIC):
         raise SegmentError(path, "is not a segment of a memcluster log")
-    _, version, server, incarnation, first, created, cluster = HEADER.unpack(data)
+    _, version, server, incarnation, first, created, run, slots, cluster = HEADER.unpack(data)
     if version != VERSION:
         raise SegmentError(path, f"has version {version} of the log's format, and this program reads {VERSION}")
-    return Segment(path, server, incarnation, first, created, cluster.rstrip(b"\0"))
+    if server >= MAX_SERVERS or incarnation > MAX_INCARNATION or not 0 < first < MAX_SEQUENCE or created > MAX_TIME:
+        raise SegmentError(path, "has a header that no server writes")
+    return Segment(path, server, incarnation, first, created, run, slots, cluster.rstrip(b"\0"))
 
 
 class Block(NamedTuple):
@@ -178,7 +211,7 @@ class LogReader:
     def read(self, limit: int = SEGMENT_SIZE // RECORD_SIZE) -> Block | None:
         """The next records, at most `limit` and of one segment; None if there are none yet.
 
-        Raises SegmentError and OSError.
+        Raises OSError.
         """
         while True:
             if self._reader is not None and (block := self._read_on(limit)):

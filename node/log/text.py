@@ -140,6 +140,8 @@ def _meaning(operation: int, value: int, of_logger: bool) -> str:
             return f"the link to {'logger' if of_logger else 'server'}{value}"
         case Event.LOG_STOPPED:
             return f"{value} records lost"
+        case Event.LOG_DAMAGED:
+            return f"{value} file{'s' if value > 1 else ''} of its log"
         case _:
             return ""
 

@@ -8,6 +8,10 @@ A segment belongs to one incarnation of its server: a server that starts again c
 after the last whole record and begins another. Sequence numbers go on from there. They also count the records that
 could not be written, so whatever is missing shows as a gap between two segments. While the log is stopped the last
 number given out stands in a file of a few bytes, for the next incarnation, should a kill -9 come first.
+
+A log in trouble stops the log and not the service. What is no segment of it, or was damaged, is set aside under another
+name, and the log goes on. No number is used twice, whatever is damaged: of a segment that cannot be read the name still
+tells how many there have been, and a log has no more incarnations than segments.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from struct import Struct
 
 from memcluster.node.log.record import MAX_INCARNATION, RECORD, RECORD_SIZE, Event, Kind, Record, clamp
 from memcluster.node.log.segments import (
@@ -27,20 +32,23 @@ from memcluster.node.log.segments import (
     HEADER_SIZE,
     MAGIC,
     SEGMENT_SIZE,
-    SEQUENCE,
+    SLOTS,
+    SLOTS_AT,
     SUFFIX,
     VERSION,
-    SegmentError,
-    SegmentReader,
     list_segments,
     segment_paths,
 )
+from memcluster.node.log.takeover import set_aside, take_over
 
 MIN_SEGMENT = 4096
 SEGMENTS_KEPT = 4
 """`retain` has room for this many segments at least: they are made smaller if need be."""
 GIVEN = "given"
-"""The file that holds the last sequence number given out while the log was stopped."""
+"""The file that holds what was given out while the log was stopped: the last sequence number, and the incarnation."""
+_GIVEN = Struct("<QQ")
+GAP = 1 << 48
+"""More than can have been lost: a `given` beyond was never written here."""
 RETRY = 4096
 """Records lost between two attempts to write again."""
 YOUNG = 8
@@ -52,11 +60,12 @@ class LogWriter:
 
     `sequence` is the number of the last record, `lost` how many of them could not be written (by incarnations before,
     too, if they could not write that down): when the disk is full the log stops, the service does not, and every RETRY
-    records the log tries again. With a `retain` of 0 there is no
-    log: nothing is written and nothing counted. `clock` (ns since 1970) must be the one the records' times come from.
+    records, and at every `look`, the log tries again. With a `retain` of 0 there is no log: nothing is written or
+    counted. `clock` (ns since 1970) must be the one the records' times come from. `run` is the cluster's.
 
     `level` "errors" keeps what failed, and `sample` N the stories of one request in N: what is left out is not counted
-    either, so it is no gap. Events are always kept. With a `retain_age` (seconds) `expire` is to be called regularly.
+    either, so it is no gap. Events are always kept. Records are kept for `retain_age` seconds (0: as long as there is
+    room); `look` is to be called now and then.
     """
 
     def __init__(
@@ -70,8 +79,12 @@ class LogWriter:
         level: str = "requests",
         sample: int = 1,
         retain_age: float = 0.0,
+        run: int = 1,
+        incarnation: int = 1,
+        renumbered: Callable[[], object] = lambda: None,
     ) -> None:
-        """Raises SegmentError if the directory holds another log, and OSError if it cannot be used at all."""
+        """`incarnation` is the least that this process may be; `renumbered` is called when it has become another. What
+        the directory holds can stop the log, but not its server."""
         self.directory = Path(directory)
         self.server = server
         self.retain = retain
@@ -79,12 +92,17 @@ class LogWriter:
         self.cluster = cluster
         self.sequence = 0
         self.lost = 0
-        self.incarnation = 0
+        self.incarnation = incarnation if retain else 0
+        self.run = run
         self.error: OSError | None = None
         """Why the log stopped, while it is stopped."""
         self.sample = sample
         self.retain_age = retain_age
         self._clock = clock
+        self._renumbered: Callable[[], object] = lambda: None
+        self._taken_over = False
+        self._empty: Path | None = None  # a segment that may go once there is another
+        self._damaged = 0  # files, not told yet
         self._created = 0
         self._lost_before = 0
         self._pack = RECORD.pack_into
@@ -97,7 +115,8 @@ class LogWriter:
         if not retain:
             self.append = _no_append  # type: ignore[method-assign, assignment]
             return
-        self._open()
+        self._rotate()
+        self._renumbered = renumbered
         if level == "errors":
             self.append = self._append_error  # type: ignore[method-assign, assignment]
         elif sample > 1:
@@ -137,27 +156,44 @@ class LogWriter:
             self._position = position + RECORD_SIZE
 
     def event(self, event: Event, subject: int, *, client: int = 0, value: int = 0, start: int | None = None) -> None:
-        """Write what happened to a node or a client, now or at `start`."""
+        """Write what happened to a node or a client, now or at `start`; one that is yet to come is another clock's."""
         if self.retain:
-            start = self._clock() if start is None else start
+            now = self._clock()
+            start = now if start is None else min(start, now)
             value &= (1 << 64) - 1
             LogWriter.append(self, start, 0, 0, value, subject, client, Kind.EVENT, event, 0, 0)
 
-    def expire(self) -> None:
-        """Drop the segments whose last record is older than `retain_age`."""
-        if not (self.retain and self.retain_age):
-            return
+    def look(self) -> None:
+        """See to the files, now and then: that the segment at hand is there and whole, as people delete and cut files,
+        and that none is older than `retain_age`."""
+        if self._map is not None:
+            found = os.fstat(self._descriptor)
+            if not found.st_nlink or found.st_size < self.segment_size:
+                self._leave_segment(found.st_size if found.st_nlink else -1)
+        elif self.error is not None:
+            self._rotate()
+        if self.retain_age:
+            self._expire()
+
+    def begin_incarnation(self) -> None:
+        """The identifiers of this one are used up: become the next, which stands in the log before it is used."""
+        if self.retain:  # else there is nothing that knows the old ones
+            self.incarnation += 1
+            if self.incarnation > MAX_INCARNATION:
+                self._begin_anew()
+            self._rotate()
+        self._renumbered()
+
+    def _expire(self) -> None:
+        """Drop the segments whose last record is too old."""
         age = int(self.retain_age * 1e9)
         now = self._clock()
         if self._map is not None and self._position > HEADER_SIZE and now - self._created > age // YOUNG:
             self._rotate()
-        try:
-            segments = list_segments(self.directory)
-            for segment, neighbour in pairwise(segments):
+        with suppress(OSError):  # the next time perhaps
+            for segment, neighbour in pairwise(list_segments(self.directory)):
                 if neighbour.created < now - age:  # which is when its last record was written
                     segment.path.unlink(missing_ok=True)
-        except (OSError, SegmentError):
-            pass  # the next time perhaps
 
     def close(self) -> None:
         """Give back the space that was reserved and not used."""
@@ -174,87 +210,92 @@ class LogWriter:
         if is_sampled(fields[2], self.sample):
             LogWriter.append(self, *fields)
 
-    # -- segments --------------------------------------------------------------------------------------------------
-
     def _append_slowly(self, record: Record) -> None:
         """The record did not fit: the segment is full, the log stopped, or a number is out of its field's bounds."""
         full = self._position + RECORD_SIZE > len(self._slots)
         if full and (self.error is None or self.lost % RETRY == 0):
             self._rotate()
-        self.sequence = record.sequence
         if self.error:
+            self.sequence += 1
             self.lost += 1
             with suppress(OSError):  # there was no room for it from the start
-                os.pwrite(self._given, SEQUENCE.pack(self.sequence), 0)
+                os.pwrite(self._given, _GIVEN.pack(self.sequence, self.incarnation), 0)
             return
-        if self.lost > self._lost_before:  # there is room again
-            self._tell_lost()
-            self.sequence += 1
-            record = record._replace(sequence=self.sequence)
-        RECORD.pack_into(self._slots, self._position, *clamp(record))
+        self._put(record)
+
+    def _put(self, record: Record) -> None:
+        """Write a record, whatever is in it, into a segment that has room for it."""
+        self.sequence += 1
+        RECORD.pack_into(self._slots, self._position, *clamp(record._replace(sequence=self.sequence)))
         self._position += RECORD_SIZE
 
-    def _tell_lost(self) -> None:
-        """Write down, as record `sequence`, how many were lost."""
-        self._lost_before = self.lost
-        stopped = Record(
-            self._clock(), 0, 0, self.lost, self.server, 0, Kind.EVENT, Event.LOG_STOPPED, 0, 0, self.sequence
-        )
-        RECORD.pack_into(self._slots, self._position, *stopped)
-        self._position += RECORD_SIZE
+    def _tell_trouble(self) -> None:
+        """Write down how many records were lost, and how many files were set aside."""
+        told = []
+        if self.lost > self._lost_before:
+            told.append((Event.LOG_STOPPED, self.lost))
+        if self._damaged:
+            told.append((Event.LOG_DAMAGED, self._damaged))
+        self._lost_before, self._damaged = self.lost, 0
+        for event, value in told:
+            self._put(Record(self._clock(), 0, 0, value, self.server, 0, Kind.EVENT, event, 0, 0, 0))
 
-    def _open(self) -> None:
-        """Go on where the last incarnation stopped."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        name = self._cluster_name()
-        last = None
-        for last in list_segments(self.directory):
-            if (last.cluster, last.server) != (name, self.server):
-                whose = f"server {last.server} of cluster {last.cluster.decode(errors='replace')!r}"
-                raise SegmentError(last.path, f"belongs to {whose}, not to server {self.server} of {self.cluster!r}")
-        for leftover in self.directory.glob("*.new"):
-            leftover.unlink()
-        self.incarnation = 1
-        used = 0
-        if last is not None:
-            with SegmentReader(last) as reader:
-                used = reader.committed()
-            os.truncate(last.path, HEADER_SIZE + used * RECORD_SIZE)
-            self._number = last.number
-            self.incarnation = (last.incarnation + 1) & MAX_INCARNATION
-            self.sequence = last.first + used - 1
+    def _take_over(self) -> None:
+        """Go on where the last incarnation stopped. Raises OSError."""
+        found = take_over(self.directory, self.server, self._cluster_name())
+        least = self.incarnation
+        self._number = found.number
+        self._empty = found.empty
+        self._damaged += found.damaged
+        self.incarnation = max(found.incarnation + 1, least)
+        self.sequence += found.sequence
         self._open_given()
-        self._rotate()
-        if last is not None and not used and self.error is None:
-            last.path.unlink()  # a server that starts again and again leaves one empty segment, not a thousand
-        if self.lost and self.error is None:
-            self.sequence += 1
-            self._tell_lost()
+        if self.incarnation > MAX_INCARNATION:
+            self._begin_anew()
+        self._taken_over = True
+        if self.incarnation != least:
+            self._renumbered()
+
+    def _begin_anew(self) -> None:
+        """Set the whole log aside: there are no more numbers for its incarnations."""
+        self.incarnation = 1
+        with suppress(OSError):
+            for path in segment_paths(self.directory):
+                set_aside(path)
+                self._damaged += 1
 
     def _open_given(self) -> None:
         """See what was lost and not written down, and reserve the room to say so should the log stop."""
         with suppress(OSError):  # no room even for that: then the count lives as long as the process
             self._given = os.open(self.directory / GIVEN, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            os.posix_fallocate(self._given, 0, SEQUENCE.size)
-            (given,) = SEQUENCE.unpack(os.pread(self._given, SEQUENCE.size, 0))
-            self.lost = max(0, given - self.sequence)
-            self.sequence += self.lost
+            os.posix_fallocate(self._given, 0, _GIVEN.size)
+            given, incarnation = _GIVEN.unpack(os.pread(self._given, _GIVEN.size, 0))
+            lost = given - (self.sequence - self.lost)
+            if 0 < lost < GAP:
+                self.lost += lost
+                self.sequence += lost
+                self.incarnation = max(self.incarnation, min(incarnation, MAX_INCARNATION) + 1)
+
+    # -- segments --------------------------------------------------------------------------------------------------
 
     def _rotate(self) -> None:
         """Begin the next segment; if that cannot be, the log stops."""
         self._let_go()
-        path = self.directory / f"{self._number + 1:06d}{SUFFIX}"
-        new = path.with_suffix(".new")  # a segment has its name only when it has its header
         created = self._clock()
         try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if not self._taken_over:
+                self._take_over()
+            path = self.directory / f"{self._number + 1:06d}{SUFFIX}"
+            new = path.with_suffix(".new")  # a segment has its name only when it has its header
             self._drop_oldest()
             descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
             try:
                 os.posix_fallocate(descriptor, 0, self.segment_size)
                 mapped = mmap.mmap(descriptor, self.segment_size)
                 HEADER.pack_into(
-                    mapped, 0, MAGIC, VERSION, self.server, self.incarnation, self.sequence + 1, created,
-                    self._cluster_name(),
+                    mapped, 0, MAGIC, VERSION, self.server, self.incarnation, self.sequence + 1, created, self.run,
+                    (self.segment_size - HEADER_SIZE) // RECORD_SIZE, self._cluster_name(),
                 )  # fmt: skip
                 os.rename(new, path)
             except BaseException:
@@ -271,29 +312,52 @@ class LogWriter:
         self._map = mapped
         self._slots = memoryview(mapped)
         self._position = HEADER_SIZE
+        if self._empty is not None:
+            with suppress(OSError):
+                self._empty.unlink()
+            self._empty = None
+        self._tell_trouble()
 
     def _let_go(self) -> None:
         """Close the segment at hand, cut after its last record."""
         if self._map is None:
             return
+        used = self._position
+        if used < self.segment_size:
+            SLOTS.pack_into(self._slots, SLOTS_AT, (used - HEADER_SIZE) // RECORD_SIZE)
+            os.ftruncate(self._descriptor, used)
+        self._unmap()
+
+    def _leave_segment(self, size: int) -> None:
+        """The segment at hand was cut to this size, or deleted (-1). What was in it is gone; to write on there would be
+        the end of this process (SIGBUS)."""
+        self._unmap()
+        if 0 <= size < HEADER_SIZE:
+            with suppress(OSError):
+                set_aside(self.directory / f"{self._number:06d}{SUFFIX}")
+        self._damaged += 1
+        self._rotate()
+
+    def _unmap(self) -> None:
         self._slots.release()
         self._slots = memoryview(bytearray())
+        assert self._map is not None
         self._map.close()
         self._map = None
-        if self._position < self.segment_size:
-            os.ftruncate(self._descriptor, self._position)
-        os.close(self._descriptor)
         self._position = 0
+        os.close(self._descriptor)
 
     def _drop_oldest(self) -> None:
         """Make room for one more segment within `retain`."""
-        paths = segment_paths(self.directory)
-        sizes = [path.stat().st_size for path in paths]
-        excess = sum(sizes) + self.segment_size - self.retain
-        for path, size in zip(paths, sizes, strict=True):
+        sizes = {}
+        for path in segment_paths(self.directory):
+            with suppress(FileNotFoundError):
+                sizes[path] = path.stat().st_size
+        excess = sum(sizes.values()) + self.segment_size - self.retain
+        for path, size in sizes.items():
             if excess <= 0:
                 return
-            path.unlink()
+            path.unlink(missing_ok=True)
             excess -= size
 
     def _cluster_name(self) -> bytes:

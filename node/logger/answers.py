@@ -74,13 +74,15 @@ class ShareAnswer:
             self._credit += 1
         self.go_on()
 
-    def fed(self, _server: int, batch: list[Entry], missing: int) -> None:
+    def fed(self, _server: int, batch: list[Entry], missing: int, run: int) -> None:
         self._asked = False
         for position in range(0, max(1, len(batch)), BATCH):
             part = batch[position : position + BATCH]
             head: dict[str, Any] = {"node": self._node, "records": len(part)}
             if not self._history:
                 head["after"] = self._share.after
+            elif run:
+                head["run"] = run
             if missing:
                 head["missing"], missing = missing, 0
             self._ready.append((head, b"".join([entry[4] for entry in part])))

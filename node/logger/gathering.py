@@ -6,13 +6,11 @@ however long the log. A logger that cannot be reached or falls silent is named a
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from memcluster.node import topology
-from memcluster.node.log.clock import clock_epoch
 from memcluster.node.log.filter import MAX_TIME, Filter
 from memcluster.node.log.history import History
 from memcluster.node.log.merge import UNKNOWN, Entry, Live, Merger
@@ -67,13 +65,13 @@ class Gathering:
         self.wanted = wanted
         self.follow = follow
         self.output = output
-        self._epoch = clock_epoch()
+        self._now = spec.run.now
         self.live = False
         """The histories are given; now it is news."""
         self._trouble: dict[str, str] = {}
         self._gaps: list[dict[str, Any]] = []
         part = bool(wanted.last or wanted.since or after)
-        self._merger = Merger(servers, one_clock=topology.load(spec.cluster.topology).hands_over, part=part)
+        self._merger = Merger(servers, one_clock=topology.load(spec.cluster.topology).hands_over)
         with_tail = wanted.last and not (last_of_each or after)
         self._tail: deque[Entry] | None = deque(maxlen=wanted.last) if with_tail else None
         self._gate: Live | None = None
@@ -114,7 +112,7 @@ class Gathering:
 
     # -- from the shares -------------------------------------------------------------------------------------------
 
-    def fed(self, server: int, batch: list[Entry], missing: int) -> None:
+    def fed(self, server: int, batch: list[Entry], missing: int, run: int) -> None:
         self._asked.discard(server)
         if self.live:
             assert self._gate is not None
@@ -124,7 +122,7 @@ class Gathering:
         else:
             if self._gate is not None:
                 self._gate.expect(batch)
-            self._merger.feed(server, batch)
+            self._merger.feed(server, batch, run)
         self.go_on()
 
     def ended(self, server: int, gaps: Sequence[tuple[int, int]], trouble: str) -> None:
@@ -237,9 +235,6 @@ class Gathering:
             if server in given:
                 given[server] = min(given[server], RECORD.unpack(slot)[-1] - 1)
         return {f"server{server}": sequence for server, sequence in given.items()}
-
-    def _now(self) -> int:
-        return self._epoch + time.monotonic_ns()
 
     def _finish(self) -> None:
         if self._closed:

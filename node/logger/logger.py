@@ -9,12 +9,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from time import monotonic_ns, time_ns
 from typing import Any
 
 from memcluster.node.log.filter import Filter, flag
 from memcluster.node.log.history import History
-from memcluster.node.log.segments import SegmentError, last_sequence
+from memcluster.node.log.segments import last_sequence
 from memcluster.node.log.tally import Tally
 from memcluster.node.logger.answers import ANSWERS, Answer, QueryError
 from memcluster.node.logger.collection import Collection
@@ -135,9 +134,8 @@ class Logger:
         self.loop = loop
         self.spec = spec
         self.report = report
-        epoch = time_ns() - monotonic_ns()  # as its server has it, which starts when it does
         self.history = History(
-            spec.log_directory, spec.index, spec.cluster.layout, clock=lambda: epoch + monotonic_ns()
+            spec.log_directory, spec.index, spec.cluster.layout, clock=spec.run.now, run=spec.run.number
         )
         self.answered = 0
         self._queries: set[Query] = set()
@@ -151,7 +149,7 @@ class Logger:
         if spec.metrics:
             try:
                 end = Filter(after=last_sequence(Path(spec.log_directory)))
-            except (OSError, SegmentError):
+            except OSError:
                 end = Filter()
             self._running = Count(loop, self.history, spec.cluster.memory, end, lambda _: None, follow=True)
 
@@ -174,7 +172,7 @@ class Logger:
         """The counters, for `memcluster status`."""
         try:
             records = last_sequence(Path(self.spec.log_directory))
-        except (OSError, SegmentError):
+        except OSError:
             records = 0
         counters: dict[str, Any] = {"clients": len(self._queries), "requests": self.answered, "records": records}
         return counters | {"metrics": self._page.address} if self._page is not None else counters
@@ -269,7 +267,7 @@ class Logger:
         """One segment a turn, so that nobody waits."""
         try:
             more = self.history.look_ahead()
-        except (OSError, SegmentError):
+        except OSError:
             more = False  # who asks will be told
         self.loop.after(0.0 if more else LOOK_AHEAD, self._look_ahead)
 

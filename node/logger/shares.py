@@ -15,7 +15,7 @@ from memcluster.node.log.filter import Filter
 from memcluster.node.log.history import History
 from memcluster.node.log.merge import Bound, Entry, entries
 from memcluster.node.log.record import RECORD_SIZE
-from memcluster.node.log.segments import LogReader, SegmentError
+from memcluster.node.log.segments import LogReader
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.frames import Frame
@@ -39,8 +39,9 @@ POLL = 0.05
 class Sink(Protocol):
     """What takes a share. It gets one batch each time it calls the share's `more`, and at last the end."""
 
-    def fed(self, server: int, batch: list[Entry], missing: int) -> None:
-        """The next entries, not none; `missing` records should have stood before them (only after the history)."""
+    def fed(self, server: int, batch: list[Entry], missing: int, run: int) -> None:
+        """The next entries, not none, all of one run of the cluster (0: of now, after the history); `missing` records
+        should have stood before them (only after the history)."""
 
     def ended(self, server: int, gaps: Sequence[tuple[int, int]], trouble: str) -> None:
         """The history's end. When the log is followed `more` may be called on; else, or in trouble, it is the end, but
@@ -90,7 +91,7 @@ class LocalShare:
             return
         try:
             batch = next(self._batches, None)
-        except (OSError, SegmentError) as error:
+        except OSError as error:
             self.close()
             self.sink.ended(self.history.server, [], str(error))
             return
@@ -99,7 +100,7 @@ class LocalShare:
             self._reading.wanted = self._reading.wanted.onwards(self.after)
             self.sink.ended(self.history.server, self._reading.gaps, "")
         elif batch:
-            self.sink.fed(self.history.server, batch, 0)
+            self.sink.fed(self.history.server, batch, 0, self._reading.run)
         else:
             self.loop.soon(self._step)
 
@@ -110,7 +111,7 @@ class LocalShare:
         assert self._reader is not None
         try:
             block = self._reader.read(BATCH)
-        except (OSError, SegmentError) as error:
+        except OSError as error:
             self.close()
             self.sink.ended(self.history.server, [], str(error))
             return
@@ -120,7 +121,7 @@ class LocalShare:
         found = entries(self.history.server, block.data)
         batch = self._reading.keep(self.history.without_doubles(block.first, block.data, found))
         if batch or block.missing:
-            self.sink.fed(self.history.server, batch, block.missing)
+            self.sink.fed(self.history.server, batch, block.missing, 0)
         else:
             self.loop.soon(self._poll)
 
@@ -140,7 +141,7 @@ class RemoteShare:
         self._history = True
         self._lost = False
         self._attempts = 0
-        self._given: Bound = ()  # the last entry of the history that was handed over, before its end
+        self._given: tuple[int, Bound] = (0, ())  # run and last entry of what of the history was handed over
         self._channel: Channel | None = None
         self._closed = False
         self._deadline: Timer | None = None
@@ -204,18 +205,19 @@ class RemoteShare:
             self.wanted = replace(self.wanted, after=frame.head["after"])
         if frame.head.get("end"):
             self._history = False
-            self._given = ()
+            self._given = (0, ())
             self.wanted = self.wanted.onwards(self.wanted.after)
             if not self.follow:
                 self.close()
             self.sink.ended(self.server, [(gap["after"], gap["records"]) for gap in frame.head.get("gaps", [])], "")
         else:
             batch = entries(self.server, frame.body)
+            run = frame.head.get("run", 0)
             if self._history and self.follow and batch:
-                batch = [entry for entry in batch if entry > self._given]  # what was given before it was lost
-                self._given = max(batch, default=self._given)
+                batch = [entry for entry in batch if (run, entry) > self._given]  # what was given before it was lost
+                self._given = max(self._given, (run, max(batch, default=())))
             if batch or frame.head.get("missing"):
-                self.sink.fed(self.server, batch, frame.head.get("missing", 0))
+                self.sink.fed(self.server, batch, frame.head.get("missing", 0), run)
             else:
                 self._asked = True
                 self.loop.soon(self._deliver)
@@ -258,13 +260,13 @@ class RemoteShare:
 
 def _is_sound(frame: Frame) -> bool:
     """Whether a logger's answer can be taken for one."""
-    records, missing, after, gaps = (frame.head.get(name, default) for name, default in _ANSWER)
+    records, missing, after, run, gaps = (frame.head.get(name, default) for name, default in _ANSWER)
     return (
-        type(records) is type(missing) is type(after) is int
+        type(records) is type(missing) is type(after) is type(run) is int
         and len(frame.body) == records * RECORD_SIZE
         and isinstance(gaps, list)
         and all(isinstance(gap, dict) and type(gap.get("after")) is type(gap.get("records")) is int for gap in gaps)
     )
 
 
-_ANSWER: tuple[tuple[str, Any], ...] = (("records", 0), ("missing", 0), ("after", 0), ("gaps", []))
+_ANSWER: tuple[tuple[str, Any], ...] = (("records", 0), ("missing", 0), ("after", 0), ("run", 0), ("gaps", []))

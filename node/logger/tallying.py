@@ -38,7 +38,7 @@ class Count:
         self._share = LocalShare(loop, history, wanted, self)
         self._share.more()
 
-    def fed(self, _server: int, batch: list[Entry], missing: int) -> None:
+    def fed(self, _server: int, batch: list[Entry], missing: int, _run: int) -> None:
         self.tally.add([entry[4] for entry in batch])
         self.tally.missing += missing
         self._share.more()

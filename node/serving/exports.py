@@ -36,6 +36,7 @@ class ClientExports:
     def __init__(self, host: Host, connection: Connection) -> None:
         self._host = host
         self._connection = connection
+        self._contexts: dict[str, Sequence[str]] = {}
 
     def names(self) -> Sequence[Export]:
         return self._host.exports()
@@ -49,7 +50,10 @@ class ClientExports:
         raise Refused(Rep.ERR_UNKNOWN, f"there is no export {name!r} here")
 
     def contexts(self, export: Export) -> Sequence[str]:
-        return self._host.contexts(export)
+        """However often they are asked for: what a client is lent by them it is lent once."""
+        if export.name not in self._contexts:
+            self._contexts[export.name] = self._host.contexts(export)
+        return self._contexts[export.name]
 
     def open(self, name: str) -> Export:
         host, client = self._host, self._connection.number

@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
-from time import monotonic_ns
 
 from memcluster.node.layout import Extents, Piece
-from memcluster.node.log.clock import clock_epoch
 from memcluster.node.log.record import Kind
 from memcluster.node.log.writer import LogWriter
 from memcluster.node.nbd.wire import Buffer, Command, CommandFlag, Error
@@ -49,7 +47,8 @@ class Keeper:
         self.shard = Shard(spec.shard, spec.cluster.servers[spec.index].memory, durable=spec.durable)
         self.under_way: list[Clearing] = []
         """Long TRIMs and WRITE_ZEROES that are not at their end."""
-        self._epoch = clock_epoch()
+        self._epoch = spec.run.epoch
+        self.now = spec.run.now
         self.log = LogWriter(
             spec.log_directory,
             spec.index,
@@ -59,13 +58,15 @@ class Keeper:
             level=spec.log_level,
             sample=spec.log_sample,
             retain_age=spec.log_retain_age,
+            run=spec.run.number,
+            incarnation=spec.run.incarnation,
+            renumbered=self.renumbered,
         )
         self.no_space = 0
         """Requests that found no room."""
 
-    def now(self) -> int:
-        """The time as the log has it, ns since 1970."""
-        return self._epoch + monotonic_ns()
+    def renumbered(self) -> None:
+        """The log has another incarnation from now on."""
 
     def carry_out_piece(
         self,

@@ -45,10 +45,11 @@ class Shard:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             raise ShardError(f"{path} is gone, and with it {size} bytes of the memory: put it back") from None
-        found = os.fstat(self._fd).st_size
-        if found != size:
+        try:
+            self.look()
+        except ShardError:
             os.close(self._fd)
-            raise ShardError(f"{path} has {found} bytes, the shard {size}: move it away, or give the old sizes back")
+            raise
         self._map = mmap.mmap(self._fd, size) if size else mmap.mmap(-1, PAGE)  # an empty file cannot be mapped
         self._view = memoryview(self._map)
         self._pages = _find_data(self._fd, size)
@@ -62,6 +63,14 @@ class Shard:
     def used(self) -> int:
         """Bytes in pages that hold data."""
         return min(self._pages.count(1) * PAGE, self.size)
+
+    def look(self) -> None:
+        """Raises ShardError if the file has another size: what was cut off reads as zeroes to the end of its page."""
+        found = os.fstat(self._fd).st_size
+        if found != self.size:
+            raise ShardError(
+                f"{self.path} has {found} bytes, the shard {self.size}: move it away, or give the old sizes back"
+            )
 
     def read(self, offset: int, length: int) -> Buffer:
         """The bytes: a view of them, or of zeroes for a hole; a copy where there are both, as a hole that is filled

@@ -15,7 +15,7 @@ from operator import attrgetter
 from time import monotonic_ns
 from typing import Any
 
-from memcluster.node.log.record import Event, Kind, first_identifier, subject_of
+from memcluster.node.log.record import Event, Kind, first_identifier, last_identifier, subject_of
 from memcluster.node.nbd.errors import Refused
 from memcluster.node.nbd.negotiation import Export
 from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
@@ -25,7 +25,7 @@ from memcluster.node.serving.budget import Budget
 from memcluster.node.serving.connection import Connection, Route
 from memcluster.node.serving.exports import ClientExports
 from memcluster.node.serving.keeper import BLOCK_STATUS, FUA, READ, REQ_ONE, WRITE, ZEROING, Keeper
-from memcluster.node.serving.memory import MAX_EXTENTS, Shard
+from memcluster.node.serving.memory import MAX_EXTENTS, Shard, ShardError
 from memcluster.node.serving.pool import Pool
 from memcluster.node.serving.waiting import eager
 from memcluster.node.spec import NodeSpec
@@ -44,8 +44,10 @@ MEMORY_FLAGS = (
     | TransmissionFlag.SEND_FAST_ZERO
 )
 REQUEST = int(Kind.REQUEST)
-AGE_CHECKS = 16
-"""Looks at the age of log segments in the time that records are kept; but not more than one a second."""
+LOOK = 1.0
+"""Seconds between two looks at the files: people delete and cut them."""
+RESERVE = 1 << 21
+"""Identifiers that a turn may use, at most: when no more are left, the next turn begins another incarnation."""
 HANDSHAKE_CHECKS = 8
 """Looks at clients in their handshake in the time that they have for it."""
 CLIENTS_MEMORY = 512 << 20
@@ -92,7 +94,7 @@ class Server(Keeper):
         self.requests = 0
         self.bad_input = 0
         self._notices = 0
-        self._identifier = first_identifier(spec.index, self.log.incarnation) - 1
+        self.renumbered()
         self._accepted = 0
         self._drained: Callable[[], None] | None = None
         self._listeners = [Listener(loop, sock, self._accept) for sock in listeners]
@@ -127,8 +129,7 @@ class Server(Keeper):
         for listener in self._listeners:
             listener.start()
         self._watch_clients()
-        if self.spec.log_retain_age:
-            self._expire_log()
+        self._look()
         self.event(Event.READY)
         if self.admission.limit is None:
             self._sample()
@@ -228,9 +229,15 @@ class Server(Keeper):
         self.admission.sample()
         self.loop.after(SAMPLE, self._sample)
 
-    def _expire_log(self) -> None:
-        self.log.expire()
-        self.loop.after(max(1.0, self.spec.log_retain_age / AGE_CHECKS), self._expire_log)
+    def _look(self) -> None:
+        """See to the shard's file and the log's. A shard that is not whole must not be served for another moment."""
+        try:
+            self.shard.look()
+        except ShardError as error:
+            self.report({"event": "failed", "reason": str(error)})
+            raise
+        self.log.look()
+        self.loop.after(LOOK, self._look)
 
     def _watch_clients(self) -> None:
         """Cut off those that hold memory and make no use of it; twice in the time they have, to see progress."""
@@ -301,6 +308,8 @@ class Server(Keeper):
         if len(self.connections) > 1 and any(map(_command_of, requests)):
             self.changes += 1
         stopping = self.stopping
+        if self._identifier > self._enough:
+            self.log.begin_incarnation()
         for request in requests:
             if stopping and not request.error:
                 request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
@@ -312,6 +321,10 @@ class Server(Keeper):
     def turn_away(self, connection: Connection, request: Request, start: int) -> None:
         """Answer a request that is not carried out."""
         self.complete(connection, request, start, self.next_identifier())
+
+    def renumbered(self) -> None:
+        self._identifier = first_identifier(self.spec.index, self.log.incarnation) - 1
+        self._enough = last_identifier(self.spec.index, self.log.incarnation) - RESERVE
 
     def next_identifier(self) -> int:
         self._identifier += 1

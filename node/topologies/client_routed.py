@@ -23,7 +23,7 @@ from memcluster.node.spec import NodeSpec
 from memcluster.node.topology import Topology
 from memcluster.node.transport.loop import Loop
 
-BLOCK = 1 << 20
+BLOCK = 1 << 16
 """Identifiers that a client is lent at a time."""
 
 
@@ -50,6 +50,8 @@ class Part(Door):
         """What a client that routes must know before it opens anything."""
         if export.name:
             return ()
+        if self._identifier > self._enough:
+            self.log.begin_incarnation()
         first = self.next_identifier()
         self._identifier += BLOCK - 1
         return (f"x-memcluster:part/{first:x}",)
