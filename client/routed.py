@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from memcluster.client.connection import Connection, Sent
 from memcluster.client.pending import Pending
-from memcluster.node.layout import Piece, join_extents
+from memcluster.node.layout import Extents, Piece, join_extents
 from memcluster.node.nbd.client import Reply
 from memcluster.node.nbd.wire import Buffer, Command, CommandFlag
 
@@ -83,7 +83,7 @@ class Routed(Pending):
         """Join what the pieces brought."""
         reply = Reply(self.identifier)
         self.outcome = reply
-        told = []
+        told: dict[int, Extents] = {}
         for piece, pending in self._begun:
             outcome = pending.outcome
             if not isinstance(outcome, Reply):
@@ -93,13 +93,14 @@ class Routed(Pending):
                 reply.error = reply.error or outcome.error
                 reply.message = reply.message or outcome.message or f"server{piece.server}"
             elif outcome.extents:
-                told.append((piece, outcome.extents))
+                told[piece.server] = outcome.extents
         if reply.error:
             return
         if self.command == Command.READ:
             reply.data = self._join()
         elif self.command == Command.BLOCK_STATUS:
-            reply.extents = join_extents(told, one=bool(self.flags & CommandFlag.REQ_ONE))
+            one = bool(self.flags & CommandFlag.REQ_ONE)
+            reply.extents = join_extents(self._router.layout, self.offset, self.length, told, one=one)
 
     def _join(self) -> Buffer:
         whole = self.destination

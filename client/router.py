@@ -19,7 +19,7 @@ from memcluster.client.errors import ClusterError, ConnectionProblem, Disconnect
 from memcluster.client.handshake import FIRST_PAUSE, LONGEST_PAUSE, Handshake, offered_contexts
 from memcluster.client.routed import Routed
 from memcluster.client.uri import Target
-from memcluster.node.layout import Piece
+from memcluster.node.layout import Layout, Piece
 from memcluster.node.nbd.wire import Buffer, Command, Rep, TransmissionFlag
 
 NAMESPACE = "x-memcluster:"
@@ -87,6 +87,11 @@ class Router:
         return f"<Router over {len(self._connections)} servers from {self.target}, {len(self._under_way)} in flight>"
 
     @property
+    def layout(self) -> Layout:
+        """Where the bytes lie."""
+        return self._map.layout
+
+    @property
     def session(self) -> Facts:
         """What is known of the memory."""
         return self._facts
@@ -147,7 +152,8 @@ class Router:
         if pending.command == Command.FLUSH:
             pieces = [Piece(server, 0, 0, ()) for server, found in enumerate(self._connections) if found is not None]
         else:
-            pieces = self._map.layout.split(pending.offset, pending.length)
+            spans = pending.command <= Command.WRITE
+            pieces = self._map.layout.split(pending.offset, pending.length, spans=spans)
         pending.begin(pieces, serial=self._serial)
         if pending.outcome is not None:
             del self._under_way[pending]

@@ -9,7 +9,7 @@ the request's identifier is enough to name the piece.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import NamedTuple
@@ -19,7 +19,8 @@ class Piece(NamedTuple):
     """The part of one request that one server holds.
 
     `offset` counts from the start of the server's shard. `spans` are the (start, end) of the request's own bytes that
-    make up the piece, in order: their lengths add up to `length`. (A named tuple: one is made for every request.)
+    make up the piece, in order: their lengths add up to `length`; none if nobody asked for them. (A named tuple: one is
+    made for every request.)
     """
 
     server: int
@@ -64,7 +65,7 @@ class Linear:
         server = bisect_right(self._ends, offset)
         return (server, offset - self._starts[server]) if offset + length <= self._ends[server] else (-1, 0)
 
-    def split(self, offset: int, length: int) -> list[Piece]:
+    def split(self, offset: int, length: int, *, spans: bool = True) -> list[Piece]:  # noqa: ARG002 - Striped's call
         """The pieces of a request that lies within the memory, by server; none for an empty one."""
         ends = self._ends
         server = bisect_right(ends, offset)
@@ -79,6 +80,17 @@ class Linear:
             position = stop
             server += 1
         return pieces
+
+    def runs(self, offset: int, length: int, found: Mapping[int, Extents]) -> Iterator[tuple[int, int]]:
+        """The extents of a request in order, from those of its pieces by server; they end where a piece's end early."""
+        for piece in self.split(offset, length):
+            source, left = _Runs(found[piece.server]), piece.length
+            while left:
+                run = source.take(left)
+                if run is None:
+                    return
+                yield run
+                left -= run[0]
 
 
 @dataclass(frozen=True)
@@ -130,28 +142,70 @@ class Striped:
         """(server, offset in its shard) if one stripe holds all of a request, at least one byte; else (-1, 0)."""
         return self._locate(offset) if offset % self.stripe + length <= self.stripe else (-1, 0)
 
-    def split(self, offset: int, length: int) -> list[Piece]:
-        """The pieces of a request that lies within the memory, by server; none for an empty one."""
+    def split(self, offset: int, length: int, *, spans: bool = True) -> list[Piece]:
+        """The pieces of a request that lies within the memory, by server; none for an empty one. Without `spans` that
+        is arithmetic, however many stripes there are: 4 GiB have 8 million of 512 bytes."""
+        parts = self._spans(offset, length) if spans else {}
+        pieces = []
+        for server in range(len(self.sizes)):
+            start, end = self._held(server, offset), self._held(server, offset + length)
+            if start < end:
+                pieces.append(Piece(server, start, end - start, tuple(parts.get(server, ()))))
+        return pieces
+
+    def runs(self, offset: int, length: int, found: Mapping[int, Extents]) -> Iterator[tuple[int, int]]:
+        """The extents of a request in order, from those of its pieces by server; they end where a piece's end early.
+        Rounds in which all servers' bytes are alike are one run."""
+        sources = {server: _Runs(extents) for server, extents in found.items()}
+        position, end = offset, offset + length
+        while position < end:
+            phase = bisect_right(self._starts, position) - 1
+            address, _, members = self._phases[phase]
+            index, within = divmod(position - address, self.stripe)
+            place = index % len(members)
+            if not within and not place:
+                stop = self._starts[phase + 1] if phase + 1 < len(self._starts) else self.size
+                rounds = (min(end, stop) - position) // (self.stripe * len(members))
+                alike = _alike([sources[member] for member in members], self.stripe, rounds) if rounds else None
+                if alike is not None:
+                    run = alike[0] * len(members), alike[1]
+                    yield run
+                    position += run[0]
+                    continue
+            taken = sources[members[place]].take(min(end - position, self.stripe - within))
+            if taken is None:
+                return
+            yield taken
+            position += taken[0]
+
+    def _spans(self, offset: int, length: int) -> dict[int, list[tuple[int, int]]]:
+        """The request's own bytes that each server holds."""
         stripe = self.stripe
-        first: dict[int, int] = {}
         spans: dict[int, list[tuple[int, int]]] = {}
         position = 0
         while position < length:
-            server, local = self._locate(offset + position)
+            server, _ = self._locate(offset + position)
             stop = min(length, position + stripe - (offset + position) % stripe)
-            parts = spans.get(server)
-            if parts is None:
-                first[server] = local
-                spans[server] = [(position, stop)]
-            elif parts[-1][1] == position:  # the only server left in the round
+            parts = spans.setdefault(server, [])
+            if parts and parts[-1][1] == position:  # the only server left in the round
                 parts[-1] = parts[-1][0], stop
             else:
                 parts.append((position, stop))
             position = stop
-        return [
-            Piece(server, first[server], sum(end - start for start, end in parts), tuple(parts))
-            for server, parts in sorted(spans.items())
-        ]
+        return spans
+
+    def _held(self, server: int, end: int) -> int:
+        """How many of the bytes before the address `end` a server holds: they lie first in its shard."""
+        held = 0
+        for number, (address, _, members) in enumerate(self._phases):
+            if end <= address:
+                break
+            if server in members:
+                stop = self._starts[number + 1] if number + 1 < len(self._starts) else self.size
+                rounds, rest = divmod(min(end, stop) - address, self.stripe * len(members))
+                within = rest - members.index(server) * self.stripe
+                held += rounds * self.stripe + min(max(within, 0), self.stripe)
+        return held
 
     def _locate(self, offset: int) -> tuple[int, int]:
         """(server, offset in its shard) of a byte."""
@@ -173,55 +227,62 @@ def make_layout(sizes: Sequence[int], stripe: int = 0) -> Layout:
 
 Extents = Sequence[tuple[int, int]]
 """(length, status) of runs of like bytes, as a BLOCK_STATUS tells them."""
+MAX_EXTENTS = 1 << 12
+"""Extents in one answer, at most: some 3 ms of work. An answer may cover less than was asked."""
 
 
-def join_extents(answers: Sequence[tuple[Piece, Extents]], *, one: bool = False) -> list[tuple[int, int]]:
-    """The extents of a request from those of its pieces, or the first `one`."""
-    joined = _join_extents(answers)
-    return list(islice(joined, 1)) if one else list(joined)
+def join_extents(
+    layout: Layout, offset: int, length: int, found: Mapping[int, Extents], *, one: bool = False
+) -> list[tuple[int, int]]:
+    """The extents of a request from those of its pieces by server, or the first `one`. Neighbours with the same status
+    become one."""
+    return list(islice(_merged(layout.runs(offset, length, found)), 1 if one else MAX_EXTENTS))
 
 
-def _join_extents(answers: Sequence[tuple[Piece, Extents]]) -> Iterator[tuple[int, int]]:
-    """The extents of a request from those of its pieces, each of which may end early; so may the result.
-
-    Neighbours with the same status become one.
-    """
-    sources = {piece.server: _Runs(extents) for piece, extents in answers}
-    spans = sorted((start, end, piece.server) for piece, _ in answers for start, end in piece.spans)
+def _merged(runs: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     length, status = 0, 0
-    for start, end, server in spans:
-        position = start
-        while position < end:
-            run = sources[server].take(end - position)
-            if run is None:
-                break
-            if length and run[1] != status:
-                yield length, status
-                length = 0
-            length += run[0]
-            status = run[1]
-            position += run[0]
-        if position < end:
-            break
+    for more, kind in runs:
+        if length and kind != status:
+            yield length, status
+            length = 0
+        length += more
+        status = kind
     if length:
         yield length, status
 
 
 class _Runs:
-    """Takes extents apart at the borders of spans."""
+    """Takes extents apart at the borders of pieces and stripes."""
 
     def __init__(self, extents: Extents) -> None:
         self._extents = iter(extents)
-        self._left = 0
-        self._status = 0
+        self.left = 0
+        """Bytes that are left of the run at hand, and what they are; see `look`."""
+        self.status = 0
+
+    def look(self) -> bool:
+        """Have a run at hand; false at the end."""
+        while not self.left:
+            extent = next(self._extents, None)
+            if extent is None:
+                return False
+            self.left, self.status = extent
+        return True
 
     def take(self, most: int) -> tuple[int, int] | None:
         """At most `most` bytes of one status; None at the end."""
-        while not self._left:
-            extent = next(self._extents, None)
-            if extent is None:
-                return None
-            self._left, self._status = extent
-        length = min(most, self._left)
-        self._left -= length
-        return length, self._status
+        if not self.look():
+            return None
+        length = min(most, self.left)
+        self.left -= length
+        return length, self.status
+
+
+def _alike(sources: Sequence[_Runs], stripe: int, rounds: int) -> tuple[int, int] | None:
+    """Take as many whole stripes of each as have one status everywhere, at most so many: (bytes of each, status)."""
+    if not all(source.look() for source in sources) or len({source.status for source in sources}) > 1:
+        return None
+    size = min(rounds, *(source.left // stripe for source in sources)) * stripe
+    for source in sources:
+        source.left -= size
+    return (size, sources[0].status) if size else None

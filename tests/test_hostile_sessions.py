@@ -88,7 +88,7 @@ class AnyExport:
 
 def end_of_session(words: bytes) -> str:
     """The state in which a server is when a client that said this is gone."""
-    session = ServerSession(AnyExport(), lambda asked: memoryview(bytearray(asked.length)))
+    session = ServerSession(AnyExport(), lambda asked, _: memoryview(bytearray(asked.length)))
     broken = False
     try:
         while words and not session.finished:
@@ -96,6 +96,8 @@ def end_of_session(words: bytes) -> str:
             room[:] = words[: len(room)]
             words = words[len(room) :]
             session.received(len(room), 1 << 30)
+            while session.waiting:
+                session.resume(1 << 30)
     except ProtocolError:
         broken = True
     if session.missing:

@@ -20,8 +20,8 @@ PURE = [
     *(f"node/nbd/{name}.py" for name in ("wire", "negotiation", "server", "opening", "client", "replies", "errors")),
     "node/layout.py",
     *(f"node/log/{name}.py" for name in ("record", "merge", "filter", "tally")),
+    *(f"node/{name}.py" for name in ("serving/budget", "serving/clearing", "serving/slots")),
     *(f"node/{name}.py" for name in ("transport/frames", "handover/messages")),
-    *(f"node/serving/{name}.py" for name in ("budget", "clearing", "slots")),
     "launcher/supervision/lifecycle.py",
 ]
 CODEC = ("node.nbd", "node.layout")

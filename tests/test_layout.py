@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from itertools import groupby, pairwise, takewhile
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memcluster.node.layout import Linear, Piece, Striped, make_layout
+from memcluster.node.layout import Linear, Piece, Striped, join_extents, make_layout
 
 sizes = st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any).map(lambda rows: [row * 8 for row in rows])
 layouts = st.builds(make_layout, sizes, st.sampled_from([0, 4, 8]))
@@ -88,3 +91,46 @@ def test_an_address_and_its_place_are_the_same_byte(layout):
     for address in sorted({0, layout.size - 1, *range(0, layout.size, max(1, layout.size // 50))}):
         [piece] = layout.split(address, 1)
         assert layout.address(piece.server, piece.offset) == address
+
+
+@given(layouts, st.data())
+def test_pieces_without_spans_are_the_same_pieces(layout, data):
+    offset = data.draw(st.integers(0, layout.size))
+    length = data.draw(st.integers(0, layout.size - offset))
+    assert [piece[:3] for piece in layout.split(offset, length, spans=False)] == [
+        piece[:3] for piece in layout.split(offset, length)
+    ]
+
+
+@given(layouts, st.data())
+def test_joined_extents_say_of_every_byte_what_its_server_says(layout, data):
+    """Whatever the pieces' runs are, and if one ends early so does the answer: where that byte lies."""
+    offset = data.draw(st.integers(0, layout.size - 1))
+    length = data.draw(st.integers(1, layout.size - offset))
+    found, told = {}, {}
+    for piece in layout.split(offset, length):
+        kinds = data.draw(st.lists(st.sampled_from("aab"), min_size=piece.length, max_size=piece.length))
+        runs = [(len(list(group)), ord(kind)) for kind, group in groupby(kinds)]
+        if data.draw(st.booleans()) and len(runs) > 1:
+            runs.pop()
+        found[piece.server] = runs
+        shown = [status for count, status in runs for _ in range(count)]
+        places = [byte for start, end in piece.spans for byte in range(start, end)]
+        told |= dict(zip(places, shown, strict=False))
+    expected = [told[byte] for byte in takewhile(lambda byte: byte in told, range(length))]
+    joined = join_extents(layout, offset, length, found)
+    assert [status for count, status in joined for _ in range(count)] == expected
+    assert all(one[1] != other[1] for one, other in pairwise(joined))
+    assert join_extents(layout, offset, length, found, one=True) == joined[:1]
+
+
+def test_eight_gibibytes_in_stripes_of_a_sector_are_no_work():
+    """A TRIM or BLOCK_STATUS of all 16 million has no tuple for each, and an empty memory is one extent."""
+    layout = make_layout([2 << 30] * 4, 512)
+    tracemalloc.start()
+    pieces = layout.split(512, (8 << 30) - 1024, spans=False)
+    assert sum(piece.length for piece in pieces) == (8 << 30) - 1024
+    holes = {piece.server: [(piece.length, 3)] for piece in pieces}
+    assert join_extents(layout, 512, (8 << 30) - 1024, holes) == [((8 << 30) - 1024, 3)]
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.errors import NBDError, ProtocolError, Refused
-from memcluster.node.nbd.negotiation import MAX_SKIP, Export
+from memcluster.node.nbd.negotiation import MAX_OPTIONS, MAX_SKIP, OPTIONS_A_TURN, Export
 from memcluster.node.nbd.server import Request, ServerSession
 from memcluster.node.nbd.wire import Command, CommandFlag, Error, Info, Option, Rep, TransmissionFlag
 
@@ -20,6 +20,7 @@ FLAGS = (
 )  # fmt: skip
 SIZE = 1 << 26
 BUDGET = 1 << 40
+TURN = 1 << 20
 
 
 class Exports:
@@ -450,3 +451,44 @@ def test_asking_twice_where_bytes_belong_loses_none():
         session.receive_buffer()[0] = byte
         session.received(1, 1 << 20)
     assert session.finished
+
+
+# -- what a turn may cost --------------------------------------------------------------------------------------------
+
+
+def test_options_are_answered_a_few_at_a_time_and_not_without_end():
+    """They are free for whoever asks. Those that are parked are answered in the next turns; the 65th ends it."""
+    session = make()
+    feed(session, HELLO)
+    sent(session)
+    lists = option(Option.LIST) * MAX_OPTIONS
+    feed(session, lists)
+    turns = 1
+    while session.waiting:
+        session.resume(BUDGET)
+        turns += 1
+    assert turns == MAX_OPTIONS // OPTIONS_A_TURN
+    assert len(option_replies(sent(session))) == MAX_OPTIONS * 3  # two exports, and the ACK
+    with pytest.raises(ProtocolError, match="more than 64 options"):
+        feed(session, option(Option.LIST))
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "length", "most"),
+    [
+        (Command.BLOCK_STATUS, 0, SIZE, 1),
+        (Command.WRITE_ZEROES, CommandFlag.NO_HOLE, SIZE, 1),
+        (Command.WRITE_ZEROES, 0, SIZE, 4),
+        (Command.TRIM, 0, SIZE, 4),
+        (Command.FLUSH, 0, 0, 17),
+        (Command.CACHE, CommandFlag.FUA, 512, 17),
+    ],
+)
+def test_a_turn_takes_requests_by_what_they_cost(command, flags, length, most):
+    """28 bytes can ask for 14 ms of work: a thousand of them in one turn were a server that is taken for hung."""
+    session = opened(OPEN_STRUCTURED)
+    requests = wire.REQUEST.pack(wire.REQUEST_MAGIC, flags, command, 1, 0, length) * 1000
+    buffer = session.receive_buffer()
+    buffer[: len(requests)] = requests
+    assert 1 <= len(session.received(len(requests), TURN)) <= most
+    assert session.waiting

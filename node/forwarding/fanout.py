@@ -61,7 +61,7 @@ class Fanout:
         request = self._request
         self._connection.begin(request)
         self._parts: Parts = []
-        self._extents: list[tuple[Piece, Extents]] = []
+        self._extents: dict[int, Extents] = {}
         self._waiting: list[Piece] = []
         self._pending = len(pieces)
         if request.command == WRITE and not request.owned:
@@ -102,7 +102,7 @@ class Fanout:
             error = request.error
         self._parts += parts
         if extents is not None:
-            self._extents.append((piece, extents))
+            self._extents[piece.server] = extents
         server.log_piece(began, self._identifier, piece, request.command, request.flags & PASSED_ON, error)
         self._one_done()
 
@@ -121,7 +121,7 @@ class Fanout:
                     self._parts.append((start, view[done : done + end - start]))
                     done += end - start
         elif reply.extents:
-            self._extents.append((piece, reply.extents))
+            self._extents[piece.server] = reply.extents
         self._one_done()
 
     def _one_done(self) -> None:
@@ -149,7 +149,8 @@ class Fanout:
                 self._parts.sort(key=lambda part: part[0])
                 data = [buffer for _, buffer in self._parts]
             elif request.command == BLOCK_STATUS:
-                extents = join_extents(self._extents, one=bool(request.flags & REQ_ONE))
+                layout, one = self._server.spec.cluster.layout, bool(request.flags & REQ_ONE)
+                extents = join_extents(layout, request.offset, request.length, self._extents, one=one)
         self._server.complete(self._connection, request, self._start, self._identifier, data, extents)
         self._connection.end(request)
 

@@ -26,7 +26,7 @@ from memcluster.node.handover.messages import (
 from memcluster.node.handover.passage import Passage
 from memcluster.node.layout import Extents
 from memcluster.node.nbd.replies import Replies
-from memcluster.node.serving.connection import TRICKLE
+from memcluster.node.serving.connection import TRICKLE, TURN_BUDGET
 from memcluster.node.serving.keeper import READ, Parts
 from memcluster.node.serving.server import REQUEST, Server
 from memcluster.node.transport.loop import Loop
@@ -277,7 +277,9 @@ class Answerer(Server):
         super().close()
 
     def _accept(self, sock: socket.socket) -> None:
-        passage = Passage(self.loop, sock, self.scratch, self._received, self.passage_gone, self.shard, self.pool.take)
+        passage = Passage(
+            self.loop, sock, self.scratch, self._received, self.passage_gone, self.shard, self.pool.take, TURN_BUDGET
+        )
         self._adopted[passage] = {}
 
     def _is_sound(self, order: Order) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from enum import IntEnum
 from struct import Struct
 
+from memcluster.node.nbd.server import REQUEST_COST, cost_of
 from memcluster.node.nbd.wire import MAX_PAYLOAD
 
 HEADER = Struct(">BxHHHIIQQQQII")
@@ -122,6 +123,9 @@ def decode_done(order: Order) -> list[int]:
     return [identifier for (identifier,) in IDENTIFIER.iter_unpack(order.payload)]
 
 
+UNBOUNDED = 1 << 62
+
+
 def fresh(length: int) -> memoryview:
     """Memory for a payload, made for it alone."""
     return memoryview(bytearray(length))
@@ -141,6 +145,8 @@ class OrderReader:
         self._sink: memoryview | None = None
         self._sunk = 0
         self._receiving: Order | None = None
+        self.waiting = False
+        """Messages are parked."""
 
     def receive_buffer(self) -> memoryview:
         """Where the next bytes belong; never empty."""
@@ -152,8 +158,10 @@ class OrderReader:
             self._scratch[: len(rest)] = rest  # and kept: who finds nothing to receive asks again
         return self._scratch[self._end :]
 
-    def received(self, count: int) -> list[Order]:
-        """The messages that are complete after `count` more bytes. Raises HandoverError."""
+    def received(self, count: int, budget: int = UNBOUNDED) -> list[Order]:
+        """The messages that are complete after `count` more bytes; when they are worth `budget`, others are left, and
+        `waiting` is true: the next call, with no bytes, goes on. Raises HandoverError."""
+        self.waiting = False
         if self._sink is not None:
             self._sunk += count
             if self._sunk < len(self._sink):
@@ -163,18 +171,22 @@ class OrderReader:
             return [order]
         self._end += count
         orders: list[Order] = []
-        position = self._parse(orders)
+        position = self._parse(orders, budget)
         self._rest = bytes(self._scratch[position : self._end])
         return orders
 
-    def _parse(self, orders: list[Order]) -> int:
+    def _parse(self, orders: list[Order], budget: int) -> int:
         position, end, scratch = 0, self._end, self._scratch
         unpack, header = HEADER.unpack_from, HEADER.size
         while end - position >= header:
             *fields, length = unpack(scratch, position)
             if not HELLO <= fields[0] <= LOST or length > LONGEST:
                 raise HandoverError(f"a message of kind {fields[0]} with {length} bytes")
+            if budget <= 0:
+                self.waiting = True
+                break
             order = Order(*fields)
+            budget -= REQUEST_COST + cost_of(order.command, order.flags, order.length)
             start = position + header
             if length:
                 here = end - start

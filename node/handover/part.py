@@ -14,6 +14,7 @@ from memcluster.node.serving.server import Server
 LOGGED = 0xFFFF & ~(REPEATED | SEND_BACK | int(CommandFlag.DF))
 """The flags of an order that its pieces have in the log: whether the answer is cut up is the client's affair."""
 FLUSH = int(Command.FLUSH)
+WRITE = int(Command.WRITE)
 
 Then = Callable[[Order, Parts, Extents | None], None]
 """Called with what was read, as (where it begins in the request, bytes) in order, or with extents."""
@@ -25,7 +26,8 @@ def own_piece(layout: Layout, server: int, order: Order) -> Piece | None:
         return None
     if order.command == FLUSH:
         return Piece(server, 0, 0, ())
-    return next((piece for piece in layout.split(order.offset, order.length) if piece.server == server), None)
+    pieces = layout.split(order.offset, order.length, spans=order.command <= WRITE)
+    return next((piece for piece in pieces if piece.server == server), None)
 
 
 def do_part(

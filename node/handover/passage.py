@@ -12,7 +12,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
-from memcluster.node.handover.messages import HELLO, WELCOME, HandoverError, Order, OrderReader, fresh
+from memcluster.node.handover.messages import HELLO, UNBOUNDED, WELCOME, HandoverError, Order, OrderReader, fresh
 from memcluster.node.nbd.wire import Buffer
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.dialer import Dialer
@@ -45,10 +45,13 @@ class Passage(Stream):
         gone: Callable[[Passage, str], None],
         lender: Lender | None = None,
         room: Callable[[int], memoryview] = fresh,
+        turn: int = UNBOUNDED,
     ) -> None:
+        """A turn of the loop takes orders that are worth `turn` bytes."""
         super().__init__(loop, sock, [])
         self.lender = lender
         self._reader = OrderReader(scratch, room)
+        self._turn = turn
         self._received = received
         self._gone = gone
         self._handed = 0  # messages in `outgoing` that take a descriptor along
@@ -146,11 +149,27 @@ class Passage(Stream):
             self._lost("")
             return
         TRAFFIC.received += count
+        self._take(count)
+
+    @property
+    def wants_read(self) -> bool:
+        """Orders that are parked come first."""
+        return not self._reader.waiting
+
+    def _go_on(self) -> None:
+        if self.open:
+            self._reader.receive_buffer()  # what is parked lies in the shared buffer again
+            self._take(0)
+
+    def _take(self, count: int) -> None:
         try:
-            orders = self._reader.received(count)
+            orders = self._reader.received(count, self._turn)
         except HandoverError as error:
             self._lost(str(error))
             return
+        if self._reader.waiting:
+            self.loop.soon(self._go_on)
+        self.update()
         if orders:
             TRAFFIC.messages_in += len(orders)
             self._received(self, orders)

@@ -102,7 +102,7 @@ class Filter:
     def within(self, layout: Layout | None, server: int) -> Range:
         """Where in a server's shard the wanted bytes lie."""
         if self.length and layout is not None and self.offset < layout.size:
-            for piece in layout.split(self.offset, min(self.length, layout.size - self.offset)):
+            for piece in layout.split(self.offset, min(self.length, layout.size - self.offset), spans=False):
                 if piece.server == server:
                     return piece.offset, piece.offset + piece.length
         return 0, 0

@@ -18,6 +18,10 @@ from memcluster.node.nbd.wire import Buffer, Command, CommandFlag, HandshakeFlag
 
 MAX_OPTION = 1 << 16
 """Bytes of option data that are looked at; longer ones are read away up to MAX_SKIP, then the client is cut off."""
+MAX_OPTIONS = 64
+"""Options of one client, at most: it is cut off then, as by nbdkit."""
+OPTIONS_A_TURN = 4
+"""Options that are answered in one go, at most: they are free for whoever asks, and each costs some 40 us."""
 MAX_SKIP = 2 * wire.MAX_PAYLOAD
 """Bytes of a refused payload that are read away so that the connection can go on."""
 
@@ -54,6 +58,9 @@ class Negotiation:
         self.outgoing = outgoing
         self.over = False
         """The client has opened an export, or said ABORT."""
+        self.waiting = False
+        """There is more to answer than is answered in one go."""
+        self._options = 0
         self.export: Export | None = None
         self.aborted = False
         self.structured = False
@@ -67,7 +74,12 @@ class Negotiation:
 
     def take(self, received: memoryview, position: int, end: int) -> int:
         """Take what is needed of the bytes from `position` on; return the position reached. Raises ProtocolError."""
+        most = self._options + OPTIONS_A_TURN
+        self.waiting = False
         while not self.over and end - position >= self._needs:
+            if self._options == most:
+                self.waiting = True
+                break
             data = bytes(received[position : position + self._needs])
             position += self._needs
             try:
@@ -87,10 +99,13 @@ class Negotiation:
             magic, option, length = wire.OPTION.unpack((yield wire.OPTION.size))
             if magic != wire.IHAVEOPT:
                 raise ProtocolError(f"option magic {magic:#018x}, not IHAVEOPT")
+            if self._options == MAX_OPTIONS:
+                raise ProtocolError(f"more than {MAX_OPTIONS} options, and no export opened")
             if length > MAX_OPTION:
                 yield from self._skip_option(option, length)
                 continue
             data = (yield length) if length else b""
+            self._options += 1
             answer = self._OPTIONS.get(option)
             if answer is None:
                 self._option_error(option, Rep.ERR_UNSUP, f"option {option} is not served here")
@@ -103,6 +118,7 @@ class Negotiation:
     def _skip_option(self, option: int, length: int) -> Generator[int, bytes, None]:
         if length > MAX_SKIP or option == Option.EXPORT_NAME:
             raise ProtocolError(f"option {option} with {length} bytes of data")
+        self._options += 1
         remaining = length
         while remaining:
             remaining -= len((yield min(remaining, wire.MAX_STRING)))

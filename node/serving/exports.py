@@ -22,12 +22,15 @@ class Host(Protocol):
     spec: NodeSpec
     admission: Admission
     draining: bool
+    refused: int
+    """Times that a client was not let in."""
 
     def exports(self) -> Sequence[Export]: ...
     def contexts(self, export: Export) -> Sequence[str]: ...
     def route(self, connection: Connection, export: Export) -> Route: ...
     def came_in(self, connection: Connection) -> None: ...
     def event(self, event: Event, *, client: int = 0, value: int = 0) -> None: ...
+    def stranger(self, event: Event, client: int, value: int = 0) -> None: ...
 
 
 class ClientExports:
@@ -39,11 +42,11 @@ class ClientExports:
         self._contexts: dict[str, Sequence[str]] = {}
 
     def names(self) -> Sequence[Export]:
+        self._check_open()
         return self._host.exports()
 
     def find(self, name: str) -> Export:
-        if self._host.draining:
-            raise Refused(Rep.ERR_SHUTDOWN, f"cluster {self._host.spec.cluster.name} is shutting down")
+        self._check_open()
         for export in self._host.exports():
             if export.name == name:
                 return export
@@ -55,13 +58,18 @@ class ClientExports:
             self._contexts[export.name] = self._host.contexts(export)
         return self._contexts[export.name]
 
+    def _check_open(self) -> None:
+        if self._host.draining:
+            raise Refused(Rep.ERR_SHUTDOWN, f"cluster {self._host.spec.cluster.name} is shutting down")
+
     def open(self, name: str) -> Export:
         host, client = self._host, self._connection.number
         try:
             export = self.find(name)
             self._connection.route = host.route(self._connection, export)
         except Refused as refused:
-            host.event(Event.REFUSED, client=client, value=_reason(refused, host.admission))
+            host.refused += 1
+            host.stranger(Event.REFUSED, client, _reason(refused, host.admission))
             raise
         host.came_in(self._connection)
         host.event(Event.CONNECTED, client=client)

@@ -6,12 +6,12 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 
-from memcluster.node.layout import Extents, Piece
+from memcluster.node.layout import MAX_EXTENTS, Extents, Piece
 from memcluster.node.log.record import Kind
 from memcluster.node.log.writer import LogWriter
 from memcluster.node.nbd.wire import Buffer, Command, CommandFlag, Error
 from memcluster.node.serving.clearing import Clearing
-from memcluster.node.serving.memory import MAX_EXTENTS, Shard
+from memcluster.node.serving.memory import Shard
 from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.loop import Loop
 

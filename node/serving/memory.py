@@ -17,13 +17,12 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from memcluster.node.layout import MAX_EXTENTS
 from memcluster.node.nbd.wire import Buffer, Status
 
 PAGE = 4096
 ZEROES = memoryview(mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ))
 """As many zero bytes as one request can ask for; the kernel backs them all with one page."""
-MAX_EXTENTS = 1 << 14
-"""Extents in one answer, at most; an answer may cover less than was asked."""
 
 
 class ShardError(Exception):

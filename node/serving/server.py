@@ -15,6 +15,7 @@ from operator import attrgetter
 from time import monotonic_ns
 from typing import Any
 
+from memcluster.node.layout import MAX_EXTENTS
 from memcluster.node.log.record import Event, Kind, first_identifier, last_identifier, subject_of
 from memcluster.node.nbd.errors import Refused
 from memcluster.node.nbd.negotiation import Export
@@ -25,7 +26,7 @@ from memcluster.node.serving.budget import Budget
 from memcluster.node.serving.connection import Connection, Route
 from memcluster.node.serving.exports import ClientExports
 from memcluster.node.serving.keeper import BLOCK_STATUS, FUA, READ, REQ_ONE, WRITE, ZEROING, Keeper
-from memcluster.node.serving.memory import MAX_EXTENTS, Shard, ShardError
+from memcluster.node.serving.memory import Shard, ShardError
 from memcluster.node.serving.pool import Pool
 from memcluster.node.serving.waiting import eager
 from memcluster.node.spec import NodeSpec
@@ -52,6 +53,8 @@ HANDSHAKE_CHECKS = 8
 """Looks at clients in their handshake in the time that they have for it."""
 CLIENTS_MEMORY = 512 << 20
 """Bytes that all clients' requests in flight and unsent replies may take up."""
+STRANGERS_A_SECOND = 100
+"""Events about clients that were refused or broke the protocol, in the log."""
 MAX_NOTICES = 1000
 """Lines of complaint that a process writes: whoever sends rubbish must not fill the disk."""
 GRACE = 0.1
@@ -93,6 +96,9 @@ class Server(Keeper):
         """New requests are answered ESHUTDOWN."""
         self.requests = 0
         self.bad_input = 0
+        self.refused = 0
+        self._unlogged = 0  # events about strangers that were too many for the log
+        self._strangers = (0, 0)  # the second, and the events in it
         self._notices = 0
         self.renumbered()
         self._accepted = 0
@@ -140,9 +146,10 @@ class Server(Keeper):
         return {
             "clients": len(self.connections),
             "requests": self.requests,
-            "refused": sum(self.admission.refusals.values()),
+            "refused": self.refused,
             "refusals": dict(self.admission.refusals),
             "bad_input": self.bad_input,
+            "events_unlogged": self._unlogged,
             "no_space": self.no_space,
             "records_lost": self.log.lost,
             "log_trouble": (self.log.error.strerror or str(self.log.error)) if self.log.error else "",
@@ -255,7 +262,7 @@ class Server(Keeper):
         self._handshakes.pop(connection.number, None)
         if reason:
             self.bad_input += 1
-            self.event(Event.BAD_INPUT, client=connection.number)
+            self.stranger(Event.BAD_INPUT, connection.number)
         if connection.session.export is not None:
             self.event(Event.LEFT, client=connection.number)
         if reason:
@@ -286,6 +293,17 @@ class Server(Keeper):
     def event(self, event: Event, *, client: int = 0, value: int = 0) -> None:
         """Write into the log what happened to this server, or to a client of it."""
         self.log.event(event, self.spec.index, client=client, value=value)
+
+    def stranger(self, event: Event, client: int, value: int = 0) -> None:
+        """Write down what anybody can bring about, without a place and as often as it likes: not more than so many a
+        second, or the owner's records would be rotated away by them. The others are counted."""
+        second = monotonic_ns() // 1_000_000_000
+        count = self._strangers[1] + 1 if self._strangers[0] == second else 1
+        self._strangers = second, count
+        if count <= STRANGERS_A_SECOND:
+            self.event(event, client=client, value=value)
+        else:
+            self._unlogged += 1
 
     def notice(self, text: str) -> None:
         """A line for people in the process's own output, as long as there are not too many."""

@@ -62,7 +62,7 @@ class Head(Taker):
     def _begin(self, connection: Connection, request: Request, start: int) -> None:
         taken = self.take(connection, request, start)
         order = taken.order()
-        pieces = [] if request.error else self.layout.split(request.offset, request.length)
+        pieces = [] if request.error or request.command != WRITE else self.layout.split(request.offset, request.length)
         ours, theirs = _cut(request, pieces, self.spec.index)
         piece = own_piece(self.layout, self.spec.index, order)
 
@@ -194,11 +194,10 @@ class Member(Answerer):
     def _expected(self, order: Order) -> int:
         """Bytes that come along with an order: of a read from those before, of a write for those from here on."""
         own = self.spec.index
-        if order.command == READ:
-            return sum(piece.length for piece in self._layout.split(order.offset, order.length) if piece.server < own)
-        if order.command == WRITE:
-            return sum(piece.length for piece in self._layout.split(order.offset, order.length) if piece.server >= own)
-        return 0
+        if order.command > WRITE:
+            return 0
+        pieces = self._layout.split(order.offset, order.length, spans=False)
+        return sum(piece.length for piece in pieces if (piece.server < own) == (order.command == READ))
 
     def _answer(
         self, passage: Passage, order: Order, payload: memoryview, parts: Parts, extents: Extents | None
@@ -212,14 +211,13 @@ class Member(Answerer):
                     done += piece.length
             parts = join_parts(returned, parts)
         elif order.command == BLOCK_STATUS and not order.error:
-            pieces = {piece.server: piece for piece in self._layout.split(order.offset, order.length)}
             found = _extents_by_server(payload)
             if extents is not None:
                 found[self.spec.index] = extents
-            if not found.keys() <= pieces.keys():
+            if found.keys() != {piece.server for piece in self._layout.split(order.offset, order.length, spans=False)}:
                 raise HandoverError(f"extents from servers {sorted(found)} for {order!r}")
-            told = [(pieces[server], extents) for server, extents in found.items()]
-            extents = join_extents(told, one=bool(order.flags & CommandFlag.REQ_ONE))
+            one = bool(order.flags & CommandFlag.REQ_ONE)
+            extents = join_extents(self._layout, order.offset, order.length, found, one=one)
         self.answer(passage, order, parts, extents)
 
 

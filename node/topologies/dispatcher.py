@@ -95,7 +95,7 @@ class Dispatcher(Taker):
     def _pieces(self, request: Request) -> list[Piece]:
         if request.command == FLUSH:
             return [Piece(index, 0, 0, ()) for index in self._owners]
-        return self.layout.split(request.offset, request.length)
+        return self.layout.split(request.offset, request.length, spans=request.command <= WRITE)
 
     @staticmethod
     def _wants_one_reply(connection: HandedConnection, request: Request) -> bool:
@@ -172,8 +172,9 @@ class Dispatcher(Taker):
             if taken.request.command == READ:
                 data = [buffer for _, buffer in join_parts(taken.returned, [])]
             elif not taken.request.error:
-                told = [(piece, list(EXTENT.iter_unpack(payload))) for piece, payload in taken.returned]
-                extents = join_extents(told, one=bool(taken.request.flags & CommandFlag.REQ_ONE))
+                told = {piece.server: list(EXTENT.iter_unpack(payload)) for piece, payload in taken.returned}
+                one = bool(taken.request.flags & CommandFlag.REQ_ONE)
+                extents = join_extents(self.layout, taken.request.offset, taken.request.length, told, one=one)
             self.complete(taken.connection, taken.request, taken.start, taken.identifier, data, extents)
 
     # -- gates -------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from memcluster.node.transport.address import Address
 from memcluster.node.transport.loop import Loop
 
 PIECE = int(Kind.PIECE)
-FLUSH = int(Command.FLUSH)
+FLUSH, WRITE = int(Command.FLUSH), int(Command.WRITE)
 LINK = "link"
 """The export that the primary opens on a secondary."""
 
@@ -109,7 +109,7 @@ class Primary(Door):
             if holder >= 0:
                 self._links[holder].submit(PassedOn(self, connection, request, start, identifier, holder, there))
                 return
-            pieces = self.layout.split(offset, length)
+            pieces = self.layout.split(offset, length, spans=request.command <= WRITE)
         Fanout(self, self._links, connection, request, start, identifier).begin(pieces, serial=self.serial)
 
 
