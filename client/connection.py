@@ -70,7 +70,8 @@ class Connection:
         namespace: str = "",
         routed: bool = False,
     ) -> None:
-        """The server is asked for metadata contexts of `namespace`. One that is `routed` is turned by its router."""
+        """The server is asked for metadata contexts of `namespace`. One that is `routed` is connected and turned by its
+        router."""
         self.target = target
         self.timeout = timeout
         self.reconnect = reconnect
@@ -82,8 +83,10 @@ class Connection:
         self._closed = False
         self._trouble = ""  # why the connection was lost
         self._sock: socket.socket | None = None
-        self._sock, self.session = open_session(target, time.monotonic() + timeout, namespace=namespace)
-        self._watch()
+        self.session = ClientSession(target.export)
+        if not routed:
+            self._sock, self.session = open_session(target, time.monotonic() + timeout, namespace=namespace)
+            self._watch()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"lost: {self._trouble}" if self._sock is None else "open"
@@ -169,7 +172,7 @@ class Connection:
     @property
     def trouble(self) -> str:
         """Why the connection was lost."""
-        return self._trouble
+        return self._trouble or "it was never made"
 
     def fileno(self) -> int:
         assert self._sock is not None

@@ -27,7 +27,7 @@ PART = f"{NAMESPACE}part/"
 BLOCK = 1 << 16
 """Identifiers that a server lends at a time."""
 PATIENCE = 2.0
-"""Seconds that all wait while one server lets itself be connected to, or tells the map; then others are asked."""
+"""Seconds that all wait while one server lets itself be connected to, or tells the map; then they go on without it."""
 
 
 @dataclass(frozen=True)
@@ -257,22 +257,21 @@ class Router:
         return False
 
     def _adopt(self, found: ClusterMap) -> None:
-        """Connect to all servers of a map. Raises ClusterError, and then nothing has changed."""
-        made: list[Connection | None] = []
-        try:
-            for target, size in zip(found.servers, found.layout.sizes, strict=True):
-                part = replace(target, export=found.export)
-                made.append(Connection(part, timeout=self.timeout, reconnect=False, routed=True) if size else None)
-        except BaseException:
-            for connection in made:
-                if connection is not None:
-                    connection.close()
-            raise
+        """Connect to the servers of a map, those that do not answer apart: they are tried again when something is asked
+        of them. Raises ClusterError if nobody answers or one does not let us in, and then nothing has changed."""
+        made: list[Connection | None] = [
+            Connection(replace(target, export=found.export), timeout=self.timeout, reconnect=False, routed=True)
+            if size
+            else None
+            for target, size in zip(found.servers, found.layout.sizes, strict=True)
+        ]
+        _connect_all([connection for connection in made if connection is not None], self.timeout)
         self._close_all()
         self._connections = made
         self._map = found
         self._serial = found.document.get("fan_out") == "serial"
-        sessions = [connection.session for connection in made if connection is not None]
+        parts = [connection for connection in made if connection is not None]
+        sessions = [connection.session for connection in parts if not connection.lost]
         flags = sessions[0].flags
         for session in sessions:
             flags &= session.flags
@@ -280,7 +279,7 @@ class Router:
         self._facts = Facts(
             found.layout.size,
             flags,
-            f"the memory of {name}: {found.layout.size} bytes over {len(sessions)} servers",
+            f"the memory of {name}: {found.layout.size} bytes over {len(parts)} servers",
             max(session.minimum for session in sessions),
             max(session.preferred for session in sessions),
             min(session.maximum for session in sessions),
@@ -314,3 +313,48 @@ class Router:
         for pending in self._under_way:
             pending.outcome = error
         self._under_way.clear()
+
+
+def _connect_all(connections: Sequence[Connection], seconds: float) -> None:
+    """Connect to all at once; those that do not answer within PATIENCE, when others have, stay lost. Raises
+    ClusterError, with all closed, if none has in so many `seconds`, or if one refuses."""
+    begun = time.monotonic()
+    deadline, enough = begun + seconds, begun + min(PATIENCE, seconds)
+    under_way: dict[int, tuple[Connection, Handshake]] = {}
+    poll = select.poll()
+    problem: ConnectionProblem | None = None
+    try:
+        for connection in connections:
+            try:
+                handshake = Handshake(connection.target, deadline - time.monotonic())
+            except ConnectionProblem as error:
+                problem = error
+            else:
+                under_way[handshake.sock.fileno()] = connection, handshake
+                poll.register(handshake.sock, select.POLLIN)
+        ready = list(under_way)
+        while ready:
+            for descriptor in ready:
+                connection, handshake = under_way[descriptor]
+                try:
+                    if not handshake.step():
+                        continue
+                    connection.come_back(handshake.sock, handshake.session)
+                except ConnectionProblem as error:
+                    if isinstance(error, Refused) and error.reply != Rep.ERR_SHUTDOWN:
+                        raise
+                    problem = error
+                poll.unregister(descriptor)
+                del under_way[descriptor]
+            until = deadline if all(connection.lost for connection in connections) else enough
+            wait = max(0.0, until - time.monotonic()) * 1000
+            ready = [found for found, _ in poll.poll(wait)] if under_way else []
+        if all(connection.lost for connection in connections):
+            raise problem or Timeout(connections[0].target, "end of the handshake", seconds)
+    except BaseException:
+        for connection in connections:
+            connection.close()
+        raise
+    finally:
+        for _, handshake in under_way.values():
+            handshake.sock.close()

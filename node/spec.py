@@ -49,6 +49,9 @@ class NodeSpec:
     """The story of one request in so many is kept."""
     metrics: bool = False
     """Figures are kept for Prometheus; logger 0 has a second listening socket, for the page."""
+    first: bool = True
+    """It is the first life of this node: ready means that every link is there. One that is started again serves
+    what it can without."""
     beat: float = 0.5
     """Seconds between two signs that the loop still turns."""
     run: Run = field(default_factory=Run)

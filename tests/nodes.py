@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Nodes:
                   for index, (address, size) in enumerate(zip(addresses, sizes, strict=True))),
         )  # fmt: skip
         self.reports: list[dict[str, Any]] = []
-        self.servers = [self._make(index) for index in range(len(sizes))]
+        self.servers = [self._make(index, first=True) for index in range(len(sizes))]
         for made in self.servers:
             made.start()
         self.turn_until(lambda: self.reports.count({"event": "ready"}) == len(sizes))
@@ -59,20 +60,20 @@ class Nodes:
         self.listeners.append(sock)
         return f"127.0.0.1:{sock.getsockname()[1]}" if tcp else f"unix:{self.folder / name}"
 
-    def _make(self, index: int) -> Any:
+    def _make(self, index: int, *, first: bool) -> Any:
         shard = self.folder / f"shard{index}"
         if not shard.exists():
             shard.write_bytes(bytes(self.cluster.servers[index].memory))
         spec = NodeSpec(
             f"server{index}", self.shape.role(index), index, self.cluster, str(shard), False,
-            str(self.folder / f"log{index}"), 0, "", self.bounds,
+            str(self.folder / f"log{index}"), 0, "", self.bounds, first=first,
         )  # fmt: skip
         return self.shape.roles[spec.role](self.loop, spec, [self.listeners[index].dup()], self.reports.append)
 
     def replace(self, index: int) -> None:
         """The server is killed, and another one takes its place."""
         self.kill(index)
-        self.servers[index] = self._make(index)
+        self.servers[index] = self._make(index, first=False)
         self.servers[index].start()
 
     def kill(self, index: int) -> None:
@@ -87,7 +88,7 @@ class Nodes:
         for _ in range(times):
             self.loop.turn(0)
 
-    def turn_until(self, fact: Any) -> None:
+    def turn_until(self, fact: Callable[[], object]) -> None:
         for _ in range(100_000):
             if fact():
                 return

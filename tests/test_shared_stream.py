@@ -176,19 +176,21 @@ def test_nobody_writes_behind_half_a_reply_of_the_dispatcher(loop, tmp_path):
         one.close()
 
 
-def test_a_chain_cuts_off_who_does_not_take_the_handshake(loop):
-    """The tail cannot know that the head has not finished."""
-    reasons: list[str] = []
-    owner = SimpleNamespace(
-        connections={}, lender=None, changes=0, lost=lambda _, reason: reasons.append(reason), settled=lambda _: None
-    )
-    connection, client = half_said(loop, owner)
+def test_a_chain_waits_for_who_has_not_taken_what_the_head_has_said(loop):
+    """The tail cannot know that the head has not finished: the socket is handed along when it has."""
+    connection, client = half_said(loop, SimpleNamespace(connections={}, lender=None, changes=0))
     link = Link()
-    connection.hand_to(link)
-    assert not connection.open
+    said: list[bool] = []
+    connection.when_said = lambda: said.append(True)
+    assert not connection.hand_to(link)
     assert not link.handed
-    assert reasons == ["sends requests, and does not take the replies of the handshake"]
-    client.close()
+    while not said:
+        client.recv(1 << 20)
+        loop.turn(1)
+    assert connection.hand_to(link)
+    assert len(link.handed) == 1
+    for one in (connection, client):
+        one.close()
 
 
 # -- what a server may do --------------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ class Supervisor:
     def _start(self, name: str) -> None:
         spec, listeners = self.specs[name], [self._listener(name)]
         # Whatever becomes of its log, the requests of its next life must not be called as those of this one.
-        self.specs[name] = replace(spec, run=replace(spec.run, incarnation=spec.run.incarnation + 1))
+        self.specs[name] = replace(spec, first=False, run=replace(spec.run, incarnation=spec.run.incarnation + 1))
         if name == "logger0":
             listeners += self._listeners[2 * len(self.map.servers) :]  # the one for metrics
         if refusal := self._refusals.pop(name, None):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from memcluster.node.handover.answering import end_stream
@@ -34,6 +35,8 @@ class HandedConnection(Connection):
     gate = 0
     adopted: set[int]
     """The servers that have the socket."""
+    when_said: Callable[[], None] | None = None
+    """Called once when the client has taken all that was said to it."""
     _has_gate = False
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -55,23 +58,28 @@ class HandedConnection(Connection):
         for words in unsaid:
             words()
 
-    def hand_to(self, link: PassageLink) -> None:
-        """Give a server the socket if it has not got it yet; if that cannot be, the connection is closed."""
+    def hand_to(self, link: PassageLink) -> bool:
+        """Give a server the socket if it has not got it yet; if that cannot be, the connection is closed. From there on
+        others may write, so nothing may be half said, except by who holds the gate: false if it is."""
         if link.number in self.adopted:
-            return
+            return True
         assert link.passage is not None
-        self.adopted.add(link.number)
-        self.flush()  # from here on others may write: nothing may be half said, except by who holds the gate
-        if self.queued and self.gates is None:
-            self.cut_off("sends requests, and does not take the replies of the handshake")
+        if self.gates is not None:
+            self.adopted.add(link.number)
+        self.flush()
+        if self.gates is None:
+            if self.queued:
+                return False
+            self.adopted.add(link.number)
         if self.open:
             try:
                 descriptor = os.dup(self.sock.fileno())
             except OSError as error:
                 self.cut_off(f"its socket cannot be handed to server{link.number}: {error.strerror}")
-                return
+                return True
             order = Order(ADOPT, client=self.number, ticket=self.gate, flags=int(self.session.structured))
             link.passage.hand(order, descriptor)
+        return True
 
     def flush(self) -> None:
         speaks = self.outgoing or self._unsaid
@@ -92,6 +100,9 @@ class HandedConnection(Connection):
     def _flushed(self) -> None:
         if not self.queued:
             self._let_go()
+            if self.when_said is not None:
+                self.loop.soon(self.when_said)
+                self.when_said = None
         super()._flushed()
 
     def _let_go(self) -> None:
@@ -173,9 +184,13 @@ class Taker(Door):
     # -- life --------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Ready means that orders can be passed on to everybody."""
-        self._starting = True
-        self._check_links()
+        """Ready means that orders can be passed on to everybody, when all are started; later on they wait for who is
+        away."""
+        if self.spec.first:
+            self._starting = True
+            self._check_links()
+        else:
+            super().start()
 
     def status(self) -> dict[str, Any]:
         waiting = [f"server{link.number}: {link.trouble}" for link in self.links.values() if link.passage is None]
@@ -224,17 +239,33 @@ class Taker(Door):
         """Send an order to a server, or keep it until the server is back."""
         taken.awaiting += 1
         if self.links[number].passage is None:
-            self._waiting[number].append((taken, order, buffers))
-            if self._expiry is None:
-                self._expire()
+            self._wait(taken, number, order, buffers)
         else:
             self._send(taken, number, order, buffers)
+
+    def _wait(self, taken: Taken, number: int, order: Order, buffers: tuple[Buffer, ...]) -> None:
+        self._waiting[number].append((taken, order, buffers))
+        if self._expiry is None:
+            self._expire()
+
+    def _send_waiting(self, number: int) -> None:
+        """The server is back, or a client has taken what was said to it."""
+        if self.links[number].passage is None:
+            return
+        waiting, self._waiting[number] = self._waiting[number], []
+        for taken, order, buffers in waiting:
+            if taken.connection.open and not taken.may_go_on():
+                self.give_up(taken, Error.EIO, HUNG_UP)
+            else:
+                self._send(taken, number, order, buffers)
 
     def _send(self, taken: Taken, number: int, order: Order, buffers: tuple[Buffer, ...]) -> None:
         link, connection = self.links[number], taken.connection
         assert link.passage is not None
-        if connection.open:
-            connection.hand_to(link)
+        if connection.open and not connection.hand_to(link):
+            connection.when_said = partial(self._send_waiting, number)
+            self._wait(taken, number, order, buffers)
+            return
         if not connection.open:
             self.loop.soon(lambda: self.one_done(taken))  # not now: more of it may be about to be passed on
             return
@@ -262,12 +293,7 @@ class Taker(Door):
         lost, self._sent[link.number] = self._sent[link.number], {}
         for taken in lost.values():
             self.one_done(taken)
-        waiting, self._waiting[link.number] = self._waiting[link.number], []
-        for taken, order, buffers in waiting:
-            if taken.connection.open and not taken.may_go_on():
-                self.give_up(taken, Error.EIO, HUNG_UP)
-            else:
-                self._send(taken, link.number, order, buffers)
+        self._send_waiting(link.number)
         self._check_links()
 
     def _answered(self, link: PassageLink, orders: list[Order]) -> None:

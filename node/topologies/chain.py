@@ -7,6 +7,7 @@ done asks whether it was overtaken by a change, and its client has gone meanwhil
 What travels is one payload: of a read the pieces of the servers passed, in the order of the servers; of a write those
 of the servers to come. Only the last server writes to the client. A break anywhere is a break of the whole chain: what
 is under way is lost with the connections of the clients that wait for it, and the chain is made again from the head.
+While there is no chain, nobody else writes to a client: then the head answers what it can answer alone.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Head(Taker):
 
     def turn_away(self, connection: Connection, request: Request, start: int) -> None:
         """Even a refusal is said by the last server: nobody else writes to the client."""
-        if self._alone or connection.route != self.request:
+        if self._answers(connection) or connection.route != self.request:
             super().turn_away(connection, request, start)
         else:
             self._begin(connection, request, start)
@@ -56,8 +57,19 @@ class Head(Taker):
     def request(self, connection: Connection, request: Request, start: int) -> None:
         if self._alone:
             self.carry_out(connection, request, start, self.next_identifier(), request.offset)
+        elif request.length and self._answers(connection) and (own := self._own(request)) is not None:
+            self.carry_out(connection, request, start, self.next_identifier(), own)
         else:
             self._begin(connection, request, start)
+
+    def _answers(self, connection: Connection) -> bool:
+        """Nobody else may write to the client, whose socket was not handed along, or to a chain that is gone."""
+        return self._alone or (self.links[1].passage is None and connection.open)
+
+    def _own(self, request: Request) -> int | None:
+        """Where a request lies in this server's shard, if it does as a whole."""
+        holder, offset = self.layout.holder(request.offset, request.length)
+        return offset if holder == self.spec.index else None
 
     def _begin(self, connection: Connection, request: Request, start: int) -> None:
         taken = self.take(connection, request, start)

@@ -67,9 +67,12 @@ class Primary(Door):
         return self.pool.take(request.length)
 
     def start(self) -> None:
-        """Ready means that every secondary answers."""
-        self._starting = True
-        self._check_links()
+        """Ready means that every secondary answers, when all are started; later on requests wait for who is away."""
+        if self.spec.first:
+            self._starting = True
+            self._check_links()
+        else:
+            super().start()
 
     def status(self) -> dict[str, Any]:
         waiting = [f"server{index}: {link.trouble}" for index, link in self._links.items() if not link.ready]
