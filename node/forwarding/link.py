@@ -33,7 +33,7 @@ class Submission(Awaited):
     """A request in flight, with all that it takes to repeat it. It becomes its own reply, and is told so once, from the
     loop, by `answered`. The payload must stay as it is until then."""
 
-    __slots__ = ("flags", "payload", "since")
+    __slots__ = ("flags", "missed", "payload", "since")
 
     def __init__(
         self, command: int, cookie: int, offset: int, length: int, flags: int, payload: Sequence[Buffer], since: int
@@ -43,6 +43,7 @@ class Submission(Awaited):
         self.flags = flags
         self.payload = payload
         self.since = since
+        self.missed = 0  # by the loop, until then
 
     def wanted(self) -> bool:
         """Whether it may be sent again, or at last: not what a client asked for that is gone."""
@@ -100,6 +101,7 @@ class Link:
     def submit(self, request: Submission) -> None:
         """Send a request, now or when there is a connection; its cookie must not be in flight."""
         TRAFFIC.messages_out += 1
+        request.missed = self.loop.missed
         self._in_flight[request.cookie] = request
         wire = self._wire
         if wire is not None and wire.session.ready:
@@ -165,9 +167,9 @@ class Link:
 
     def _expire(self) -> None:
         """Give up what has waited too long. Its late reply would be nobody's, so the connection goes with it."""
-        limit = self._clock() - int(self._retry_timeout * 1e9)
+        limit = self._clock() - self.loop.missed - int(self._retry_timeout * 1e9)
         self._expiry = None
-        late = [sent for sent in self._in_flight.values() if sent.since <= limit]
+        late = [sent for sent in self._in_flight.values() if sent.since - sent.missed <= limit]
         if late:
             for sent in late:
                 del self._in_flight[sent.cookie]
@@ -177,7 +179,7 @@ class Link:
             for sent in late:
                 self._give_up(sent, message)
         if self._in_flight and self._expiry is None:
-            oldest = min(sent.since for sent in self._in_flight.values())
+            oldest = min(sent.since - sent.missed for sent in self._in_flight.values())
             self._expiry = self.loop.after((oldest - limit) / 1e9, self._expire)
 
 

@@ -7,7 +7,6 @@ that and says what becomes of an order.
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable
 
 from memcluster.node.handover.gates import BrokenStream, Gates
@@ -101,7 +100,7 @@ class Answers(Stream):
         if not self.queued:
             self._seen = None
             return False
-        now = time.monotonic()
+        now = self.loop.awake()
         if self._seen is None or self.sent - self._seen[1] >= TRICKLE:
             self._seen = now, self.sent
         return now - self._seen[0] >= seconds

@@ -124,12 +124,13 @@ class HandedConnection(Connection):
 class Taken:
     """A request in flight. Plain slots: this is the data path."""
 
-    __slots__ = ("awaiting", "connection", "identifier", "later", "request", "returned", "start", "ticket")
+    __slots__ = ("awaiting", "connection", "identifier", "later", "missed", "request", "returned", "start", "ticket")
 
     def __init__(self, connection: HandedConnection, request: Request, start: int, identifier: int) -> None:
         self.connection = connection
         self.request = request
         self.start = start
+        self.missed = connection.loop.missed
         self.identifier = identifier
         self.awaiting = 0
         """Orders that are not done."""
@@ -336,11 +337,10 @@ class Taker(Door):
 
     def _expire(self) -> None:
         """Give up what has waited for its server too long; asked now and then as long as something waits."""
-        limit = int(self.spec.bounds.retry_timeout * 1e9)
-        now = self.now()
+        limit = self.now() - self.loop.missed - int(self.spec.bounds.retry_timeout * 1e9)
         for number, waiting in self._waiting.items():
-            late = [entry for entry in waiting if now - entry[0].start >= limit]
-            self._waiting[number] = [entry for entry in waiting if now - entry[0].start < limit]
+            late = [entry for entry in waiting if entry[0].start - entry[0].missed <= limit]
+            self._waiting[number] = [entry for entry in waiting if entry[0].start - entry[0].missed > limit]
             for taken, _, _ in late:
                 text = f"no answer from server{number} for {self.spec.bounds.retry_timeout:g} s (retry_timeout)"
                 self.give_up(taken, Error.EIO, text)

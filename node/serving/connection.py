@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -187,7 +186,7 @@ class Connection(Stream):
         if not self.queued and payload is None:
             self._seen = None
             return ""
-        now = time.monotonic()
+        now = self.loop.awake()
         if self._seen is None or payload is not self._seen[2] or (self.queued and self.sent - self._seen[1] >= TRICKLE):
             self._seen = now, self.sent, payload
         if now - self._seen[0] < seconds:

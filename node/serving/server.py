@@ -82,7 +82,7 @@ class Server(Keeper):
         self.admission = Admission(limit, look_at_the_machine() if limit is None else None)
         self.budget = Budget(CLIENTS_MEMORY)
         self.connections: dict[int, Connection] = {}
-        self._handshakes: dict[int, int] = {}  # when those came that came not long ago, the first one first
+        self._handshakes: dict[int, float] = {}  # when those came that came not long ago, the first one first
         self._watches_handshakes = False
         self.scratch = memoryview(bytearray(RECEIVE_BUFFER))
         self.pool = Pool()
@@ -214,7 +214,7 @@ class Server(Keeper):
             budget=self.budget,
         )
         self.connections[self._accepted] = connection
-        self._handshakes[self._accepted] = monotonic_ns()
+        self._handshakes[self._accepted] = self.loop.awake()
         if not self._watches_handshakes:
             self._watch_handshakes()
 
@@ -222,7 +222,7 @@ class Server(Keeper):
         """Cut off those that take too long. One timer for all: one each would keep what belonged to thousands who came
         and went until its time."""
         limit = self.spec.bounds.handshake_timeout
-        since = monotonic_ns() - limit * 1e9
+        since = self.loop.awake() - limit
         late = list(takewhile(lambda number: self._handshakes[number] <= since, self._handshakes))
         for number in late:
             del self._handshakes[number]

@@ -26,6 +26,8 @@ EVENTS_A_TURN = 64
 """Sources dealt with in one turn, at most; epoll hands out the others in the next ones."""
 LONGEST_WAIT = 86400.0
 """Seconds of one turn at most: epoll counts milliseconds in 31 bits."""
+LATE = 0.1
+"""Seconds by which a timer is late in a process that did not run: it was stopped, or its whole group was frozen."""
 
 
 class HasFileno(Protocol):
@@ -74,6 +76,9 @@ class Loop:
         self._signals: dict[int, Callable[[], None]] = {}
         self._wakeup: tuple[socket.socket, socket.socket] | None = None
         self.turns = 0
+        self.missed = 0
+        """Nanoseconds in which this process did not run, as far as its timers show: a node has one due every half
+        second. Patience with others does not count them."""
         self.lag = 0.0
         """Seconds by which what streams send is held up: a fault that was asked for with `slow`."""
         self._held_up: dict[Callable[[], None], Timer] = {}
@@ -112,6 +117,10 @@ class Loop:
         timer = Timer(monotonic() + seconds, call)
         heapq.heappush(self._timers, (timer.due, next(self._order), timer))
         return timer
+
+    def awake(self) -> float:
+        """Seconds from any time, without those in which this process did not run."""
+        return monotonic() - self.missed / 1e9
 
     def slow(self, seconds: float) -> None:
         """Have `lag` be this from now on; what is held up goes on at once."""
@@ -197,6 +206,9 @@ class Loop:
 
     def _run_timers(self) -> None:
         now = monotonic()
+        late = now - self._timers[0][0]
+        if late > LATE:
+            self.missed += int(late * 1e9)
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)[2]
             if timer.call is not None:
