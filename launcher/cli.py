@@ -28,6 +28,7 @@ from memcluster.client.discover import command
 from memcluster.launcher.checked import load, name_of
 from memcluster.launcher.log import commands as logcommands
 from memcluster.launcher.output import happening_line, show_again, status_table, steps, verdict
+from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.supervision.faultkind import FaultKind
 
 if TYPE_CHECKING:
@@ -52,24 +53,35 @@ def cli(context: click.Context, file: Path) -> None:
 @cli.command("up")
 @click.option("-d", "--detach", is_flag=True, help="Return when the cluster is ready; it goes on in the background.")
 @click.option("--wait-timeout", type=wait_seconds, default="60s", show_default=True, help="Longest wait until ready.")
+@click.option("--pid", type=click.IntRange(min=1), help="Stop when the process PID is gone, as `tail --pid` does.")
 @click.pass_obj
-def start(file: Path, detach: bool, wait_timeout: float) -> int:
+def start(file: Path, detach: bool, wait_timeout: float, pid: int | None) -> int:
     """Start the cluster."""
     tell = _printer(file, detach)
+    owner = None if pid is None else _process(pid)
     if not detach:
         unwind(signal.SIGTERM, signal.SIGHUP)  # until the supervisor has its own way of taking them
-        return _supervise(file, lambda: load(file), wait_timeout, tell, None)
+        return _supervise(file, lambda: load(file), wait_timeout, owner, tell, None)
     from memcluster.launcher.background import in_background
 
     return in_background(
-        lambda: load(file), lambda load, told, leave: _supervise(file, load, wait_timeout, told, leave), tell
+        lambda: load(file), lambda load, told, leave: _supervise(file, load, wait_timeout, owner, told, leave), tell
     )
+
+
+def _process(pid: int) -> Identity:
+    """The process that has this pid now. Raises Failure."""
+    found = Identity.of(pid)
+    if found is None or not found.alive:
+        raise Failure(f"there is no process {pid}\nnothing was started")
+    return found
 
 
 def _supervise(
     file: Path,
     load: Callable[[], ClusterConfig],
     wait_timeout: float,
+    owner: Identity | None,
     tell: Callable[[dict[str, Any]], None],
     leave: Callable[[Path], None] | None,
 ) -> int:
@@ -82,7 +94,7 @@ def _supervise(
             leave(cluster.logs.directory / cluster.name / "supervisor.out")
 
     try:
-        return up(file, load, wait_timeout=wait_timeout, tell=tell, leave=go_away)
+        return up(file, load, wait_timeout=wait_timeout, owner=owner, tell=tell, leave=go_away)
     except AlreadyRunning as running:
         cluster, record = running.config, running.record
         if record is not None and record.file != str(cluster.file):
@@ -99,6 +111,12 @@ def _supervise(
             raise Failure(f"cluster {cluster.name} is being started or stopped right now", EXIT_IN_USE) from None
         if found["state"] == "degraded":
             raise Failure(f"already running, but {verdict(found)}", EXIT_DEGRADED) from None
+        if owner is not None:
+            raise Failure(
+                f"cluster {cluster.name} is already running, and would not stop with process {owner.pid}: stop it "
+                f"first with `{command(file, 'down')}`",
+                EXIT_IN_USE,
+            ) from None
         click.echo(f"cluster {cluster.name} is already running: {found['uri']} (to stop it: {command(file, 'down')})")
         return 0
     except sockets.CannotListen as error:
@@ -168,30 +186,13 @@ def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, d
     memcluster fault hang server1               its loop stops turning: the supervisor finds out
     memcluster fault resume server1             end every fault of a node
     """
-    from memcluster.launcher.run.control import NoAnswer, ask
-    from memcluster.launcher.run.directory import RunDirectory
+    from memcluster.launcher.fault import fault as break_
 
-    if len(targets) != (2 if kind == "partition" else 1):
-        raise click.UsageError("partition takes two nodes, every other fault one target")
-    if delay is not None and kind != "slow":
-        raise click.UsageError(f"--delay goes with slow, not with {kind}")
-    if span is not None and kind == "resume":
-        raise click.UsageError("--for goes with every fault, but not with resume")
-    name = name_of(file)
-    run_directory = RunDirectory(name)
-    head = {"do": "fault", "kind": kind, "targets": targets, "seconds": span}
-    if kind == "slow":
-        head["delay"] = 0.05 if delay is None else delay
     try:
-        answer = ask(run_directory.control, head, 10.0)
-    except NoAnswer as problem:
-        if run_directory.locked:
-            raise Failure(f"the supervisor of {name} does not answer: {problem}") from None
-        hint = f"`{command(file, 'up -d')}` starts it"
-        raise Failure(f"cluster {name} is not running; {hint}", EXIT_NOT_RUNNING) from None
-    if "error" in answer:
-        raise Failure(answer["error"])
-    click.echo(f"{kind}: {', '.join(answer['done'])}{f' for {span:g} s' if span else ''}")
+        done = break_(file, kind, targets, span, delay)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(f"{kind}: {', '.join(done)}{f' for {span:g} s' if span else ''}")
 
 
 for logcommand in logcommands.COMMANDS:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from memcluster.client.discover import DiscoverError, command, name_in, of_another_folder, outline, stamp
 from memcluster.launcher.run import leftovers
 from memcluster.launcher.run.directory import MemoryMismatch, NameInUse, RunDirectory, RunRecord, claim_memory
+from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.steps import step
 from memcluster.launcher.supervision import sockets
 from memcluster.launcher.supervision.forkserver import start_fork_server, stop_fork_server
@@ -43,13 +44,14 @@ def up(
     load: Callable[[], ClusterConfig],
     *,
     wait_timeout: float,
+    owner: Identity | None = None,
     tell: Tell,
     leave: Callable[[ClusterConfig], None] = lambda _: None,
 ) -> int:
     """Start the cluster of `file`, be its supervisor, and tell what happens; returns the exit code when it has been
-    stopped. `load` reads and checks the file, `leave` is called when nothing that is wrong with it or with the machine
-    can keep the cluster from being started. Raises AlreadyRunning, CannotStart, sockets.CannotListen, and what `load`
-    does.
+    stopped, which the end of `owner` does, too. `load` reads and checks the file, `leave` is called when nothing that
+    is wrong with it or with the machine can keep the cluster from being started. Raises AlreadyRunning, CannotStart,
+    sockets.CannotListen, and what `load` does.
 
     The fork server, which takes as long to load as the checks, is started first; nothing comes from it before them.
     """
@@ -93,7 +95,7 @@ def up(
     gc.enable()
     try:
         supervisor = Supervisor(config, run, found, listeners, tell, stamp=as_read, keep_memory=found_memory)
-        return supervisor.run(wait_timeout)
+        return supervisor.run(wait_timeout, owner)
     finally:
         stop_fork_server()
         step()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Timeout,
     )
     from memcluster.client.memory import Extent, Future, Memory, connect
+    from memcluster.launcher.cluster import Cluster, LaunchError
 
 _MODULES = {
     "client.discover": ("DiscoverError", "NotRunning"),
@@ -38,11 +39,13 @@ _MODULES = {
         "Timeout",
     ),
     "client.memory": ("Extent", "Future", "Memory", "connect"),
+    "launcher.cluster": ("Cluster", "LaunchError"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [
+    "Cluster",
     "ClusterError",
     "ConnectionProblem",
     "Disconnected",
@@ -50,6 +53,7 @@ __all__ = [
     "Extent",
     "Future",
     "InvalidRequest",
+    "LaunchError",
     "Memory",
     "NoSpace",
     "NotRunning",

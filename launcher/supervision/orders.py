@@ -18,6 +18,11 @@ class Status:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """Tell what happens from now on."""
+
+
+@dataclass(frozen=True)
 class Kill:
     """End everything at once."""
 
@@ -40,8 +45,8 @@ class Fault:
     delay: float = 0.0
 
 
-Order = Status | Kill | Down | Fault
-ORDERS: dict[str, type[Order]] = {"status": Status, "kill": Kill, "down": Down, "fault": Fault}
+Order = Status | Watch | Kill | Down | Fault
+ORDERS: dict[str, type[Order]] = {"status": Status, "watch": Watch, "kill": Kill, "down": Down, "fault": Fault}
 
 
 class OrderError(Exception):

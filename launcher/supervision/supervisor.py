@@ -35,7 +35,7 @@ from memcluster.node.transport.address import Address
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.frames import MAX_QUESTION, Frame
 from memcluster.node.transport.listener import Listener
-from memcluster.node.transport.loop import Loop, Timer
+from memcluster.node.transport.loop import READ, Loop, Timer
 
 Happening = dict[str, Any]
 RECORD_AGAIN = 1.0
@@ -95,8 +95,8 @@ class Supervisor:
 
     # -- life ----------------------------------------------------------------------------------------------------
 
-    def run(self, wait_timeout: float | None = None) -> int:
-        """Run the cluster until it is stopped; returns the exit code."""
+    def run(self, wait_timeout: float | None = None, owner: Identity | None = None) -> int:
+        """Run the cluster until it is stopped, or `owner` has ended; returns the exit code."""
         self.loop.on_signal(signal.SIGTERM, lambda: self.stop("now", None))
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as with nohup
             self.loop.on_signal(signal.SIGHUP, lambda: self.stop("now", None))
@@ -106,6 +106,8 @@ class Supervisor:
         self._heartbeats.start()
         if wait_timeout is not None:
             self.loop.after(wait_timeout, lambda: self._too_slow(wait_timeout))
+        if owner is not None:
+            self._end_with(owner)
         self._do(self.lifecycle.begin(self._now()))
         self.loop.run()
         control.stop()
@@ -121,6 +123,20 @@ class Supervisor:
         self._keep_memory = False
         self._faults.heal()
         self._do(self.lifecycle.stop(mode, timeout, self._now()))
+
+    def _end_with(self, owner: Identity) -> None:
+        """Stop when this process is gone."""
+        pidfd = owner.open()
+        if pidfd is None:
+            self.loop.soon(lambda: self.stop("now", None))
+            return
+
+        def gone(_mask: int) -> None:
+            self.loop.unwatch(pidfd)
+            os.close(pidfd)
+            self.stop("now", None)
+
+        self.loop.watch(pidfd, READ, gone)
 
     def _interrupt(self) -> None:
         """Ctrl-C: once stops, twice kills."""
@@ -312,6 +328,7 @@ class Supervisor:
 
     def note(self, event: str, about: str, value: int) -> None:
         """Have an event written into the log, by the server of the same number: now, or when it is back."""
+        self._tell({"event": "noted", "name": about, "text": event})
         server = f"server{self.specs[about].index}"
         head = {"do": "event", "event": event, "about": about, "value": value, "time_ns": self.specs[server].run.now()}
         dying = event == "killed" and about == server  # it would not live to read it
@@ -363,7 +380,12 @@ class Supervisor:
     # -- the command line's side ---------------------------------------------------------------------------------
 
     def _accept(self, sock: socket.socket) -> None:
-        self._channels.add(Channel(self.loop, sock, self._asked, self._channels.discard, most=MAX_QUESTION))
+        self._channels.add(Channel(self.loop, sock, self._asked, self._left, most=MAX_QUESTION))
+
+    def _left(self, channel: Channel) -> None:
+        self._channels.discard(channel)
+        if channel.send in self._watchers:
+            self._watchers.remove(channel.send)
 
     def _asked(self, channel: Channel, frame: Frame) -> None:
         try:
@@ -374,6 +396,9 @@ class Supervisor:
         match order:
             case orders.Status():
                 self._census.take(channel.send)
+            case orders.Watch():
+                self._watchers.append(channel.send)
+                channel.send({"event": "watched"})
             case orders.Down():
                 self._watchers.append(channel.send)
                 self.stop("finish" if order.drain else "now", order.timeout)

@@ -1,0 +1,49 @@
+"""`memcluster fault`, and the same for programs: what is to be broken, checked, then asked of the supervisor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from memcluster.client.console import EXIT_NOT_RUNNING, Failure
+from memcluster.client.discover import command
+from memcluster.launcher.checked import name_of
+from memcluster.launcher.run.control import NoAnswer, ask
+from memcluster.launcher.run.directory import RunDirectory
+from memcluster.launcher.supervision.faultkind import FaultKind
+
+ANSWER_WITHIN = 10.0
+"""Seconds the supervisor has to answer."""
+DELAY = 0.05
+"""Seconds that each reply of a slow node waits, where nobody says otherwise."""
+
+
+def fault(file: Path, kind: str, targets: Sequence[str], seconds: float | None, delay: float | None) -> list[str]:
+    """Break something of the cluster of `file`; returns the names of the nodes it was done to. Raises ValueError where
+    the words do not fit together, Failure, NotRunning."""
+    kinds = get_args(FaultKind)
+    if kind not in kinds:
+        raise ValueError(f"there is no fault {kind!r}; there are {', '.join(kinds)}")
+    if len(targets) != (2 if kind == "partition" else 1):
+        raise ValueError("partition takes two nodes, every other fault one target")
+    if delay is not None and kind != "slow":
+        raise ValueError(f"a delay goes with slow, not with {kind}")
+    if seconds is not None and kind == "resume":
+        raise ValueError("a time to heal after goes with every fault, but not with resume")
+    name = name_of(file)
+    run_directory = RunDirectory(name)
+    head = {"do": "fault", "kind": kind, "targets": list(targets), "seconds": seconds}
+    if kind == "slow":
+        head["delay"] = DELAY if delay is None else delay
+    try:
+        answer = ask(run_directory.control, head, ANSWER_WITHIN)
+    except NoAnswer as problem:
+        if run_directory.locked:
+            raise Failure(f"the supervisor of {name} does not answer: {problem}") from None
+        hint = f"`{command(file, 'up -d')}` starts it"
+        raise Failure(f"cluster {name} is not running; {hint}", EXIT_NOT_RUNNING) from None
+    if "error" in answer:
+        raise Failure(answer["error"])
+    done: list[str] = answer["done"]
+    return done
