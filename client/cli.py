@@ -25,7 +25,7 @@ from memcluster.client.console import (
     wait_seconds,
 )
 from memcluster.client.console import size as size_type
-from memcluster.client.copy import FileSink, FileSource, MemorySink, MemorySource, Sink, Source, copy
+from memcluster.client.copy import CHUNK, FileSink, FileSource, MemorySink, MemorySource, Sink, Source, copy
 from memcluster.client.discover import DiscoverError, NotOurs, NotRunning
 from memcluster.client.errors import ClusterError, Disconnected, Timeout
 from memcluster.client.memory import Memory, connect, default_uri
@@ -94,7 +94,8 @@ def read(opened: Callable[..., Memory], offset: int, length: int, output: str) -
     with contextlib.ExitStack() as stack:
         memory = stack.enter_context(opened())
         _within(memory, offset, length)
-        copy(MemorySource(memory, offset, length), _file_sink(output, stack))
+        sparse = length > CHUNK  # what is one request is not worth a question before it
+        copy(MemorySource(memory, offset, length, sparse=sparse), _file_sink(output, stack))
 
 
 @cli.command()

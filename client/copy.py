@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Protocol
 
-from memcluster.client.memory import Future, Memory
+from memcluster.client.memory import Extent, Future, Memory
 
 CHUNK = 256 << 10
 DEPTH = 16
@@ -55,13 +55,14 @@ def copy(source: Source, sink: Sink, progress: Callable[[int], Any] = lambda _: 
 
 
 class MemorySource:
-    """`length` bytes of a memory from `offset` on; what reads as zeroes is not read."""
+    """`length` bytes of a memory from `offset` on; what reads as zeroes is not read, unless it is not `sparse`."""
 
-    def __init__(self, memory: Memory, offset: int, length: int) -> None:
+    def __init__(self, memory: Memory, offset: int, length: int, *, sparse: bool = True) -> None:
         self.memory = memory
         self.offset = offset
         self.length: int | None = length
-        self._extents = memory.each_extent(length, offset)
+        whole = [Extent(offset, length, hole=False, zero=False)]
+        self._extents = memory.each_extent(length, offset) if sparse else iter(whole)
 
     def chunks(self) -> Iterator[Chunk]:
         waiting: deque[tuple[int, int, Future[bytes] | None]] = deque()

@@ -155,8 +155,8 @@ class Cluster:
         raise AssertionError(status)
 
     def logged_writes(self) -> list[dict]:
-        """The clients' writes in the merged log."""
-        entries = map(json.loads, self.command("logs", "--json").stdout.splitlines())
+        """The clients' writes in the merged log, of all runs."""
+        entries = map(json.loads, self.command("logs", "--json", "--all-runs").stdout.splitlines())
         return [entry for entry in entries if entry["operation"] == "WRITE" and entry["kind"] == "request"]
 
     def connect(self, **options):

@@ -72,7 +72,9 @@ def test_a_killed_supervisor_takes_its_nodes_along_and_the_memory_stays(make_clu
     status = cluster.command("status", check=False)
     assert status.returncode == 3
     assert b"the supervisor is dead" in status.stdout
-    for words in (["logs"], ["logs", "-f"], ["timeline"], ["stats"], ["fault", "kill", "server0"]):
+    for words in (["logs"], ["timeline"], ["stats"]):
+        assert b"is not running; of its last run, from " in cluster.command(*words).stderr
+    for words in (["logs", "-f"], ["stats", "--watch"], ["fault", "kill", "server0"]):
         done = cluster.command(*words, check=False)
         assert (done.returncode, done.stdout) == (3, b"")
         assert b"is not running" in done.stderr

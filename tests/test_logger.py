@@ -71,7 +71,7 @@ def test_filters(make_loggers: MakeLoggers) -> None:
     loggers = make_loggers(3)
     for number in range(1, 301):
         loggers.request(number, 1)
-    assert story(loggers.read(node="server1", last=2)) == ["1:-0.1.299", "1:-0.1.300"]
+    assert story(loggers.read(nodes=["server1"], last=2)) == ["1:-0.1.299", "1:-0.1.300"]
     assert story(loggers.read(last=3)) == ["1:-0.1.299", "0:0.1.300", "1:-0.1.300"]
     assert story(loggers.read(request=make_identifier(0, 1, 17))) == ["0:0.1.17", "1:-0.1.17"]
     assert story(loggers.read(since=T + 3_000_000)) == ["0:0.1.300", "1:-0.1.300"]

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import click
 
 from memcluster.client.console import Failure, seconds
-from memcluster.launcher.checked import running
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -65,15 +64,18 @@ def _count(least: int) -> Callable[[Any], int]:
     return convert
 
 
-def _check_range(span: tuple[int, int] | None, memory: int) -> None:
-    if span is not None and sum(span) > memory:
-        raise click.UsageError(f"--range ends at byte {sum(span)}, but the memory has {memory} bytes")
+def _tail(value: Any) -> int | None:
+    """As docker has it: a number, or `all`."""
+    return None if value == "all" else _count(0)(value)
 
 
 _OPTIONS = (
-    click.option("--since", metavar="T", type=_time, help="From T on: 5m (ago), or 2026-01-31T12:00:00."),
+    click.argument("nodes", metavar="[NODE]...", nargs=-1),
+    click.option("--since", metavar="T", type=_time, help="From T on: 5m (ago), 04:32:35, or 2026-01-31T12:00:00."),
     click.option("--until", metavar="T", type=_time, help="What started at T or before."),
-    click.option("--node", metavar="NAME", help="What one server wrote."),
+    click.option("--node", "more_nodes", metavar="NODE", multiple=True, help="As NODE."),
+    click.option("--run", metavar="N", type=click.IntRange(min=1), help="Of run N; `logs --runs` lists them."),
+    click.option("--all-runs", is_flag=True, help="Of all runs that are kept. [default: the newest]"),
     click.option("--client", metavar="N", type=click.IntRange(min=1), help="The requests and events of one client."),
     click.option("--op", "operations", metavar="NAME", type=_operation, multiple=True,
                  help="One operation, such as write, or event, such as died; again for more."),
@@ -92,8 +94,8 @@ def _filters(command: F) -> F:
 
 def _wanted(options: dict[str, Any]) -> dict[str, Any]:
     """The options as launcher.log.reader.Wanted has them."""
-    slower = options.pop("slower")
-    return {**options, "slower": None if slower is None else int(slower * 1e9)}
+    slower, nodes = options.pop("slower"), (*options.pop("nodes"), *options.pop("more_nodes"))
+    return {**options, "nodes": nodes, "slower": None if slower is None else int(slower * 1e9)}
 
 
 def _tell(sentence: str) -> None:
@@ -116,11 +118,12 @@ def _tell_of_stopped_logs(name: str) -> None:
 
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
-@click.option("-n", "--last", type=_count(0), metavar="N", help="The last N records.")
+@click.option("-n", "--tail", "--last", "last", type=_tail, metavar="N", help="The last N records.")
 @_filters
 @click.option("--json", "as_json", is_flag=True, help="JSON lines.")
 @click.option("--trace", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
               help="Write the records as a trace for Perfetto and chrome://tracing.")  # fmt: skip
+@click.option("--runs", is_flag=True, help="List the runs of which something is kept.")
 @click.pass_obj
 def logs(
     file: Path,
@@ -129,24 +132,35 @@ def logs(
     last: int | None,
     as_json: bool,
     trace: Path | None,
+    runs: bool,
+    run: int | None,
+    all_runs: bool,
     request: int | None,
     **options: Any,
 ) -> int:
-    """Show the merged log, through logger 0."""
+    """Show the merged log: of what runs, through logger 0; of a run that is over, from the segments that are kept.
+
+    NODE is a node, such as server1: what it did, and what happened to it.
+    """
     import shutil
 
-    from memcluster.launcher.log.reader import LogsError, read_batches, render, tree
+    from memcluster.launcher.log.reader import LogsError, render, tree
+    from memcluster.launcher.log.source import open_log, runs_table
     from memcluster.node.log.record import format_identifier
 
+    if runs:
+        click.echo(runs_table(file, as_json=as_json))
+        return 0
     if trace is not None and (follow or as_json):
         raise click.UsageError("--trace goes neither with --follow nor with --json")
-    record = running(file)
-    _check_range(options["span"], record.memory)
-    _tell_of_stopped_logs(record.cluster)
+    if follow and (run is not None):
+        raise click.UsageError("--follow goes on with the run that is going on; --run is for one that is over")
+    source = open_log(file, run, all_runs=all_runs, follow=follow, told=_tell)
+    wanted = source.checked(_wanted(options))
+    if source.running:
+        _tell_of_stopped_logs(source.cluster)
     output = sys.stdout.fileno() if follow else None
-    batches = read_batches(
-        record.logger0.address, follow=follow, output=output, last=last, request=request, told=_tell, **_wanted(options)
-    )
+    batches = source.read_batches(follow=follow, output=output, last=last, request=request, **wanted)
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else 0
     colour = terminal and not os.environ.get("NO_COLOR")
@@ -179,21 +193,24 @@ def logs(
 @click.command()
 @click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
               help="[default: CLUSTER-timeline.html]")  # fmt: skip
-@click.option("-n", "--last", type=_count(1), metavar="N", default=30_000, show_default=True,
+@click.option("-n", "--tail", "--last", "last", type=_count(1), metavar="N", default=30_000, show_default=True,
               help="The last N records.")  # fmt: skip
 @_filters
 @click.pass_obj
-def timeline(file: Path, /, output: Path | None, last: int, **options: Any) -> int:
+def timeline(
+    file: Path, /, output: Path | None, last: int, run: int | None, all_runs: bool, **options: Any
+) -> int:
     """Draw a stretch of the log as a page: who did what when, and who asked whom."""
-    from memcluster.launcher.log.reader import LogsError, read_log
+    from memcluster.launcher.log.reader import LogsError
+    from memcluster.launcher.log.source import open_log
     from memcluster.launcher.log.timeline import make_page
 
-    record = running(file)
-    _check_range(options["span"], record.memory)
-    entries = read_log(record.logger0.address, last=last, told=_tell, **_wanted(options))
-    path = output or Path(f"{record.cluster}-timeline.html")
+    source = open_log(file, run, all_runs=all_runs, told=_tell)
+    wanted = source.checked(_wanted(options))
+    path = output or Path(f"{source.cluster}-timeline.html")
     try:
-        page = make_page(record.cluster, record.topology, entries)
+        entries = (entry for batch in source.read_batches(last=last, **wanted) for entry in batch)
+        page = make_page(source.cluster, source.topology, entries)
         path.write_text(page, encoding="utf-8")
     except LogsError as error:
         raise Failure(str(error)) from error
@@ -207,22 +224,25 @@ def timeline(file: Path, /, output: Path | None, last: int, **options: Any) -> i
 @click.option("--over", metavar="TIME", type=seconds, default="10s", show_default=True, help="Of the last TIME.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
+@click.option("--run", metavar="N", type=click.IntRange(min=1), help="Of the last TIME of run N.")
 @click.pass_obj
-def stats(file: Path, /, over: float, as_json: bool, watch: bool) -> int:
+def stats(file: Path, /, over: float, as_json: bool, watch: bool, run: int | None) -> int:
     """Show how often, how much and how fast: by node and operation, from the log."""
     import json
     import shutil
 
     from memcluster.launcher.log.reader import LogsError
-    from memcluster.launcher.log.stats import read_stats, stats_table
+    from memcluster.launcher.log.source import open_log
+    from memcluster.launcher.log.stats import stats_table
     from memcluster.launcher.output import show_again
 
+    if watch and run is not None:
+        raise click.UsageError("--watch is for what runs; --run is for a run that is over")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
     def show(indent: int | None = None) -> str:
-        record = running(file)
         try:
-            found = read_stats(record.logger0.address, over, age=record.supervisor.age, sample=record.sample)
+            found = open_log(file, run, follow=watch, told=_tell).stats(over)
         except LogsError as error:
             raise Failure(str(error)) from error
         return json.dumps(found, indent=indent) if as_json else stats_table(found, width)

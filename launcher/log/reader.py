@@ -13,12 +13,12 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, time, timedelta
 from functools import partial
 from typing import Any
 
 from memcluster.client.console import NobodyReads
-from memcluster.node.log.record import RECORD_SIZE, Kind, format_identifier, unpack
+from memcluster.node.log.record import RECORD_SIZE, Kind, format_identifier, subject_of, unpack
 from memcluster.node.log.text import COLOURS, LogEntry, format_json, format_text
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.frames import Frame, FrameError, FrameReader
@@ -31,6 +31,7 @@ ATTEMPTS = 60
 TIMEOUT = 15.0
 """Seconds of silence: more than logger 0 itself waits for another logger."""
 _UNITS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
+_OF_DAY = re.compile(r"\d\d:\d\d(:\d\d([.,]\d{1,6})?)?")
 _AGO = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
@@ -39,27 +40,34 @@ class LogsError(Exception):
 
 
 def parse_since(text: str) -> int:
-    """A time in ISO 8601, local unless it says otherwise, as ns since 1970, or `5m`, `1.5h` (ago) as a negative number:
-    each logger takes that off what its own clock says. Raises ValueError."""
+    """A time in ISO 8601, local unless it says otherwise, as ns since 1970; `04:32:35.5`, as the log prints it, is the
+    last time that it was so late; `5m`, `1.5h` (ago) is a negative number: each logger takes that off what its own
+    clock says. Raises ValueError."""
     if ago := _AGO.fullmatch(text.strip()):
         return -max(1, int(float(ago[1]) * _UNITS[ago[2]]))
     try:
+        if _OF_DAY.fullmatch(text.strip()):
+            now = datetime.now()
+            found = datetime.combine(now.date(), time.fromisoformat(text.strip()))
+            return round((found if found <= now else found - timedelta(days=1)).timestamp() * 1e6) * 1000
         return round(datetime.fromisoformat(text.strip()).timestamp() * 1e6) * 1000
     except (ValueError, OverflowError, OSError):
         raise ValueError(
-            f"{text!r} is neither a time ago, such as 30s, 5m or 2h, nor a time such as 2026-01-31T12:00:00"
+            f"{text!r} is neither a time ago, such as 30s, 5m or 2h, nor a time such as 04:32:35 or 2026-01-31T12:00:00"
         ) from None
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which part of the log: times in ns since 1970 or, negative, before now; `slower` in ns, `span` bytes
-    of the memory as (offset, length). The loggers sort out what does not fit, so it is not even sent."""
+    """Which part of the log: times in ns since 1970 or, negative, before now; `slower` in ns, `span` bytes of the
+    memory as (offset, length), `run` 0 for all and -1 for the newest. The loggers sort out what does not fit, so it is
+    not even sent."""
 
     last: int | None = None
     since: int | None = None
     until: int | None = None
-    node: str | None = None
+    nodes: Sequence[str] = ()
+    run: int = 0
     request: int | None = None
     client: int | None = None
     operations: Sequence[str] = ()
@@ -70,12 +78,14 @@ class Wanted:
     def to_head(self) -> dict[str, Any]:
         """As a part of a query."""
         head: dict[str, Any] = {}
-        for name in ("last", "since", "until", "node", "client", "slower", "request"):
+        for name in ("last", "since", "until", "run", "client", "slower", "request"):
             value = getattr(self, name)
             if value is not None and (value or name in ("client", "request")):
                 head[name] = value
         if self.operations:
             head["operations"] = [name.upper() for name in self.operations]
+        if self.nodes:
+            head["subjects"] = [subject_of(name) for name in self.nodes]
         if self.errors:
             head["errors"] = True
         if self.span is not None:
@@ -302,8 +312,13 @@ def _sentences(head: dict[str, Any]) -> Iterator[str]:
     trouble = head.get("trouble", {})
     for name in head.get("missing", []):
         yield f"{name} is missing ({trouble.get(name, 'no reason known')}); the log is without its share"
+    yield from gap_sentences(head.get("gaps", []))
+
+
+def gap_sentences(gaps: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """How many records are not there, by node."""
     lost: dict[str, int] = {}
-    for gap in head.get("gaps", []):
+    for gap in gaps:
         lost[gap["node"]] = lost.get(gap["node"], 0) + gap["records"]
     for node, count in lost.items():
         yield f"{count} records of {node} are not there: no longer kept, damaged, or never written"

@@ -29,10 +29,17 @@ def read_stats(
         tallies = {node: Tally.from_head(head) for node, head in answer["stats"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LogsError(f"what answers at {address} is not logger0: it sent no figures") from error
+    return figures(tallies, over, seconds, sample, {name: str(why) for name, why in answer.get("trouble", {}).items()})
+
+
+def figures(
+    tallies: dict[str, Tally], over: float, seconds: float, sample: int = 1, missing: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """The figures of `seconds`, where those of `over` were asked for; `missing` loggers with the reason."""
     operations = [
-        _row(node, kind, operation, figures, min(seconds, tally.age / 1e9) if tally.age > 0 else seconds, sample)
+        _row(node, kind, operation, found, min(seconds, tally.age / 1e9) if tally.age > 0 else seconds, sample)
         for node, tally in tallies.items()
-        for (kind, operation), figures in sorted(tally.figures.items())
+        for (kind, operation), found in sorted(tally.figures.items())
     ]
     whole = Tally()
     for tally in tallies.values():
@@ -56,7 +63,7 @@ def read_stats(
             for node, tally in tallies.items()
         },
         "records_missing": {node: tally.missing for node, tally in tallies.items() if tally.missing},
-        "missing": {name: str(why) for name, why in answer.get("trouble", {}).items()},
+        "missing": missing or {},
     }
 
 

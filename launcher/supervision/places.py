@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from memcluster.launcher.clusterfile.settings import ClusterConfig
 from memcluster.launcher.run.directory import RunDirectory
+from memcluster.launcher.run.maps import keep_map
 from memcluster.launcher.supervision.heartbeats import period
 from memcluster.node import topology
 from memcluster.node.cluster_map import ClusterMap, ServerEntry
@@ -62,8 +63,10 @@ def node_specs(config: ClusterConfig, run: RunDirectory, cluster: ClusterMap) ->
     shards = config.storage or run.path
     logs = config.logs.directory / config.name
     folders = [logs / f"server{index}" for index in range(len(cluster.servers))]
-    number, incarnation = next_run(folders)
+    number, incarnation, oldest = next_run(folders)
     this_run = Run(number, incarnation=incarnation)
+    if config.logs.level != "off":
+        keep_map(logs, number, cluster, oldest)
     return [
         NodeSpec(
             name=f"{kind}{index}",

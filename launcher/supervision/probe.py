@@ -1,4 +1,5 @@
-"""The probe: asks a cluster that says it is ready for a byte of every shard, as any client would."""
+"""The probe: asks a cluster that says it is ready for a byte of every shard, as any client would; but through an export
+of its own, so that its reads are marked in the log."""
 
 from __future__ import annotations
 
@@ -6,8 +7,10 @@ from collections.abc import Callable, Sequence
 from time import monotonic_ns
 
 from memcluster.node.forwarding.link import Link, Submission
+from memcluster.node.log.record import PROBE
 from memcluster.node.nbd.client import Reply
 from memcluster.node.nbd.wire import Command
+from memcluster.node.serving.door import PROBE_EXPORT
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.loop import Loop
 
@@ -27,7 +30,7 @@ class Probe:
         self._loop = loop
         scratch = memoryview(bytearray(1 << 16))
         addresses = dict.fromkeys(address for _, address, _ in questions)
-        self._links = {address: Link(loop, address, "", PATIENCE, scratch) for address in addresses}
+        self._links = {address: Link(loop, address, PROBE_EXPORT, PATIENCE, scratch) for address in addresses}
         for cookie, (name, address, offset) in enumerate(questions):
             self._links[address].submit(_Question(self, name, cookie, offset))
 
@@ -47,7 +50,7 @@ class Probe:
 
 class _Question(Submission):
     def __init__(self, probe: Probe, name: str, cookie: int, offset: int) -> None:
-        super().__init__(Command.READ, cookie, offset, 1, 0, (), monotonic_ns())
+        super().__init__(Command.READ, cookie, offset, 1, PROBE, (), monotonic_ns())
         self.probe = probe
         self.name = name
 

@@ -33,6 +33,7 @@ class Filter:
     `run` is a run of the cluster, 0: all of them, -1: the newest, -2: the one before. `since` and `until` are times of
     start; a negative one is a time before now, by the clock of whoever holds the log.
     `after` is a sequence number, `last` 0 for all, `news` leaves out all that is in the log already.
+    `subjects` are nodes (see node/log/record.py): what a server did, and events about a server or a logger.
     `client` is the number of a connection: it finds requests and events, for a piece does not know its client.
     `operations` are names of NBD commands and of events. `slower` is a duration in ns. `errors` finds what failed, and
     events that mean trouble.
@@ -53,6 +54,7 @@ class Filter:
     offset: int = 0
     length: int = 0
     run: int = 0
+    subjects: tuple[int, ...] = ()
 
     @classmethod
     def from_head(cls, head: Mapping[str, Any]) -> Filter:
@@ -72,6 +74,7 @@ class Filter:
             offset=_number(head, "offset", 0, MAX_TIME),
             length=_number(head, "length", 0, MAX_TIME),
             run=_number(head, "run", 0, MAX_RUN, -MAX_RUN),
+            subjects=_subjects(head.get("subjects", [])),
         )
 
     def to_head(self) -> dict[str, Any]:
@@ -93,7 +96,7 @@ class Filter:
     @property
     def is_plain(self) -> bool:
         """Nothing but times and numbers of records is asked for."""
-        return self.request is None and not self._looks_inside
+        return self.request is None and not self.subjects and not self._looks_inside
 
     @property
     def _looks_inside(self) -> bool:
@@ -122,6 +125,8 @@ class Filter:
             batch = [entry for entry in batch if self.since <= entry[0] <= self.until]
         if self.request is not None:
             batch = [entry for entry in batch if entry[2] == self.request and entry[1] != EVENT]
+        if self.subjects:
+            batch = [entry for entry in batch if subject(entry) in self.subjects]
         if self._looks_inside:
             commands = {_COMMANDS[name] for name in self.operations if name in _COMMANDS}
             events = {_EVENTS[name] for name in self.operations if name in _EVENTS}
@@ -151,6 +156,17 @@ def _number(head: Mapping[str, Any], name: str, default: int, most: int, least: 
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
     return value
+
+
+def subject(entry: Entry) -> int:
+    """The node that an entry is about."""
+    return int.from_bytes(entry[4][32:36], "little") if entry[1] == EVENT else entry[3]
+
+
+def _subjects(found: Any) -> tuple[int, ...]:
+    if not isinstance(found, list | tuple) or not all(type(one) is int for one in found):
+        raise ValueError(f"subjects must be a list of numbers, not {found!r}")
+    return tuple(found)
 
 
 def flag(head: Mapping[str, Any], name: str) -> bool:

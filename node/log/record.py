@@ -24,6 +24,9 @@ KEY = Struct("<Q8xQ16xB23x")
 REPEATED = 1 << 15
 """A flag of a piece: a link sent it again after it had lost a connection, so it may be in the log already."""
 
+PROBE = 1 << 13
+"""A flag of what `up` itself reads, to see that every server answers."""
+
 SERVER_BITS = 10
 INCARNATION_BITS = 20
 COUNTER_BITS = 34

@@ -82,15 +82,17 @@ def set_aside(path: Path) -> None:
     os.rename(path, next(name for name in names if not name.exists()))
 
 
-def next_run(folders: list[Path]) -> tuple[int, int]:
+def next_run(folders: list[Path]) -> tuple[int, int, int]:
     """(run, incarnation) with which a cluster that keeps its servers' logs in these folders begins: greater than all
-    that there have been, as far as can be seen."""
+    that there have been, as far as can be seen; and the oldest run of which something is kept."""
     run = incarnation = 0
+    runs = set()
     for folder in folders:
         with suppress(OSError):
             for segment in list_segments(folder):
                 run, incarnation = max(run, segment.run), max(incarnation, segment.incarnation)
-    return run + 1, incarnation + 1
+                runs.add(segment.run)
+    return run + 1, incarnation + 1, min(runs, default=run + 1)
 
 
 def _own_segment(path: Path, server: int, cluster: bytes) -> Segment:

@@ -17,6 +17,7 @@ from memcluster.node.log.record import (
     LOGGER,
     MAX_COUNTER,
     MAX_INCARNATION,
+    PROBE,
     REPEATED,
     SERVER_SHIFT,
     Event,
@@ -207,5 +208,7 @@ def _flag_names(flags: int) -> list[str]:
     names = [str(flag.name) for flag in CommandFlag if flags & flag]
     if flags & REPEATED:
         names.append("REPEATED")
-    unknown = flags & ~(sum(CommandFlag) | REPEATED)
+    if flags & PROBE:
+        names.append("PROBE")
+    unknown = flags & ~(sum(CommandFlag) | REPEATED | PROBE)
     return [*names, f"0x{unknown:x}"] if unknown else names

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from memcluster.node.log.filter import Filter, flag
 from memcluster.node.log.history import History
 from memcluster.node.log.merge import Entry
+from memcluster.node.log.record import LOGGER
 from memcluster.node.log.tally import Tally
 from memcluster.node.logger.gathering import Gathering
 from memcluster.node.logger.shares import BATCH, LocalShare
@@ -145,10 +146,7 @@ class MergedAnswer:
         count = len(logger.spec.cluster.servers)
         if logger.spec.index:
             raise QueryError(f"logger{logger.spec.index} gives its own share only; logger0 has the merged log")
-        node = head.get("node")
         names = {f"server{server}": server for server in range(count)}
-        if node is not None and node not in tuple(names):
-            raise QueryError(f"there is no node {node!r} with a log; there are {', '.join(names)}")
         follow = flag(head, "follow")
         after = head.get("after", {})
         if not isinstance(after, dict) or not all(name in names and type(after[name]) is int for name in after):
@@ -156,7 +154,9 @@ class MergedAnswer:
         wanted = Filter.from_head({name: value for name, value in head.items() if name != "after"})
         self.channel = channel
         self._done = done
-        servers = range(count) if node is None else [names[node]]
+        servers = sorted({one % LOGGER for one in wanted.subjects}) or range(count)
+        if not set(servers) <= set(range(count)):
+            raise QueryError(f"there is no node {servers[-1]}; there are {count}")
         self._gathering = Gathering(
             logger.loop, logger.spec, logger.history, wanted, servers, follow, self,
             after={names[name]: sequence for name, sequence in after.items()},

@@ -39,6 +39,8 @@ class Export:
     description: str = ""
     own_flags: int = 0
     """Flags that requests may carry beside the standard's: an agreement between the owner and its peers."""
+    listed: bool = True
+    """LIST shows it."""
 
 
 class Exports(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 
-from memcluster.node.log.record import Kind
+from memcluster.node.log.record import PROBE, Kind
 from memcluster.node.nbd.negotiation import Export
 from memcluster.node.nbd.server import Request
 from memcluster.node.nbd.wire import Command, Status, TransmissionFlag
@@ -19,6 +19,8 @@ from memcluster.node.transport.loop import Loop
 
 MAP = int(Kind.MAP)
 MAP_EXPORT = "cluster.json"
+PROBE_EXPORT = "probe"
+"""The export that the supervisor opens: what it reads is marked in the log."""
 
 
 class Door(Server):
@@ -36,6 +38,7 @@ class Door(Server):
                 TransmissionFlag.HAS_FLAGS | TransmissionFlag.READ_ONLY | TransmissionFlag.CAN_MULTI_CONN,
                 f"the map of {spec.cluster.name}",
             ),
+            Export(PROBE_EXPORT, self.size, MEMORY_FLAGS, "the same, for `up` to look", own_flags=PROBE, listed=False),
         )
 
     @property

@@ -43,7 +43,7 @@ class ClientExports:
 
     def names(self) -> Sequence[Export]:
         self._check_open()
-        return self._host.exports()
+        return [export for export in self._host.exports() if export.listed]
 
     def find(self, name: str) -> Export:
         self._check_open()

@@ -12,7 +12,7 @@ from typing import Any
 from memcluster.node.forwarding.fanout import Fanout, PassedOn
 from memcluster.node.forwarding.link import Link
 from memcluster.node.layout import Linear, Piece
-from memcluster.node.log.record import REPEATED, Kind
+from memcluster.node.log.record import PROBE, REPEATED, Kind
 from memcluster.node.nbd.negotiation import Export
 from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
 from memcluster.node.nbd.wire import Command, Error
@@ -130,7 +130,8 @@ class Secondary(Server):
 
     def exports(self) -> Sequence[Export]:
         shard = Export("shard", self.shard.size, MEMORY_FLAGS, f"shard {self.spec.index} of the memory")
-        return [shard, replace(shard, name=LINK, description="the same, for the primary alone", own_flags=REPEATED)]
+        alone = "the same, for the primary alone"
+        return [shard, replace(shard, name=LINK, description=alone, own_flags=REPEATED | PROBE)]
 
     def route(self, connection: Connection, export: Export) -> Route:
         """What is left of a link that the primary has lost ends here: it may bring writes that were given up since."""
