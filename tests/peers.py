@@ -34,7 +34,7 @@ class Peer:
 
     def __init__(self, sock: socket.socket, exports: dict[str, int], flags: TransmissionFlag) -> None:
         self.sock = sock
-        self.session = ServerSession(self, lambda request: memoryview(bytearray(request.length)))
+        self.session = ServerSession(self, lambda request, _first: memoryview(bytearray(request.length)))
         self._exports = exports
         self._flags = flags
         self._waiting: list[Request] = []
