@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,10 +26,12 @@ from memcluster.client.console import (
 )
 from memcluster.client.discover import command
 from memcluster.launcher.checked import load, name_of
+from memcluster.launcher.faultcommand import fault
 from memcluster.launcher.log import commands as logcommands
-from memcluster.launcher.output import happening_line, show_again, status_table, steps, verdict
+from memcluster.launcher.output import happening_line, show_again, steps
 from memcluster.launcher.run.identity import Identity
-from memcluster.launcher.supervision.faultkind import FaultKind
+from memcluster.launcher.statusview import status_table, verdict
+from memcluster.launcher.table import width_of
 
 if TYPE_CHECKING:
     from memcluster.launcher.clusterfile.settings import ClusterConfig
@@ -150,51 +152,25 @@ def down(file: Path, timeout: float | None, drain: bool) -> int:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
+@click.option("--wide", is_flag=True, help="Every column, however narrow the terminal is.")
 @click.pass_obj
-def status(file: Path, as_json: bool, watch: bool) -> int:
+def status(file: Path, as_json: bool, watch: bool, wide: bool) -> int:
     """Show every process of the cluster; works when the supervisor is dead, too."""
     from memcluster.launcher.status import exit_code, read_status
 
     def show() -> str:
         found = read_status(file)
-        return json.dumps(found) if as_json else status_table(found)
+        return json.dumps(found) if as_json else status_table(found, width_of(wide))
 
     if watch:
         show_again(show, live=sys.stdout.isatty() and not as_json)
         return 0
     found = read_status(file)
-    click.echo(json.dumps(found, indent=2) if as_json else status_table(found))
+    click.echo(json.dumps(found, indent=2) if as_json else status_table(found, width_of(wide)))
     return exit_code(found)
 
 
-@cli.command()
-@click.argument("kind", type=click.Choice(get_args(FaultKind)))
-@click.argument("targets", nargs=-1, required=True, metavar="TARGET [PEER]")
-@click.option("--for", "span", type=wait_seconds, help="Heal by itself after this time.")
-@click.option("--delay", type=wait_seconds, help="With slow: how long each reply waits. [default: 50ms]")
-@click.pass_obj
-def fault(file: Path, kind: str, targets: tuple[str, ...], span: float | None, delay: float | None) -> None:
-    """Break something on purpose, to see what the cluster makes of it.
-
-    TARGET is a node (server1), a role (secondary, logger) or owner:OFFSET, the server that holds a byte.
-
-    \b
-    memcluster fault pause server1 --for 5s     stop a process, and let it go on
-    memcluster fault kill owner:0x100000        kill -9; with --for it stays down so long
-    memcluster fault slow secondary --delay 20ms
-    memcluster fault partition server0 server2  cut the link between two
-    memcluster fault hang server1               its loop stops turning: the supervisor finds out
-    memcluster fault resume server1             end every fault of a node
-    """
-    from memcluster.launcher.fault import fault as break_
-
-    try:
-        done = break_(file, kind, targets, span, delay)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    click.echo(f"{kind}: {', '.join(done)}{f' for {span:g} s' if span else ''}")
-
-
+cli.add_command(fault)
 for logcommand in logcommands.COMMANDS:
     cli.add_command(logcommand)
 
@@ -207,6 +183,7 @@ for logcommand in logcommands.COMMANDS:
 @click.option("--depth", type=click.IntRange(1, 1024), default=32, show_default=True, help="Small ones in flight.")
 @click.option("--for", "span", type=wait_seconds, default="3s", show_default=True, help="Each load.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--wide", is_flag=True, help="Every column, however narrow the terminal is.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Also draw a picture (SVG).")
 def compare(
     topologies: tuple[str, ...],
@@ -216,6 +193,7 @@ def compare(
     depth: int,
     span: float,
     as_json: bool,
+    wide: bool,
     plot: Path | None,
 ) -> None:
     """Measure the topologies side by side, each on a private cluster (64 MiB in stripes of 64 KiB)."""
@@ -232,7 +210,7 @@ def compare(
     unwind(signal.SIGTERM, signal.SIGHUP)
     with steps(len(options.cases) * (1 + len(options.workloads))) as step:
         results = measure(options, step)
-    click.echo(json.dumps({"cases": results}, indent=2) if as_json else comparison.table(results))
+    click.echo(json.dumps({"cases": results}, indent=2) if as_json else comparison.table(results, width_of(wide)))
     if plot is not None:
         plot.write_text(comparison.picture(results))
 

@@ -132,10 +132,10 @@ class Cluster:
 
     def wait_ready(self, timeout: float = 60.0) -> None:
         """Wait until every process is there and answers, as after a fault. Raises LaunchError when time is up."""
-        from memcluster.launcher.output import verdict
         from memcluster.launcher.run.control import NoAnswer
         from memcluster.launcher.run.control import connect as control
         from memcluster.launcher.run.directory import RunDirectory
+        from memcluster.launcher.statusview import verdict
 
         self._check_running()
         deadline = time.monotonic() + timeout

@@ -1,4 +1,4 @@
-"""The results of `memcluster compare` for people: a table, and a picture. Text only; no decisions."""
+"""The results of `memcluster compare` for people: a table with a verdict, and a picture. Text only; no decisions."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from memcluster.launcher.output import format_bytes
+from memcluster.launcher.table import folded
+from memcluster.launcher.table import table as columns
 
 Results = Sequence[dict[str, Any]]
 HEADS = ("", "IOPS", "MB/s", "p50 ms", "p99 ms", "IN", "OUT", "MSG IN", "MSG OUT", "CPU µs")
 COLOURS = ("#0969da", "#1a7f37", "#8250df", "#bc4c00", "#9a6700", "#57606a")
+IMPORTANCE = ("IOPS", "p50 ms", "MB/s", "p99 ms", "CPU µs", "OUT", "IN", "MSG OUT", "MSG IN")
+ALIKE = 0.05
+"""Rates that differ by less say nothing: one run differs from the next by as much."""
 WIDTH, NAMES, ROW, GAP = 760, 210, 20, 42
 
 
@@ -18,12 +23,13 @@ def case_name(case: dict[str, Any]) -> str:
     return f"{case['topology']}{', ' + case['fan_out'] if case['fan_out'] else ''}"
 
 
-def table(results: Results) -> str:
+def table(results: Results, width: int = 0) -> str:
     """A block for each workload, in it each case, below it its processes: bytes and messages that each took in and
-    gave out, and its processor time, per request of the clients."""
-    rows: list[tuple[str, ...]] = []
+    gave out, and its processor time, per request of the clients; at the end what that says. Of at most `width` columns,
+    if that is possible."""
+    lines: list[str] = []
     for index, first in enumerate(results[0]["workloads"]):
-        rows += [(f"{first['workload']}; bytes, messages and CPU time per request",), HEADS]
+        rows: list[tuple[str, ...]] = [HEADS]
         for case in results:
             found = case["workloads"][index]
             rows.append(
@@ -40,9 +46,29 @@ def table(results: Results) -> str:
                 (f"  {process['name']} ({process['role']})", "", "", "", "", *_work([process]))
                 for process in found["processes"]
             ]
-        rows.append(("",))
-    widths = [max(len(row[column]) for row in rows if len(row) > 1) for column in range(len(HEADS))]
-    return "\n".join(_line(row, widths) for row in rows).rstrip()
+        lines.append(folded(f"{first['workload']}; bytes, messages and CPU time per request", width))
+        lines += [*columns(rows, right=HEADS[1:], importance=IMPORTANCE, width=width), ""]
+    lines += [folded(sentence, width) for sentence in advice(results)]
+    return "\n".join(lines).rstrip()
+
+
+def advice(results: Results) -> list[str]:
+    """A sentence a workload: who is fastest, and how much that is; none where nothing is compared."""
+    if len(results) < 2:
+        return []
+    return [f"{first['workload']}: {_advice(results, index)}" for index, first in enumerate(results[0]["workloads"])]
+
+
+def _advice(results: Results, index: int) -> str:
+    rates = {case_name(case): case["workloads"][index]["iops"] for case in results}
+    order = sorted(rates, key=lambda name: -rates[name])
+    best, worst = rates[order[0]], rates[order[-1]]
+    if worst >= best * (1 - ALIKE):
+        return f"it makes no difference; all are within {ALIKE:.0%} of one another.".replace("%", " %")
+    leaders = [name for name in order if rates[name] >= best * (1 - ALIKE)]
+    are = "is" if len(leaders) == 1 else "are"
+    how_much = f"{best / worst:.2g} times as fast as {order[-1]}" if worst else f"{order[-1]} answered nothing"
+    return f"{' and '.join(leaders)} {are} fastest, {how_much}."
 
 
 def _work(processes: Sequence[dict[str, Any]]) -> tuple[str, ...]:
@@ -58,14 +84,6 @@ def _work(processes: Sequence[dict[str, Any]]) -> tuple[str, ...]:
         f"{total['messages_out']:.2f}",
         f"{total['cpu_us']:.1f}",
     )
-
-
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    if len(row) == 1:
-        return row[0]
-    first, *others = row
-    cells = "".join(f"  {text:>{width}}" for text, width in zip(others, widths[1:], strict=True))
-    return f"{first:<{widths[0]}}{cells}"
 
 
 def picture(results: Results) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from memcluster.client.console import EXIT_NOT_RUNNING, Failure
 from memcluster.client.discover import command
@@ -25,17 +25,31 @@ def fault(file: Path, kind: str, targets: Sequence[str], seconds: float | None, 
     kinds = get_args(FaultKind)
     if kind not in kinds:
         raise ValueError(f"there is no fault {kind!r}; there are {', '.join(kinds)}")
+    if not targets:
+        raise ValueError(f"{kind} whom? Say a node, a role, server, logger, all or owner:OFFSET")
     if len(targets) != (2 if kind == "partition" else 1):
         raise ValueError("partition takes two nodes, every other fault one target")
     if delay is not None and kind != "slow":
         raise ValueError(f"a delay goes with slow, not with {kind}")
     if seconds is not None and kind == "resume":
         raise ValueError("a time to heal after goes with every fault, but not with resume")
-    name = name_of(file)
-    run_directory = RunDirectory(name)
     head = {"do": "fault", "kind": kind, "targets": list(targets), "seconds": seconds}
     if kind == "slow":
         head["delay"] = DELAY if delay is None else delay
+    done: list[str] = _ask(file, head)["done"]
+    return done
+
+
+def faults(file: Path) -> list[dict[str, Any]]:
+    """What is in force, as `status --json` has it. Raises Failure, NotRunning."""
+    found: list[dict[str, Any]] = _ask(file, {"do": "status"})["faults"]
+    return found
+
+
+def _ask(file: Path, head: dict[str, Any]) -> dict[str, Any]:
+    """What the supervisor answers. Raises Failure, NotRunning."""
+    name = name_of(file)
+    run_directory = RunDirectory(name)
     try:
         answer = ask(run_directory.control, head, ANSWER_WITHIN)
     except NoAnswer as problem:
@@ -45,5 +59,4 @@ def fault(file: Path, kind: str, targets: Sequence[str], seconds: float | None, 
         raise Failure(f"cluster {name} is not running; {hint}", EXIT_NOT_RUNNING) from None
     if "error" in answer:
         raise Failure(answer["error"])
-    done: list[str] = answer["done"]
-    return done
+    return answer

@@ -1,4 +1,4 @@
-"""What people read: the lines of `up` and `down`, and the table of `status`. Text only; no decisions."""
+"""What people read: the lines of `up` and `down`, units, and views that go on. Text only; no decisions."""
 
 from __future__ import annotations
 
@@ -6,28 +6,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from memcluster.client.discover import command
-
-COLUMNS = {
-    "NAME": "name",
-    "ROLE": "role",
-    "STATE": "state",
-    "READY": "ready",
-    "PID": "pid",
-    "ADDRESS": "address",
-    "RANGE": "range",
-    "UPTIME": "uptime_s",
-    "RESTARTS": "restarts",
-    "CLIENTS": "clients",
-    "REQUESTS": "requests",
-    "RSS": "rss_bytes",
-    "CPU%": "cpu_percent",
-}
 GRACEFUL = "exited with status 0"
-_RIGHT = {"PID", "UPTIME", "RESTARTS", "CLIENTS", "REQUESTS", "RSS", "CPU%"}
 
 
 def happening_line(happening: dict[str, Any], stop_command: str) -> str:
@@ -69,41 +50,6 @@ def happening_line(happening: dict[str, Any], stop_command: str) -> str:
             return ""
 
 
-def status_table(status: dict[str, Any]) -> str:
-    """The table of `memcluster status`, with a verdict as its last line."""
-    rows = [list(COLUMNS)]
-    rows += [[_cell(column, node.get(key)) for column, key in COLUMNS.items()] for node in status["nodes"]]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if title in _RIGHT else cell.ljust(width)
-            for cell, width, title in zip(row, widths, COLUMNS, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([*(lines if status["nodes"] else []), verdict(status)])
-
-
-def verdict(status: dict[str, Any]) -> str:
-    """One line that says how the cluster is, and what to do if it is not well."""
-    head = f"{status['cluster']} is {status['state']}"
-    if status.get("problem"):
-        return f"{head}: {status['problem']}"
-    if status["state"] == "stopped":
-        return f"{head}; `{command(Path(status['file']), 'up')}` starts it"
-    servers = sum(node["role"] != "logger" for node in status["nodes"])
-    reasons = [
-        f"{node['name']} is {node['state']}" + (f" ({node['reason']})" if node.get("reason") else "")
-        for node in status["nodes"]
-        if not node["ready"]
-    ]
-    reasons += [f"{sentence}, the service goes on" for sentence in stopped_logs(status)]
-    for name, problem in (("no_space", "requests found no room"), ("records_lost", "log records were not written")):
-        reasons += [f"{node['name']}: {node[name]} {problem}" for node in status["nodes"] if node.get(name)]
-    served = f"{status['topology']}, {servers} server{'s' if servers > 1 else ''}, {format_bytes(status['memory'])}"
-    return f"{head}: {served} at {status['uri']}" + (f"; {', '.join(reasons)}" if reasons else "")
-
-
 def stopped_logs(status: dict[str, Any]) -> list[str]:
     """A sentence for each server that cannot write its log."""
     return [
@@ -111,22 +57,6 @@ def stopped_logs(status: dict[str, Any]) -> list[str]:
         for node in status["nodes"]
         if node.get("log_trouble")
     ]
-
-
-def _cell(column: str, value: Any) -> str:
-    match column:
-        case "READY":
-            return "yes" if value else "no"
-        case "RANGE":
-            return f"{value[0]:#x}-{value[1]:#x}" if value else "-"
-        case "UPTIME":
-            return format_uptime(value)
-        case "RSS":
-            return format_bytes(value)
-        case "CPU%":
-            return f"{value:.1f}"
-        case _:
-            return "-" if value is None else str(value)
 
 
 def format_uptime(seconds: float) -> str:
@@ -159,10 +89,10 @@ def show_again(show: Callable[[], str], *, live: bool) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    with Live(Text(show()), auto_refresh=False) as view:
+    with Live(Text.from_ansi(show()), auto_refresh=False) as view:
         while True:
             time.sleep(1)
-            view.update(Text(show()), refresh=True)
+            view.update(Text.from_ansi(show()), refresh=True)
 
 
 @contextmanager

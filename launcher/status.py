@@ -70,9 +70,11 @@ def _status(
         "uri": record.uri if record else None,
         "topology": known.topology,
         "memory": known.memory,
+        "stripe": known.stripe,
         "file": str(known.file),
         "supervisor": record.supervisor.pid if record and record.supervisor.alive else None,
         "problem": problem,
+        "faults": [],
         "nodes": [_recorded_node(node, alive) for node in record.nodes] if record else [],
     }
 
@@ -89,6 +91,7 @@ def _recorded_node(node: NodeRecord, state: str) -> dict[str, Any]:
         "pid": node.pid if alive else None,
         "address": node.address,
         "range": node.range,
+        "memory": node.memory,
         "restarts": 0,
         "uptime_s": 0.0,
         "clients": 0,

@@ -45,9 +45,13 @@ class ClusterMap:
         """Where a server, or its logger, listens."""
         return self.servers[index].logger if role == "logger" else self.servers[index].address
 
+    def owned(self, role: str, index: int) -> int:
+        """Bytes of the memory that a node owns."""
+        return 0 if role == "logger" else self.servers[index].memory
+
     def range(self, role: str, index: int) -> tuple[int, int] | None:
         """[start, end) of what a node owns of the memory, if that is one range."""
-        return None if role == "logger" or not self.servers[index].memory else self.layout.range(index)
+        return self.layout.range(index) if self.owned(role, index) else None
 
     def to_json(self) -> bytes:
         """The content of the export cluster.json."""

@@ -17,7 +17,8 @@ DEFAULT = "primary-secondary"
 
 @dataclass(frozen=True)
 class Topology:
-    """`roles` are the classes of its servers: that of server 0 first, then that of the others."""
+    """`roles` are the classes of its servers: that of server 0 first, then that of the others, then that of the last
+    one if it is called otherwise."""
 
     roles: dict[str, Callable[..., Any]]
     links: Callable[[int], Sequence[tuple[int, int]]]
@@ -32,10 +33,12 @@ class Topology:
     fans_out: bool = True
     """Pieces may go out one after the other or all at once: `fan_out` makes a difference."""
 
-    def role(self, server: int) -> str:
+    def role(self, server: int, count: int) -> str:
+        """What a server is called, of so many."""
         first, *others = self.roles
-        return others[0] if server and others else first
-
+        if not server or not others:
+            return first
+        return others[-1] if server == count - 1 else others[0]
 
 
 def names() -> tuple[str, ...]:

@@ -41,7 +41,7 @@ class Nodes:
         addresses = [self._listen(f"s{index}", tcp=index < doors) for index in range(len(sizes))]
         self.cluster = ClusterMap(
             "test", kind, fan_out, 0,
-            tuple(ServerEntry(address, "unix:/nowhere", size, shape.role(index))
+            tuple(ServerEntry(address, "unix:/nowhere", size, shape.role(index, len(sizes)))
                   for index, (address, size) in enumerate(zip(addresses, sizes, strict=True))),
         )  # fmt: skip
         self.reports: list[dict[str, Any]] = []
@@ -65,7 +65,7 @@ class Nodes:
         if not shard.exists():
             shard.write_bytes(bytes(self.cluster.servers[index].memory))
         spec = NodeSpec(
-            f"server{index}", self.shape.role(index), index, self.cluster, str(shard), False,
+            f"server{index}", self.cluster.servers[index].role, index, self.cluster, str(shard), False,
             str(self.folder / f"log{index}"), 0, "", self.bounds, first=first,
         )  # fmt: skip
         return self.shape.roles[spec.role](self.loop, spec, [self.listeners[index].dup()], self.reports.append)

@@ -319,3 +319,53 @@ def test_standard_clients_can_connect_at_once_after_the_primary_died(make_cluste
         assert memory.pread(1, 0) == b"\0"
     wait_for(cluster, "server0", state="ready")
     cluster.remember()
+
+
+def test_faults_in_force_are_visible(make_cluster):
+    """`status` names each in STATE and in its last line, with the time left; `fault list` and --json have them; resume
+    all ends them."""
+    cluster = make_cluster()
+    cluster.command("fault", "slow", "server1", "--delay", "1ms")
+    cluster.command("fault", "partition", "server0", "server2", "--for", "500s")
+    cluster.command("fault", "pause", "logger1")
+    slow, cut, paused = cluster.status()["faults"]
+    assert slow == {"kind": "slow", "nodes": ["server1"], "left_s": None, "delay_s": 0.001}
+    assert (cut["kind"], cut["nodes"]) == ("partition", ["server0", "server2"])
+    assert 0 < cut["left_s"] <= 500
+    assert (paused["kind"], paused["nodes"]) == ("pause", ["logger1"])
+    lines = cluster.command("status", check=False).stdout.decode().splitlines()
+    states = {words[0]: " ".join(words) for words in map(str.split, lines[1:-1])}
+    assert "ready, slow" in states["server1"]
+    assert "ready, cut from server0 8m" in states["server2"]
+    assert "paused" in states["logger1"]
+    assert "with 3 faults on purpose" in lines[-1]
+    assert "server1 is slow (1 ms a reply, until it is resumed)" in lines[-1]
+    assert "`memcluster fault resume all`" in lines[-1]
+    assert len(cluster.command("fault", "list").stdout.splitlines()) == 3
+    cluster.command("fault", "resume", "all")
+    assert cluster.status()["faults"] == []
+    assert cluster.command("fault", "list").stdout == b"no fault is in force\n"
+    assert b"on purpose" not in cluster.command("status").stdout
+
+
+def test_a_fault_of_a_process_is_over_with_it(make_cluster):
+    """Who was paused or kept down is a new process afterwards: nothing is told of the old one."""
+    cluster = make_cluster()
+    cluster.command("fault", "pause", "server1", "--for", "500s")
+    cluster.command("fault", "kill", "server1")
+    wait_for(cluster, "server1", state="ready")
+    assert cluster.status()["faults"] == []
+    cluster.command("fault", "kill", "server2", "--for", "500s")
+    [down] = cluster.status()["faults"]
+    assert (down["kind"], down["nodes"]) == ("kill", ["server2"])
+    cluster.command("fault", "resume", "server2")
+    assert wait_for(cluster, "server2", state="ready")
+    assert cluster.status()["faults"] == []
+
+
+def test_hints_name_every_target(make_cluster):
+    cluster = make_cluster()
+    said = cluster.command("fault", "pause", "nobody", check=False).stderr.decode()
+    words = "server2, logger0, logger1, logger2, primary, secondary, logger, server, all or owner:OFFSET"
+    assert f"say one of server0, server1, {words}" in said
+    assert b"server, logger, all or owner:OFFSET" in cluster.command("fault", "pause", check=False).stderr

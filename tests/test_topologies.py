@@ -53,19 +53,27 @@ def session_of(cluster: Cluster, *, structured: bool = True) -> tuple[socket.soc
     return sock, session
 
 
+ROLES = {
+    "primary-secondary": ["primary", "secondary", "secondary"],
+    "client-routed": ["server", "server", "server"],
+    "dispatcher": ["dispatcher", "secondary", "secondary", "secondary"],
+    "chain": ["head", "middle", "tail"],
+}
+
+
 def test_roles_and_ranges(make_cluster, kind):
-    """A dispatcher owns nothing and comes first; in a chain the first server is the primary."""
-    nodes = make_cluster(topology=kind).status()["nodes"]
-    servers = [(node["name"], node["role"], node["range"]) for node in nodes if node["role"] != "logger"]
+    """Each role is called what it is; a dispatcher owns nothing, comes first, and is not counted as a server."""
+    cluster = make_cluster(topology=kind)
+    status = cluster.status()
+    servers = [(node["role"], node["range"]) for node in status["nodes"] if node["role"] != "logger"]
+    assert [role for role, _ in servers] == ROLES[kind]
     if kind == "dispatcher":
-        assert servers[0] == ("server0", "dispatcher", None)
-        del servers[0]
-    else:
-        assert servers[0][1] == "primary"
+        assert servers.pop(0) == ("dispatcher", None)
     assert len(servers) == 3
-    assert servers[0][2][0] == 0
-    assert servers[-1][2][1] == MiB
-    assert {role for _, role, _ in servers[1:]} == {"secondary"}
+    assert servers[0][1][0] == 0
+    assert servers[-1][1][1] == MiB
+    words = cluster.command("status").stdout.decode().splitlines()[-1]
+    assert f"{kind}, 3 servers{' behind a dispatcher' * (kind == 'dispatcher')}, 1MiB" in words
 
 
 def test_the_dispatcher_sees_no_bytes_of_reads(make_cluster):

@@ -46,6 +46,8 @@ class NodeRecord:
     start: int
     address: str
     range: tuple[int, int] | None
+    memory: int = 0
+    """Bytes that it owns."""
 
     @property
     def identity(self) -> Identity:
@@ -70,6 +72,8 @@ class RunRecord:
     nodes: tuple[NodeRecord, ...]
     stamp: str = ""
     """Of the file as it was read (client/discover.py)."""
+    stripe: int = 0
+    """Bytes; 0 for the linear layout."""
 
     @property
     def logger0(self) -> NodeRecord:

@@ -34,6 +34,8 @@ class Cluster(Protocol):
     specs: dict[str, NodeSpec]
     children: dict[str, Child]
 
+    def faults(self) -> list[dict[str, Any]]: ...
+
 
 class Census:
     """Knows the processes it has seen before, so that CPU% is that of the time since the last census."""
@@ -82,8 +84,10 @@ class Census:
             "uri": cluster.uri,
             "topology": config.topology,
             "memory": config.memory,
+            "stripe": config.stripe,
             "file": str(config.file),
             "supervisor": os.getpid(),
+            "faults": cluster.faults(),
             "nodes": nodes,
         }
 
@@ -103,6 +107,7 @@ class Census:
             "pid": child.pid if child is not None else None,
             "address": cluster.map.address(spec.role, spec.index),
             "range": cluster.map.range(spec.role, spec.index),
+            "memory": cluster.map.owned(spec.role, spec.index),
             "restarts": node.restarts,
             "uptime_s": round(time.monotonic() - node.started, 3) if child is not None else 0.0,
             "clients": 0,

@@ -1,14 +1,16 @@
 """Faults on purpose: `memcluster fault` pauses, kills, slows, hangs and partitions nodes, and heals them again.
 
-A target is a node (server1), a role (primary, secondary, server, logger) or `owner:OFFSET`, the server that holds a
-byte of the memory. What is done to a node's inside (slow, hang, a cut link) is told to it over its control channel;
-nothing here needs root or touches the network of the machine.
+A target is a node (server1), a role (such as secondary), `server` or `logger` for all of these, `all`, or
+`owner:OFFSET`, the server that holds a byte of the memory. What is done to a node's inside (slow, hang, a cut link) is
+told to it over its control channel; nothing here needs root or touches the network of the machine.
 """
 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from memcluster.client.units import parse_size
@@ -42,21 +44,34 @@ class Cluster(Protocol):
     def note(self, event: str, about: str, value: int) -> None: ...
 
 
+@dataclass
+class InForce:
+    """A fault that has not healed: `until` is when it will by itself, on the monotonic clock, if somebody said so."""
+
+    kind: FaultKind
+    nodes: tuple[str, ...]
+    until: float | None
+    delay: float
+    timer: Timer | None = None
+
+    def to_head(self) -> dict[str, Any]:
+        """As `status --json` shows it."""
+        left = None if self.until is None else round(max(0.0, self.until - time.monotonic()), 3)
+        return {"kind": self.kind, "nodes": list(self.nodes), "left_s": left, "delay_s": self.delay}
+
+
 class Faults:
     """What is broken on purpose now. Every fault heals at its time, or by `resume`."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._slow: dict[str, float] = {}
-        self._cut: set[frozenset[str]] = set()
-        self._heal: dict[tuple[str, str], Timer] = {}
+        self._force: dict[tuple[FaultKind, tuple[str, ...]], InForce] = {}
 
     def apply(self, order: Fault) -> list[str]:
         """Do it; returns the names of the nodes it was done to. Raises FaultError."""
         if order.kind == "partition":
             pair = self._pair(order.targets)
-            self._partition(pair, True)
-            self._heal_after("partition", "|".join(pair), order.seconds, lambda: self._partition(pair, False))
+            self._partition(pair, order.seconds)
             return pair
         names = [name for target in order.targets for name in self._resolve(target)]
         if order.kind != "resume":  # all or nothing
@@ -67,14 +82,28 @@ class Faults:
             self._break(order.kind, name, order.seconds, order.delay)
         return names
 
+    def in_force(self) -> list[dict[str, Any]]:
+        """Every fault that has not healed, the oldest first."""
+        now = time.monotonic()
+        for fault in tuple(self._force.values()):
+            over = fault.until is not None and fault.until <= now and fault.timer is None
+            if over or (fault.kind == "pause" and not self._stopped(fault.nodes[0])):  # somebody else let it go on
+                self._forget(fault.kind, fault.nodes)
+        return [fault.to_head() for fault in self._force.values()]
+
     def restarted(self, name: str) -> None:
-        """A node has begun a new life: what is wrong with its links and its pace is told to it again."""
-        if name in self._slow:
-            self._tell(name, {"kind": "slow", "delay": self._slow[name]})
-        for pair in self._cut:
-            if name in pair:
-                [peer] = pair - {name}
+        """A node has begun a new life: what is wrong with its links and its pace is told to it again; whatever was done
+        to its old process is over."""
+        for fault in tuple(self._force.values()):
+            if name not in fault.nodes:
+                continue
+            if fault.kind == "slow":
+                self._tell(name, {"kind": "slow", "delay": fault.delay})
+            elif fault.kind == "partition":
+                [peer] = set(fault.nodes) - {name}
                 self._tell(name, {"kind": "cut", "peer": peer, "cut": True})
+            else:
+                self._forget(fault.kind, fault.nodes)
 
     def heal(self) -> None:
         """End every fault of every node, and let go on what was stopped by others."""
@@ -87,36 +116,68 @@ class Faults:
         if kind == "pause":
             self._note(kind, name, seconds)
             self._signal(name, signal.SIGSTOP)
-            self._heal_after(kind, name, seconds, lambda: self._continue(name))
+            self._hold(kind, (name,), seconds, heal=lambda: self._continue(name))
         elif kind == "resume":
             self._resume(name)
             self._cluster.release(name)
         elif kind == "kill":
             if seconds is not None:
                 self._cluster.hold(name, seconds)
+                self._hold(kind, (name,), seconds)
             self._note(kind, name, seconds)
             self._signal(name, signal.SIGKILL)
         elif kind == "slow":
-            self._set_pace(name, delay)
-            self._heal_after(kind, name, seconds, lambda: self._set_pace(name, 0.0))
+            if not delay:
+                self._full_speed(name)
+                return
+            self._cluster.note("slowed", name, round(delay * 1000))
+            self._tell(name, {"kind": "slow", "delay": delay})
+            self._hold(kind, (name,), seconds, delay=delay, heal=lambda: self._full_speed(name))
         elif kind == "hang":
             self._note(kind, name, seconds)
             self._tell(name, {"kind": "hang", "seconds": HANG if seconds is None else seconds})
+            self._hold(kind, (name,), seconds)
+
+    def _hold(
+        self,
+        kind: FaultKind,
+        nodes: tuple[str, ...],
+        seconds: float | None,
+        *,
+        delay: float = 0.0,
+        heal: Callable[[], None] | None = None,
+    ) -> None:
+        """The fault is in force, in the place of one of the same kind; `heal` is called when its time is over."""
+        self._forget(kind, nodes)
+        until = None if seconds is None else time.monotonic() + seconds
+        timer = None if seconds is None or heal is None else self._cluster.loop.after(seconds, heal)
+        self._force[kind, nodes] = InForce(kind, nodes, until, delay, timer)
+
+    def _forget(self, kind: FaultKind, nodes: tuple[str, ...]) -> bool:
+        """The fault is over; false if it was not in force."""
+        fault = self._force.pop((kind, nodes), None)
+        if fault is not None and fault.timer is not None:
+            fault.timer.cancel()
+        return fault is not None
 
     def _resume(self, name: str) -> None:
-        """End every fault of a node that lives with it."""
+        """End every fault of a node that lives with it; one that is killed or hangs has an end of its own."""
         self._continue(name)
-        if name in self._slow:
-            self._set_pace(name, 0.0)
-        for pair in [sorted(pair) for pair in self._cut if name in pair]:
-            self._partition(pair, False)
-        for key in [key for key in self._heal if name in key[1].split("|")]:
-            self._heal.pop(key).cancel()
+        self._full_speed(name)
+        for kind, nodes in tuple(self._force):
+            if kind == "partition" and name in nodes:
+                self._join(nodes)
+            elif kind == "kill" and name in nodes:
+                self._forget(kind, nodes)
+
+    def _stopped(self, name: str) -> bool:
+        child = self._cluster.child(name)
+        return child is not None and child.identity.stopped
 
     def _continue(self, name: str) -> None:
-        child = self._cluster.child(name)
-        if child is not None and child.identity.stopped:
-            child.signal(signal.SIGCONT)
+        self._forget("pause", (name,))
+        if self._stopped(name):
+            self._signal(name, signal.SIGCONT)
             self._cluster.note("resumed", name, 0)
 
     def _signal(self, name: str, signum: int) -> None:
@@ -124,21 +185,25 @@ class Faults:
         if child is not None:
             child.signal(signum)
 
-    def _set_pace(self, name: str, delay: float) -> None:
-        if delay:
-            self._slow[name] = delay
-            self._cluster.note("slowed", name, round(delay * 1000))
-        elif self._slow.pop(name, None) is not None:
+    def _full_speed(self, name: str) -> None:
+        if self._forget("slow", (name,)):
             self._cluster.note("healed", name, 0)
-        self._tell(name, {"kind": "slow", "delay": delay})
+            self._tell(name, {"kind": "slow", "delay": 0.0})
 
-    def _partition(self, pair: list[str], cut: bool) -> None:
-        if cut == (frozenset(pair) in self._cut):
-            return
-        self._cut ^= {frozenset(pair)}
-        for name, peer in (pair, pair[::-1]):
+    def _partition(self, pair: list[str], seconds: float | None) -> None:
+        nodes = pair[0], pair[1]
+        if ("partition", nodes) not in self._force:
+            self._cut(nodes, True)
+        self._hold("partition", nodes, seconds, heal=lambda: self._join(nodes))
+
+    def _join(self, nodes: tuple[str, ...]) -> None:
+        self._forget("partition", nodes)
+        self._cut(nodes, False)
+
+    def _cut(self, nodes: tuple[str, ...], cut: bool) -> None:
+        for name, peer in (nodes, nodes[::-1]):
             self._tell(name, {"kind": "cut", "peer": peer, "cut": cut})
-        self._cluster.note("partitioned" if cut else "healed", pair[0], subject_of(pair[1]) % LOGGER)
+        self._cluster.note("partitioned" if cut else "healed", nodes[0], subject_of(nodes[1]) % LOGGER)
 
     def _tell(self, name: str, head: dict[str, Any]) -> None:
         child = self._cluster.child(name)
@@ -148,13 +213,6 @@ class Faults:
     def _note(self, kind: str, name: str, seconds: float | None) -> None:
         self._cluster.note(EVENTS[kind], name, round((seconds or 0) * 1000))
 
-    def _heal_after(self, kind: str, name: str, seconds: float | None, heal: Callable[[], None]) -> None:
-        earlier = self._heal.pop((kind, name), None)
-        if earlier is not None:
-            earlier.cancel()
-        if seconds is not None:
-            self._heal[kind, name] = self._cluster.loop.after(seconds, heal)
-
     # -- who is meant ------------------------------------------------------------------------------------------------
 
     def _resolve(self, target: str) -> list[str]:
@@ -163,12 +221,14 @@ class Faults:
             return [target]
         if target.startswith("owner:"):
             return [f"server{self._owner(target.removeprefix('owner:'))}"]
+        if target == "all":
+            return list(names)
         if target == "server":
             return [name for name, role in names.items() if role != "logger"]
         found = [name for name, role in names.items() if role == target]
         if not found:
-            roles = ", ".join(dict.fromkeys(names.values()))
-            raise FaultError(f"{target!r} is no node here; say one of {', '.join(names)}, {roles} or owner:OFFSET")
+            words = ", ".join(dict.fromkeys((*names, *names.values(), "server", "all")))
+            raise FaultError(f"{target!r} is no node here; say one of {words} or owner:OFFSET")
         return found
 
     def _owner(self, text: str) -> int:

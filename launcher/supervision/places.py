@@ -38,7 +38,7 @@ def places(config: ClusterConfig, run: RunDirectory) -> tuple[Place, ...]:
             (memory, Address(path=str(run.path / f"server{index}.sock")))
             for index, (memory, _) in enumerate(found[1:], start=1)
         ]
-    return tuple(Place(shape.role(index), memory, listen) for index, (memory, listen) in enumerate(found))
+    return tuple(Place(shape.role(index, len(found)), memory, listen) for index, (memory, listen) in enumerate(found))
 
 
 def cluster_map(config: ClusterConfig, places: Sequence[Place], addresses: Sequence[Address]) -> ClusterMap:

@@ -306,6 +306,10 @@ class Supervisor:
         """The living process of a node."""
         return self.children[name] if self.lifecycle.nodes[name].alive else None
 
+    def faults(self) -> list[dict[str, Any]]:
+        """What is broken on purpose now."""
+        return self._faults.in_force()
+
     def names(self) -> dict[str, str]:
         """The nodes and their roles."""
         return {name: spec.role for name, spec in self.specs.items()}
@@ -359,6 +363,7 @@ class Supervisor:
             stamp=self._stamp,
             topology=self.config.topology,
             memory=self.config.memory,
+            stripe=self.config.stripe,
             uri=self.uri,
             stop_timeout=self.config.stop_timeout,
             sample=self.config.logs.sample,
@@ -372,6 +377,7 @@ class Supervisor:
                     start=child.identity.start,
                     address=self.map.address(child.spec.role, child.spec.index),
                     range=self.map.range(child.spec.role, child.spec.index),
+                    memory=self.map.owned(child.spec.role, child.spec.index),
                 )
                 for name, child in self.children.items()
             ),

@@ -259,7 +259,7 @@ def _cut(request: Request, pieces: Sequence[Piece], server: int) -> tuple[memory
 
 
 TOPOLOGY = Topology(
-    roles={"primary": Head, "secondary": Member},
+    roles={"head": Head, "middle": Member, "tail": Member},
     links=lambda count: [(server, server + 1) for server in range(count - 1)],
     hands_over=True,
     fans_out=False,

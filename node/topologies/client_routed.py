@@ -73,4 +73,4 @@ class Part(Door):
         return self.layout.address(self.spec.index, offset) if offset < self.shard.size else offset
 
 
-TOPOLOGY = Topology(roles={"primary": Part, "secondary": Part}, links=lambda _: (), every_server_is_a_door=True)
+TOPOLOGY = Topology(roles={"server": Part}, links=lambda _: (), every_server_is_a_door=True)

@@ -1,0 +1,124 @@
+"""The table of `memcluster status`, its verdict, and faults in words. Text only; no decisions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from memcluster.client.discover import command
+from memcluster.launcher.output import format_bytes, format_uptime, stopped_logs
+from memcluster.launcher.table import coloured, folded, table
+
+COLUMNS = {
+    "NAME": "name",
+    "ROLE": "role",
+    "STATE": "state",
+    "READY": "ready",
+    "PID": "pid",
+    "ADDRESS": "address",
+    "RANGE": "range",
+    "UPTIME": "uptime_s",
+    "RESTARTS": "restarts",
+    "CLIENTS": "clients",
+    "REQUESTS": "requests",
+    "RSS": "rss_bytes",
+    "CPU%": "cpu_percent",
+}
+RIGHT = {"PID", "UPTIME", "RESTARTS", "CLIENTS", "REQUESTS", "RSS", "CPU%"}
+IMPORTANCE = (
+    "ROLE", "ADDRESS", "RANGE", "CLIENTS", "RESTARTS", "PID", "UPTIME", "REQUESTS", "READY", "RSS", "CPU%"
+)  # fmt: skip
+"""Which column stays longest where there is no room for all; NAME and STATE are always there."""
+COLOURS = {"ready": "green", "failed": "red", "exited": "red"}
+DOING = {"pause": "paused", "kill": "killed", "slow": "slow", "hang": "hanging"}
+
+
+def status_table(status: dict[str, Any], width: int = 0) -> str:
+    """A line a node, with a verdict as the last line; of at most `width` columns if that is possible."""
+    rows = [list(COLUMNS)]
+    rows += [[_cell(status, column, node) for column in COLUMNS] for node in status["nodes"]]
+    lines = table(rows, right=RIGHT, importance=IMPORTANCE, width=width, paint=_paint)
+    return "\n".join([*(lines if status["nodes"] else []), folded(verdict(status), width)])
+
+
+def verdict(status: dict[str, Any]) -> str:
+    """One line that says how the cluster is, and what to do if it is not well."""
+    faults = status.get("faults", [])
+    head = f"{status['cluster']} is {status['state']}"
+    if faults:
+        head += f", with {len(faults)} fault{'s' if len(faults) > 1 else ''} on purpose"
+    if status.get("problem"):
+        return f"{head}: {status['problem']}"
+    if status["state"] == "stopped":
+        return f"{head}; `{command(Path(status['file']), 'up')}` starts it"
+    reasons = [
+        f"{node['name']} is {node['state']}" + (f" ({node['reason']})" if node.get("reason") else "")
+        for node in status["nodes"]
+        if not node["ready"]
+    ]
+    reasons += [f"{sentence}, the service goes on" for sentence in stopped_logs(status)]
+    for name, problem in (("no_space", "requests found no room"), ("records_lost", "log records were not written")):
+        reasons += [f"{node['name']}: {node[name]} {problem}" for node in status["nodes"] if node.get(name)]
+    reasons += status.get("missing", [])
+    if faults:
+        reasons += map(fault_words, faults)
+        reasons.append(f"`{command(Path(status['file']), 'fault resume all')}` ends what was done on purpose")
+    served = f"{status['topology']}, {_servers(status)}, {format_bytes(status['memory'])}"
+    return f"{head}: {served} at {status['uri']}" + (f"; {', '.join(reasons)}" if reasons else "")
+
+
+def fault_words(fault: dict[str, Any]) -> str:
+    """A fault in force, as a sentence has it: `server1 is slow (50 ms a reply, 12.0s left)`."""
+    names, left = fault["nodes"], fault["left_s"]
+    until = "until it is resumed" if left is None else f"{format_uptime(left)} left"
+    if fault["kind"] == "hang" and left is None:
+        until = "until it is found and ended"
+    if fault["kind"] == "partition":
+        return f"{' and '.join(names)} are cut off from each other ({until})"
+    pace = f"{fault['delay_s'] * 1000:g} ms a reply, " if fault["kind"] == "slow" else ""
+    return f"{names[0]} is {DOING[fault['kind']]} ({pace}{until})"
+
+
+def _servers(status: dict[str, Any]) -> str:
+    """Those that cluster.yaml speaks of, which own the memory; one that owns none comes before them."""
+    count = sum(bool(node["memory"]) for node in status["nodes"])
+    before = [node["role"] for node in status["nodes"] if node["role"] != "logger" and not node["memory"]]
+    return f"{count} server{'s' if count > 1 else ''}" + "".join(f" behind a {role}" for role in before)
+
+
+def _state(status: dict[str, Any], node: dict[str, Any]) -> str:
+    """`ready, slow 12.0s`: how a node is, and what is done to it on purpose for how long."""
+    words = [node["state"]]
+    for fault in status.get("faults", []):
+        if node["name"] in fault["nodes"]:
+            peers = [name for name in fault["nodes"] if name != node["name"]]
+            doing = f"cut from {peers[0]}" if peers else DOING[fault["kind"]]
+            if doing == words[0]:
+                words.pop(0)
+            words.append(doing if fault["left_s"] is None else f"{doing} {format_uptime(fault['left_s'])}")
+    return ", ".join(words)
+
+
+def _paint(title: str, cell: str) -> str:
+    return coloured(cell, COLOURS.get(cell.strip(), "yellow")) if title == "STATE" else cell
+
+
+def _cell(status: dict[str, Any], column: str, node: dict[str, Any]) -> str:
+    value: Any = node.get(COLUMNS[column])
+    match column:
+        case "STATE":
+            return _state(status, node)
+        case "READY":
+            return "yes" if value else "no"
+        case "RANGE":
+            if value is None and node["memory"]:
+                return f"{format_bytes(status['stripe'])} stripes"
+            return f"{value[0]:#x}-{value[1]:#x}" if value else "-"
+        case "UPTIME":
+            return format_uptime(value)
+        case "RSS":
+            return format_bytes(value)
+        case "CPU%":
+            return f"{value:.1f}"
+        case _:
+            return "-" if value is None else str(value)
