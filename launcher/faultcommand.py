@@ -42,6 +42,10 @@ def fault(
         return
     if as_json:
         raise click.UsageError("--json goes with list")
+    if delay is not None and kind != "slow":  # said with the words of the command line
+        raise click.UsageError(f"--delay goes with slow, not with {kind}")
+    if span is not None and kind == "resume":
+        raise click.UsageError("--for goes with every fault, but not with resume")
     from memcluster.launcher.fault import fault as break_
 
     try:
