@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 
 from memcluster.client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout
+from memcluster.client.exclusive import Exclusive, exclusive
 from memcluster.client.handshake import FIRST_PAUSE, LONGEST_PAUSE, open_session, pause_until
 from memcluster.client.pending import Pending
 from memcluster.client.uri import Target
@@ -57,7 +58,7 @@ class Sent(Pending):
         self.cost = REQUEST_COST + (length if command <= Command.WRITE else 0)
 
 
-class Connection:
+class Connection(Exclusive):
     """Connects at once. Raises Refused, Disconnected, Timeout. `timeout` (seconds) is the default of every wait, and
     how long a lost connection is tried again if `reconnect` is set. Not for several threads at a time."""
 
@@ -72,6 +73,7 @@ class Connection:
     ) -> None:
         """The server is asked for metadata contexts of `namespace`. One that is `routed` is connected and turned by its
         router."""
+        super().__init__()
         self.target = target
         self.timeout = timeout
         self.reconnect = reconnect
@@ -94,6 +96,7 @@ class Connection:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
+    @exclusive
     def submit(
         self,
         command: int,
@@ -128,6 +131,7 @@ class Connection:
                 self.send()
         return pending
 
+    @exclusive
     def wait_for(self, pending: Sent, timeout: float | None) -> None:
         """Send and receive until the outcome is known. Raises Timeout, Disconnected, Refused."""
         limit = self.timeout if timeout is None else timeout
@@ -135,6 +139,7 @@ class Connection:
         while pending.outcome is None:
             self._turn(deadline, limit)
 
+    @exclusive
     def progress(self) -> None:
         """Send and receive what can be without waiting; make a lost connection again."""
         try:
@@ -143,7 +148,14 @@ class Connection:
             pass  # nothing is there yet, or it is the outcome of everything in flight
 
     def close(self) -> None:
-        """Say goodbye. What is still in flight fails."""
+        """Say goodbye. What is still in flight fails. In a fork this is silent: the parent's connection goes on."""
+        if self._inherited:
+            self._abandon()
+        else:
+            self._say_goodbye()
+
+    @exclusive
+    def _say_goodbye(self) -> None:
         if self._closed:
             return
         self._closed = True
@@ -152,6 +164,10 @@ class Connection:
             self.send()
         self._lose("closed by this program")
         self.give_up(Disconnected(self.target, "the connection was closed by this program"))
+
+    def _abandon(self) -> None:
+        self._closed = True
+        self._lose("closed by this program")
 
     # -- for a router ------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,10 @@ class ClusterError(Exception):
     """Base of everything that the client library raises on its own account."""
 
 
+class Misused(ClusterError):
+    """Two threads used one memory at the same time, or a fork used its parent's: nothing was sent."""
+
+
 class ConnectionProblem(ClusterError):
     """Something is wrong between here and the server at `target`; `reason` says what."""
 

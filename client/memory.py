@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from memcluster.client.cluster_map import read_map
 from memcluster.client.connection import Connection
@@ -22,6 +22,10 @@ from memcluster.client.units import LONGEST_WAIT
 from memcluster.client.uri import Target, parse_uri
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.wire import Command, CommandFlag, Error, Status, TransmissionFlag
+
+if TYPE_CHECKING:
+    from memcluster.client.array import Array
+    from memcluster.client.file import MemoryFile
 
 T = TypeVar("T")
 MAX_EFFECT = 1 << 30
@@ -78,6 +82,25 @@ def connect(
     if export is not None:
         target = replace(target, export=export)
     return Memory(target, timeout=timeout, reconnect=reconnect)
+
+
+def _connected(target: Target, timeout: float, reconnect: bool) -> Memory:
+    return Memory(target, timeout=timeout, reconnect=reconnect)
+
+
+def as_bytes(buffer: Any) -> memoryview:
+    """A view of any object with a buffer as bytes, without a copy. Raises TypeError where there is none."""
+    view = memoryview(buffer)
+    if not view.c_contiguous:
+        raise TypeError(
+            f"this {type(buffer).__name__} is not contiguous (shape {view.shape}, strides {view.strides}): "
+            "give a copy in one piece, such as bytes(…) or numpy.ascontiguousarray(…)"
+        )
+    if view.format == "B" and view.ndim == 1:
+        return view
+    if not view.nbytes:  # which cannot be cast where a dimension has none
+        return memoryview(b"" if view.readonly else bytearray())
+    return view.cast("B")
 
 
 def default_uri() -> str:
@@ -169,7 +192,7 @@ class Memory:
 
     def start_readinto(self, buffer: bytearray | memoryview, offset: int) -> Future[int]:
         """`buffer` must not be used until the result is there."""
-        view = memoryview(buffer).cast("B")
+        view = as_bytes(buffer)
         if view.readonly:
             raise TypeError(f"a {type(buffer).__name__} cannot be read into")
         self._check(len(view), offset)
@@ -187,7 +210,7 @@ class Memory:
 
     def start_pwrite(self, data: bytes | bytearray | memoryview, offset: int, *, fua: bool = False) -> Future[int]:
         """`data` must not be changed until the result is there."""
-        view = memoryview(data).cast("B")
+        view = as_bytes(data)
         self._check(len(view), offset, writing=Command.WRITE)
         flags = CommandFlag.FUA if fua else 0
         parts = [
@@ -316,12 +339,34 @@ class Memory:
         """`memory[10] = 7`, `memory[10:15] = b"hello"`; a memory does not grow or shrink, so lengths must agree."""
         if isinstance(index, slice):
             start, stop = self._slice(index)
-            data = memoryview(value).cast("B")
+            data = as_bytes(value)
             if len(data) != stop - start:
                 raise ValueError(f"{len(data)} bytes do not fit a slice of {stop - start}")
             self.pwrite(data, start)
         else:
             self.pwrite(bytes([value]), self._index(index))
+
+    def __contains__(self, wanted: object) -> bool:
+        """`b"x" in memory`: whether these bytes, or a byte of this number, are somewhere in it. Reads up to there."""
+        if isinstance(wanted, int):
+            pattern = bytes([wanted])
+        elif isinstance(wanted, bytes | bytearray | memoryview):
+            pattern = bytes(wanted)
+        else:
+            raise TypeError(
+                f"a memory is searched for bytes or a number from 0 to 255, not for a {type(wanted).__name__}"
+            )
+        tail = b""
+        for start, end in self._cut(self.size, STRETCH):
+            stretch = tail + self.pread(end - start, start)
+            if pattern in stretch:
+                return True
+            tail = stretch[-(len(pattern) - 1) :] if len(pattern) > 1 else b""
+        return not pattern
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """All of it for NumPy, as numbers from 0 to 255: `numpy.asarray(memory)`."""
+        return self.array(self.size, "uint8").__array__(dtype, copy)
 
     def __iter__(self) -> Iterator[int]:
         """The bytes as numbers, each as it is about when its turn comes."""
@@ -342,6 +387,26 @@ class Memory:
         if not -self.size <= index < self.size:
             raise IndexError(f"offset {index} is beyond the memory of {self.size} bytes")
         return index % self.size
+
+    # -- as other libraries know it ----------------------------------------------------------------------------------
+
+    def open(self, offset: int = 0, length: int | None = None) -> MemoryFile:
+        """A raw binary file of `length` bytes from `offset` on, by default all to the end; it cannot grow. Closing it
+        does not close the memory."""
+        from memcluster.client.file import MemoryFile
+
+        return MemoryFile(self, offset, self.size - offset if length is None else length)
+
+    def array(self, shape: int | Sequence[int], dtype: Any = "uint8", offset: int = 0) -> Array:
+        """The bytes from `offset` on as an array for NumPy, which must be installed: its slices are read and written
+        where they lie."""
+        from memcluster.client.array import Array
+
+        return Array(self, shape, dtype, offset)
+
+    def __reduce__(self) -> tuple[Callable[..., Memory], tuple[Target, float, bool]]:
+        """A copy, and what another process unpickles, has a connection of its own."""
+        return _connected, (self.target, self._connection.timeout, self._connection.reconnect)
 
     # -- life --------------------------------------------------------------------------------------------------------
 

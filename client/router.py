@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from memcluster.client.cluster_map import ClusterMap, parse_map, read_map
 from memcluster.client.connection import MAX_IN_FLIGHT, Connection
 from memcluster.client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout
+from memcluster.client.exclusive import Exclusive, exclusive
 from memcluster.client.handshake import FIRST_PAUSE, LONGEST_PAUSE, Handshake, offered_contexts
 from memcluster.client.routed import Routed
 from memcluster.client.uri import Target
@@ -68,10 +69,11 @@ class _Return:
             self.handshake.sock.close()
 
 
-class Router:
+class Router(Exclusive):
     """Connects to every server of the cluster that `target` is one server of; see `Connection` for the rest."""
 
     def __init__(self, target: Target, contexts: Sequence[str], *, timeout: float, reconnect: bool) -> None:
+        super().__init__()
         self.target = target
         self.timeout = timeout
         self.reconnect = reconnect
@@ -103,6 +105,7 @@ class Router:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
+    @exclusive
     def submit(
         self,
         command: int,
@@ -125,6 +128,7 @@ class Router:
         self._begin(pending)
         return pending
 
+    @exclusive
     def wait_for(self, pending: Routed, timeout: float | None) -> None:
         """Send and receive until the outcome is known. Raises Timeout."""
         limit = self.timeout if timeout is None else timeout
@@ -135,16 +139,28 @@ class Router:
                 if pending.outcome is None:
                     raise Timeout(self.target, "answer", limit)
 
+    @exclusive
     def progress(self) -> None:
         """Send and receive what can be without waiting; go on with making lost connections again."""
         self._turn(time.monotonic())
 
     def close(self) -> None:
-        """Say goodbye. What is still in flight fails."""
+        """Say goodbye. What is still in flight fails. In a fork this is silent: the parent's connection goes on."""
+        if self._inherited:
+            self._abandon()
+        else:
+            self._say_goodbye()
+
+    @exclusive
+    def _say_goodbye(self) -> None:
         if not self._closed:
             self._closed = True
             self._close_all()
             self._fail(Disconnected(self.target, "the connection was closed by this program"))
+
+    def _abandon(self) -> None:
+        self._closed = True
+        self._close_all()
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
