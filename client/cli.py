@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import click
@@ -18,6 +19,7 @@ from memcluster.client.console import (
     EXIT_NOT_RUNNING,
     EXIT_TIMEOUT,
     EXIT_USAGE,
+    PATH,
     Commands,
     Failure,
     run,
@@ -26,7 +28,7 @@ from memcluster.client.console import (
 )
 from memcluster.client.console import size as size_type
 from memcluster.client.copy import CHUNK, FileSink, FileSource, MemorySink, MemorySource, Sink, Source, copy
-from memcluster.client.discover import DiscoverError, NotOurs, NotRunning
+from memcluster.client.discover import DiscoverError, NotOurs, NotRunning, running_uri
 from memcluster.client.errors import ClusterError, Disconnected, Timeout
 from memcluster.client.memory import Memory, connect, default_uri
 from memcluster.client.units import format_size, parse_size
@@ -35,15 +37,27 @@ T = TypeVar("T")
 MEMORY = "memory:"
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--uri", envvar="MEMCLUSTER_URI", help="The memory, such as nbd://127.0.0.1:10809 (also MEMCLUSTER_URI). "
-              "[default: the cluster of ./cluster.yaml]")  # fmt: skip
+FILE = "memcluster.client.cli.file"
+"""Where the context keeps what -f said."""
+
+
+def _take_file(context: click.Context, file: Path) -> None:
+    context.meta[FILE] = file
+
+
+@click.group(cls=Commands, file_given=_take_file, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--uri", help="The memory, such as nbd://127.0.0.1:10809 (also MEMCLUSTER_URI). "
+              "[default: the cluster of cluster.yaml, here or above]")  # fmt: skip
+@click.option("-f", "--file", type=PATH, metavar="FILE", help="The description of the cluster meant (also "
+              "MEMCLUSTER_FILE).")  # fmt: skip
 @click.option("--timeout", type=wait_seconds, default="30s", show_default=True, help="Longest wait for one answer.")
 @click.version_option(package_name="memcluster", message="%(prog)s %(version)s")
 @click.pass_context
-def cli(context: click.Context, uri: str | None, timeout: float) -> None:
+def cli(context: click.Context, uri: str | None, file: Path | None, timeout: float) -> None:
     """Read and write the memory of a cluster. Offsets and lengths: 4096, 0x1000, 64KiB."""
-    context.obj = lambda other=None: _open(other or uri, timeout)
+    if file is not None:
+        _take_file(context, file)
+    context.obj = lambda other=None: _open(other or uri, context.meta.get(FILE), timeout)
 
 
 @cli.command()
@@ -236,10 +250,11 @@ def _within(memory: Memory, offset: int, length: int) -> None:
         raise Failure(f"length {length} at offset {offset} goes beyond the memory of {memory.size} bytes")
 
 
-def _open(uri: str | None, timeout: float) -> Memory:
-    """The memory meant. Nobody at the address of the cluster of ./cluster.yaml means that it does not run."""
+def _open(uri: str | None, file: Path | None, timeout: float) -> Memory:
+    """The memory meant: that of the URI, else of the file's cluster, else of the environment or of the cluster here.
+    Nobody at the address of a cluster means that it does not run."""
     try:
-        return connect(uri or default_uri(), timeout=timeout)
+        return connect(uri or (default_uri() if file is None else running_uri(file)), timeout=timeout)
     except NotRunning as error:
         raise Failure(str(error), EXIT_NOT_RUNNING) from error
     except NotOurs as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, TypeVar
 
@@ -16,6 +19,7 @@ import click
 from memcluster.client.units import LONGEST_WAIT, parse_duration, parse_size
 
 T = TypeVar("T")
+PATH = click.Path(path_type=Path, readable=False)
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_NOT_RUNNING = 3
@@ -43,13 +47,73 @@ class NobodyReads(Exception):
 
 
 class Commands(click.Group):
-    """The commands of one program."""
+    """The commands of one program. `-f FILE` may stand behind each, too: `file_given(context, file)` takes it. `hints`
+    say what to use in place of a verb ("ps") or a flag ("--build") that people know from other programs."""
+
+    def __init__(
+        self,
+        *args: Any,
+        file_given: Callable[[click.Context, Path], None],
+        hints: Mapping[str, str] | None = None,
+        **keywords: Any,
+    ) -> None:
+        self._file_given = file_given
+        self._hints = hints or {}
+        super().__init__(*args, **keywords)
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        def take(context: click.Context, _parameter: click.Parameter, file: Path | None) -> None:
+            if file is not None:
+                self._file_given(context, file)
+
+        used = {word for parameter in cmd.params for word in parameter.opts}
+        names = [word for word in ("-f", "--file") if word not in used]
+        cmd.params.append(
+            click.Option(names, type=PATH, metavar="FILE", callback=take, expose_value=False, is_eager=True,
+                         help="The cluster's description; may stand before the command, too.")
+        )  # fmt: skip
+        super().add_command(cmd, name)
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        with self._hinting():
+            return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with self._hinting():
+                return super().invoke(ctx)
         except BrokenPipeError as error:  # with which click would exit by itself
             raise NobodyReads from error
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        word = args[0]
+        if self.get_command(ctx, word) is None and not word.startswith("-") and not ctx.resilient_parsing:
+            near = difflib.get_close_matches(word, self.commands, n=1)
+            hint = self._hints.get(word) or (f"did you mean {near[0]!r}?" if near else "")
+            hint = hint or f"there are {', '.join(self.list_commands(ctx))}"
+            raise click.UsageError(f"there is no command {word!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click does, but no sentence is cut."""
+        rows = [(name, self.commands[name].get_short_help_str(limit=1000)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    @contextmanager
+    def _hinting(self) -> Iterator[None]:
+        try:
+            yield
+        except click.NoSuchOption as error:
+            command = error.ctx.info_name if error.ctx else ""
+            hint = self._hints.get(f"{command} {error.option_name}") or self._hints.get(error.option_name)
+            if hint is None:
+                raise
+            raise click.UsageError(f"there is no option {error.option_name}; {hint}", error.ctx) from error
 
 
 def _parameter(name: str, parse: Callable[[str], T]) -> Callable[[Any], T]:

@@ -27,9 +27,22 @@ class NotOurs(DiscoverError):
     """What lies where the cluster's run directory should be was made by somebody else, and is not to be believed."""
 
 
+FILES = ("cluster.yaml", "cluster.yml")
+
+
 def cluster_file() -> Path:
-    """The description of the cluster meant: MEMCLUSTER_FILE, or cluster.yaml here."""
-    return Path(os.environ.get("MEMCLUSTER_FILE", "cluster.yaml"))
+    """The description of the cluster meant: MEMCLUSTER_FILE, or cluster.yaml (or .yml) here or in the nearest folder
+    above that has one. A file above that another user has put there is passed by."""
+    if named := os.environ.get("MEMCLUSTER_FILE"):
+        return Path(named)
+    with suppress(OSError):  # the working directory has been removed, or a folder may not be looked into
+        here = Path.cwd()
+        for folder in (here, *here.parents):
+            for name in FILES:
+                found = folder / name
+                if found.exists() and (folder == here or found.stat().st_uid in (0, os.getuid())):
+                    return Path(os.path.relpath(found))
+    return Path(FILES[0])
 
 
 def located(file: Path) -> Path:
@@ -43,7 +56,7 @@ def located(file: Path) -> Path:
 
 def command(file: Path, words: str) -> str:
     """`memcluster WORDS` as a person must type it here to mean the cluster of `file`."""
-    if "MEMCLUSTER_FILE" not in os.environ and located(file) == located(Path("cluster.yaml")):
+    if not os.environ.get("MEMCLUSTER_FILE") and located(file) == located(cluster_file()):
         return f"memcluster {words}"
     return f"memcluster -f {shlex.quote(str(file))} {words}"
 
@@ -63,6 +76,12 @@ def run_directory(name: str) -> Path:
 
 def _path(name: str) -> Path:
     return Path(f"/dev/shm/memcluster-{os.getuid()}-{name}")
+
+
+def run_names() -> list[str]:
+    """The clusters of this user that run, or have left something."""
+    every = _path("*")
+    return sorted(path.name.removeprefix(every.name[:-1]) for path in every.parent.glob(every.name))
 
 
 def _record(directory: Path) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def as_bytes(buffer: Any) -> memoryview:
 
 
 def default_uri() -> str:
-    """MEMCLUSTER_URI, or where the cluster of ./cluster.yaml is found. Raises DiscoverError."""
+    """MEMCLUSTER_URI, or where the cluster of cluster.yaml, here or above, is found. Raises DiscoverError."""
     return os.environ.get("MEMCLUSTER_URI") or running_uri(cluster_file())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from memcluster.client.console import (
     EXIT_ERROR,
     EXIT_IN_USE,
     EXIT_NOT_RUNNING,
+    PATH,
     Commands,
     Failure,
     run,
@@ -24,9 +26,11 @@ from memcluster.client.console import (
     unwind,
     wait_seconds,
 )
-from memcluster.client.discover import command
+from memcluster.client.discover import cluster_file, command, located
+from memcluster.launcher import completing, seecommands
 from memcluster.launcher.checked import load, name_of
 from memcluster.launcher.faultcommand import fault
+from memcluster.launcher.habits import HINTS
 from memcluster.launcher.log import commands as logcommands
 from memcluster.launcher.output import happening_line, show_again, steps
 from memcluster.launcher.run.identity import Identity
@@ -41,15 +45,19 @@ TROUBLE = ("gave-up", "died", "failed", "late", "unresponsive")
 """Happenings that are told on stderr."""
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-f", "--file", default="cluster.yaml", envvar="MEMCLUSTER_FILE", show_default=True, metavar="FILE",
-              type=click.Path(path_type=Path, readable=False),
-              help="The cluster's description (also MEMCLUSTER_FILE).")  # fmt: skip
+def _take_file(context: click.Context, file: Path) -> None:
+    context.obj = file
+
+
+@click.group(cls=Commands, file_given=_take_file, hints=HINTS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-f", "--file", metavar="FILE", type=PATH,
+              help="The cluster's description (also MEMCLUSTER_FILE). [default: cluster.yaml or cluster.yml, here or "
+              "in a folder above]")  # fmt: skip
 @click.version_option(package_name="memcluster", message="%(prog)s %(version)s")
 @click.pass_context
-def cli(context: click.Context, file: Path) -> None:
+def cli(context: click.Context, file: Path | None) -> None:
     """Start, watch and stop a cluster of processes that serves one flat memory over NBD."""
-    context.obj = file
+    context.obj = cluster_file() if file is None else file
 
 
 @cli.command("up")
@@ -59,6 +67,8 @@ def cli(context: click.Context, file: Path) -> None:
 @click.pass_obj
 def start(file: Path, detach: bool, wait_timeout: float, pid: int | None) -> int:
     """Start the cluster."""
+    if os.pardir in file.parts:
+        click.echo(f"the cluster of {located(file)}")
     tell = _printer(file, detach)
     owner = None if pid is None else _process(pid)
     if not detach:
@@ -170,13 +180,16 @@ def status(file: Path, as_json: bool, watch: bool, wide: bool) -> int:
     return exit_code(found)
 
 
+for seencommand in seecommands.COMMANDS:
+    cli.add_command(seencommand)
 cli.add_command(fault)
 for logcommand in logcommands.COMMANDS:
     cli.add_command(logcommand)
 
 
 @cli.command()
-@click.option("--topology", "topologies", multiple=True, metavar="TOPOLOGY", help="Only this one; may be repeated.")
+@click.option("--topology", "topologies", multiple=True, metavar="TOPOLOGY", shell_complete=completing.topologies,
+              help="Only this one; may be repeated.")  # fmt: skip
 @click.option("--servers", type=click.IntRange(1, 16), default=4, show_default=True, help="That own the memory.")
 @click.option("--size", type=size, default="4KiB", show_default=True, help="Of a small request.")
 @click.option("--large", type=size, default="1MiB", show_default=True, help="Of one that spans all servers.")
@@ -217,15 +230,18 @@ def compare(
 
 @cli.command("config")
 @click.option("--json-schema", is_flag=True, help="The schema of cluster.yaml, for editors.")
+@click.option("-q", "--quiet", is_flag=True, help="Only check: print what is wrong, and nothing else.")
 @click.pass_obj
-def show_config(file: Path, json_schema: bool) -> None:
+def show_config(file: Path, json_schema: bool, quiet: bool) -> None:
     """Check the file and print it with every default filled in."""
     from memcluster.launcher.clusterfile import config as configuration
 
     if json_schema:
         click.echo(json.dumps(configuration.json_schema(), indent=2))
     else:
-        click.echo(configuration.dump(load(file)), nl=False)
+        config = load(file)
+        if not quiet:
+            click.echo(configuration.dump(config), nl=False)
 
 
 def main() -> None:

@@ -9,12 +9,13 @@ from typing import get_args
 import click
 
 from memcluster.client.console import wait_seconds
+from memcluster.launcher import completing
 from memcluster.launcher.supervision.faultkind import FaultKind
 
 
 @click.command()
 @click.argument("kind", type=click.Choice([*get_args(FaultKind), "list"]))
-@click.argument("targets", nargs=-1, metavar="TARGET [PEER]")
+@click.argument("targets", nargs=-1, metavar="TARGET [PEER]", shell_complete=completing.targets)
 @click.option("--for", "span", type=wait_seconds, help="Heal by itself after this time.")
 @click.option("--delay", type=wait_seconds, help="With slow: how long each reply waits. [default: 50ms]")
 @click.option("--json", "as_json", is_flag=True, help="With list: one JSON array.")

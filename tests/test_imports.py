@@ -48,7 +48,7 @@ DIRECTIONS: dict[str, dict[str, set[str]]] = {
         "supervision": {"clusterfile", "run"},
         "checked": {"clusterfile", "run"},
         "output": set(),
-        "log": {"checked", "output", "run"},
+        "log": {"checked", "completing", "output", "run"},
     },
 }
 """What each part, a folder or a file, may import of the others beside it. The commands of the launcher may know all."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from memcluster.client.console import Failure, seconds
+from memcluster.launcher import completing
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -70,14 +71,16 @@ def _tail(value: Any) -> int | None:
 
 
 _OPTIONS = (
-    click.argument("nodes", metavar="[NODE]...", nargs=-1),
+    click.argument("nodes", metavar="[NODE]...", nargs=-1, shell_complete=completing.nodes),
     click.option("--since", metavar="T", type=_time, help="From T on: 5m (ago), 04:32:35, or 2026-01-31T12:00:00."),
     click.option("--until", metavar="T", type=_time, help="What started at T or before."),
-    click.option("--node", "more_nodes", metavar="NODE", multiple=True, help="As NODE."),
+    click.option("--node", "more_nodes", metavar="NODE", multiple=True,
+                 shell_complete=completing.nodes, help="As NODE."),
     click.option("--run", metavar="N", type=click.IntRange(min=1), help="Of run N; `logs --runs` lists them."),
     click.option("--all-runs", is_flag=True, help="Of all runs that are kept. [default: the newest]"),
     click.option("--client", metavar="N", type=click.IntRange(min=1), help="The requests and events of one client."),
     click.option("--op", "operations", metavar="NAME", type=_operation, multiple=True,
+                 shell_complete=completing.operations,
                  help="One operation, such as write, or event, such as died; again for more."),
     click.option("--slower-than", "slower", type=seconds, help="What took longer, such as 1ms."),
     click.option("--errors", is_flag=True, help="What failed, and events that mean trouble."),

@@ -1,0 +1,72 @@
+"""`memcluster ls` and `completion`: what is there beside the one cluster of a file."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from click.shell_completion import get_completion_class
+
+from memcluster.client.discover import NotOurs, run_names
+
+PROGRAMS = ("memcluster", "memclient")
+
+
+@click.command("ls")
+@click.option("--json", "as_json", is_flag=True, help="One JSON array.")
+@click.option("--wide", is_flag=True, help="Every column, however narrow the terminal is.")
+def list_clusters(as_json: bool, wide: bool) -> None:
+    """Show which clusters of this user run, where, and since when."""
+    from memcluster.launcher.output import format_uptime
+    from memcluster.launcher.table import table, width_of
+
+    found = [each for name in run_names() if (each := _cluster(name)) is not None]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    rows = [["NAME", "STATE", "UPTIME", "URI", "FILE"]]
+    rows += [
+        [each["cluster"], each["state"], format_uptime(each["uptime_s"]), each["uri"] or "-", each["file"] or "-"]
+        for each in found
+    ]
+    if found:
+        lines = table(rows, right=("UPTIME",), importance=("URI", "FILE", "UPTIME"), width=width_of(wide))
+        click.echo("\n".join(lines))
+    else:
+        click.echo("no cluster runs")
+
+
+def _cluster(name: str) -> dict[str, Any] | None:
+    """What its record says; nothing if somebody else's folder is in the place, or if it has gone meanwhile."""
+    from memcluster.launcher.run.directory import RunDirectory
+
+    try:
+        run = RunDirectory(name)
+    except NotOurs:
+        return None
+    record, locked = run.record(), run.locked
+    if not run.path.exists():
+        return None
+    state = ("running" if run.uri.exists() else "starting") if locked else "supervisor dead"
+    return {
+        "cluster": name,
+        "state": state,
+        "uri": record.uri if record else None,
+        "file": record.file if record else None,
+        "uptime_s": round(record.supervisor.age, 3) if record and locked else 0.0,
+    }
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print what completes words in a shell: `eval "$(memcluster completion bash)"`."""
+    complete = get_completion_class(shell)
+    assert complete is not None
+    for program in PROGRAMS:
+        click.echo(complete(context.command, {}, program, f"_{program.upper()}_COMPLETE").source())
+
+
+COMMANDS = (list_clusters, completion)

@@ -1,0 +1,142 @@
+"""What people bring along from docker compose: where the file lies, how it is named on the command line, and words that
+memcluster has others for."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import click
+import pytest
+from harness import memclient_command, memcluster_command, run
+
+from memcluster.client.cli import cli as memclient
+from memcluster.client.discover import cluster_file, command
+from memcluster.launcher.cli import cli as memcluster
+from memcluster.launcher.habits import HINTS
+
+FILE = "name: habits\nmemory: 1MiB\n"
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "cluster.yml"])
+def test_the_file_is_found_from_folders_below(tmp_path, monkeypatch, name):
+    """The nearest one above, by either name; what is here comes first, and MEMCLUSTER_FILE before all."""
+    below = tmp_path / "a" / "b"
+    below.mkdir(parents=True)
+    (tmp_path / name).write_text(FILE)
+    monkeypatch.delenv("MEMCLUSTER_FILE", raising=False)
+    monkeypatch.chdir(below)
+    assert cluster_file().samefile(tmp_path / name)
+    assert command(cluster_file(), "down") == "memcluster down"
+    (below / "cluster.yml").write_text(FILE)
+    assert str(cluster_file()) == "cluster.yml"
+    monkeypatch.setenv("MEMCLUSTER_FILE", "other.yaml")
+    assert str(cluster_file()) == "other.yaml"
+    monkeypatch.setenv("MEMCLUSTER_FILE", "")
+    assert str(cluster_file()) == "cluster.yml"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_a_file_above_that_another_user_has_put_there_is_passed_by(tmp_path, monkeypatch):
+    """Everybody may write into /tmp, and a file says where logs and shards are written."""
+    below = tmp_path / "mine"
+    below.mkdir()
+    (tmp_path / "cluster.yaml").write_text(FILE)
+    os.chown(tmp_path / "cluster.yaml", 12345, -1)
+    monkeypatch.delenv("MEMCLUSTER_FILE", raising=False)
+    monkeypatch.chdir(below)
+    assert str(cluster_file()) == "cluster.yaml"
+    assert not cluster_file().exists()
+
+
+def test_commands_work_from_a_folder_below_and_with_f_behind_the_verb(new_cluster, tmp_path, tmp_path_factory):
+    """`up` says which file it has taken; status, memclient and ls find the same cluster."""
+    cluster = new_cluster(tmp_path)
+    below = cluster.folder / "below"
+    below.mkdir()
+    said = run(*memcluster_command("up", "-d"), cwd=below).stdout.decode()
+    cluster.remember()
+    assert str(cluster.file) in said.splitlines()[0]
+    assert run(*memcluster_command("status", "--json"), cwd=below).returncode == 0
+    run(*memclient_command("write", "0", "here"), cwd=below)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for words in (("read", "-f", cluster.file, "0", "4"), ("-f", cluster.file, "read", "0", "4")):
+        assert run(*memclient_command(*map(str, words)), cwd=elsewhere).stdout == b"here"
+    status = run(*memcluster_command("status", "-f", str(cluster.file), "--json"), cwd=elsewhere)
+    assert json.loads(status.stdout)["cluster"] == cluster.name
+    [listed] = [each for each in json.loads(cluster.command("ls", "--json").stdout) if each["cluster"] == cluster.name]
+    assert (listed["state"], listed["file"], listed["uri"]) == ("running", str(cluster.file), cluster.uri)
+    assert listed["uptime_s"] > 0
+    assert cluster.name in cluster.command("ls").stdout.decode()
+
+
+def test_f_before_logs_is_the_file_and_behind_it_follows():
+    """As with docker compose."""
+    logs = memcluster.commands["logs"]
+    follow = next(each for each in logs.params if "-f" in each.opts)
+    assert "--follow" in follow.opts
+    assert any("--file" in each.opts for each in logs.params)
+
+
+def test_config_quiet_prints_only_what_is_wrong(tmp_path):
+    (tmp_path / "cluster.yaml").write_text(FILE)
+    assert run(*memcluster_command("config", "-q"), cwd=tmp_path).stdout == b""
+    (tmp_path / "cluster.yaml").write_text("memory: 0\n")
+    wrong = run(*memcluster_command("config", "-q"), cwd=tmp_path, check=False)
+    assert (wrong.returncode, wrong.stdout) == (2, b"")
+    assert b"cluster.yaml:1:9: memory must be more than 0 bytes" in wrong.stderr
+
+
+@pytest.mark.parametrize("words", HINTS)
+def test_words_of_compose_get_a_hint(words):
+    """A hint a verb and a flag, in place of `No such command`; and no hint stands in the way of what there is."""
+    verb, _, flag = words.partition(" ")
+    if verb.startswith("-"):
+        verb, flag = "up", verb
+    arguments = [verb, flag] if flag else [verb]
+    with pytest.raises(click.UsageError) as told:
+        memcluster.main(arguments, prog_name="memcluster", standalone_mode=False)
+    assert HINTS[words] in told.value.message
+    assert told.value.exit_code == 2
+
+
+def test_a_verb_that_is_nearly_right_gets_a_guess():
+    with pytest.raises(click.UsageError, match="there is no command 'confg'; did you mean 'config'"):
+        memcluster.main(["confg"], standalone_mode=False)
+
+
+@pytest.mark.parametrize("program", [memcluster, memclient])
+def test_help_is_not_cut(program):
+    """Every command's first sentence is there as a whole."""
+    context = click.Context(program, info_name="program")
+    shown = " ".join(program.get_help(context).split())
+    for each in program.commands.values():
+        assert each.help is not None
+        assert " ".join(each.help.split("\n\n")[0].split()).replace("\b", "") in shown
+    assert "..." not in shown.replace("[ARGS]...", "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_of_both_programs(shell, tmp_path):
+    script = run(*memcluster_command("completion", shell), cwd=tmp_path).stdout.decode()
+    assert "_MEMCLUSTER_COMPLETE" in script
+    assert "_MEMCLIENT_COMPLETE" in script
+
+
+def test_nodes_topologies_and_operations_are_completed(make_cluster):
+    """What a shell asks for, and is answered."""
+    cluster = make_cluster()
+
+    def completed(*words: str) -> list[str]:
+        done = cluster.command(
+            _MEMCLUSTER_COMPLETE="bash_complete",
+            COMP_WORDS=" ".join(("memcluster", *words)),
+            COMP_CWORD=str(len(words)),
+        )
+        return [line.partition(",")[2] for line in done.stdout.decode().splitlines()]
+
+    assert completed("fault", "pause", "server") == ["server0", "server1", "server2", "server"]
+    assert completed("fault", "pause", "a") == ["all"]
+    assert completed("logs", "--node", "logger") == ["logger0", "logger1", "logger2"]
+    assert "write" in completed("logs", "--op", "w")
+    assert completed("compare", "--topology", "c") == ["chain", "client-routed"]
