@@ -141,6 +141,21 @@ def test_what_waits_in_the_socket_of_a_client_that_is_gone_comes_after_nothing_n
     assert nodes.bytes(0, 512) == b"B" * 512
 
 
+def test_what_the_system_of_a_client_that_is_gone_has_still_to_send_comes_after_nothing_newer(
+    make_nodes: MakeNodes, topology: str
+) -> None:
+    """The end of its connection has not come, as it has sent more than the server's socket holds."""
+    nodes = make_nodes(topology)
+    client, other = nodes.client(), nodes.client()
+    for cookie in range(100):
+        client.ask(Command.WRITE, cookie, 0, 1 << 16, b"A" * (1 << 16))
+    client.sock.close()
+    other.done(Command.WRITE, 1, 0, 512, b"B" * 512)
+    nodes.turn_until(lambda: all(1 not in one.connections for one in nodes.servers[:1]))
+    other.done(Command.READ, 2, SHARD - 1, 1)
+    assert nodes.bytes(0, 512) == b"B" * 512
+
+
 def test_who_only_sends_no_more_is_served_what_nobody_has_overtaken(make_nodes: MakeNodes, topology: str) -> None:
     """A side that is closed is not yet an end: what came before is done and answered, if nobody has written since."""
     nodes = make_nodes(topology)

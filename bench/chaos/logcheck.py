@@ -60,7 +60,7 @@ def check_log(
     entries: Iterable[Mapping[str, Any]],
     operations: Iterable[Operation],
     regions: Sequence[Region],
-    nodes: Callable[[Operation], list[str]],
+    nodes: Callable[[Operation, str], list[str]],
     clock: int,
     slack: int = SLACK,
     *,
@@ -93,6 +93,7 @@ def check_log(
             requests[entry["request"], entry["node"]] += 1
             key = entry["operation"], entry["offset"], entry["length"]
             records[key].append((entry["time_ns"], entry["request"]))
+    answered = dict(requests.keys())
     since = -1 if kept else max(first.values(), default=0) - clock + slack
     issued: dict[Key, list[Operation]] = defaultdict(list)
     for operation in operations:
@@ -100,7 +101,7 @@ def check_log(
             continue
         issued[operation.kind, operation.offset, operation.length].append(operation)
     for key, found in issued.items():
-        _check_key(key, found, records.pop(key, []), pieces, nodes, clock, slack, since, verdict)
+        _check_key(key, found, records.pop(key, []), pieces, nodes, answered, clock, slack, since, verdict)
     for (kind, offset, length), left in records.items():
         ours = any(region.offset <= offset < region.offset + region.length for region in regions)
         if ours and length != PROBE and kind not in ("FLUSH", "BLOCK_STATUS"):
@@ -124,7 +125,8 @@ def _check_key(
     operations: list[Operation],
     records: list[tuple[int, str]],
     pieces: Mapping[tuple[str, str], int],
-    nodes: Callable[[Operation], list[str]],
+    nodes: Callable[[Operation, str], list[str]],
+    answered: Mapping[str, str],
     clock: int,
     slack: int,
     since: int,
@@ -141,7 +143,7 @@ def _check_key(
     for operation in absent:
         verdict.tell(f"no record of {key[0]} {operation.number} of {operation.client}, acknowledged")
     for operation, request in matched:
-        for node in nodes(operation):
+        for node in nodes(operation, answered[request]):
             if not pieces.get((request, node)):
                 verdict.missing_pieces += 1
                 verdict.tell(f"no piece of {request} ({key[0]} {key[2]} bytes at {key[1]:#x}) on {node}")
@@ -201,10 +203,13 @@ def routed(layout: Layout, operation: Operation) -> list[Operation]:
     ]
 
 
-def logged_at(topology: str, layout: Layout, operation: Operation) -> list[str]:
-    """Where pieces of the request are logged: with a primary nowhere if it carries it out alone, in a chain by all on
-    the way; a dispatcher logs that it passed it on; clients that route make requests without pieces."""
+def logged_at(topology: str, layout: Layout, operation: Operation, answered: str) -> list[str]:
+    """Where pieces of the request that a node `answered` are logged: with a primary nowhere if it carries it out alone,
+    in a chain by all on the way, unless there was none and the head answered; a dispatcher logs that it passed it on;
+    clients that route make requests without pieces."""
     if topology == "client-routed":
+        return []
+    if topology == "chain" and answered == "server0":
         return []
     if topology == "chain" or operation.kind == "FLUSH":
         return [f"server{server}" for server in range(len(layout.sizes))]

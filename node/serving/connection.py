@@ -18,8 +18,9 @@ from memcluster.node.nbd.server import REQUEST_COST, Request, ServerSession
 from memcluster.node.nbd.wire import MAX_PAYLOAD, Command, Error
 from memcluster.node.serving.budget import Budget
 from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.peer import is_gone
 from memcluster.node.transport.stream import Lender, Stream
-from memcluster.node.transport.tcp import ended, tune
+from memcluster.node.transport.tcp import tune
 from memcluster.node.transport.traffic import TRAFFIC
 
 ROOM = 2 * MAX_PAYLOAD
@@ -82,7 +83,7 @@ class Connection(Stream):
         self._held = 0  # bytes that the budget counts for this client
         self._seen: tuple[float, int, Request | None] | None = None  # for `stalled`: when, bytes sent, payload's
         # The owner's, when this client was last known to be there: it may have gone before it was accepted.
-        self._changes = -1 if ended(self.sock) else owner.changes
+        self._changes = -1 if is_gone(self.sock) else owner.changes
         self._late = False
         self.slot: int | None = None
         self.inside = False
@@ -124,15 +125,13 @@ class Connection(Stream):
     def may_begin(self, command: int) -> bool:
         """Whether something that this client asked for may still be begun. Not a change, when it has hung up and others
         have made changes since it was last seen: one that was answered would be lost under an older one of a client
-        that is gone. A client that has closed its own side only looks the same, and is told HUNG_UP."""
+        that is gone. Once that is so nothing later of it may, either."""
         if command not in CHANGING:
             return self.open
-        if self.owner.changes != self._changes:
-            if self._late or not self.open or ended(self.sock):
-                self._late = True
-                return False
+        if self.owner.changes != self._changes and not self._late:
+            self._late = not self.open or is_gone(self.sock)
             self._changes = self.owner.changes
-        return True
+        return not self._late
 
     def make_way(self, sink: Callable[[int], memoryview]) -> None:
         """Others may look at the memory from now on: what is being received straight into it goes to `sink` first."""
@@ -244,7 +243,7 @@ class Connection(Stream):
 
     def _serve(self, requests: list[Request]) -> None:
         if requests:
-            if self.owner.changes != self._changes and not self.may_begin(WRITE):
+            if (self._late or self.owner.changes != self._changes) and not self.may_begin(WRITE):
                 for request in requests:
                     if request.command in CHANGING and not request.error:
                         request.refuse(Error.EIO, HUNG_UP)

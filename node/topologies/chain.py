@@ -32,7 +32,7 @@ from memcluster.node.spec import NodeSpec
 from memcluster.node.topology import Topology
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.loop import Loop
-from memcluster.node.transport.tcp import ended
+from memcluster.node.transport.peer import is_gone
 
 
 class Head(Taker):
@@ -201,7 +201,7 @@ class Member(Answerer):
         if order.command not in CHANGING or order.identifier == self._newest:
             return False
         sock = self._sockets.get(order.client)
-        return sock is None or ended(sock)
+        return sock is None or is_gone(sock)
 
     def _expected(self, order: Order) -> int:
         """Bytes that come along with an order: of a read from those before, of a write for those from here on."""

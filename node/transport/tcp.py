@@ -5,7 +5,6 @@ paced on one host. It knows nothing of what travels on a socket.
 from __future__ import annotations
 
 import errno
-import select
 import socket
 
 from memcluster.node.transport.address import Address
@@ -32,13 +31,6 @@ def connecting(address: Address) -> socket.socket:
             sock.close()
             raise
     return sock
-
-
-def ended(sock: socket.socket) -> bool:
-    """The other side has closed the connection, or its half of it, whatever is still to be read."""
-    look = select.poll()
-    look.register(sock, select.POLLRDHUP)
-    return bool(look.poll(0))
 
 
 def tune(sock: socket.socket) -> None:
