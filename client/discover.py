@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from memcluster.client.variables import substitute
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 """What a cluster may be called."""
 
@@ -163,6 +165,11 @@ def outline(file: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
+def varies(document: dict[str, Any]) -> bool:
+    """The environment has a say in what the cluster of this outline is called."""
+    return "$" in str(document.get("name"))
+
+
 def cluster_name(file: Path) -> str:
     """The name of the cluster that `file` describes; the rest of the file is not looked at. Raises DiscoverError."""
     return recorded_name(file) or name_in(outline(file), file)
@@ -171,6 +178,11 @@ def cluster_name(file: Path) -> str:
 def name_in(document: dict[str, Any], file: Path) -> str:
     """The name that the outline of `file` gives. Raises DiscoverError."""
     name = document.get("name")
+    if isinstance(name, str):
+        try:
+            name = substitute(name, os.environ)
+        except ValueError as error:
+            raise DiscoverError(f"{file}: {error}") from error
     name = default_name(file) if name in (None, "") else str(name)
     if not NAME.fullmatch(name):
         raise DiscoverError(f"{file}: {name!r} is no name of a cluster")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memcluster.client.discover import DiscoverError, command, name_in, of_another_folder, outline, stamp
+from memcluster.client.discover import DiscoverError, command, name_in, of_another_folder, outline, stamp, varies
 from memcluster.launcher.run import leftovers
 from memcluster.launcher.run.directory import MemoryMismatch, NameInUse, RunDirectory, RunRecord, claim_memory
 from memcluster.launcher.run.identity import Identity
@@ -60,6 +60,8 @@ def up(
     try:
         document = outline(file)
         name = name_in(document, file)
+        if varies(document):
+            as_read = ""  # for another environment the file as it stands describes another cluster
     except DiscoverError:
         document, name = {}, load().name  # says what is wrong with the file
     run = RunDirectory(name)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from memcluster.client.discover import cluster_name
+from memcluster.client.discover import cluster_name, outline, varies
+from memcluster.client.variables import substitute
 from memcluster.launcher.clusterfile.config import ConfigError, dump, json_schema, load
 from memcluster.node.transport.address import Address
 
@@ -222,6 +226,95 @@ def test_the_schema_names_every_key():
     assert {"name", "memory", "servers", "topology", "layout", "clients", "logs"} <= set(schema["properties"])
     assert schema["required"] == ["memory"]
     assert schema["additionalProperties"] is False
+
+
+def descriptions(schema: dict) -> dict[str, str | None]:
+    found = {key: value.get("description") for key, value in schema["properties"].items()}
+    for name, part in schema["$defs"].items():
+        found |= {f"{name}.{key}": value.get("description") for key, value in part["properties"].items()}
+    return found
+
+
+def test_the_schema_describes_every_key():
+    assert not [key for key, words in descriptions(json_schema()).items() if not words]
+
+
+def forms(key: str) -> list[dict]:
+    found = json_schema()["properties"][key]
+    return [found] if "type" in found else found["anyOf"]
+
+
+@pytest.mark.parametrize(
+    ("key", "right", "wrong"),
+    [
+        ("memory", ["4096", "0x1000", "64KiB", "64 kib", "1.5G", "4096b", "${SIZE}"], ["", "64XB", "-1", "1."]),
+        ("stop_timeout", ["10", "500ms", "10s", "2 m", "1.5h", "$WAIT"], ["", "10d", "s", "-1s", "1h30m"]),
+        ("listen", ["127.0.0.1:0", "[::1]:10809", "unix:demo.sock", "host:80"], ["", "80", ":80", "::1:80", "unix:"]),
+        ("name", ["demo", "a-1_b", "x" * 40], ["", "-a", "x" * 41, "a b"]),
+    ],
+)
+def test_the_schemas_patterns_say_what_the_launcher_says(folder, key, right, wrong):
+    """An editor marks what the launcher would refuse, and nothing else; the examples are right."""
+    [form] = [form for form in forms(key) if form.get("type") == "string"]
+
+    def refused(value: str) -> list[str]:
+        memory = "" if key == "memory" else "memory: 1MiB\n"
+        return problems(f"{memory}{key}: {json.dumps(value)}\n")
+
+    for value in (*right, *form["examples"]):
+        assert re.search(form["pattern"], value), value
+        if "$" not in value:
+            assert not refused(value)
+    for value in wrong:
+        assert not re.search(form["pattern"], value), value
+        assert refused(value), value
+
+
+def test_variables_of_the_environment_are_filled_in(folder, monkeypatch):
+    """As docker compose has it; a default, a number, part of a text, and a dollar that is one."""
+    monkeypatch.setenv("SERVERS", "2")
+    monkeypatch.setenv("EMPTY", "")
+    text = "name: c${SERVERS}\nmemory: ${SIZE:-2MiB}\nservers: ${SERVERS}\nstorage: 'a$$b'\ntopology: ${EMPTY:-chain}\n"
+    config = loaded(text)
+    assert (config.name, config.memory, len(config.servers), config.topology) == ("c2", 2 << 20, 2, "chain")
+    assert config.storage is not None
+    assert config.storage.name == "a$b"
+    assert loaded(dump(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("${SIZE}", "the variable SIZE is not set; set it, or write ${SIZE:-DEFAULT}"),
+        ("$SIZE", "the variable SIZE is not set"),
+        ("${SIZE:?say how much}", "say how much"),
+        ("${SIZE", "after $ comes a variable, such as ${SIZE:-64MiB}; write $$ for a dollar"),
+        ("5$", "write $$ for a dollar"),
+    ],
+)
+def test_a_variable_that_is_not_set_is_told_with_its_place(folder, monkeypatch, value, said):
+    monkeypatch.delenv("SIZE", raising=False)
+    [problem] = problems(f"name: demo\nmemory: '{value}'\n")
+    assert problem.startswith("cluster.yaml:2:9: ")
+    assert said in problem
+
+
+def test_a_name_of_the_environment_is_another_cluster_in_another(folder, monkeypatch):
+    """What was started under one name is not taken for the other, though the file is the same."""
+    Path("cluster.yaml").write_text("name: ${WHICH:-one}\nmemory: 1MiB\n")
+    document = outline(Path("cluster.yaml"))
+    assert varies(document)
+    monkeypatch.delenv("WHICH", raising=False)
+    assert cluster_name(Path("cluster.yaml")) == "one"
+    monkeypatch.setenv("WHICH", "two")
+    assert cluster_name(Path("cluster.yaml")) == "two"
+
+
+@given(st.text("$${}:-+?Aa 0", max_size=12))
+def test_any_text_is_filled_in_or_refused(text):
+    """Never an endless loop, and a value is not looked into again."""
+    with contextlib.suppress(ValueError):
+        assert substitute(text, {"A": "$A"}).count("$A") <= text.count("$")
 
 
 def test_a_configuration_cannot_be_changed(folder):

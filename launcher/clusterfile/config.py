@@ -311,11 +311,13 @@ def dump(config: ClusterConfig) -> str:
     """cluster.yaml with every default filled in: a file that means the same."""
     import yaml
 
+    chosen = not topology.load(config.topology).hands_over  # elsewhere only server 0's address can be
     document = {
         "name": config.name,
         "memory": format_size(config.memory),
         "servers": [
-            {"memory": format_size(server.memory), "listen": str(server.listen)} for server in config.servers
+            {"memory": format_size(server.memory)} | ({"listen": str(server.listen)} if chosen or not index else {})
+            for index, server in enumerate(config.servers)
         ],
         "topology": config.topology,
         "fan_out": config.fan_out,
@@ -345,4 +347,5 @@ def dump(config: ClusterConfig) -> str:
         "retry_timeout": format_duration(config.retry_timeout),
         "hang_timeout": format_duration(config.hang_timeout),
     }
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return text.replace("$", "$$")  # which begins a variable

@@ -6,11 +6,14 @@ number of minutes, `010` is ten.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
+
+from memcluster.client.variables import substitute
 
 Path = tuple[str | int, ...]
 """Keys and indexes from the root."""
@@ -107,6 +110,10 @@ class _Builder:
                 mapping[key] = self.build(value_node, (*path, key), above)
             return mapping
         assert isinstance(node, yaml.ScalarNode)
+        try:
+            node.value = substitute(node.value, os.environ)
+        except ValueError as error:
+            raise YAMLProblem(str(error), line, column) from error
         self.document.texts[path] = str(node.value)
         return _scalar(node)
 

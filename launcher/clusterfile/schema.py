@@ -73,17 +73,28 @@ def _path(value: Any) -> str:
     return value
 
 
-_SIZE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "examples": ["64MiB", "0x1000"]}]}
-_SPAN_SCHEMA = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "examples": ["10s", "500ms"]}]}
-_ADDRESS_SCHEMA = {"type": "string", "examples": ["127.0.0.1:10809", "[::1]:10809", "unix:demo.sock"]}
+_VARIABLE = r"\$"
+"""A text with a variable of the environment in it is checked when that is known."""
+
+
+def _text(pattern: str, *examples: str) -> dict[str, Any]:
+    return {"type": "string", "pattern": f"^({pattern})$|{_VARIABLE}", "examples": list(examples)}
+
+
+_SIZE_TEXT = _text(r"0[xX][0-9a-fA-F]+|[0-9]+(\.[0-9]+)?\s*[kKmMgGtT]?([iI]?[bB])?", "64MiB", "0x1000", "1.5GiB")
+_SPAN_TEXT = _text(r"[0-9]+(\.[0-9]+)?\s*(ms|s|m|h)?", "500ms", "10s", "2m")
+_SIZE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 1}, _SIZE_TEXT]}
+_SPAN_SCHEMA = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, _SPAN_TEXT]}
+_ADDRESSES = "127.0.0.1:10809", "[::1]:10809", "unix:demo.sock"
+_ADDRESS_SCHEMA = _text(r"unix:.+|\[.+\]:[0-9]{1,5}|[^:]+:[0-9]{1,5}", *_ADDRESSES)
 
 Size = Annotated[int, PlainValidator(_size), WithJsonSchema(_SIZE_SCHEMA)]
 Span = Annotated[float, PlainValidator(_duration), WithJsonSchema(_SPAN_SCHEMA)]
 HangTimeout = Annotated[float, PlainValidator(_hang_timeout), WithJsonSchema(_SPAN_SCHEMA)]
 Listen = Annotated[Address, PlainValidator(_address), WithJsonSchema(_ADDRESS_SCHEMA)]
-Name = Annotated[str, PlainValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{NAME.pattern}$"})]
-Directory = Annotated[str, PlainValidator(_path), WithJsonSchema({"type": "string"})]
-Topology = Annotated[str, PlainValidator(_topology), WithJsonSchema({"enum": list(topology.names())})]
+Name = Annotated[str, PlainValidator(_name), WithJsonSchema(_text(NAME.pattern, "demo"))]
+Directory = Annotated[str, PlainValidator(_path), WithJsonSchema({"type": "string", "minLength": 1})]
+Topology = Annotated[str, PlainValidator(_topology), WithJsonSchema({"type": "string", "enum": list(topology.names())})]
 Stripe = Annotated[int, PlainValidator(_stripe), WithJsonSchema(_SIZE_SCHEMA)]
 
 
@@ -101,39 +112,41 @@ class Clients(_Strict):
     """`limit` clients at a time, or `auto`: as many as the machine bears. Each has `handshake_timeout` seconds to get
     from its connection to an export, and `stall_timeout` for the payload of a write or a mebibyte of replies."""
 
-    limit: _Limit = 64
-    handshake_timeout: Span = 10.0
-    stall_timeout: Span = 30.0
+    limit: _Limit = Field(default=64, description="How many at a time; auto: as many as the machine bears.")
+    handshake_timeout: Span = Field(default=10.0, description="From the connection to the export.")
+    stall_timeout: Span = Field(default=30.0, description="For the payload of a write, or a mebibyte of replies.")
 
 
 class Logs(_Strict):
     """`retain`: bytes of log segments that each server keeps on disk, at most, and for `retain_age` at most. `level`
     `errors` keeps what failed; `sample` N keeps the whole story of one request in N."""
 
-    directory: Directory = "logs"
-    retain: Size = 64 << 20
-    retain_age: Span | None = None
-    level: Literal["requests", "errors", "off"] = "requests"
-    sample: int = Field(default=1, ge=1, le=1_000_000)
+    directory: Directory = Field(
+        default="logs", description="Where the log, its merged form and the nodes' output are written."
+    )
+    retain: Size = Field(default=64 << 20, description="Bytes of log that each server keeps on disk, at most.")
+    retain_age: Span | None = Field(default=None, description="And for how long, at most.")
+    level: Literal["requests", "errors", "off"] = Field(default="requests", description="errors: what failed.")
+    sample: int = Field(default=1, ge=1, le=1_000_000, description="Keep the whole story of one request in so many.")
 
 
 class Restart(_Strict):
     """A node that died is started again at once, then after 1, 2, 4 … `cap` seconds; one that lived for `reset`
     seconds starts afresh; `deaths` deaths `within` seconds make it `failed`."""
 
-    cap: Span = 30.0
-    reset: Span = 60.0
-    deaths: int = Field(default=5, ge=1, le=1000)
-    within: Span = 60.0
+    cap: Span = Field(default=30.0, description="Longest wait before a node that died is started again.")
+    reset: Span = Field(default=60.0, description="A node that lived so long begins afresh.")
+    deaths: int = Field(default=5, ge=1, le=1000, description="So many deaths make a node failed.")
+    within: Span = Field(default=60.0, description="The time in which they count.")
 
 
 class Server(_Strict):
-    memory: Size
-    listen: Listen | None = None
+    memory: Size = Field(description="Bytes of its shard.")
+    listen: Listen | None = Field(default=None, description="Where it listens.")
 
 
 class Stripes(_Strict):
-    stripe: Stripe
+    stripe: Stripe = Field(description="Bytes dealt to each server in turn: a power of two, 512 at least.")
 
 
 _Count = Annotated[int, Field(ge=1, le=MAX_SERVERS)]
@@ -157,18 +170,26 @@ def _none_is_empty(value: Any) -> Any:
 class ClusterFile(_Strict):
     """A cluster of processes on one host that serves one flat memory."""
 
-    name: Name | None = None
-    memory: Size
-    servers: _Servers = 1
-    topology: Topology = topology.DEFAULT
-    fan_out: Literal["parallel", "serial"] = "parallel"
-    layout: _Layout = "linear"
-    listen: Listen | None = None
-    clients: Annotated[Clients, BeforeValidator(_none_is_empty)] = Clients()
-    storage: Directory = "memory"
-    logs: Annotated[Logs, BeforeValidator(_none_is_empty)] = Logs()
-    restart: Annotated[Restart, BeforeValidator(_none_is_empty)] = Restart()
-    metrics: Listen | None = None
-    stop_timeout: Span = 10.0
-    retry_timeout: Span = 30.0
-    hang_timeout: HangTimeout = 10.0
+    name: Name | None = Field(default=None, description="What the cluster is called; by default as its folder is.")
+    memory: Size = Field(description="Bytes of the whole address space.")
+    servers: _Servers = Field(default=1, description="A count, or a list of {memory, listen} for unequal ones.")
+    topology: Topology = Field(default=topology.DEFAULT, description="Who takes requests and who answers them.")
+    fan_out: Literal["parallel", "serial"] = Field(
+        default="parallel", description="parallel: all pieces of a request go out at once; serial: one after the other."
+    )
+    layout: _Layout = Field(default="linear", description="linear: one range a server; or stripes dealt in turn.")
+    listen: Listen | None = Field(default=None, description="Where server 0 listens; by default 127.0.0.1:10809.")
+    clients: Annotated[Clients, BeforeValidator(_none_is_empty)] = Field(
+        default=Clients(), description="Bounds on those who connect."
+    )
+    storage: Directory = Field(default="memory", description="memory, or a directory for shards that outlive `down`.")
+    logs: Annotated[Logs, BeforeValidator(_none_is_empty)] = Field(
+        default=Logs(), description="What is logged, where, and for how long."
+    )
+    restart: Annotated[Restart, BeforeValidator(_none_is_empty)] = Field(
+        default=Restart(), description="How nodes that died are started again."
+    )
+    metrics: Listen | None = Field(default=None, description="An address on which logger 0 answers Prometheus.")
+    stop_timeout: Span = Field(default=10.0, description="For the whole stop; who is late then is killed.")
+    retry_timeout: Span = Field(default=30.0, description="How long a request waits for a server that is away.")
+    hang_timeout: HangTimeout = Field(default=10.0, description="How long a loop may stand still; 100ms at least.")
