@@ -3,6 +3,7 @@ checked only where nothing runs (which takes longer than all that most commands 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,13 @@ if TYPE_CHECKING:
     from memcluster.launcher.clusterfile.settings import ClusterConfig
 
 
-def load(file: Path) -> ClusterConfig:
-    """All that cluster.yaml says; what is wrong with it is told with a sentence a line. Raises Failure."""
+def load(file: Path, settings: Sequence[tuple[str, str]] = ()) -> ClusterConfig:
+    """All that cluster.yaml says, and `settings` in its place; what is wrong with it is told with a sentence a line.
+    Raises Failure."""
     from memcluster.launcher.clusterfile import config  # late: pydantic
 
     try:
-        return config.load(file)
+        return config.load(file, settings=settings)
     except config.ConfigError as error:
         raise Failure(str(error), EXIT_USAGE, prefix="") from error
 

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from memcluster.launcher.clusterfile.settings import ClusterConfig
 
 
+Setting = tuple[str, str]
+"""A key of cluster.yaml and its value, as they are written on the command line."""
 TROUBLE = ("gave-up", "died", "failed", "late", "unresponsive")
 """Happenings that are told on stderr."""
 
@@ -60,24 +62,49 @@ def cli(context: click.Context, file: Path | None) -> None:
     context.obj = cluster_file() if file is None else file
 
 
+def _setting(text: str) -> Setting:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise click.BadParameter(f"{text!r}: write KEY=VALUE, such as memory=128MiB or layout.stripe=64KiB")
+    return key, value
+
+
+def _scale(text: str) -> Setting:
+    key, value = _setting(text)
+    if key != "servers":
+        raise click.BadParameter(f"only servers can be scaled: write servers=5 (got {text!r})")
+    return key, value
+
+
+_settings = click.option("--set", "settings", metavar="KEY=VALUE", type=_setting, multiple=True,
+                         help="As if cluster.yaml said so, such as layout.stripe=64KiB; may be repeated.")  # fmt: skip
+
+
 @cli.command("up")
 @click.option("-d", "--detach", is_flag=True, help="Return when the cluster is ready; it goes on in the background.")
 @click.option("--wait-timeout", type=wait_seconds, default="60s", show_default=True, help="Longest wait until ready.")
 @click.option("--pid", type=click.IntRange(min=1), help="Stop when the process PID is gone, as `tail --pid` does.")
+@click.option("--scale", metavar="servers=N", type=_scale, help="So many servers, for this run.")
+@_settings
 @click.pass_obj
-def start(file: Path, detach: bool, wait_timeout: float, pid: int | None) -> int:
+def start(
+    file: Path, detach: bool, wait_timeout: float, pid: int | None, scale: Setting | None, settings: tuple[Setting, ...]
+) -> int:
     """Start the cluster."""
     if os.pardir in file.parts:
         click.echo(f"the cluster of {located(file)}")
     tell = _printer(file, detach)
     owner = None if pid is None else _process(pid)
+    settings += (scale,) if scale else ()
     if not detach:
         unwind(signal.SIGTERM, signal.SIGHUP)  # until the supervisor has its own way of taking them
-        return _supervise(file, lambda: load(file), wait_timeout, owner, tell, None)
+        return _supervise(file, lambda: load(file, settings), wait_timeout, owner, tell, None)
     from memcluster.launcher.background import in_background
 
     return in_background(
-        lambda: load(file), lambda load, told, leave: _supervise(file, load, wait_timeout, owner, told, leave), tell
+        lambda: load(file, settings),
+        lambda load, told, leave: _supervise(file, load, wait_timeout, owner, told, leave),
+        tell,
     )
 
 
@@ -231,15 +258,16 @@ def compare(
 @cli.command("config")
 @click.option("--json-schema", is_flag=True, help="The schema of cluster.yaml, for editors.")
 @click.option("-q", "--quiet", is_flag=True, help="Only check: print what is wrong, and nothing else.")
+@_settings
 @click.pass_obj
-def show_config(file: Path, json_schema: bool, quiet: bool) -> None:
+def show_config(file: Path, json_schema: bool, quiet: bool, settings: tuple[Setting, ...]) -> None:
     """Check the file and print it with every default filled in."""
     from memcluster.launcher.clusterfile import config as configuration
 
     if json_schema:
         click.echo(json.dumps(configuration.json_schema(), indent=2))
     else:
-        config = load(file)
+        config = load(file, settings)
         if not quiet:
             click.echo(configuration.dump(config), nl=False)
 

@@ -321,3 +321,35 @@ def test_a_configuration_cannot_be_changed(folder):
     """It is a fact, not a variable."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         loaded("memory: 1MiB").name = "other"
+
+
+def test_the_command_line_stands_in_the_place_of_the_file(folder):
+    """Whole keys and parts of them, whatever form the file has; the rest stays."""
+    Path("cluster.yaml").write_text("name: demo\nmemory: 1MiB\nservers: 3\nlogs: {level: errors}\n")
+    given = [("memory", "4MiB"), ("servers", "2"), ("layout.stripe", "64KiB"), ("logs.retain", "1MiB"), ("x-note", "a")]
+    config = load(Path("cluster.yaml"), PLENTY, given[:-1])
+    assert (config.memory, len(config.servers), config.stripe) == (4 << 20, 2, 64 << 10)
+    assert (config.logs.level, config.logs.retain) == ("errors", 1 << 20)
+    assert len(load(Path("cluster.yaml"), PLENTY).servers) == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("memory", "64XB", "--set memory: memory: '64XB' is not a size; write 4096, 0x1000, 64KiB or 1GiB"),
+        ("servers", "0", "--set servers: servers must be at least 1 (got 0)"),
+        ("layout.stripe", "1000", "--set layout.stripe: layout.stripe must be a power of two, 512 or more (got 1000)"),
+        ("lisen", "x", "--set lisen: unknown key 'lisen'; did you mean 'listen'?"),
+        ("logs.levle", "x", "--set logs.levle: unknown key 'levle'; did you mean 'level'?"),
+        ("memory", "100", "--set memory: memory of 100 is less than one of the pages of 4096 bytes"),
+        ("name", "other", "--set name: the other commands find the cluster by its name: use -f"),
+        ("memory", "[", "--set memory: not YAML: expected the node content, but found '<stream end>'"),
+        ("memory.more", "1", "--set memory.more: memory must be a size; write 4096, 0x1000, 64KiB or 1GiB"),
+    ],
+)
+def test_what_is_set_wrongly_is_told_as_it_was_set(folder, key, value, said):
+    """And not at a line of a file that is right."""
+    Path("cluster.yaml").write_text("name: demo\nmemory: 1MiB\n")
+    with pytest.raises(ConfigError) as told:
+        load(Path("cluster.yaml"), PLENTY, [(key, value)])
+    assert said in str(told.value)

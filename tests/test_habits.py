@@ -140,3 +140,20 @@ def test_nodes_topologies_and_operations_are_completed(make_cluster):
     assert completed("logs", "--node", "logger") == ["logger0", "logger1", "logger2"]
     assert "write" in completed("logs", "--op", "w")
     assert completed("compare", "--topology", "c") == ["chain", "client-routed"]
+
+
+def test_a_run_may_differ_from_the_file(new_cluster, tmp_path):
+    """--scale and --set hold for one run: what is asked for runs, is found by name, and the file is as it was."""
+    cluster = new_cluster(tmp_path)
+    before = cluster.file.read_bytes()
+    cluster.command("up", "-d", "--scale", "servers=2", "--set", "topology=chain", "--set", "memory=2MiB")
+    cluster.remember()
+    status = cluster.status()
+    assert (status["topology"], status["memory"], status["state"]) == ("chain", 2 << 20, "running")
+    assert [node["role"] for node in status["nodes"]] == ["head", "tail", "logger", "logger"]
+    cluster.command("down")
+    assert cluster.file.read_bytes() == before
+    refused = cluster.command("up", "-d", "--scale", "loggers=2", check=False)
+    assert refused.returncode == 2
+    assert b"only servers can be scaled" in refused.stderr
+    assert b"memory: 3MiB" in cluster.command("config", "--set", "memory=3MiB").stdout

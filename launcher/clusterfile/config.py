@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,9 @@ class ConfigError(Exception):
         return "\n".join(map(str, self.problems))
 
 
-def load(path: Path, available: int | None = None) -> ClusterConfig:
-    """The cluster that a file describes. `available` is the memory that shards may take, in bytes: by default what
+def load(path: Path, available: int | None = None, settings: Sequence[tuple[str, str]] = ()) -> ClusterConfig:
+    """The cluster that a file describes; `settings` are keys (layout.stripe) and values that stand in the place of the
+    file's own for this time. `available` is the memory that shards may take, in bytes: by default what
     this machine has. Raises ConfigError."""
     name = str(path)
     try:
@@ -85,25 +86,57 @@ def load(path: Path, available: int | None = None) -> ClusterConfig:
     values = {key: value for key, value in document.value.items() if not key.startswith("x-")}
     if written := document.texts.get(("name",)):  # 007 is no number here; clients read it so, too
         values["name"] = written
+    for key, value in settings:
+        _set(document, values, key, value)
     problems: list[Problem] = []
     wrong: set[int | str] = set()
     try:
         parsed = ClusterFile.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(name, document, details) for details in error.errors()]
+        problems = [
+            _placed(_explain(name, document, details), _where(details), settings) for details in error.errors()
+        ]
         wrong = {details["loc"][0] for details in error.errors()}
         # The rest can still be held against one another; no check looks at a memory that is wrong.
         right = {key: value for key, value in values.items() if key not in wrong}
         parsed = ClusterFile.model_validate({"memory": 1, **right})
     config = _complete(path, parsed)
     problems += [
-        Problem(name, *document.values.get(where, (1, 1)), message)
+        _placed(Problem(name, *document.values.get(where, (1, 1)), message), where, settings)
         for keys, where, message in _check(config, parsed, _machine_memory() if available is None else available)
         if not keys & wrong
     ]
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _set(document: Document, values: dict[str, Any], key: str, text: str) -> None:
+    """Put a value, written as in the file, in the place of the file's own. Raises ConfigError."""
+    *parents, last = where = tuple(key.split("."))
+    try:
+        value = parse(text.encode())
+    except YAMLProblem as error:
+        raise ConfigError([Problem(f"--set {key}", 0, 0, error.message)]) from error
+    if where == ("name",):
+        raise ConfigError([Problem("--set name", 0, 0, "the other commands find the cluster by its name: use -f")])
+    for parent in parents:
+        inner = values.get(parent)
+        values[parent] = dict(inner) if isinstance(inner, dict) else {}
+        values = values[parent]
+    values[last] = value.value
+    for depth in range(1, len(where) + 1):
+        document.keys.setdefault(where[:depth], (1, 1))
+    for place, written in value.texts.items():
+        document.texts[*where, *place] = written
+
+
+def _placed(problem: Problem, where: Place, settings: Sequence[tuple[str, str]]) -> Problem:
+    """What was set on the command line is told as what was written there, not at a line of the file."""
+    for key, _ in settings:
+        if all(one == other for one, other in zip(where, key.split("."), strict=False)):
+            return Problem(f"--set {key}", 0, 0, problem.message)
+    return problem
 
 
 def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
@@ -240,9 +273,13 @@ FORMS: dict[Place, str] = {
 """What may stand where more than one form may; pydantic knows only the one that it took a value for."""
 
 
+def _where(details: ErrorDetails) -> Place:
+    return tuple(part for part in details["loc"] if part not in TAGS)
+
+
 def _explain(file: str, document: Document, details: ErrorDetails) -> Problem:
     """A pydantic error as a sentence at its place."""
-    where = tuple(part for part in details["loc"] if part not in TAGS)
+    where = _where(details)
     label = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
     kind, context = details["type"], details.get("ctx", {})
     got = f"(got {_as_written(document, where, details['input'])})"
