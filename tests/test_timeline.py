@@ -9,11 +9,12 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import need
 
-from memcluster.launcher.log.timeline import make_page
+from memcluster.launcher.log.timeline import Timeline, make_page
 from memcluster.launcher.log.trace import Tracks, write_trace
 from memcluster.node.log.record import Event, Kind, Record, make_identifier
 from memcluster.node.log.text import LogEntry
@@ -52,7 +53,9 @@ class Browser:
         self.folder = folder
         self.command = need("chromium", "chromium")
 
-    def open(self, page: str | Path, fragment: str = "", then: str = "") -> dict[str, str]:
+    def open(
+        self, page: str | Path, fragment: str = "", then: str = "", size: str = "1400,800"
+    ) -> dict[str, str]:
         """What the page says of itself when it is drawn: the body's data attributes. `then` is run after that."""
         path = self.folder / "shown.html"
         text = page.read_text() if isinstance(page, Path) else page
@@ -61,7 +64,7 @@ class Browser:
             [
                 self.command, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
                 "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                f"--user-data-dir={self.folder / 'profile'}", "--window-size=1400,800", "--dump-dom",
+                f"--user-data-dir={self.folder / 'profile'}", f"--window-size={size}", "--dump-dom",
                 f"{path.as_uri()}{fragment}",
             ],
             capture_output=True, text=True, timeout=120, check=True,
@@ -84,13 +87,14 @@ def page(*entries: LogEntry) -> str:
 
 
 def test_the_page_has_a_bar_for_each_record_and_an_arrow_for_each_question(browser: Browser) -> None:
-    """Two clients wait for three requests, which have four pieces, one of them on the server itself."""
+    """Two clients wait for three requests, which have four pieces, one of them on the server itself; and as many
+    replies as orders."""
     story = [*request(1, 1, 2), *request(2, 1), *request(3, 0, client=2, error=Error.EIO)]
     said = browser.open(page(event(0, Event.READY, 1), *story))
     assert said["ready"] == "true"
     assert [said[name] for name in ("requests", "pieces", "waits", "bars", "events")] == ["3", "4", "3", "10", "1"]
-    assert (said["arrows"], said["piece-arrows"]) == ("6", "3")
-    assert (said["drawn-bars"], said["drawn-arrows"]) == ("10", "6")
+    assert (said["arrows"], said["piece-arrows"]) == ("12", "3")
+    assert (said["drawn-bars"], said["drawn-arrows"]) == ("10", "12")
     assert said["lanes"] == "5"  # two clients, three servers
     assert said["flows"] == "clients>server0:3 server0>server1:2 server0>server2:1"
 
@@ -142,7 +146,7 @@ def test_ten_thousand_requests_are_drawn(browser: Browser) -> None:
     story = [entry for number in range(1, 10_001) for entry in request(number, 1, 2, client=number % 5 + 1)]
     said = browser.open(page(*story))
     assert (said["requests"], said["pieces"], said["bars"]) == ("10000", "20000", "40000")
-    assert (said["drawn-bars"], said["drawn-arrows"]) == ("40000", "30000")
+    assert (said["drawn-bars"], said["drawn-arrows"]) == ("40000", "60000")
 
 
 def test_the_page_of_a_cluster_that_was_idle_begins_with_what_happened_last(browser: Browser) -> None:
@@ -181,7 +185,7 @@ def test_zoom_hover_and_click(browser: Browser) -> None:
     assert "└ server1  +20 µs  30 µs\n└ server2  +21 µs  30 µs" in said["tip"]
     assert said["chosen"] == "0.1.2"
     assert said["narrower"] == "true"
-    assert (said["drawn-bars"], said["drawn-arrows"]) == ("4", "3")
+    assert (said["drawn-bars"], said["drawn-arrows"]) == ("4", "6")
 
 
 def test_the_page_needs_no_network() -> None:
@@ -203,13 +207,165 @@ def test_an_empty_log_makes_a_page(browser: Browser) -> None:
 
 
 def test_a_process_is_down_between_its_death_and_its_next_start() -> None:
-    def down(*entries: LogEntry) -> list[list[float]]:
-        data = re.search(r"const DATA = (\{.*\});", page(*entries))
-        assert data is not None
-        return next(lane["down"] for lane in json.loads(data[1])["lanes"] if lane["kind"] == "process")
+    """As planned where it had been told to stop: that is not red."""
+    died = (event(1, Event.STARTED, 0), event(1, Event.DIED, 100, -9), event(1, Event.STARTED, 250))
+    assert lane_of("server1", *died)["down"] == [[100, 250, False]]
+    stopped = (event(0, Event.READY, 0), event(0, Event.STOPPED, 50), *request(1, 1))
+    assert lane_of("server0", *stopped)["down"] == [[50, 250, True]]
 
-    assert down(event(1, Event.STARTED, 0), event(1, Event.DIED, 100, -9), event(1, Event.STARTED, 250)) == [[100, 250]]
-    assert down(event(0, Event.READY, 0), event(0, Event.STOPPED, 50), *request(1, 1)) == [[50, 250]]
+
+def lane_of(name: str, *entries: LogEntry) -> dict[str, Any]:
+    [lane] = [lane for lane in data_of(*entries)["lanes"] if lane["name"] == name]
+    found: dict[str, Any] = lane
+    return found
+
+
+def data_of(*entries: LogEntry) -> dict[str, Any]:
+    timeline = Timeline("demo", "primary-secondary")
+    for entry in entries:
+        timeline.add(entry)
+    return timeline.data()
+
+
+@pytest.mark.parametrize(
+    ("fault", "value", "end", "healed", "label"),
+    [
+        (Event.PAUSED, 200, Event.RESUMED, 0, "paused for 200 ms"),
+        (Event.SLOWED, 50, Event.HEALED, 0, "slow by 50 ms"),
+        (Event.PARTITIONED, 2, Event.HEALED, 2, "cut off from server2"),
+        (Event.HANGING, 0, Event.DIED, -9, "hangs"),
+        (Event.KILLED, 300, Event.READY, 0, "kept down for 300 ms"),
+    ],
+)
+def test_a_fault_is_a_span_with_a_name(fault: Event, value: int, end: Event, healed: int, label: str) -> None:
+    """From its beginning to its end, or to the end of the log."""
+    begins, ends = event(1, fault, 100, value), event(1, end, 300, healed)
+    assert lane_of("server1", event(1, Event.READY, 0), begins, ends)["faults"] == [[100, 300, label]]
+    assert lane_of("server1", begins, *request(4, 1))["faults"] == [[0, 600, label]]
+
+
+def test_lanes_of_eight_servers_and_many_clients_have_room_for_their_names(browser: Browser) -> None:
+    """Each lane is as high as its name at least, all of them are above the strip below, also on a phone; a process
+    that only lived, and carried nothing out, is folded."""
+    story = [
+        entry
+        for number in range(1, 201)
+        for entry in request(number, *range(1, 8), client=number % 12 + 1, start=number * 9)
+    ]
+    then = """
+        const bottom = Math.max(...tops.map((top, index) => top + talls[index]));
+        Object.assign(document.body.dataset, {
+            least: String(Math.min(...talls)), fits: String(bottom <= height - OVERVIEW),
+            folded: lanes.map((lane, index) => lane.rows ? "" : lane.name + talls[index]).join(""),
+            wide: String(document.documentElement.scrollWidth <= innerWidth) });
+    """
+    for size in ("1400,800", "500,800"):
+        said = browser.open(page(event(9, Event.READY, 1), *story), then=then, size=size)
+        assert (said["lanes"], said["fits"], said["folded"], said["wide"]) == ("21", "true", "server915", "true")
+        assert float(said["least"]) >= 15
+
+
+def test_a_keyboard_and_a_finger_are_enough(browser: Browser) -> None:
+    """From request to request, closer, and from the time of day to that since the beginning; two fingers zoom."""
+    then = """
+        const press = key => window.dispatchEvent(new KeyboardEvent("keydown", { key, cancelable: true }));
+        press("ArrowDown"); press("ArrowDown");
+        const said = document.getElementById("said").textContent, second = chosen;
+        press("ArrowUp");
+        Object.assign(document.body.dataset, { second, first: chosen, said });
+        press("t"); document.body.dataset.clock = document.getElementById("clock").textContent;
+        press("Enter"); document.body.dataset.close = String(view[1] - view[0] < 300);
+        press("0"); document.getElementById("in").click();
+        document.body.dataset.button = String(view[1] - view[0] < END - BEGIN);
+        press("0");
+        const touch = (name, id, place) => canvas.dispatchEvent(
+            new PointerEvent(name, { pointerId: id, clientX: place, clientY: 200, bubbles: true }));
+        canvas.setPointerCapture = () => {};
+        touch("pointerdown", 1, 500); touch("pointerdown", 2, 600); touch("pointermove", 2, 900);
+        document.body.dataset.pinch = String(view[1] - view[0] < (END - BEGIN) / 2);
+        press("Escape");
+    """
+    said = browser.open(page(*request(1, 1), *request(2, 1, 2), *request(30, 1)), then=then)
+    assert (said["first"], said["second"], said["chosen"]) == ("0.1.1", "0.1.2", "")
+    assert said["said"].startswith("WRITE 0.1.2, ")
+    assert (said["clock"], said["close"], said["button"], said["pinch"]) == ("relative", "true", "true", "true")
+
+
+ARROWS_AS_DRAWN = """
+    look(BEGIN, END); draw();
+    const laneAt = level => lanes[tops.findIndex((top, index) => level >= top && level <= top + talls[index])].name;
+    const ns = place => Math.round(time(place) * 1000);
+    document.body.dataset.arrowsDrawn = JSON.stringify(
+        drawn.map(one => [laneAt(one[6]), ns(one[5]), laneAt(one[8]), ns(one[7]), one[4]]));
+"""
+Arrow = tuple[str, int, str, int, int]
+
+
+def expected_arrows(topology: str, lines: list[dict[str, Any]]) -> list[Arrow]:
+    """What must be drawn: (from, leaves, to, arrives, reply), from the lines of the log."""
+    found: list[Arrow] = []
+    pieces: dict[str, list[dict[str, Any]]] = {}
+    ends = {id(line): line["time_ns"] + round(line["duration_us"] * 1000) for line in lines}
+    for line in lines:
+        if line["kind"] == "piece":
+            pieces.setdefault(line["request"], []).append(line)
+    for line in (line for line in lines if line["kind"] == "request"):
+        taker = f"server{line['request'].split('.')[0]}" if topology != "client-routed" else line["node"]
+        begin, end = line["time_ns"], ends[id(line)]
+        mine = sorted(pieces.get(line["request"], []), key=lambda one: one["node"])
+        others = [piece for piece in mine if piece["node"] != taker]
+        found.append(("client", begin, taker, begin, 0))
+        found.append((line["node"], end, "client", end, 1))
+        last = max(others, key=lambda one: ends[id(one)], default=None)
+        for place, piece in enumerate(others):
+            start, done = piece["time_ns"], ends[id(piece)]
+            if topology == "primary-secondary":
+                found.append((taker, begin, piece["node"], start, 0))
+                found.append((piece["node"], done, taker, end if piece is last else done, 1))
+                continue
+            asker = others[place - 1]["node"] if topology == "chain" and place else taker
+            assert piece["travelled_us"] is not None
+            found.append((asker, start - round(piece["travelled_us"] * 1000), piece["node"], start, 0))
+            if topology == "dispatcher" and line["operation"] == "READ" and piece["node"] != line["node"]:
+                found.append((piece["node"], done, "client", done, 1))
+    return found
+
+
+def test_a_client_that_routes_has_one_lane(make_cluster: Callable) -> None:
+    """Though each server has a number of its own for it; and every other client has another."""
+    cluster = make_cluster(topology="client-routed", layout={"stripe": "4KiB"})
+    with cluster.connect() as one, cluster.connect() as other:
+        for number in range(30):
+            (one, other)[number % 2].pwrite(bytes(4096), number // 2 * 4096)
+    cluster.command("timeline", "-o", "out.html", "--op", "write")
+    data = re.search(r"const DATA = (\{.*\});", (cluster.folder / "out.html").read_text())
+    assert data is not None
+    assert [lane["kind"] for lane in json.loads(data[1])["lanes"]].count("client") == 2
+
+
+def test_each_arrow_is_where_and_when_the_log_says(make_cluster: Callable, browser: Browser, topology: str) -> None:
+    """By numbers, back from the pixels: who asks, who is asked, who answers, when it leaves and when it arrives. No
+    arrow goes back in time, no piece begins before its order comes, and no answer is given before there is one."""
+    cluster = make_cluster(topology=topology, layout={"stripe": "4KiB"})
+    with cluster.connect() as memory:
+        for number in range(10):
+            memory.pwrite(bytes(16384), number * 8192)
+            memory.pread(9000, number * 8192)
+            memory.pread(100, number * 8192)
+    shown = cluster.command("logs", "--json", "--op", "read", "--op", "write").stdout.splitlines()
+    lines = [line for line in map(json.loads, shown) if line["kind"] != "map" and "PROBE" not in line["flags"]]
+    path = cluster.folder / "out.html"
+    cluster.command("timeline", "-o", str(path), "--op", "write", "--op", "read")
+    said = browser.open(path, then=ARROWS_AS_DRAWN)
+    begin = int(re.findall(r'"begin":"(\d+)"', path.read_text())[0])
+    drawn = [
+        ("client" if tail.startswith("client") else tail, leaves + begin,
+         "client" if head.startswith("client") else head, arrives + begin, reply)
+        for tail, leaves, head, arrives, reply in json.loads(said["arrows-drawn"])
+    ]  # fmt: skip
+    assert sorted(drawn) == sorted(expected_arrows(topology, lines))
+    assert all(leaves <= arrives for _, leaves, _, arrives, _ in drawn)
+    assert len(drawn) >= 60
 
 
 def test_timeline_of_a_cluster(make_cluster: Callable, browser: Browser) -> None:
@@ -226,7 +382,11 @@ def test_timeline_of_a_cluster(make_cluster: Callable, browser: Browser) -> None
     done = cluster.command("timeline", "-o", str(path), "--op", "write", "--op", "read", "--op", "died")
     assert b"open it in a browser" in done.stdout
     lines = map(json.loads, cluster.command("logs", "--json").stdout.splitlines())
-    kinds = Counter(line["kind"] for line in lines if line["operation"] in ("WRITE", "READ", "died"))
+    kinds = Counter(
+        line["kind"]
+        for line in lines
+        if line["operation"] in ("WRITE", "READ", "died") and "PROBE" not in line.get("flags", ())
+    )
     said = browser.open(path)
     assert [int(said[name]) for name in ("requests", "pieces", "events")] == [
         kinds["request"],

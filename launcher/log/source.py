@@ -29,6 +29,7 @@ class Source:
     topology: str
     memory: int
     nodes: tuple[str, ...]
+    fan_out: str
 
     def read_batches(self, **wanted: Any) -> Iterator[list[LogEntry]]:
         """The merged log; see launcher.log.reader.read_batches."""
@@ -56,6 +57,7 @@ class _Running(Source):
         self.nodes = tuple(node.name for node in record.nodes)
         self._record = record
         self._run = run
+        self.fan_out = record.fan_out
         self._told = told
 
     def read_batches(self, **wanted: Any) -> Iterator[list[LogEntry]]:
@@ -70,6 +72,7 @@ class _Kept(Source):
     def __init__(self, log: KeptLog, run: int, told: Told) -> None:
         found = log.cluster(run)
         self.cluster, self.topology, self.memory = log.folder.name, found.topology, found.memory
+        self.fan_out = found.fan_out
         count = max(len(found.servers), *(one.servers for one in log.runs))
         self.nodes = tuple(f"{kind}{index}" for kind in ("server", "logger") for index in range(count))
         self._log = log

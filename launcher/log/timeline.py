@@ -1,7 +1,7 @@
-"""The log as a space-time diagram: a lane for each process, time to the right, an arrow wherever one asks another.
+"""The log as a space-time diagram: a lane for each process, time to the right, an arrow wherever one asks or answers.
 
 Here the log becomes plain data: lanes, bars, arrows and marks. launcher/log/timeline.html, into which the data is put,
-draws them; the page needs nothing else, no network either.
+draws them; the page needs nothing else, no network either. Who asks whom is told by stories.py.
 """
 
 from __future__ import annotations
@@ -12,153 +12,191 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
+from memcluster.client.router import BLOCK
+from memcluster.launcher.log.stories import Arrow, Bar, Stories
 from memcluster.launcher.log.trace import Tracks
-from memcluster.node.log.record import COUNTER_BITS, SERVER_SHIFT, TROUBLE, Event, Kind, format_identifier, subject_name
+from memcluster.node.log.record import COUNTER_BITS, PROBE, TROUBLE, Event, Kind, subject_name
 from memcluster.node.log.text import LogEntry, event_detail, event_name, kind_name, operation_name
 from memcluster.node.nbd.wire import Error
-from memcluster.node.topology import load, names
 
 ROWS = 8
 """Things beside one another in a lane; what goes beyond is drawn over the last."""
 MAX_CLIENTS = 24
 """Lanes for clients; those that come later share one."""
 PLACEHOLDER = "/*DATA*/null"
+FAULTS: dict[int, str] = {
+    Event.PAUSED: "paused",
+    Event.HANGING: "hangs",
+    Event.SLOWED: "slow",
+    Event.PARTITIONED: "cut off",
+    Event.KILLED: "kept down",
+}
+ENDS: dict[int, tuple[int, ...]] = {
+    Event.RESUMED: (Event.PAUSED, Event.HANGING, Event.SLOWED),
+    Event.DIED: (Event.PAUSED, Event.HANGING),
+    Event.READY: (Event.KILLED,),
+    Event.RESTARTED: (Event.KILLED,),
+}
+"""Which faults of a node an event ends; HEALED ends what it names."""
 DOWN = (Event.DIED, Event.STOPPED, Event.FAILED)
+UP = (Event.STARTED, Event.RESTARTED, Event.READY)
 
 
 @dataclass
 class Lane:
-    """A process, or a client as its server sees it. `down` are the spans in which the process did not live."""
+    """A process, or a client as its server sees it; times in ns since 1970. `down` are the spans in which the process
+    did not live, and whether that was as planned; `faults` those in which it was broken on purpose, and how."""
 
     name: str
     kind: str
-    rows: int = 1
-    down: list[list[float]] = field(default_factory=list)
-    tracks: Tracks = field(default_factory=Tracks)
-    dead_since: float | None = None
+    rows: int = 0
+    down: list[tuple[int, int, bool]] = field(default_factory=list)
+    faults: list[tuple[int, int, str]] = field(default_factory=list)
+    dead: tuple[int, bool] | None = None
+    broken: dict[tuple[int, int], tuple[int, str]] = field(default_factory=dict)
+
+    def heal(self, fault: tuple[int, int], at: int) -> None:
+        """End a fault, if there is one."""
+        if (found := self.broken.pop(fault, None)) is not None:
+            self.faults.append((found[0], max(at, found[0]), found[1]))
 
 
 class Timeline:
     """Takes the entries of a stretch of the log, in its order."""
 
-    def __init__(self, cluster: str, topology: str) -> None:
+    def __init__(self, cluster: str, topology: str, fan_out: str = "") -> None:
         self.cluster = cluster
         self.topology = topology
         self._zero: int | None = None
-        self._end = 0.0
+        self._end = 0
         self._clients: dict[tuple[int, int], Lane] = {}  # by (server and incarnation, client)
+        self._blocks: dict[int, tuple[Lane, set[int]]] = {}  # whose identifiers these are, and on which servers
         self._processes: dict[str, Lane] = {}
-        self._bars: list[tuple[Lane, list[Any]]] = []
-        self._marks: list[tuple[Lane, list[Any]]] = []
-        self._causes: dict[int, int] = {}  # identifier: the index of the bar of who asks for its pieces
-        self._waits: dict[int, int] = {}  # the same of the client that waits, until it is known whom it asked
-        self._passes_along = topology in names() and not load(topology).fans_out
-        self._arrows: list[list[int]] = []
+        self._marks: list[tuple[Lane, int, str, str, bool]] = []
+        self._stories = Stories(topology, fan_out, lambda server: self._process(f"server{server}"))
 
     def add(self, entry: LogEntry) -> None:
         server, record = entry
-        if self._zero is None:
-            self._zero = record.start
-        start = self._time(record.start)
-        self._end = max(self._end, start + record.duration / 1000)
+        if record.kind != Kind.EVENT and record.flags & PROBE:
+            return  # what `up` itself asks
+        self._zero = record.start if self._zero is None else min(self._zero, record.start)
+        self._end = max(self._end, record.start + record.duration)
         if record.kind == Kind.EVENT:
-            self._add_event(entry, start)
+            self._add_event(entry)
             return
-        index = self._add_bar(self._process(f"server{server}"), entry, start)
+        lane = self._process(f"server{server}")
         if record.kind == Kind.PIECE:
-            self._add_piece(record.identifier, server, index)
+            self._stories.piece(entry, lane)
         elif record.kind == Kind.REQUEST:
-            self._causes[record.identifier] = index
-            wait = self._add_bar(self._client(record.identifier, record.client), entry, start, "wait")
-            if server == record.identifier >> SERVER_SHIFT:
-                self._arrows.append([wait, index])
-            else:
-                self._waits[record.identifier] = wait
+            self._stories.request(entry, self._client(entry), lane)
+        else:
+            self._stories.other(entry, lane)
 
     def data(self) -> dict[str, Any]:
         """What the page draws; times are µs since the first entry. Bars are lists: lane, row, start, duration, kind,
-        operation, error, request, offset, length; arrows are pairs of bars; marks are lists: lane, time, name, detail,
-        whether it means trouble."""
-        lanes = [*self._clients.values(), *(self._processes[name] for name in sorted(self._processes, key=_order))]
+        operation, error, request, offset, length; arrows are lists: bar, time, bar, time, 1 for a reply; marks are
+        lists: lane, time, name, detail, whether it means trouble."""
+        bars, arrows = self._stories.drawn()
+        clients = {id(lane): lane for lane in self._clients.values()}
+        lanes = [*clients.values(), *(self._processes[name] for name in sorted(self._processes, key=_order))]
         numbers = {id(lane): number for number, lane in enumerate(lanes)}
         for lane in lanes:
-            if lane.dead_since is not None:
-                lane.down.append([lane.dead_since, self._end])
+            if lane.dead is not None:
+                lane.down.append((lane.dead[0], self._end, lane.dead[1]))
+            lane.faults += [(since, self._end, label) for since, label in lane.broken.values()]
+        bars.sort(key=lambda bar: bar.start)
+        places = {id(bar): place for place, bar in enumerate(bars)}
         return {
             "cluster": self.cluster,
             "topology": self.topology,
             "begin": str(self._zero or 0),  # more digits than a number has in JavaScript
-            "end": self._end,
-            "lanes": [{"name": lane.name, "kind": lane.kind, "rows": lane.rows, "down": lane.down} for lane in lanes],
-            "bars": [[numbers[id(lane)], *rest] for lane, rest in self._bars],
-            "arrows": self._arrows,
-            "marks": [[numbers[id(lane)], *rest] for lane, rest in self._marks],
+            "end": self._time(self._end),
+            "bars": self._rows(bars, lanes, numbers),
+            "lanes": [self._lane(lane) for lane in lanes],
+            "arrows": [self._arrow(arrow, places) for arrow in arrows],
+            "marks": [[numbers[id(lane)], self._time(at), *rest] for lane, at, *rest in self._marks],
         }
-
-    def _add_piece(self, identifier: int, server: int, index: int) -> None:
-        """The arrow to a piece. Where another server answers than who took the request (dispatcher, chain), the client
-        asked the taker, whose piece says that it was there, and the taker asked the others, or the next one."""
-        cause = self._causes.get(identifier)
-        wait = self._waits.pop(identifier, None) if server == identifier >> SERVER_SHIFT else None
-        if wait is not None:
-            self._arrows.append([wait, index])
-        elif cause is not None and self._bars[cause][0] is not self._bars[index][0]:  # its own piece needs none
-            self._arrows.append([cause, index])
-        if wait is not None or (self._passes_along and cause is not None):
-            self._causes[identifier] = index
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
-    def _add_bar(self, lane: Lane, entry: LogEntry, start: float, kind: str = "") -> int:
-        record = entry.record
-        row = min(lane.tracks.place(record.start, record.start + max(record.duration, 1)), ROWS - 1)
-        lane.rows = max(lane.rows, row + 1)
-        error = Error(record.error).name if record.error in Error.__members__.values() else str(record.error)
-        self._bars.append((
-            lane,
-            [
-                row,
-                start,
-                record.duration / 1000,
-                kind or kind_name(record.kind),
-                operation_name(record.operation),
-                error if record.error else "",
-                format_identifier(record.identifier),
-                record.offset,
-                record.length,
-            ],
-        ))  # fmt: skip
-        return len(self._bars) - 1
+    def _rows(self, bars: list[Bar], lanes: list[Lane], numbers: dict[int, int]) -> list[list[Any]]:
+        """The bars, which come in the order of their starts, each in the first row of its lane that is free."""
+        tracks = [Tracks() for _ in lanes]
+        rows = []
+        for bar in bars:
+            number = numbers[id(bar.lane)]
+            row = min(tracks[number].place(bar.start, max(bar.end, bar.start + 1)), ROWS - 1)
+            lanes[number].rows = max(lanes[number].rows, row + 1)
+            rows.append([number, row, self._time(bar.start), (bar.end - bar.start) / 1000, *_words(bar)])
+        return rows
 
-    def _add_event(self, entry: LogEntry, start: float) -> None:
+    def _lane(self, lane: Lane) -> dict[str, Any]:
+        return {
+            "name": lane.name,
+            "kind": lane.kind,
+            "rows": lane.rows,
+            "down": [[self._time(since), self._time(until), planned] for since, until, planned in lane.down],
+            "faults": [[self._time(since), self._time(until), label] for since, until, label in lane.faults],
+        }
+
+    def _arrow(self, arrow: Arrow, places: dict[int, int]) -> list[Any]:
+        tail, head = places[id(arrow.tail)], places[id(arrow.head)]
+        return [tail, self._time(arrow.leaves), head, self._time(arrow.arrives), int(arrow.reply)]
+
+    def _add_event(self, entry: LogEntry) -> None:
         record = entry.record
+        event, at = record.operation, record.start
         lane = self._process(subject_name(record.length))
-        if record.operation in DOWN and lane.dead_since is None:
-            lane.dead_since = start
-        elif record.operation in (Event.STARTED, Event.RESTARTED, Event.READY) and lane.dead_since is not None:
-            lane.down.append([lane.dead_since, start])
-            lane.dead_since = None
+        if event in DOWN and lane.dead is None:
+            lane.dead = at, event == Event.STOPPED
+        elif event in UP and lane.dead is not None:
+            lane.down.append((lane.dead[0], max(at, lane.dead[0]), lane.dead[1]))
+            lane.dead = None
         detail = event_detail(entry)
-        self._marks.append((lane, [start, event_name(record.operation), detail, record.operation in TROUBLE]))
+        if event in FAULTS:
+            peer = record.offset if event == Event.PARTITIONED else 0
+            lane.broken.setdefault((event, peer), (at, f"{FAULTS[event]} {detail}".strip()))
+        elif event == Event.HEALED:
+            lane.heal((Event.PARTITIONED, record.offset), at)
+            lane.heal((Event.SLOWED, record.offset), at)
+        for fault in ENDS.get(event, ()):
+            lane.heal((fault, 0), at)
+        self._marks.append((lane, at, event_name(event), detail, event in TROUBLE))
 
     def _process(self, name: str) -> Lane:
         return self._processes.setdefault(name, Lane(name, "process"))
 
-    def _client(self, identifier: int, client: int) -> Lane:
-        """Numbers of clients begin again with every start of their server."""
-        key = identifier >> COUNTER_BITS, client
-        if key not in self._clients and len(self._clients) >= MAX_CLIENTS:
-            key = -1, -1
+    def _client(self, entry: LogEntry) -> Lane:
+        """Numbers of clients begin again with every start of their server. A client that routes by itself has a number
+        on each server, and a block of identifiers that is its own."""
+        server, record = entry
+        routed = self.topology == "client-routed"
+        key = (server if routed else record.identifier >> COUNTER_BITS), record.client
         if key not in self._clients:
-            others = [known for known in self._clients if known[1] == client]
-            name = "other clients" if client == -1 or key[0] == -1 else f"client {client}"
-            server = identifier >> SERVER_SHIFT
-            self._clients[key] = Lane(f"{name} of server{server}" if others and key[0] != -1 else name, "client")
+            block = self._blocks.get(record.identifier // BLOCK) if routed else None
+            if block is not None and server not in block[1]:
+                self._clients[key] = block[0]
+            elif len({id(known) for known in self._clients.values()}) >= MAX_CLIENTS:
+                key = -1, -1
+                self._clients.setdefault(key, Lane("other clients", "client"))
+            else:
+                name = f"client {record.client}"
+                taken = any(known.name == name for known in self._clients.values())
+                self._clients[key] = Lane(f"{name} of server{server}" if taken else name, "client")
+            self._blocks.setdefault(record.identifier // BLOCK, (self._clients[key], set()))[1].add(server)
         return self._clients[key]
 
-    def _time(self, start: int) -> float:
-        assert self._zero is not None
-        return (start - self._zero) / 1000
+    def _time(self, at: int) -> float:
+        return (at - (self._zero or 0)) / 1000
+
+
+def _words(bar: Bar) -> list[Any]:
+    record = bar.record
+    error = Error(record.error).name if record.error in Error.__members__.values() else str(record.error)
+    kind = bar.kind or kind_name(record.kind)
+    return [
+        kind, operation_name(record.operation), error if record.error else "", bar.request, record.offset, record.length
+    ]  # fmt: skip
 
 
 def _order(name: str) -> tuple[bool, int]:
@@ -166,9 +204,9 @@ def _order(name: str) -> tuple[bool, int]:
     return name.startswith("logger"), int(name[len("server") :])
 
 
-def make_page(cluster: str, topology: str, entries: Iterable[LogEntry]) -> str:
+def make_page(cluster: str, topology: str, entries: Iterable[LogEntry], fan_out: str = "") -> str:
     """The page for a stretch of the log."""
-    timeline = Timeline(cluster, topology)
+    timeline = Timeline(cluster, topology, fan_out)
     for entry in entries:
         timeline.add(entry)
     data = json.dumps(timeline.data(), separators=(",", ":")).replace("</", "<\\/")

@@ -70,6 +70,7 @@ class RunRecord:
     helpers: tuple[Identity, ...]
     """The fork server."""
     nodes: tuple[NodeRecord, ...]
+    fan_out: str = ""
     stamp: str = ""
     """Of the file as it was read (client/discover.py)."""
     stripe: int = 0

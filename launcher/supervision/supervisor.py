@@ -367,6 +367,7 @@ class Supervisor:
             uri=self.uri,
             stop_timeout=self.config.stop_timeout,
             sample=self.config.logs.sample,
+            fan_out=self.config.fan_out,
             supervisor=own,
             helpers=helpers(),
             nodes=tuple(

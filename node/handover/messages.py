@@ -15,8 +15,8 @@ from struct import Struct
 from memcluster.node.nbd.server import REQUEST_COST, cost_of
 from memcluster.node.nbd.wire import MAX_PAYLOAD
 
-HEADER = Struct(">BxHHHIIQQQQII")
-"""kind, command, flags, error, client, ticket, identifier, cookie, offset, start, length, payload bytes."""
+HEADER = Struct(">BxHHHIIQQQQIQI")
+"""kind, command, flags, error, client, ticket, identifier, cookie, offset, start, length, sent, payload bytes."""
 IDENTIFIER = Struct(">Q")
 LONGEST = MAX_PAYLOAD
 """Bytes of a payload, at most."""
@@ -46,14 +46,14 @@ class Order:
     """A message. Plain slots: this is the data path.
 
     Of an ORDER `offset` and `length` are the request's in the memory, `start` when it was taken (ns), `client` the
-    number of its client; with an `error` that happened on the way the payload says why (`message`). `ticket` counts the
-    pieces of a request that several servers answer (see gates.py). `owned` means that the payload does not lie in the
-    receive buffer.
+    number of its client, `sent` when it left (by the monotonic clock, which both sides share); with an `error` that
+    happened on the way the payload says why (`message`). `ticket` counts the pieces of a request that several servers
+    answer (see gates.py). `owned` means that the payload does not lie in the receive buffer.
     """
 
     __slots__ = (
         "client", "command", "cookie", "error", "flags", "identifier", "kind", "length", "message", "offset", "owned",
-        "payload", "start", "ticket",
+        "payload", "sent", "start", "ticket",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +69,7 @@ class Order:
         offset: int = 0,
         start: int = 0,
         length: int = 0,
+        sent: int = 0,
     ) -> None:
         self.kind = kind
         self.command = command
@@ -81,6 +82,7 @@ class Order:
         self.offset = offset
         self.start = start
         self.length = length
+        self.sent = sent
         self.payload: memoryview = _NOTHING
         self.owned = False
         self.message = ""
@@ -101,7 +103,7 @@ class Order:
         """The header, for so many bytes of payload."""
         return HEADER.pack(
             self.kind, self.command, self.flags, self.error, self.client, self.ticket,
-            self.identifier, self.cookie, self.offset, self.start, self.length, payload,
+            self.identifier, self.cookie, self.offset, self.start, self.length, self.sent, payload,
         )  # fmt: skip
 
 

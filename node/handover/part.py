@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import monotonic_ns
 
 from memcluster.node.handover.messages import SEND_BACK, Order
 from memcluster.node.layout import Extents, Layout, Piece
@@ -42,6 +43,7 @@ def do_part(
     piece's bytes of a WRITE. What takes several turns is given up when it is not `wanted` any more. A failure is set in
     the order."""
     began = max(server.now(), order.start)  # never before its request, whatever the two processes' clocks say
+    travelled = monotonic_ns() - order.sent if order.sent else 0
     here = piece or Piece(server.spec.index, 0, 0, ())
 
     def done(failure: OSError | None, parts: Parts, extents: Extents | None) -> None:
@@ -49,7 +51,7 @@ def do_part(
         if failure is not None:
             order.fail(server.wire_error(failure), server.reason(failure))
             error = order.error
-        server.log_piece(began, order.identifier, here, order.command, order.flags & LOGGED, error)
+        server.log_piece(began, order.identifier, here, order.command, order.flags & LOGGED, error, travelled)
         then(order, parts, extents)
 
     if piece is None:

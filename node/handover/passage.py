@@ -11,8 +11,9 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
+from time import monotonic_ns
 
-from memcluster.node.handover.messages import HELLO, UNBOUNDED, WELCOME, HandoverError, Order, OrderReader, fresh
+from memcluster.node.handover.messages import HELLO, ORDER, UNBOUNDED, WELCOME, HandoverError, Order, OrderReader, fresh
 from memcluster.node.nbd.wire import Buffer
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.dialer import Dialer
@@ -65,6 +66,8 @@ class Passage(Stream):
         """Queue a message; it leaves at the end of this turn. The buffers must stay as they are until then."""
         if self.open:
             TRAFFIC.messages_out += 1
+            if order.kind == ORDER:
+                order.sent = monotonic_ns()
             self.outgoing.append(order.encode(sum(map(len, buffers))))
             self.outgoing += buffers
             self.send_soon()

@@ -118,7 +118,8 @@ class Record(NamedTuple):
     length: int
     """Of an event: its subject, a server's number or LOGGER and a logger's."""
     client: int
-    """The number of the client's connection on this server; 0: none."""
+    """The number of the client's connection on this server; 0: none. Of a piece: for how many ns its order was on the
+    way, where orders are handed on (dispatcher, chain)."""
     kind: int
     """Kind."""
     operation: int

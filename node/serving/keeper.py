@@ -20,6 +20,7 @@ READ, WRITE, BLOCK_STATUS = int(Command.READ), int(Command.WRITE), int(Command.B
 WRITE_ZEROES = int(Command.WRITE_ZEROES)
 FUA, REQ_ONE, NO_HOLE = int(CommandFlag.FUA), int(CommandFlag.REQ_ONE), int(CommandFlag.NO_HOLE)
 PIECE = int(Kind.PIECE)
+MAX_TRAVEL = (1 << 32) - 1
 ZEROING = (int(Command.TRIM), int(Command.WRITE_ZEROES))
 SLICE, KEEPING_SLICE = 64 << 20, 4 << 20
 """Bytes that a TRIM or WRITE_ZEROES clears in one turn of the loop, and one that keeps the room (NO_HOLE): some 3 ms of
@@ -106,10 +107,15 @@ class Keeper:
         else:
             done(None, parts, extents)
 
-    def log_piece(self, began: int, identifier: int, piece: Piece, command: int, flags: int, error: int) -> None:
-        """Write down that this server has done its piece of a request."""
+    def log_piece(
+        self, began: int, identifier: int, piece: Piece, command: int, flags: int, error: int, travelled: int = 0
+    ) -> None:
+        """Write down that this server has done its piece of a request; its order was on the way for `travelled` ns."""
         duration = self.now() - began
-        self.log.append(began, duration, identifier, piece.offset, piece.length, 0, PIECE, command, flags, error)
+        travelled = min(travelled, MAX_TRAVEL)
+        self.log.append(
+            began, duration, identifier, piece.offset, piece.length, travelled, PIECE, command, flags, error
+        )
 
     def change_in_slices(
         self,

@@ -44,7 +44,7 @@ MEMORY_FLAGS = (
     | TransmissionFlag.SEND_CACHE
     | TransmissionFlag.SEND_FAST_ZERO
 )
-REQUEST = int(Kind.REQUEST)
+REQUEST, PIECE = int(Kind.REQUEST), int(Kind.PIECE)
 LOOK = 1.0
 """Seconds between two looks at the files: people delete and cut them."""
 RESERVE = 1 << 21
@@ -367,7 +367,7 @@ class Server(Keeper):
             identifier,
             request.offset if self.to_address is None or kind != REQUEST else self.to_address(request.offset),
             request.length,
-            connection.number,
+            connection.number if kind != PIECE else 0,
             kind,
             request.command,
             request.flags,
