@@ -83,10 +83,13 @@ def test_a_line_of_json() -> None:
         "offset": 0,
         "length": 512,
         "client": None,
+        "travelled_us": None,
         "error": "ENOSPC",
         "duration_us": 52.0,
         "sequence": 2,
     }
+    handed_on = PIECE._replace(record=PIECE.record._replace(client=1500))
+    assert json.loads(format_json(handed_on))["travelled_us"] == 1.5
     assert json.loads(format_json(REQUEST))["client"] == 3
     assert json.loads(format_json(REQUEST))["error"] is None
 
