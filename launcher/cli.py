@@ -22,17 +22,17 @@ from memcluster.client.console import (
     Failure,
     run,
     silence,
-    size,
     unwind,
     wait_seconds,
 )
 from memcluster.client.discover import cluster_file, command, located
-from memcluster.launcher import completing, seecommands
+from memcluster.launcher import seecommands
 from memcluster.launcher.checked import load, name_of
+from memcluster.launcher.comparecommand import compare
 from memcluster.launcher.faultcommand import fault
 from memcluster.launcher.habits import HINTS
 from memcluster.launcher.log import commands as logcommands
-from memcluster.launcher.output import happening_line, show_again, steps
+from memcluster.launcher.output import happening_line, show_again
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.statusview import status_table, verdict
 from memcluster.launcher.table import width_of
@@ -210,49 +210,9 @@ def status(file: Path, as_json: bool, watch: bool, wide: bool) -> int:
 for seencommand in seecommands.COMMANDS:
     cli.add_command(seencommand)
 cli.add_command(fault)
+cli.add_command(compare)
 for logcommand in logcommands.COMMANDS:
     cli.add_command(logcommand)
-
-
-@cli.command()
-@click.option("--topology", "topologies", multiple=True, metavar="TOPOLOGY", shell_complete=completing.topologies,
-              help="Only this one; may be repeated.")  # fmt: skip
-@click.option("--servers", type=click.IntRange(1, 16), default=4, show_default=True, help="That own the memory.")
-@click.option("--size", type=size, default="4KiB", show_default=True, help="Of a small request.")
-@click.option("--large", type=size, default="1MiB", show_default=True, help="Of one that spans all servers.")
-@click.option("--depth", type=click.IntRange(1, 1024), default=32, show_default=True, help="Small ones in flight.")
-@click.option("--for", "span", type=wait_seconds, default="3s", show_default=True, help="Each load.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@click.option("--wide", is_flag=True, help="Every column, however narrow the terminal is.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Also draw a picture (SVG).")
-def compare(
-    topologies: tuple[str, ...],
-    servers: int,
-    size: int,
-    large: int,
-    depth: int,
-    span: float,
-    as_json: bool,
-    wide: bool,
-    plot: Path | None,
-) -> None:
-    """Measure the topologies side by side, each on a private cluster (64 MiB in stripes of 64 KiB)."""
-    from memcluster.launcher import comparison
-    from memcluster.launcher.compare import Options
-    from memcluster.launcher.compare import compare as measure
-    from memcluster.node.topology import names
-
-    if unknown := set(topologies) - set(names()):
-        raise click.UsageError(f"there is no topology {min(unknown)!r}; there are {', '.join(names())}")
-    options = Options(topologies or names(), servers=servers, size=size, large=large, depth=depth, seconds=span)
-    if not 0 < size <= options.memory or not 0 < large <= options.memory:
-        raise click.UsageError(f"requests must have 1 to {options.memory} bytes")
-    unwind(signal.SIGTERM, signal.SIGHUP)
-    with steps(len(options.cases) * (1 + len(options.workloads))) as step:
-        results = measure(options, step)
-    click.echo(json.dumps({"cases": results}, indent=2) if as_json else comparison.table(results, width_of(wide)))
-    if plot is not None:
-        plot.write_text(comparison.picture(results))
 
 
 @cli.command("config")

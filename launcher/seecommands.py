@@ -1,14 +1,18 @@
-"""`memcluster ls` and `completion`: what is there beside the one cluster of a file."""
+"""`memcluster ls`, `events` and `completion`: what runs, what happens there, and words for the shell."""
 
 from __future__ import annotations
 
 import json
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import get_completion_class
 
-from memcluster.client.discover import NotOurs, run_names
+from memcluster.client.console import EXIT_NOT_RUNNING, Failure
+from memcluster.client.discover import NotOurs, command, run_names
+from memcluster.launcher.checked import name_of
 
 PROGRAMS = ("memcluster", "memclient")
 
@@ -59,6 +63,33 @@ def _cluster(name: str) -> dict[str, Any] | None:
 
 
 @click.command()
+@click.option("--json", "as_json", is_flag=True, help="JSON lines.")
+@click.pass_obj
+def events(file: Path, as_json: bool) -> None:
+    """Show what happens to the nodes from now on: deaths, restarts, faults, the stop.
+
+    The first line (watched) says that it has begun. It ends with the cluster, or by Ctrl-C.
+    """
+    from memcluster.launcher.run.control import NoAnswer, connect
+    from memcluster.launcher.run.directory import RunDirectory
+
+    name = name_of(file)
+    try:
+        stream = connect(RunDirectory(name).control)
+    except NoAnswer:
+        hint = f"`{command(file, 'up -d')}` starts it"
+        raise Failure(f"cluster {name} is not running; {hint}", EXIT_NOT_RUNNING) from None
+    stream.send({"do": "watch"})
+    for happening in stream.frames(None):
+        now = datetime.now().astimezone().isoformat(timespec="milliseconds")
+        if as_json:
+            click.echo(json.dumps({"time": now, **happening}))
+        else:
+            words = happening.get("text") or happening.get("uri") or happening.get("path") or ""
+            click.echo(f"{now}  {happening['event']:<11}  {happening.get('name', ''):<9}  {words}".rstrip())
+
+
+@click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
@@ -69,4 +100,4 @@ def completion(context: click.Context, shell: str) -> None:
         click.echo(complete(context.command, {}, program, f"_{program.upper()}_COMPLETE").source())
 
 
-COMMANDS = (list_clusters, completion)
+COMMANDS = (list_clusters, events, completion)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+from datetime import datetime
 
 import click
 import pytest
@@ -157,3 +159,25 @@ def test_a_run_may_differ_from_the_file(new_cluster, tmp_path):
     assert refused.returncode == 2
     assert b"only servers can be scaled" in refused.stderr
     assert b"memory: 3MiB" in cluster.command("config", "--set", "memory=3MiB").stdout
+
+
+def test_events_tell_what_happens_until_the_stop(make_cluster, start):
+    """A line each, in order: that it has begun, a fault, a death, a restart, the stop; then the command ends."""
+    cluster = make_cluster()
+    watching = start(*memcluster_command("events", "--json"), cwd=cluster.folder, stdout=subprocess.PIPE)
+    assert watching.stdout is not None
+    assert json.loads(watching.stdout.readline())["event"] == "watched"
+    cluster.command("fault", "slow", "server1", "--delay", "1ms")
+    cluster.command("fault", "kill", "server2")
+    told = []
+    while not told or (told[-1]["event"], told[-1].get("name")) != ("ready", "server2"):
+        told.append(json.loads(watching.stdout.readline()))
+    cluster.command("down")
+    told += map(json.loads, watching.stdout.read().splitlines())
+    assert watching.wait(60) == 0
+    events = [each["event"] for each in told if each.get("name") in ("server1", "server2", None, "")]
+    wanted = iter(events)
+    for each in ("slowed", "killed", "died", "restarting", "ready", "draining", "gone"):
+        assert each in wanted, (each, events)
+    assert all(datetime.fromisoformat(each["time"]) for each in told)
+    assert cluster.command("events", check=False).returncode == 3

@@ -24,6 +24,8 @@ from memcluster.node.transport.loop import Loop, Timer
 HANG = 3600.0
 """Seconds a node hangs when nobody says how long; its supervisor will have ended it before."""
 EVENTS = {"pause": "paused", "kill": "killed", "hang": "hanging"}
+FAULTS_TOLD = {*EVENTS.values(), "slowed", "partitioned", "resumed", "healed"}
+"""What faults note of themselves."""
 
 
 class FaultError(Exception):

@@ -24,7 +24,7 @@ from memcluster.launcher.run.steps import step
 from memcluster.launcher.supervision import lifecycle, orders, sockets
 from memcluster.launcher.supervision.census import Census
 from memcluster.launcher.supervision.child import Child
-from memcluster.launcher.supervision.faults import FaultError, Faults
+from memcluster.launcher.supervision.faults import FAULTS_TOLD, FaultError, Faults
 from memcluster.launcher.supervision.forkserver import helpers
 from memcluster.launcher.supervision.heartbeats import Heartbeats, where_it_stands
 from memcluster.launcher.supervision.lifecycle import Action, Lifecycle, Phase
@@ -331,7 +331,10 @@ class Supervisor:
         self._do(self.lifecycle.release(name, self._now()))
 
     def note(self, event: str, about: str, value: int) -> None:
-        """Have an event written into the log, by the server of the same number: now, or when it is back."""
+        """Have an event written into the log, by the server of the same number: now, or when it is back. Of faults
+        those who watch are told, too; of the rest they have been."""
+        if event in FAULTS_TOLD:
+            self._tell({"event": event, "name": about, "value": value})
         self._tell({"event": "noted", "name": about, "text": event})
         server = f"server{self.specs[about].index}"
         head = {"do": "event", "event": event, "about": about, "value": value, "time_ns": self.specs[server].run.now()}
