@@ -122,9 +122,10 @@ class FileSource:
         status = os.fstat(file.fileno())
         if stat.S_ISREG(status.st_mode):
             self._start = os.lseek(file.fileno(), 0, os.SEEK_CUR)  # stdin may be read from the middle on
-            self.length = max(0, status.st_size - self._start)
-            if most is not None:
-                self.length = min(self.length, most)
+            if status.st_size > self._start:  # those of /proc say 0 and have bytes all the same
+                self.length = status.st_size - self._start
+                if most is not None:
+                    self.length = min(self.length, most)
 
     def chunks(self) -> Iterator[Chunk]:
         return self._stream() if self.length is None else self._file(self._start, self._start + self.length)

@@ -149,13 +149,27 @@ def recorded_name(file: Path) -> str | None:
     return None
 
 
+def contents(file: Path) -> bytes:
+    """What a description says. One that can be read only once, a pipe, is kept: by whoever reads it before it forks.
+    Raises OSError."""
+    if file in _read_once:
+        return _read_once[file]
+    data = file.read_bytes()
+    if not file.is_file():
+        _read_once[file] = data
+    return data
+
+
+_read_once: dict[Path, bytes] = {}
+
+
 def outline(file: Path) -> dict[str, Any]:
     """The keys of `file` as they are written, unchecked: enough to find a cluster by. Raises DiscoverError."""
     import yaml  # late: it takes longer to load than `down` waits for eight servers
 
     try:
         # Scalars as they are written: by YAML 1.1 `name: off` would be False, for the launcher it is a word.
-        document = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CBaseLoader", yaml.BaseLoader))
+        document = yaml.load(contents(file).decode(), getattr(yaml, "CBaseLoader", yaml.BaseLoader))
     except FileNotFoundError as error:
         raise DiscoverError(f"{file}: no such file; say which cluster with --uri or MEMCLUSTER_URI") from error
     except OSError as error:

@@ -5,6 +5,8 @@ What is done with the connection is not its affair: see connection.py and router
 
 from __future__ import annotations
 
+import errno
+import os
 import select
 import socket
 import time
@@ -104,6 +106,9 @@ def offered_contexts(target: Target, namespace: str, timeout: float) -> list[str
 def _connect(target: Target, deadline: float) -> socket.socket:
     if not target.path:
         sock = socket.create_connection((target.host, target.port), _remaining(deadline))
+        if sock.getsockname() == sock.getpeername():  # nobody listens, and the system has chosen that very port for us
+            sock.close()
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if sock.getsockname()[0] == sock.getpeername()[0]:  # on one host nothing needs pacing (node/transport/tcp.py)
             with suppress(OSError):  # this system has Reno not allowed

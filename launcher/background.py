@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from memcluster.client.console import EXIT_ERROR, EXIT_INTERRUPTED
 from memcluster.launcher.run.control import FrameStream, NoAnswer
 from memcluster.launcher.run.identity import Identity
+from memcluster.launcher.speech import SPEECH
 from memcluster.node.transport.frames import Frame
 
 if TYPE_CHECKING:
@@ -132,6 +133,8 @@ class _Starter:
         return cluster
 
     def tell(self, happening: dict[str, Any]) -> None:
+        if happening["event"] == "lost" and self._sock is None:
+            SPEECH.say(happening["text"], sys.stderr)
         if self._sock is not None:
             try:
                 self._sock.sendall(Frame(happening).encode())

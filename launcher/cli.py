@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from memcluster.client.console import (
     unwind,
     wait_seconds,
 )
-from memcluster.client.discover import cluster_file, command, located
+from memcluster.client.discover import cluster_file, command, contents, located
 from memcluster.launcher import seecommands
 from memcluster.launcher.checked import load, name_of
 from memcluster.launcher.comparecommand import compare
@@ -34,6 +35,7 @@ from memcluster.launcher.habits import HINTS
 from memcluster.launcher.log import commands as logcommands
 from memcluster.launcher.output import happening_line, show_again
 from memcluster.launcher.run.identity import Identity
+from memcluster.launcher.speech import SPEECH
 from memcluster.launcher.statusview import status_table, verdict
 from memcluster.launcher.table import width_of
 
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
 Setting = tuple[str, str]
 """A key of cluster.yaml and its value, as they are written on the command line."""
-TROUBLE = ("gave-up", "died", "failed", "late", "unresponsive")
+TROUBLE = ("gave-up", "died", "failed", "late", "lost", "unresponsive")
 """Happenings that are told on stderr."""
 
 
@@ -96,6 +98,9 @@ def start(
     tell = _printer(file, detach)
     owner = None if pid is None else _process(pid)
     settings += (scale,) if scale else ()
+    if file.exists() and not file.is_file():
+        with suppress(OSError):  # said when it is read
+            contents(file)
     if not detach:
         unwind(signal.SIGTERM, signal.SIGHUP)  # until the supervisor has its own way of taking them
         return _supervise(file, lambda: load(file, settings), wait_timeout, owner, tell, None)
@@ -230,6 +235,8 @@ def show_config(file: Path, json_schema: bool, quiet: bool, settings: tuple[Sett
         config = load(file, settings)
         if not quiet:
             click.echo(configuration.dump(config), nl=False)
+        for notice in config.notices:
+            click.echo(f"note: {notice}", err=True)
 
 
 def main() -> None:
@@ -251,10 +258,13 @@ def _printer(file: Path, detach: bool) -> Callable[[dict[str, Any]], None]:
     def tell(happening: dict[str, Any]) -> None:
         if line := happening_line(happening, stop_command):
             stream = sys.stderr if happening["event"] in TROUBLE else sys.stdout
-            try:
-                click.echo(line, file=stream)
-            except OSError:  # a cluster does not depend on who reads about it, or on room for that
-                silence(stream)
+            if detach:
+                try:
+                    click.echo(line, file=stream)
+                except OSError:  # a cluster does not depend on who reads about it, or on room for that
+                    silence(stream)
+            else:  # by the supervisor itself, whose loop goes on when the terminal takes nothing
+                SPEECH.say(line, stream)
 
     return tell
 

@@ -22,7 +22,7 @@ def happening_line(happening: dict[str, Any], stop_command: str) -> str:
                 f"ready in {happening['seconds']:.2f} s\n"
                 f"  clients connect to  {happening['uri']}\n"
                 f"  to stop it          {stop_command}"
-            )
+            ) + "".join(f"\n  note                {notice}" for notice in happening["notices"])
         case "exited":
             return f"✔ {name:<10} stopped" if text == GRACEFUL else f"✘ {name:<10} {text}"
         case "died" | "failed" | "hung" | "late":
@@ -42,6 +42,8 @@ def happening_line(happening: dict[str, Any], stop_command: str) -> str:
             return "stopped"
         case "leftover":
             return f"✔ {name:<10} ended: a supervisor that died had left it"
+        case "lost":
+            return f"✘ {text}"
         case "supervisor-dead":
             return "the supervisor is dead; cleaning up after it"
         case "unresponsive":

@@ -13,10 +13,12 @@ from memcluster.launcher.run import leftovers
 from memcluster.launcher.run.directory import MemoryMismatch, NameInUse, RunDirectory, RunRecord, claim_memory
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.steps import step
+from memcluster.launcher.speech import SPEECH
 from memcluster.launcher.supervision import sockets
 from memcluster.launcher.supervision.forkserver import start_fork_server, stop_fork_server
 from memcluster.node import topology
 from memcluster.node.transport.address import Address
+from memcluster.node.zygote import raise_descriptor_limit
 
 if TYPE_CHECKING:  # they take a while to load, and the fork server need not wait for it
     from memcluster.launcher.clusterfile.settings import ClusterConfig
@@ -56,6 +58,7 @@ def up(
     The fork server, which takes as long to load as the checks, is started first; nothing comes from it before them.
     """
     gc.disable()  # loading makes much and no garbage
+    raise_descriptor_limit()
     as_read = stamp(file)
     try:
         document = outline(file)
@@ -87,6 +90,7 @@ def up(
             leave(config)
         except BaseException:
             stop_fork_server()
+            SPEECH.finish()
             raise
     except BaseException:  # a Ctrl-C, too
         if not found_memory:
@@ -101,6 +105,7 @@ def up(
     finally:
         stop_fork_server()
         step()
+        SPEECH.finish()
 
 
 def _modules(document: dict[str, Any]) -> list[str]:

@@ -1,8 +1,9 @@
 """The life of one node: from the fork to the exit. Who it is, what ends it, and the word of its supervisor.
 
-A node ends in three ways: told to by its supervisor (or by SIGTERM), it drains and exits 0; when its supervisor is
-gone (end of file on the control channel) it does the same by itself; and when the fork server, its parent, is gone,
-the kernel kills it (PR_SET_PDEATHSIG), even if it hangs or is stopped.
+A node ends in three ways: told to by its supervisor, it drains and exits 0; when its supervisor is gone (end of file on
+the control channel) it does the same by itself; and when the fork server, its parent, is gone, the kernel kills it
+(PR_SET_PDEATHSIG), even if it hangs or is stopped. A SIGTERM is passed on to the supervisor, who has a node drain, but
+in its turn if all are to go: systemd sends one to every process of a service at once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import faulthandler
 import gc
 import os
-import resource
 import signal
 import socket
 import time
@@ -27,7 +27,10 @@ from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.frames import Frame
 from memcluster.node.transport.loop import Loop
-from memcluster.node.zygote import end_with, redirect_output
+from memcluster.node.zygote import end_with, raise_descriptor_limit, redirect_output
+
+TURN_COMES = 60.0
+"""Seconds after which a node that was sent a SIGTERM drains although its supervisor has not said so."""
 
 
 class Role(Protocol):
@@ -66,9 +69,7 @@ def run_node(spec: NodeSpec, listeners: Sequence[socket.socket], control: socket
     with suppress(OSError):  # then its supervisor hears what it has to say; the memory is worth more than a log
         os.makedirs(logs, exist_ok=True)
         redirect_output(os.path.join(logs, f"{spec.name}.out"))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_descriptor_limit()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.register(signal.SIGUSR1)  # a supervisor that finds it hung asks where it stands
     _Node(spec, listeners, control).run()
@@ -81,7 +82,7 @@ class _Node:
         self.loop = Loop()
         self.spec = spec
         self.draining = ""
-        self.loop.on_signal(signal.SIGTERM, lambda: self._drain("now"))
+        self.loop.on_signal(signal.SIGTERM, self._terminated)
         self.control = Channel(self.loop, control, self._told, lambda _: self._drain("now"))
         try:
             kinds = topology.load(spec.cluster.topology).roles | {"logger": Logger}
@@ -102,6 +103,11 @@ class _Node:
         """Only a loop that turns gets here: the beat is progress, not mere life."""
         self.control.send({"event": "beat", "turns": self.loop.turns})
         self.loop.after(self.spec.beat, self._beat)
+
+    def _terminated(self) -> None:
+        """Whether the others go, too, the supervisor knows; one that says nothing does not keep us."""
+        self.control.send({"event": "terminated"})
+        self.loop.after(TURN_COMES, lambda: self._drain("now"))
 
     def _drain(self, mode: str) -> None:
         if self.draining != "now":

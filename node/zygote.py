@@ -10,11 +10,14 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import resource
 import signal
 import sys
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
+NO_ROOM = -1
+_fork = os.fork
 SUPERVISOR = "MEMCLUSTER_SUPERVISOR"
 """The environment variable that tells the fork server its supervisor's pid."""
 OUTPUT = "MEMCLUSTER_OUTPUT"
@@ -38,6 +41,26 @@ def redirect_output(path: str) -> None:
     os.close(output)
 
 
+def raise_descriptor_limit() -> None:
+    """As many descriptors as the system lets this user have: a cluster of 64 servers needs hundreds."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def fork_or_none() -> int:
+    """fork(), with NO_ROOM in the place of a pid when the system has no room for another process: in the fork server
+    that would be an exception which ends it, and with it every healthy node. Its loop tells the supervisor the number
+    and goes on; what it kept of the last one is closed here."""
+    try:
+        return _fork()
+    except OSError:
+        kept = sys._getframe(1).f_locals.get("pid_to_fd", {}).pop(NO_ROOM, None)
+        if kept is not None:
+            os.close(kept)
+        return NO_ROOM
+
+
 def run_node(*arguments: Any) -> None:
     """See node.process, which the supervisor need not load to name what the fork server is to run: 40 ms of a start."""
     from memcluster.node import process
@@ -46,6 +69,7 @@ def run_node(*arguments: Any) -> None:
 
 
 if SUPERVISOR in os.environ:
+    os.fork = fork_or_none
     gc.disable()  # what is loaded here is no garbage, and stays shared with the nodes as long as nobody looks at it
     for _signum in (signal.SIGTERM, signal.SIGHUP):  # blocked so far: nodes take SIGTERM, each in its own way
         signal.signal(_signum, signal.SIG_IGN)

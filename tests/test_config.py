@@ -72,8 +72,8 @@ CASES = [
     ("memory: 8KiB\nservers: 3",
      "1:9: memory of 8KiB is less than one of the pages of 4096 bytes for each of 3 servers"),
     ("memory: 100KiB\nlayout: {stripe: 64KiB}", "1:9: memory must be whole stripes of 64KiB"),
-    ("memory: 2GiB", "1:9: memory of 2GiB is more than this machine can hold (1024 MiB); make it smaller, or give a "
-     "directory as storage"),
+    ("memory: 2GiB", "1:9: memory of 2GiB is more than there is room for (1024 MiB: memory); make it smaller, or give "
+     "a directory as storage"),
     ("memory: 1MiB\nlisten: nowhere",
      "2:9: listen: 'nowhere' is not an address; write HOST:PORT, [::1]:PORT or unix:PATH"),
     ("memory: 1MiB\nlisten: 'a:99999'", "2:9: listen: 'a:99999': the port must be a number from 0 to 65535"),

@@ -45,7 +45,8 @@ DIRECTIONS: dict[str, dict[str, set[str]]] = {
     "launcher": {
         "clusterfile": set(),
         "run": set(),
-        "supervision": {"clusterfile", "run"},
+        "speech": set(),
+        "supervision": {"clusterfile", "run", "speech"},
         "checked": {"clusterfile", "run"},
         "output": set(),
         "log": {"checked", "completing", "output", "run"},

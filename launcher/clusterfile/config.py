@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from memcluster.client.discover import default_name, located
+from memcluster.client.discover import NotOurs, contents, default_name, located, run_directory
 from memcluster.client.units import format_duration, format_size
 from memcluster.launcher.clusterfile.positions import Document, YAMLProblem, parse
 from memcluster.launcher.clusterfile.schema import (
@@ -31,11 +31,14 @@ from memcluster.launcher.clusterfile.schema import (
 )
 from memcluster.launcher.clusterfile.settings import ClientConfig, ClusterConfig, LogConfig, RestartConfig, ServerConfig
 from memcluster.node import topology
+from memcluster.node.serving.cgroup import memory_limit
 from memcluster.node.transport.address import Address
 
 Place = tuple[int | str, ...]
 """The way to a value: ("servers", 1, "listen")."""
 PAGE = 4096
+OWN_FILES = 1 << 20
+"""Bytes of tmpfs that a run takes beside its shards."""
 MAX_UNIX_PATH = 107
 """Bytes in the path of a unix socket, at most (Linux)."""
 DEFAULT_LISTEN = Address("127.0.0.1", 10809)
@@ -69,10 +72,10 @@ class ConfigError(Exception):
 def load(path: Path, available: int | None = None, settings: Sequence[tuple[str, str]] = ()) -> ClusterConfig:
     """The cluster that a file describes; `settings` are keys (layout.stripe) and values that stand in the place of the
     file's own for this time. `available` is the memory that shards may take, in bytes: by default what
-    this machine has. Raises ConfigError."""
+    the file system, this machine and the control group have. Raises ConfigError."""
     name = str(path)
     try:
-        content = path.read_bytes()
+        content = contents(path)
     except FileNotFoundError:
         raise ConfigError([Problem(name, 0, 0, "no such file; name another one with -f, or write one")]) from None
     except OSError as error:
@@ -103,7 +106,7 @@ def load(path: Path, available: int | None = None, settings: Sequence[tuple[str,
     config = _complete(path, parsed)
     problems += [
         _placed(Problem(name, *document.values.get(where, (1, 1)), message), where, settings)
-        for keys, where, message in _check(config, parsed, _machine_memory() if available is None else available)
+        for keys, where, message in _check(config, parsed, available)
         if not keys & wrong
     ]
     if problems:
@@ -162,9 +165,9 @@ def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
         fan_out=parsed.fan_out,
         stripe=stripe,
         clients=ClientConfig(**parsed.clients.model_dump()),
-        storage=None if parsed.storage == "memory" else folder / parsed.storage,
+        storage=None if parsed.storage == "memory" else folder / Path(parsed.storage).expanduser(),
         logs=LogConfig(
-            directory=folder / parsed.logs.directory,
+            directory=folder / Path(parsed.logs.directory).expanduser(),
             retain=parsed.logs.retain,
             level=parsed.logs.level,
             retain_age=parsed.logs.retain_age or 0.0,
@@ -192,7 +195,7 @@ def _absolute(address: Address, folder: Path) -> Address:
     return replace(address, path=str(folder / address.path)) if address.path else address
 
 
-def _check(config: ClusterConfig, parsed: ClusterFile, available: int) -> Iterator[tuple[set[str], Place, str]]:
+def _check(config: ClusterConfig, parsed: ClusterFile, available: int | None) -> Iterator[tuple[set[str], Place, str]]:
     """What is wrong with keys that are right one by one: (the keys that were looked at, where, what)."""
     listed = not isinstance(parsed.servers, int)
     total = sum(server.memory for server in config.servers)
@@ -214,10 +217,13 @@ def _check(config: ClusterConfig, parsed: ClusterFile, available: int) -> Iterat
         if config.stripe and server.memory % config.stripe:
             message = f"memory must be whole stripes of {format_size(config.stripe)}"
             yield {"servers", "layout"}, ("servers", index, "memory"), message
-    if config.storage is None and config.memory > available:
+    rooms = _rooms(config) if available is None else iter([(available, "memory")])
+    room, what_says = min(rooms, default=(config.memory, ""))
+    if config.memory > room:
+        remedy = "choose another directory" if config.storage else "give a directory as storage"
         yield {"memory", "storage"}, ("memory",), (
-            f"memory of {format_size(config.memory)} is more than this machine can hold ({available >> 20} MiB); "
-            "make it smaller, or give a directory as storage"
+            f"memory of {format_size(config.memory)} is more than there is room for ({max(0, room) >> 20} MiB: "
+            f"{what_says}); make it smaller, or {remedy}"
         )
     if config.logs.level == "errors" and config.logs.sample > 1:
         message = "sample thins out requests that went well, of which level: errors keeps none; leave one of them out"
@@ -249,18 +255,39 @@ def _check_addresses(config: ClusterConfig, parsed: ClusterFile) -> Iterator[tup
     seen: dict[Address, str] = {}
     for where, address in addresses:
         key = str(where[0])
-        if len(address.path.encode()) > MAX_UNIX_PATH:
+        if not _is_text(address.path):
+            path = os.fsencode(address.path).decode(errors="replace")
+            yield {key}, where, f"a unix socket must lie in a folder whose name is UTF-8, for its URI: {path}"
+        elif len(os.fsencode(address.path)) > MAX_UNIX_PATH:
             yield {key}, where, f"the path of a unix socket has at most {MAX_UNIX_PATH} bytes: {address.path}"
         if address in seen and (address.port or address.path):
             yield {key, seen[address]}, where, f"{address} is the address of another already"
         seen.setdefault(address, key)
 
 
-def _machine_memory() -> int:
-    """Bytes that fit in this machine's memory and in its tmpfs."""
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    tmpfs = os.statvfs("/dev/shm")
-    return min(physical, tmpfs.f_blocks * tmpfs.f_frsize)
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _rooms(config: ClusterConfig) -> Iterator[tuple[int, str]]:
+    """(bytes that the shards may take, what says so)."""
+    try:
+        folder = config.storage or run_directory(config.name)
+    except NotOurs:
+        return  # said where the directory is made
+    taken = sum(shard.stat().st_blocks * 512 for shard in folder.glob("shard[0-9]*"))  # by this cluster's last run
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    system = os.statvfs(there)
+    yield system.f_bavail * system.f_frsize + taken - (0 if config.storage else OWN_FILES), f"free room in {there}"
+    if config.storage is None:
+        yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "memory of this machine"
+        limit = memory_limit()
+        if limit is not None:
+            yield limit, "memory limit of the control group"
 
 
 # -- problems in words -------------------------------------------------------------------------------------------

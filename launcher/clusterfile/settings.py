@@ -40,6 +40,9 @@ class ClientConfig:
     stall_timeout: float
 
 
+SECTOR = 512
+
+
 @dataclass(frozen=True)
 class RestartConfig:
     """See schema.py's Restart."""
@@ -70,3 +73,14 @@ class ClusterConfig:
     stop_timeout: float
     retry_timeout: float
     hang_timeout: float
+
+    @property
+    def notices(self) -> list[str]:
+        """What is right and may surprise all the same."""
+        if self.memory % SECTOR:
+            less, more = self.memory - self.memory % SECTOR, self.memory + -self.memory % SECTOR
+            return [
+                f"memory of {self.memory} bytes is not whole sectors of {SECTOR}: qemu's tools take it for "
+                f"{more - self.memory} bytes more, and fail at its end; {less} or {more} suits them"
+            ]
+        return []

@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from memcluster.client.discover import check_owner, run_directory
+from memcluster.client.discover import NotOurs, check_owner, run_directory
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.steps import step
 
@@ -126,6 +126,24 @@ class RunDirectory:
             else:
                 os.close(fd)
 
+    @property
+    def ours(self) -> bool:
+        """What is at the path is the directory that this process has the lock of, and not removed, or another's."""
+        return self._lock_fd is not None and self._is_still_there(self._lock_fd)
+
+    def make_again(self) -> bool:
+        """The directory was removed under this process, which has its lock: make it again, and lock that one; false if
+        somebody else was faster."""
+        lost, self._lock_fd = self._lock_fd, None
+        try:
+            self.acquire()
+        except (NameInUse, NotOurs, OSError):
+            self._lock_fd = lost
+            return False
+        if lost is not None:
+            os.close(lost)
+        return True
+
     def _is_still_there(self, fd: int) -> bool:
         try:
             return os.path.samestat(os.fstat(fd), os.stat(self._lock))
@@ -168,7 +186,9 @@ class RunDirectory:
         _write(self.uri, uri + "\n")
 
     def forget(self) -> None:
-        """Remove everything but the memory and the lock."""
+        """Remove everything but the memory and the lock; nothing that is another's by now."""
+        if self._lock_fd is not None and not self.ours:
+            return
         for path in (self.uri, self.control, self.state, *self.path.glob("listener-*")):
             path.unlink(missing_ok=True)
 
@@ -178,7 +198,10 @@ class RunDirectory:
         return _claim(self.path).exists() or any(self.path.glob("shard*"))
 
     def remove(self) -> None:
-        """Remove everything, the memory too. What is left if this process is killed meanwhile is no memory any more."""
+        """Remove everything, the memory too; nothing that is another's by now. What is left if this process is killed
+        meanwhile is no memory any more."""
+        if self._lock_fd is not None and not self.ours:
+            return
         import shutil  # late: it loads all that unpacks archives
 
         with suppress(FileNotFoundError):

@@ -36,6 +36,10 @@ class Cluster(Protocol):
 
     def faults(self) -> list[dict[str, Any]]: ...
 
+    @property
+    def problems(self) -> list[str]:
+        """What is missing of what the run has in the file system."""
+
 
 class Census:
     """Knows the processes it has seen before, so that CPU% is that of the time since the last census."""
@@ -76,7 +80,8 @@ class Census:
         self._seen = {pid: process for pid, process in self._seen.items() if pid in pids}
         nodes = [self._node(name, counters.get(name, {})) for name in cluster.lifecycle.nodes]
         state = cluster.lifecycle.health
-        if state == "running" and not all(node["ready"] for node in nodes):  # the lifecycle asks nobody
+        unwell = cluster.problems or not all(node["ready"] for node in nodes)  # the lifecycle asks nobody
+        if state == "running" and unwell:
             state = "degraded"
         return {
             "cluster": config.name,
@@ -88,6 +93,7 @@ class Census:
             "file": str(config.file),
             "supervisor": os.getpid(),
             "faults": cluster.faults(),
+            "missing": list(cluster.problems),
             "nodes": nodes,
         }
 

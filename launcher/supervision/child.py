@@ -5,6 +5,7 @@ What starts a process sits behind this class: start, tell, signal, and one call 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Any
 
+from memcluster.client.console import SHORT
 from memcluster.launcher.run.identity import Identity, describe_exit, kill
 from memcluster.launcher.run.leftovers import wait_gone
 from memcluster.launcher.supervision.forkserver import CONTEXT, fork_server
@@ -20,10 +22,13 @@ from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.frames import Frame
 from memcluster.node.transport.loop import READ, Loop
-from memcluster.node.zygote import run_node
+from memcluster.node.zygote import NO_ROOM, run_node
 
 LOST_STATUS = 255
 """What multiprocessing takes for the exit status when the fork server, who knows it, is dead."""
+LIMIT = "the limit of processes is reached (ulimit -u, or pids.max of the control group)"
+DEATH_SHOWS = 0.2
+"""Seconds after which a fork server that has hung up is seen to be dead, if it is."""
 EXIT_STATUS_WAIT = 1.0
 """Seconds the fork server may take to tell the status of a process that is already gone."""
 
@@ -49,6 +54,8 @@ class Child:
         """It has said so: it has come far enough to take signals gracefully."""
         self.status: int | None = None
         """Its exit status, or minus the signal that ended it; None while it lives and where it is not known."""
+        self.short = False
+        """It was not started because the system had no room for another process."""
         self._problem = ""
         self._parent: Identity | None = None
         ours, theirs = socket.socketpair()
@@ -56,6 +63,7 @@ class Child:
             self._fork(listeners, theirs)
         except (OSError, EOFError) as error:  # the fork server died meanwhile, or the system has no room for more
             self._problem = f"could not be started: {str(error) or type(error).__name__}"
+            self.short = isinstance(error, OSError) and error.errno in SHORT
         theirs.close()
         self.pid = 0 if self._problem else self._process.pid or 0
         identity = Identity.of(self.pid) if self.pid else None
@@ -105,9 +113,13 @@ class Child:
             self._process = CONTEXT.Process(target=run_node, args=arguments, name=self.spec.name)
             try:
                 self._process.start()
+                if self._process.pid == NO_ROOM:
+                    raise BlockingIOError(errno.EAGAIN, LIMIT)
                 return
             except (ConnectionError, EOFError):
-                if not again or (self._parent and not wait_gone([self._parent], EXIT_STATUS_WAIT)):
+                if self._parent and not wait_gone([self._parent], DEATH_SHOWS):
+                    raise BlockingIOError(errno.EAGAIN, LIMIT) from None  # it lives, and nobody reads what it was sent
+                if not again:
                     raise
 
     def _received(self, _channel: Channel, frame: Frame) -> None:

@@ -13,8 +13,8 @@ import types
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
-from memcluster.client.console import silence
 from memcluster.launcher.run.identity import Identity, describe_exit
+from memcluster.launcher.speech import SPEECH
 from memcluster.node.zygote import OUTPUT, SUPERVISOR
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -84,12 +84,9 @@ def _words() -> str:
 
 
 def _tell(text: str) -> None:
-    """To the terminal, or into supervisor.out; a cluster does not depend on who reads about it."""
-    try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    except OSError:
-        silence(sys.stderr)
+    """To the terminal, or into supervisor.out."""
+    if text:
+        SPEECH.say(text.rstrip("\n"), sys.stderr)
 
 
 def helpers() -> tuple[Identity, ...]:
@@ -97,6 +94,19 @@ def helpers() -> tuple[Identity, ...]:
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     found = Identity.of(pid) if pid else None
     return () if found is None else (found,)
+
+
+def reap_strangers() -> None:
+    """As the first process of a container, wait for those who were left to this one: nobody else does. The fork server
+    is waited for where its end is looked into."""
+    own = {helper.pid for helper in helpers()}
+    with open(f"/proc/self/task/{os.getpid()}/children") as children:
+        for pid in map(int, children.read().split()):
+            if pid not in own:
+                try:
+                    os.waitpid(pid, os.WNOHANG)
+                except ChildProcessError:
+                    pass
 
 
 def stop_fork_server() -> None:

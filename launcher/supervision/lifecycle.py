@@ -247,8 +247,9 @@ class Lifecycle:
         self.nodes[name].broken = True
         self.nodes[name].reason = reason
 
-    def exited(self, name: str, how: str, now: float) -> list[Action]:
-        """A process is gone; `how` says it in words."""
+    def exited(self, name: str, how: str, now: float, *, short: bool = False) -> list[Action]:
+        """A process is gone; `how` says it in words. With `short` there was none: the system had no room for it, which
+        is tried again, and no fault of the node's."""
         node = self.nodes[name]
         node.due = None
         if self.phase in (Phase.DRAINING, Phase.STOPPED) and not (self._finishing and name not in self._current()):
@@ -265,6 +266,8 @@ class Lifecycle:
         if node.state is State.STARTING and self.phase is Phase.STARTING:
             node.state = State.FAILED
             return [Say("failed", name, how), *self._give_up(f"{name}: {how}", now)]
+        if short:
+            return self._wait_for_room(node, how, now)
         return self._died(node, how, now)
 
     def stop(self, mode: str, timeout: float | None, now: float) -> list[Action]:
@@ -346,6 +349,13 @@ class Lifecycle:
             return [*said, Say("restarting", node.name, "at once"), *self._start(node, now)]
         node.state, node.due = State.RESTARTING, now + delay
         return [*said, Say("restarting", node.name, f"in {delay:.1f} s")]
+
+    def _wait_for_room(self, node: NodeLife, how: str, now: float) -> list[Action]:
+        delay = self._jitter(min(self._restart.cap, 2.0 ** min(node.streak, 60)))
+        node.streak += 1
+        node.restarts += 1
+        node.state, node.due = State.RESTARTING, now + delay
+        return [Say("died", node.name, how), Say("restarting", node.name, f"in {delay:.1f} s")]
 
     def _restart_no_more(self) -> None:
         for node in self.nodes.values():

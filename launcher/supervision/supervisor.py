@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from memcluster.client.console import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TIMEOUT
@@ -22,10 +23,11 @@ from memcluster.launcher.run.directory import NodeRecord, RunDirectory, RunRecor
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.steps import step
 from memcluster.launcher.supervision import lifecycle, orders, sockets
+from memcluster.launcher.supervision.belongings import Belongings
 from memcluster.launcher.supervision.census import Census
 from memcluster.launcher.supervision.child import Child
 from memcluster.launcher.supervision.faults import FAULTS_TOLD, FaultError, Faults
-from memcluster.launcher.supervision.forkserver import helpers
+from memcluster.launcher.supervision.forkserver import helpers, reap_strangers
 from memcluster.launcher.supervision.heartbeats import Heartbeats, where_it_stands
 from memcluster.launcher.supervision.lifecycle import Action, Lifecycle, Phase
 from memcluster.launcher.supervision.places import Place, cluster_map, node_specs
@@ -38,6 +40,8 @@ from memcluster.node.transport.listener import Listener
 from memcluster.node.transport.loop import READ, Loop, Timer
 
 Happening = dict[str, Any]
+TOGETHER = 0.2
+"""Seconds within which a signal that is sent to every process of a service reaches all of them."""
 RECORD_AGAIN = 1.0
 """Seconds until the record is tried again that found no room."""
 
@@ -84,6 +88,15 @@ class Supervisor:
         self._heartbeats = Heartbeats(self.loop, config.hang_timeout, self._living_children, self._hung)
         self._notes: dict[str, list[dict[str, Any]]] = {}  # events for the log of a server that cannot write now
         self.specs = {spec.name: spec for spec in node_specs(config, run, self.map)}
+        self._belongings = Belongings(
+            self.loop,
+            run,
+            sockets=[address.path for address in addresses if address.path],
+            shards=[Path(self.specs[f"server{index}"].shard) for index in range(count)],
+            logs=config.logs.directory / config.name,
+            restore=self._restored,
+            lost=lambda problem: self._tell({"event": "lost", "text": problem}),
+        )
         self.lifecycle = Lifecycle(
             [f"server{index}" for index in range(count)],
             [f"logger{index}" for index in range(count)],
@@ -101,22 +114,43 @@ class Supervisor:
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as with nohup
             self.loop.on_signal(signal.SIGHUP, lambda: self.stop("now", None))
         self.loop.on_signal(signal.SIGINT, self._interrupt)
-        control = Listener(self.loop, sockets.bind(Address(path=str(self.run_directory.control))), self._accept)
-        control.start()
+        self._listen()
         self._heartbeats.start()
+        self._belongings.start()
+        if os.getpid() == 1:
+            self.loop.on_signal(signal.SIGCHLD, reap_strangers)
         if wait_timeout is not None:
             self.loop.after(wait_timeout, lambda: self._too_slow(wait_timeout))
         if owner is not None:
             self._end_with(owner)
         self._do(self.lifecycle.begin(self._now()))
         self.loop.run()
-        control.stop()
+        self._control.stop()
         self._clean_up()
         self._tell({"event": "gone"})
         for channel in tuple(self._channels):
             channel.close()
         self.loop.close()
         return self.code
+
+    def _listen(self) -> None:
+        """To the command line."""
+        self._control = Listener(self.loop, sockets.bind(Address(path=str(self.run_directory.control))), self._accept)
+        self._control.start()
+
+    def _restored(self) -> None:
+        """The run directory was removed and made again: what lies in it beside the shards is written anew."""
+        self._tell({"event": "lost", "text": f"{self.run_directory.path} was removed, and has been made again"})
+        self._control.stop()
+        self._listen()
+        self._write_record()
+        if self.lifecycle.phase is not Phase.STARTING:
+            self.run_directory.write_uri(self.uri)
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with what the run has in the file system."""
+        return self._belongings.problems
 
     def stop(self, mode: str, timeout: float | None) -> None:
         """Begin the graceful stop; see Lifecycle.stop. No fault may hold it up or keep records from the merged log."""
@@ -249,7 +283,7 @@ class Supervisor:
         if event == "failed":
             self._refuse(name)
         if event == "running":
-            happening |= {"uri": self.uri, "seconds": self._now() - self._began}
+            happening |= {"uri": self.uri, "seconds": self._now() - self._began, "notices": self.config.notices}
         self._tell(happening)
 
     def _tell(self, happening: Happening) -> None:
@@ -267,6 +301,14 @@ class Supervisor:
             self._do(self.lifecycle.ready(name, self._now()))
         elif head.get("event") == "failed":
             self.lifecycle.broken(name, str(head.get("reason")))
+        elif head.get("event") == "terminated":
+            self.loop.after(TOGETHER, lambda: self._terminated(child))
+
+    def _terminated(self, child: Child) -> None:
+        """A node was sent a SIGTERM. If that was for all, this process has had its own meanwhile, and the nodes go in
+        their turn; else this one goes, and is started again."""
+        if self.lifecycle.phase in (Phase.STARTING, Phase.RUNNING):
+            child.tell({"do": "drain", "mode": "now"})
 
     def _came_back(self, name: str) -> None:
         """A node is ready: tell it what it must know of the time before."""
@@ -283,7 +325,7 @@ class Supervisor:
         if self.lifecycle.nodes[child.spec.name].state is lifecycle.State.HUNG:
             place = where_it_stands(self.config.logs.directory / self.config.name / f"{child.spec.name}.out")
             self.lifecycle.nodes[child.spec.name].reason += f" in {place}" if place else ""
-        self._do(self.lifecycle.exited(child.spec.name, how, self._now()))
+        self._do(self.lifecycle.exited(child.spec.name, how, self._now(), short=child.short))
 
     def _probed(self, problem: str) -> None:
         if problem:

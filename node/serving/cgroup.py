@@ -5,6 +5,8 @@ Groups lie within groups, and a limit of any of them holds. Version 2 of the ker
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
@@ -13,11 +15,24 @@ _VERSION_2 = ("memory.max", "memory.current", "")
 
 def memory_in_use(root: Path = Path("/")) -> float:
     """The part in use of the tightest limit, 0 to 1; 0 where there is none."""
+    return max((_part(group, *names) for group, names in _groups(root)), default=0.0)
+
+
+def memory_limit(root: Path = Path("/")) -> int | None:
+    """Bytes of the tightest limit; None where there is none."""
+    limits = []
+    for group, (limit, *_) in _groups(root):
+        with suppress(OSError, ValueError):  # "max" is no number, and no limit
+            limits.append(int((group / limit).read_text()))
+    return min(limits, default=None)
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """This process's group and those that it lies in, each with the names of its files."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return 0.0
-    most = 0.0
+        return
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
@@ -25,10 +40,9 @@ def memory_in_use(root: Path = Path("/")) -> float:
         top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
         group = top / path.lstrip("/")  # in a container not always there, but its own group is: at the top
         for directory in (group, *group.parents):
-            most = max(most, _part(directory, *(_VERSION_1 if controllers else _VERSION_2)))
+            yield directory, _VERSION_1 if controllers else _VERSION_2
             if directory == top:
                 break
-    return most
 
 
 def _part(group: Path, limit: str, usage: str, prefix: str) -> float:
