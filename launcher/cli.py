@@ -38,6 +38,7 @@ from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.speech import SPEECH
 from memcluster.launcher.statusview import status_table, verdict
 from memcluster.launcher.table import width_of
+from memcluster.node.topology import DEFAULT, names
 
 if TYPE_CHECKING:
     from memcluster.launcher.clusterfile.settings import ClusterConfig
@@ -80,6 +81,21 @@ def _scale(text: str) -> Setting:
 
 _settings = click.option("--set", "settings", metavar="KEY=VALUE", type=_setting, multiple=True,
                          help="As if cluster.yaml said so, such as layout.stripe=64KiB; may be repeated.")  # fmt: skip
+
+
+@cli.command()
+@click.option("--memory", default="64MiB", show_default=True, metavar="SIZE", help="Bytes in all.")
+@click.option("--servers", type=click.IntRange(1, 64), default=3, show_default=True, help="That share them.")
+@click.option("--topology", type=click.Choice(names()), default=DEFAULT, show_default=True, help="Who answers clients.")
+@click.option("--listen", default="127.0.0.1:10809", show_default=True, metavar="ADDRESS", help="Or unix:PATH.")
+@click.option("--storage", default="memory", show_default=True, metavar="DIRECTORY", help="Where the bytes are kept.")
+@click.pass_obj
+def init(file: Path, /, **choices: Any) -> None:
+    """Write a cluster.yaml to begin with; one that is there is not overwritten."""
+    from memcluster.launcher.init import write
+
+    write(file, **choices)
+    click.echo(f"{file} is written; `{command(file, 'up -d')}` starts the cluster")
 
 
 @cli.command("up")

@@ -217,10 +217,11 @@ class Cluster:
         if unknown := [name for name in names if name.upper() not in known_operations()]:
             raise ValueError(f"there is no {unknown[0]!r}; there are {', '.join(map(str.lower, known_operations()))}")
         moment = None if since is None else int(since * 1e9)
+        nodes = [] if node is None else [node]
         record = self._record()
         try:
             return list(
-                read_log(record.logger0.address, last=last, since=moment, node=node, operations=names, errors=errors)
+                read_log(record.logger0.address, last=last, since=moment, nodes=nodes, operations=names, errors=errors)
             )
         except LogsError as error:
             raise LaunchError(str(error)) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 from memcluster.client.console import EXIT_TIMEOUT, Failure
@@ -45,17 +46,17 @@ def down(name: str, *, timeout: float | None, drain: bool, tell: Tell, paths: Ca
         deadline = time.monotonic() + limit + (record.stop_timeout if drain else 0) + LAST_STAGES + SLACK
     code, gone = 0, False
     try:
-        stream = connect(run.control)
-        if record is not None:  # a paused supervisor cannot stop
-            record.supervisor.signal(signal.SIGCONT)
-        stream.send({"do": "down", "drain": drain, "timeout": timeout})
-        for happening in stream.frames(deadline):
-            if "event" not in happening:  # it has not understood the order, and does nothing
-                raise Failure(happening["error"])
-            tell(happening)
-            gone = gone or happening["event"] == "gone"
-            if happening["event"] == "late":
-                code = EXIT_TIMEOUT
+        with closing(connect(run.control)) as stream:
+            if record is not None:  # a paused supervisor cannot stop
+                record.supervisor.signal(signal.SIGCONT)
+            stream.send({"do": "down", "drain": drain, "timeout": timeout})
+            for happening in stream.frames(deadline):
+                if "event" not in happening:  # it has not understood the order, and does nothing
+                    raise Failure(happening["error"])
+                tell(happening)
+                gone = gone or happening["event"] == "gone"
+                if happening["event"] == "late":
+                    code = EXIT_TIMEOUT
     except NoAnswer as problem:
         if record is None or not record.supervisor.alive:  # who holds the lock has not come so far yet
             raise Busy from problem
