@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,6 +40,8 @@ def read_map(target: Target, timeout: float) -> bytes:
 
 def parse_map(content: bytes, entry: Target) -> ClusterMap:
     """Raises ClusterError if it is none."""
+    import hashlib  # late: it loads OpenSSL, and only who routes needs it
+
     try:
         document = json.loads(content)
         stripe = document["layout"].get("stripe", 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import io
 import os
@@ -92,7 +91,9 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         word = args[0]
         if self.get_command(ctx, word) is None and not word.startswith("-") and not ctx.resilient_parsing:
-            near = difflib.get_close_matches(word, self.commands, n=1)
+            import difflib  # late: few mistype
+
+            near = difflib.get_close_matches(word, self.list_commands(ctx), n=1)
             hint = self._hints.get(word) or (f"did you mean {near[0]!r}?" if near else "")
             hint = hint or f"there are {', '.join(self.list_commands(ctx))}"
             raise click.UsageError(f"there is no command {word!r}; {hint}", ctx)
@@ -100,7 +101,8 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """As click does, but no sentence is cut."""
-        rows = [(name, self.commands[name].get_short_help_str(limit=1000)) for name in self.list_commands(ctx)]
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, command.get_short_help_str(limit=1000)) for name, command in found if command is not None]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
