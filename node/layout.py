@@ -60,6 +60,15 @@ class Linear:
         """Where in the memory the byte at `offset` of a server's shard lies."""
         return self._starts[server] + offset
 
+    def owners(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """(length, server) of the runs that lie in one server each, in order."""
+        position, end = offset, offset + length
+        while position < end:
+            server = self.owner(position)
+            stop = min(end, self._ends[server])
+            yield stop - position, server
+            position = stop
+
     def holder(self, offset: int, length: int) -> tuple[int, int]:
         """(server, offset in its shard) if one server holds all of a request, at least one byte; else (-1, 0)."""
         server = bisect_right(self._ends, offset)
@@ -137,6 +146,24 @@ class Striped:
         row, within = divmod(offset, self.stripe)
         address, first, members = next(phase for phase in reversed(self._phases) if phase[1] <= row)
         return address + ((row - first) * len(members) + members.index(server)) * self.stripe + within
+
+    def owners(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """(length, server) of the runs that lie in one server each, in order: stripes, and at the end of the memory
+        perhaps what is left of the largest shard."""
+        position, end = offset, offset + length
+        while position < end:
+            start = position
+            server = self.owner(position)
+            position = min(end, self._next(position))
+            while position < end and self.owner(position) == server:
+                position = min(end, self._next(position))
+            yield position - start, server
+
+    def _next(self, offset: int) -> int:
+        """Where the run of the byte at `offset` ends, or at least its stripe."""
+        if len(self._phases[-1][2]) == 1 and offset >= self._starts[-1]:
+            return self.size
+        return offset - offset % self.stripe + self.stripe
 
     def holder(self, offset: int, length: int) -> tuple[int, int]:
         """(server, offset in its shard) if one stripe holds all of a request, at least one byte; else (-1, 0)."""

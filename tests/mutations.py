@@ -23,6 +23,7 @@ class Grammar:
     no_zeroes: bool
     position: int = 0
     structured: bool = False
+    extended: bool = False
     frames: list[tuple] = field(default_factory=list)
 
     def left(self) -> int:
@@ -66,6 +67,8 @@ class Grammar:
             self.frames.append((number, reply))
             if (number, reply) == (Option.STRUCTURED_REPLY, Rep.ACK):
                 self.structured = True
+            if (number, reply) == (Option.EXTENDED_HEADERS, Rep.ACK):
+                self.structured = self.extended = True
             self.position += length
             if (number, reply) == (Option.GO, Rep.ACK):
                 return True
@@ -74,7 +77,7 @@ class Grammar:
     def transmission(self) -> None:
         while self.left() >= 4:
             (magic,) = struct.unpack_from(">I", self.said, self.position)
-            if magic == wire.SIMPLE_REPLY_MAGIC:
+            if magic == wire.SIMPLE_REPLY_MAGIC and not self.extended:
                 frame = self.take(wire.SIMPLE_REPLY)
                 if frame is None:
                     return
@@ -82,12 +85,13 @@ class Grammar:
                 if not self.structured:
                     return  # a READ's bytes may follow, and how many only the request tells
             else:
-                assert magic == wire.CHUNK_MAGIC, f"{magic:#x} is no reply"
+                right = wire.EXTENDED_CHUNK_MAGIC if self.extended else wire.CHUNK_MAGIC
+                assert magic == right, f"{magic:#x} is no reply"
                 assert self.structured
-                frame = self.take(wire.CHUNK)
+                frame = self.take(wire.EXTENDED_CHUNK if self.extended else wire.CHUNK)
                 if frame is None:
                     return
-                _, flags, kind, _, length = frame
+                flags, kind, length = frame[1], frame[2], frame[-1]
                 assert flags in (0, 1)
                 assert kind in Chunk.__members__.values()
                 assert length <= SIZE + 8

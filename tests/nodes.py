@@ -103,7 +103,7 @@ class Nodes:
     def bytes(self, offset: int, length: int) -> bytes:
         """What the memory holds there, in one server."""
         owner, place = self.owner(offset)
-        return bytes(owner.shard.read(place, length))
+        return b"".join(owner.shard.read(place, length))
 
     def fill(self, byte: bytes) -> None:
         for one in self.servers:

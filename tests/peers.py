@@ -189,7 +189,7 @@ def serving(memory: bytearray) -> Script:
                 memory[span] = request.payload
             try:
                 if request.command == Command.BLOCK_STATUS:
-                    peer.session.reply_extents(request, [(request.length, Status.DATA)])
+                    peer.session.reply_extents(request, {1: [(request.length, Status.DATA)]})
                     peer.send()
                 else:
                     peer.answer(request, bytes(memory[span]) if request.command == Command.READ else None)

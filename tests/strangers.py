@@ -141,6 +141,15 @@ class Stranger:
         assert magic == wire.OPTION_REPLY_MAGIC
         return option, reply, self.take(length)
 
+    def listed(self) -> None:
+        """Take the answer to LIST, however many exports there are."""
+        kinds = [Rep.SERVER]
+        while kinds[-1] == Rep.SERVER:
+            number, kind, _ = self.option_reply()
+            assert number == Option.LIST
+            kinds.append(kind)
+        assert (len(kinds) > 2, kinds[-1]) == (True, Rep.ACK)
+
     def negotiate(self, *, structured: bool = True) -> None:
         """Come as far as the transmission phase."""
         self.take(wire.GREETING.size)
@@ -195,6 +204,11 @@ def request(
     return wire.REQUEST.pack(magic, flags, command, cookie, offset, length) + payload
 
 
+def long_request(command: int, offset: int, length: int, payload: bytes = b"") -> bytes:
+    flags = CommandFlag.PAYLOAD_LEN if payload else 0
+    return wire.EXTENDED_REQUEST.pack(wire.EXTENDED_REQUEST_MAGIC, flags, command, 7, offset, length) + payload
+
+
 FLAGS = wire.CLIENT_FLAGS.pack(3)
 STRUCTURED = option(Option.STRUCTURED_REPLY)
 LIST = option(Option.LIST)
@@ -231,6 +245,13 @@ def sessions(name: bytes) -> dict[str, list[bytes]]:
         ],
         "simple": [FLAGS, option(Option.INFO, text(name) + struct.pack(">H", 0)), go(name), *WORK, DISC],
         "old": [wire.CLIENT_FLAGS.pack(1), option(Option.EXPORT_NAME, name), *WORK, DISC],
+        "extended": [
+            FLAGS, option(Option.EXTENDED_HEADERS), option(Option.SET_META_CONTEXT, query(name)), go(name),
+            long_request(Command.WRITE, BORDER - 20, 40, b"forty bytes of payload over a border...."),
+            long_request(Command.CACHE, 0, 8, b"nothing!"), long_request(Command.TRIM, 4096, 9000),
+            long_request(Command.BLOCK_STATUS, 0, BORDER), long_request(Command.READ, BORDER - 50, 100),
+            long_request(Command.READ, 0, 1 << 40), long_request(Command.DISC, 0, 0),
+        ],
         "abort": [FLAGS, LIST, STRUCTURED, option(Option.ABORT)],
     }  # fmt: skip
 

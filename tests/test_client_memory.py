@@ -244,7 +244,7 @@ def test_extents_that_come_bit_by_bit_or_tell_too_much():
     @opened
     def script(peer: Peer) -> None:
         for request, extents in zip(peer.serve(), answers, strict=False):
-            peer.session.reply_extents(request, extents)
+            peer.session.reply_extents(request, {1: extents})
             peer.send()
         wait_for_goodbye(peer)
 

@@ -42,7 +42,7 @@ def test_what_cannot_go_on_is_cut_off(world, case):
 
 HANDSHAKE_REFUSED = {
     "STARTTLS": (option(Option.STARTTLS), Rep.ERR_UNSUP),
-    "EXTENDED_HEADERS": (option(Option.EXTENDED_HEADERS), Rep.ERR_UNSUP),
+    "EXTENDED_HEADERS with data": (option(Option.EXTENDED_HEADERS, b"x"), Rep.ERR_INVALID),
     "an unknown option": (option(4711, b"data of it"), Rep.ERR_UNSUP),
     "option 0": (option(0), Rep.ERR_UNSUP),
     "LIST with data": (option(Option.LIST, b"x"), Rep.ERR_INVALID),
@@ -74,9 +74,7 @@ def test_what_is_refused_in_the_handshake_is_no_end(world, case):
         number, reply, sentence = stranger.option_reply()
         assert (number, reply) == (wire.OPTION.unpack_from(words)[1], expected)
         assert len(sentence.decode()) > 10
-        assert [stranger.option_reply()[:2] for _ in range(3)] == [
-            (Option.LIST, Rep.SERVER), (Option.LIST, Rep.SERVER), (Option.LIST, Rep.ACK),
-        ]  # fmt: skip
+        stranger.listed()
         assert stranger.option_reply()[:2] == (Option.GO, Rep.INFO)
         stranger.until_closed()
     assert world.bad_input == before
@@ -120,8 +118,8 @@ def test_options_may_come_again_and_again(world):
         stranger.send(FLAGS)
         stranger.send((LIST + STRUCTURED + option(4711)) * (MAX_OPTIONS // 3))
         for _ in range(MAX_OPTIONS // 3):
-            replies = [stranger.option_reply()[1] for _ in range(5)]
-            assert replies == [Rep.SERVER, Rep.SERVER, Rep.ACK, Rep.ACK, Rep.ERR_UNSUP]
+            stranger.listed()
+            assert [stranger.option_reply()[1] for _ in range(2)] == [Rep.ACK, Rep.ERR_UNSUP]
 
 
 EINVAL, ENOSPC = Error.EINVAL, Error.ENOSPC

@@ -60,6 +60,18 @@ def test_the_holder_of_a_request_is_the_server_of_its_only_piece(layout, data):
         assert len(pieces) > 1
 
 
+@given(layouts, st.data())
+def test_the_owners_of_a_range_are_those_of_its_bytes(layout, data):
+    """Run by run, and never two runs of one server beside each other but at the end of a round of one."""
+    offset = data.draw(st.integers(0, layout.size))
+    length = data.draw(st.integers(0, layout.size - offset))
+    runs = list(layout.owners(offset, length))
+    assert [server for count, server in runs for _ in range(count)] == [
+        layout.owner(at) for at in range(offset, offset + length)
+    ]
+    assert all(one[1] != other[1] for one, other in pairwise(runs))
+
+
 def test_linear_by_hand():
     """A request over a border has a piece on either side."""
     layout = Linear((10, 20, 30))

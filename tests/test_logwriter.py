@@ -69,10 +69,10 @@ def test_space_is_reserved_before_it_is_written_to(tmp_path: Path) -> None:
 def test_a_number_that_does_not_fit_is_saturated(tmp_path: Path) -> None:
     """A clock that goes back gives a negative duration; that must not end the server."""
     log = writer(tmp_path)
-    log.append(5, -3, 1, 2, 1 << 32, 4, 1, 1, 0, 0)
+    log.append(5, -3, 1, 2, 1 << 64, 4, 1, 1, 0, 0)
     append(log)
     (first, _) = records(read_segments(tmp_path))
-    assert (first.duration, first.length, first.sequence) == (0, (1 << 32) - 1, 1)
+    assert (first.duration, first.length, first.sequence) == (0, (1 << 64) - 1, 1)
     assert log.lost == 0
 
 

@@ -33,7 +33,7 @@ def new(path: Path, size: int = SIZE) -> Shard:
 
 
 def read(shard: Shard, offset: int = 0, length: int = SIZE) -> bytes:
-    return bytes(shard.read(offset, length))
+    return b"".join(shard.read(offset, length))
 
 
 def test_a_new_shard_is_one_hole_of_zeroes(shard):
@@ -169,7 +169,7 @@ try:
         written += 1
 except OSError as error:
     assert error.errno == errno.ENOSPC, error
-    assert bytes(shard.read((written - 1) << 20, 5)) == b"xxxxx"
+    assert b"".join(shard.read((written - 1) << 20, 5)) == b"xxxxx"
     print("ENOSPC after", written)
 """
 

@@ -14,6 +14,7 @@ from memcluster.node.nbd.client import MAX_CHUNK, ClientSession
 from memcluster.node.nbd.errors import NBDError, ProtocolError, Refused
 from memcluster.node.nbd.negotiation import Export
 from memcluster.node.nbd.opening import MAX_OPTION_REPLY
+from memcluster.node.nbd.replies import ZEROES
 from memcluster.node.nbd.server import ServerSession
 from memcluster.node.nbd.wire import (
     BASE_ALLOCATION,
@@ -359,6 +360,18 @@ def test_a_hole_is_zeroes_also_over_what_the_destination_held():
     assert bytes(reply.data) == bytes(destination) == bytes(6) + b"gh"
 
 
+def test_whoever_passes_a_read_on_hears_of_its_holes():
+    """The bytes as buffers in order, with views of ZEROES where the server told of a hole."""
+    session = ready()
+    ask(session, Command.READ, 1, 0, 10)
+    [reply] = feed(session, data_chunk(1, 6, b"cd", False) + hole(1, 8, 2, False) + data_chunk(1, 0, b"ab", False)
+                   + hole(1, 2, 4))  # fmt: skip
+    assert reply.data == b"ab" + bytes(4) + b"cd" + bytes(2)
+    assert [(bytes(buffer), buffer.obj is ZEROES.obj) for buffer in reply.buffers()] == [
+        (b"ab", False), (bytes(4), True), (b"cd", False), (bytes(2), True),
+    ]  # fmt: skip
+
+
 def test_chunks_of_several_requests_interleave():
     """Chunks find their requests by their cookies; each request is complete with its own last chunk."""
     session = ready()
@@ -638,14 +651,14 @@ def exchange(client: ClientSession, server: ServerSession, step: int = 1 << 30) 
 
 
 @pytest.mark.parametrize("step", [1, 100, 1 << 30])
-@pytest.mark.parametrize("structured", [True, False])
-def test_client_and_server_meet_in_memory(step, structured):
+@pytest.mark.parametrize(("structured", "extended"), [(False, False), (True, False), (True, True)])
+def test_client_and_server_meet_in_memory(step, structured, extended):
     """Handshake, a write, a read, extents and an error, with our own server's session on the other side."""
-    client = ClientSession(structured=structured)
+    client = ClientSession(structured=structured, extended=extended)
     server = ServerSession(Memory(), lambda request: memoryview(bytearray(request.length)))
     exchange(client, server, step)
     assert client.ready
-    assert client.structured == structured
+    assert (client.structured, client.extended) == (structured, extended)
     assert client.size == SIZE
     client.submit(Command.WRITE, 1, 10, 5, payload=(b"hello",))
     client.submit(Command.READ, 2, 10, 5)
@@ -662,6 +675,58 @@ def test_client_and_server_meet_in_memory(step, structured):
         (3, Error.EINVAL, None),
     ]
     assert bool(replies[2].message) == structured
+    if structured:
+        client.submit(Command.BLOCK_STATUS, 4, 0, SIZE)
+        client.submit(Command.READ, 5, 3, 20)
+        client.submit(Command.READ, 6, 3, 300_000)
+        status, read, large = exchange(client, server, step)[0]
+        server.reply_extents(status, {1: [(1 << 31, 3), (5, 0)]})
+        server.reply_data(read, [ZEROES[:20]])
+        server.reply_data(large, [b"x" * 100_000, ZEROES[:100_000], b"y" * 100_000])
+        _, replies = exchange(client, server, step)
+        assert replies[0].extents == [(1 << 31, 3), (5, 0)]
+        assert bytes(replies[1].data) == bytes(20)
+        assert bytes(replies[2].data) == b"x" * 100_000 + bytes(100_000) + b"y" * 100_000
+    client.disconnect()
+    exchange(client, server, step)
+    assert server.finished
+
+
+def long_chunk(kind: int, cookie: int, offset: int = 0, body: bytes = b"", length: int | None = None) -> bytes:
+    length = len(body) if length is None else length
+    return wire.EXTENDED_CHUNK.pack(wire.EXTENDED_CHUNK_MAGIC, 1, kind, cookie, offset, length) + body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        simple(1) + bytes(16),
+        chunk(Chunk.NONE, 1) + bytes(16),
+        long_chunk(Chunk.NONE, 2),
+        long_chunk(Chunk.NONE, 1, 5),
+        long_chunk(Chunk.NONE, 1, 0, b"x"),
+        long_chunk(Chunk.BLOCK_STATUS_EXT, 1, 0, bytes(8)),
+        long_chunk(Chunk.BLOCK_STATUS_EXT, 1, 0, struct.pack(">IIQQ", 1, 2, 5, 0)),
+        long_chunk(Chunk.BLOCK_STATUS_EXT, 1, 0, struct.pack(">IIQQ", 9, 1, 5, 0)),
+        long_chunk(Chunk.BLOCK_STATUS_EXT, 1, 0, struct.pack(">IIQQ", 1, 1, 0, 0)),
+        long_chunk(Chunk.OFFSET_DATA, 1, 0, struct.pack(">Q", 0), 1 << 63),
+        long_chunk(Chunk.BLOCK_STATUS_EXT, 1, 0, length=MAX_CHUNK + 1),
+    ],
+)
+def test_a_server_that_breaks_the_extended_form_is_not_believed(data):
+    """Headers of the other forms, another request's offset or cookie, and lengths that nobody asked for."""
+    client = ClientSession(extended=True)
+    exchange(client, ServerSession(Memory(), lambda *_: None))
+    client.submit(Command.BLOCK_STATUS, 1, 0, 8)
+    with pytest.raises(ProtocolError):
+        feed(client, data)
+
+
+def test_extents_of_the_newer_kind_are_not_believed_without_extended_headers():
+    client = ready()
+    ask(client, Command.BLOCK_STATUS, 1)
+    with pytest.raises(ProtocolError):
+        feed(client, chunk(Chunk.BLOCK_STATUS_EXT, 1, struct.pack(">IIQQ", 1, 1, 8, 0)))
 
 
 def test_our_server_refuses_and_lists_for_our_client():

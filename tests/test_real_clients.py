@@ -91,6 +91,7 @@ def test_nbdinfo_sees_all_that_the_memory_can_do(cluster):
     need("nbdinfo", "libnbd-bin")
     found = json.loads(output("nbdinfo", "--json", cluster.uri))
     assert (found["protocol"], found["TLS"], found["structured"]) == ("newstyle-fixed", False, True)
+    assert found.get("extended", True)  # libnbd 1.20 and later have it
     (export,) = found["exports"]
     abilities = ("cache", "df", "fast_zero", "flush", "fua", "multi_conn", "trim", "zero")
     assert [name for name in abilities if not export[f"can_{name}"]] == []
@@ -98,7 +99,7 @@ def test_nbdinfo_sees_all_that_the_memory_can_do(cluster):
     assert export["export-size"] == SIZE
     sizes = [export[f"block_size_{which}"] for which in ("minimum", "preferred", "maximum")]
     assert sizes == [1, 4096, 32 << 20]
-    assert export["contexts"] == ["base:allocation"]
+    assert export["contexts"] == ["base:allocation", "memcluster:owner"]
     assert cluster.name in export["description"]
     assert output("nbdinfo", "--size", cluster.uri) == f"{SIZE}\n"
 
@@ -110,7 +111,10 @@ def test_nbdinfo_lists_the_map_of_the_cluster(cluster):
     listed = json.loads(output("nbdinfo", "--list", "--json", cluster.uri))["exports"]
     exports = {export["export-name"]: export for export in listed}
     parts = {name for name in exports if name.startswith("part-")}  # for clients that route
-    assert set(exports) - parts == {"", "cluster.json"}
+    topology = cluster.keys.get("topology", "primary-secondary")
+    count = {"primary-secondary": 3, "client-routed": 1}.get(topology, 0)  # where a server's part can be opened
+    assert set(exports) - parts == {"", "readonly", "cluster.json", *(f"server{number}" for number in range(count))}
+    assert exports["readonly"]["is_read_only"]
     assert len(parts) == (cluster.keys.get("topology") == "client-routed")
     described = exports["cluster.json"]
     assert (described["is_read_only"], described["can_multi_conn"], described["can_trim"]) == (True, True, False)

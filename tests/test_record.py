@@ -31,7 +31,7 @@ RECORDS = st.builds(
     duration=U64,
     identifier=U64,
     offset=U64,
-    length=st.integers(0, (1 << 32) - 1),
+    length=st.integers(0, (1 << 64) - 1),
     client=st.integers(0, (1 << 32) - 1),
     kind=st.sampled_from(Kind),
     operation=st.integers(0, 255),
@@ -71,8 +71,8 @@ def test_clamp_leaves_what_fits(record: Record) -> None:
 
 
 def test_clamp_saturates() -> None:
-    record = clamp(Record(-1, 1 << 70, 1, 2, 1 << 32, -5, 300, 1, 1 << 16, -1, 9))
-    assert record == (0, MAX_IDENTIFIER, 1, 2, (1 << 32) - 1, 0, 255, 1, 65535, 0, 9)
+    record = clamp(Record(-1, 1 << 70, 1, 2, 1 << 64, -5, 300, 1, 1 << 16, -1, 9))
+    assert record == (0, MAX_IDENTIFIER, 1, 2, (1 << 64) - 1, 0, 255, 1, 65535, 0, 9)
     RECORD.pack(*record)
 
 

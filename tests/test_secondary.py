@@ -94,7 +94,7 @@ class Subject:
         return Peer(self.loop, self.address, export)
 
     def bytes(self, offset: int, length: int) -> bytes:
-        return bytes(self.server.shard.read(offset, length))
+        return b"".join(self.server.shard.read(offset, length))
 
 
 @pytest.fixture

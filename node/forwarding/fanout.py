@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from memcluster.node.forwarding.link import Link, Submission
 from memcluster.node.layout import Extents, Piece, join_extents
-from memcluster.node.nbd.client import Reply
 from memcluster.node.nbd.server import Request
 from memcluster.node.nbd.wire import Buffer, CommandFlag, Error
 from memcluster.node.serving.connection import HUNG_UP, Connection
@@ -106,7 +105,7 @@ class Fanout:
         server.log_piece(began, self._identifier, piece, request.command, request.flags & PASSED_ON, error)
         self._one_done()
 
-    def replied(self, piece: Piece, reply: Reply) -> None:
+    def replied(self, piece: Piece, reply: Submission) -> None:
         """A server has done its piece, or could not."""
         request = self._request
         if reply.error:
@@ -114,7 +113,10 @@ class Fanout:
                 request.refuse(reply.error, reply.message or f"server{piece.server}: error {reply.error}")
         elif reply.data is not None:
             if len(piece.spans) == 1:
-                self._parts.append((piece.spans[0][0], reply.data))
+                start = piece.spans[0][0]
+                for buffer in (reply.data,) if reply.holes is None else reply.buffers():
+                    self._parts.append((start, buffer))
+                    start += len(buffer)
             else:
                 view, done = memoryview(reply.data), 0
                 for start, end in piece.spans:
@@ -208,7 +210,7 @@ class PassedOn(Submission):
         self.data = None
         self.extents = None
         self.arrived = self.reached = 0
-        self.early = None
+        self.early = self.holes = None
         self.server = server
         self.connection = connection
         self.request = request
@@ -224,6 +226,6 @@ class PassedOn(Submission):
             request.refuse(self.error, self.message or f"server{self.to}: error {self.error}")
         elif extents and request.flags & REQ_ONE:
             extents = extents[:1]
-        data = None if self.data is None else (self.data,)
+        data = None if self.data is None else (self.data,) if self.holes is None else self.buffers()
         self.server.complete(self.connection, request, self.since, self.cookie, data, extents)
         self.connection.end(request)

@@ -67,7 +67,10 @@ class Link:
         ready: Callable[[Link], None] = lambda _: None,
         pool: Pool | None = None,
         clock: Callable[[], int] = monotonic_ns,
+        *,
+        extended: bool = False,
     ) -> None:
+        """`extended` headers are needed where a request may be longer than 32 bits can say."""
         self.loop = loop
         self.address = address
         self.export = export
@@ -78,6 +81,7 @@ class Link:
         self._ready = ready
         self._room = None if pool is None else pool.take
         self._clock = clock
+        self._extended = extended
         self._in_flight: dict[int, Submission] = {}
         self._wire: _Wire | None = None
         self._expiry: Timer | None = None
@@ -161,6 +165,7 @@ class Link:
             self.export,
             scratch=self._scratch,
             room=self._room,
+            extended=self._extended,
             awaited=cast(dict[int, Awaited], self._in_flight),  # it adds none of its own
         )
         self._wire = _Wire(self, sock, session)

@@ -7,7 +7,7 @@ that and says what becomes of an order.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from memcluster.node.handover.gates import BrokenStream, Gates
 from memcluster.node.handover.messages import (
@@ -24,7 +24,7 @@ from memcluster.node.handover.messages import (
 )
 from memcluster.node.handover.passage import Passage
 from memcluster.node.layout import Extents
-from memcluster.node.nbd.replies import Replies
+from memcluster.node.nbd.replies import Replies, Terms
 from memcluster.node.serving.connection import TRICKLE, TURN_BUDGET
 from memcluster.node.serving.keeper import READ, Parts
 from memcluster.node.serving.server import REQUEST, Server
@@ -47,8 +47,9 @@ class Answer:
 class Answers(Stream):
     """Answers one client's orders. With `gates` others write to the same stream, through the `gate`; else nobody does.
 
-    `log(order)` is called before the last bytes of a reply can leave, `done(identifiers)` when they have left or when
-    nobody waits for them any more, `lost(client)` if the stream cannot be used.
+    `tell` says what the client hears of extents. `log(order)` is called before the last bytes of a reply can leave,
+    `done(identifiers)` when they have left or when nobody waits for them any more, `lost(client)` if the stream cannot
+    be used.
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class Answers(Stream):
         sock: socket.socket,
         client: int,
         *,
-        structured: bool,
+        terms: Terms,
+        tell: Callable[[Terms, Order, Extents], Mapping[int, Extents]],
         log: Callable[[Order], None],
         done: Callable[[list[int]], None],
         lost: Callable[[int], None],
@@ -65,10 +67,11 @@ class Answers(Stream):
         gate: int = 0,
         lender: Lender | None = None,
     ) -> None:
-        self.replies = Replies(structured=structured)
+        self.replies = Replies(terms)
         super().__init__(loop, sock, self.replies.outgoing)
         self.client = client
         self.lender = lender
+        self._tell = tell
         self._log = log
         self._done = done
         self._lost_it = lost
@@ -147,7 +150,7 @@ class Answers(Stream):
             elif answer.parts:
                 replies.reply_data(order, [buffer for _, buffer in answer.parts])
             elif answer.extents:
-                replies.reply_extents(order, answer.extents)
+                replies.reply_extents(order, self._tell(replies.terms, order, answer.extents))
             else:
                 replies.reply(order)
 
@@ -234,7 +237,8 @@ class Answerer(Server):
             self.loop,
             socket.socket(fileno=descriptor),
             order.client,
-            structured=bool(order.flags),
+            terms=Terms.decode(order.flags),
+            tell=self.tell,
             log=self._log_request,
             done=lambda identifiers: passage.send_bytes(encode_done(identifiers)),
             lost=lambda client: passage.send(Order(LOST, client=client)),

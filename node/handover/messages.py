@@ -15,9 +15,11 @@ from struct import Struct
 from memcluster.node.nbd.server import REQUEST_COST, cost_of
 from memcluster.node.nbd.wire import MAX_PAYLOAD
 
-HEADER = Struct(">BxHHHIIQQQQIQI")
+HEADER = Struct(">BxHHHIIQQQQQQI")
 """kind, command, flags, error, client, ticket, identifier, cookie, offset, start, length, sent, payload bytes."""
 IDENTIFIER = Struct(">Q")
+EXTENT = Struct(">QQ")
+"""Length and status, in the payload of an order; a chain puts a server's number and how many follow before them."""
 LONGEST = MAX_PAYLOAD
 """Bytes of a payload, at most."""
 
@@ -29,7 +31,7 @@ class HandoverError(Exception):
 class Message(IntEnum):
     HELLO = 1  # client: the number of the server that passes on
     WELCOME = 2
-    ADOPT = 3  # client, ticket: its gate, flags: 1 if structured replies were agreed on
+    ADOPT = 3  # client, ticket: its gate, flags: the Terms agreed on with it
     DROP = 4  # client
     DROPPED = 5  # client
     ORDER = 6

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from time import monotonic_ns
 
-from memcluster.node.handover.messages import SEND_BACK, Order
+from memcluster.node.handover.messages import EXTENT, SEND_BACK, Order
 from memcluster.node.layout import Extents, Layout, Piece
 from memcluster.node.log.record import REPEATED
-from memcluster.node.nbd.wire import EXTENT, Buffer, Command, CommandFlag
+from memcluster.node.nbd.wire import Buffer, Command, CommandFlag
 from memcluster.node.serving.keeper import Parts
 from memcluster.node.serving.server import Server
 

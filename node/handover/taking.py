@@ -77,7 +77,7 @@ class HandedConnection(Connection):
             except OSError as error:
                 self.cut_off(f"its socket cannot be handed to server{link.number}: {error.strerror}")
                 return True
-            order = Order(ADOPT, client=self.number, ticket=self.gate, flags=int(self.session.structured))
+            order = Order(ADOPT, client=self.number, ticket=self.gate, flags=self.session.terms.encode())
             link.passage.hand(order, descriptor)
         return True
 

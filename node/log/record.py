@@ -17,9 +17,9 @@ from enum import IntEnum
 from struct import Struct
 from typing import NamedTuple
 
-RECORD = Struct("<QQQQIIBBHH10xQ")
+RECORD = Struct("<QQQQQIBBHH6xQ")
 RECORD_SIZE = RECORD.size
-KEY = Struct("<Q8xQ16xB23x")
+KEY = Struct("<Q8xQ20xB19x")
 """What the merge needs of a record: start, identifier, kind."""
 REPEATED = 1 << 15
 """A flag of a piece: a link sent it again after it had lost a connection, so it may be in the log already."""
@@ -152,12 +152,12 @@ def summarise(data: bytes) -> Summary:
 
 def has_repeats(data: bytes) -> bool:
     """Whether any record in a whole number of slots has the flag REPEATED."""
-    return max(memoryview(data).cast("H")[21::32], default=0) >= REPEATED
+    return max(memoryview(data).cast("H")[23::32], default=0) >= REPEATED
 
 
 def is_repeat(slot: bytes) -> bool:
     """Whether the record in a slot has the flag REPEATED."""
-    return slot[43] >= REPEATED >> 8
+    return slot[47] >= REPEATED >> 8
 
 
 def unpack(data: bytes | memoryview) -> Iterator[Record]:
@@ -169,7 +169,7 @@ def clamp(record: Record) -> Record:
     """The record with every number brought within its field's bounds."""
     return Record._make(
         min(max(value, 0), (1 << 8 * size) - 1)
-        for value, size in zip(record, (8, 8, 8, 8, 4, 4, 1, 1, 2, 2, 8), strict=True)
+        for value, size in zip(record, (8, 8, 8, 8, 8, 4, 1, 1, 2, 2, 8), strict=True)
     )
 
 

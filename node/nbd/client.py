@@ -18,7 +18,8 @@ from struct import Struct
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.errors import ProtocolError
 from memcluster.node.nbd.opening import MAX_OPTION_REPLY, Opening
-from memcluster.node.nbd.wire import Buffer, Chunk, ChunkFlag, Command, Option
+from memcluster.node.nbd.replies import ZEROES
+from memcluster.node.nbd.wire import Buffer, Chunk, ChunkFlag, Command, CommandFlag, Option
 
 RECEIVE_BUFFER = 1 << 18
 HEAD = 1 << 8
@@ -31,12 +32,15 @@ _CHUNK_MAGIC, _SIMPLE_MAGIC = wire.CHUNK_MAGIC, wire.SIMPLE_REPLY_MAGIC
 _CHUNK, _SIMPLE = wire.CHUNK.size, wire.SIMPLE_REPLY.size
 _unpack_chunk, _unpack_simple = wire.CHUNK.unpack_from, wire.SIMPLE_REPLY.unpack_from
 _REQUEST_MAGIC, _pack_request = wire.REQUEST_MAGIC, wire.REQUEST.pack
+_EXTENDED_MAGIC, _EXTENDED = wire.EXTENDED_CHUNK_MAGIC, wire.EXTENDED_CHUNK.size
+_EXTENDED_REQUEST_MAGIC, _pack_extended = wire.EXTENDED_REQUEST_MAGIC, wire.EXTENDED_REQUEST.pack
+_unpack_longs, _PAYLOAD_LEN = Struct(">QQ").unpack_from, int(CommandFlag.PAYLOAD_LEN)
 _NONE, _DATA = int(Chunk.NONE), int(Chunk.OFFSET_DATA)
 _DONE = int(ChunkFlag.DONE)
 _WHOLE = _DONE << 16 | _DATA
 """Flags and type of a chunk of data that is the last."""
 _CHUNK_DATA, _unpack_extent = wire.CHUNK_DATA.size, Struct(">IQ").unpack_from
-_READ, _BLOCK_STATUS = int(Command.READ), int(Command.BLOCK_STATUS)
+_READ, _WRITE, _BLOCK_STATUS = int(Command.READ), int(Command.WRITE), int(Command.BLOCK_STATUS)
 _U32 = Struct(">I")
 _U64 = Struct(">Q")
 _NOWHERE = memoryview(b"")
@@ -70,7 +74,7 @@ class Awaited(Reply):
     session; else the reply brings bytes, or a view of memory of its own.
     """
 
-    __slots__ = ("arrived", "command", "destination", "early", "length", "offset", "reached")
+    __slots__ = ("arrived", "command", "destination", "early", "holes", "length", "offset", "reached")
 
     def __init__(self, command: int, cookie: int, offset: int, length: int, destination: memoryview | None) -> None:
         self.cookie = cookie
@@ -85,11 +89,23 @@ class Awaited(Reply):
         self.arrived = 0  # bytes of a READ that have come
         self.reached = 0  # those that came in order end here
         self.early: list[tuple[int, int]] | None = None  # (start, end) of those that did not
+        self.holes: list[tuple[int, int]] | None = None  # (start, end) of those that are zeroes without having come
 
     def reset(self) -> None:
         """Forget what has come, for the request is to be repeated."""
         self.error, self.message, self.data, self.extents = 0, "", None, None
-        self.arrived, self.reached, self.early = 0, 0, None
+        self.arrived, self.reached, self.early, self.holes = 0, 0, None, None
+
+    def buffers(self) -> list[Buffer]:
+        """The bytes of a READ in order, its holes as views of ZEROES, for who passes them on."""
+        assert self.data is not None
+        view, done, found = memoryview(self.data), 0, list[Buffer]()
+        for start, end in sorted(self.holes or ()):
+            if done < start:
+                found.append(view[done:start])
+            found.append(ZEROES[: end - start])
+            done = end
+        return [*found, view[done:]] if done < len(view) else found
 
 
 class ClientSession(Opening):
@@ -101,6 +117,7 @@ class ClientSession(Opening):
         *,
         scratch: memoryview | None = None,
         structured: bool = True,
+        extended: bool = False,
         contexts: Sequence[str] = (wire.BASE_ALLOCATION,),
         goal: Option = Option.GO,
         namespace: str = "",
@@ -109,7 +126,9 @@ class ClientSession(Opening):
     ) -> None:
         """`room(length)` gives the memory for a large READ that names no destination; `awaited` is the table of the
         requests in flight, by cookie, for an owner who repeats them on another connection when this one is lost."""
-        super().__init__(export, structured=structured, contexts=contexts, goal=goal, namespace=namespace)
+        super().__init__(
+            export, structured=structured, extended=extended, contexts=contexts, goal=goal, namespace=namespace
+        )
         self._scratch = memoryview(bytearray(RECEIVE_BUFFER)) if scratch is None else scratch
         if len(self._scratch) < MAX_OPTION_REPLY:
             raise ValueError(f"a receive buffer of {len(self._scratch)} bytes; {MAX_OPTION_REPLY} are needed")
@@ -149,15 +168,18 @@ class ClientSession(Opening):
     def send(self, request: Awaited, flags: int, payload: Sequence[Buffer]) -> None:
         """Queue a request that stands in the table of those in flight already."""
         outgoing = self.outgoing
-        outgoing.append(
-            _pack_request(_REQUEST_MAGIC, flags, request.command, request.cookie, request.offset, request.length)
-        )
+        command, cookie, offset, length = request.command, request.cookie, request.offset, request.length
+        if self.extended:
+            flags |= _PAYLOAD_LEN if command == _WRITE else 0
+            outgoing.append(_pack_extended(_EXTENDED_REQUEST_MAGIC, flags, command, cookie, offset, length))
+        else:
+            outgoing.append(_pack_request(_REQUEST_MAGIC, flags, command, cookie, offset, length))
         if payload:
             outgoing += payload
 
     def disconnect(self) -> None:
         """Queue the goodbye; the server answers what is in flight and closes."""
-        self.outgoing.append(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, Command.DISC, 0, 0, 0))
+        self.send(Awaited(Command.DISC, 0, 0, 0, None), 0, ())
 
     # -- receiving ---------------------------------------------------------------------------------------------------
 
@@ -204,7 +226,8 @@ class ClientSession(Opening):
     def _parse_replies(self, position: int, replies: list[Reply]) -> int:
         """Append the replies that are complete from `position` on; return where it stopped."""
         scratch, end, awaited = self._scratch, self._end, self._awaited
-        while end - position >= _SIMPLE:
+        extended, shortest = self.extended, _EXTENDED if self.extended else _SIMPLE
+        while end - position >= shortest:
             magic, word, cookie = _unpack_simple(scratch, position)
             request = awaited.get(cookie)
             # What nearly all replies are: a READ's bytes in one chunk, and nothing yet of them before.
@@ -226,7 +249,14 @@ class ClientSession(Opening):
                     replies.append(request)
                     position = stop
                     continue
-            if magic == _SIMPLE_MAGIC:
+            if extended:
+                if magic != _EXTENDED_MAGIC or request is None:
+                    raise ProtocolError(f"an extended chunk with magic {magic:#010x} for cookie {cookie:#x}")
+                offset, length = _unpack_longs(scratch, position + _SIMPLE)
+                if offset != request.offset:
+                    raise ProtocolError(f"a chunk that says offset {offset}; cookie {cookie:#x} is of {request.offset}")
+                kind, start, done = word & 0xFFFF, position + _EXTENDED, bool(word >> 16 & _DONE)
+            elif magic == _SIMPLE_MAGIC:
                 if request is None:
                     raise ProtocolError(f"a reply to cookie {cookie:#x}, which is not in flight")
                 start, length, done, kind = position + _SIMPLE, 0, True, _NONE
@@ -248,7 +278,7 @@ class ClientSession(Opening):
 
             if kind == _DATA:
                 at = 0
-                if magic == _CHUNK_MAGIC:
+                if magic != _SIMPLE_MAGIC:
                     if length <= 8:
                         raise ProtocolError(f"an OFFSET_DATA chunk of {length} bytes")
                     if end - start < 8:
@@ -257,7 +287,7 @@ class ClientSession(Opening):
                     start += 8
                     length -= 8
                 here = end - start
-                if here < length and _CHUNK + 8 + length <= len(scratch) >> 2:
+                if here < length and _EXTENDED + 8 + length <= len(scratch) >> 2:
                     break  # small: wait for the rest of it here
                 if length == request.length and not at and not request.arrived and request.command == _READ:
                     request.arrived = request.reached = length  # as all small ones come: in one chunk
@@ -270,12 +300,12 @@ class ClientSession(Opening):
                     request.data = bytes(scratch[start : start + length])
                 else:
                     self._place(request)[at : at + length] = scratch[start : start + length]
-            elif magic == _CHUNK_MAGIC:
+            elif magic != _SIMPLE_MAGIC:
                 if length > MAX_CHUNK:
                     raise ProtocolError(f"a chunk of type {kind} with {length} bytes")
                 here = end - start
                 if here < length:
-                    if _CHUNK + length <= len(scratch) >> 2:
+                    if _EXTENDED + length <= len(scratch) >> 2:
                         break
                     self._begin_in_place(request, memoryview(bytearray(length)), start, kind, done)
                     return end
@@ -334,9 +364,25 @@ class ClientSession(Opening):
             offset, length = wire.HOLE.unpack(body)
             at = offset - request.offset
             self._claim(request, at, length)
-            self._place(request)[at : at + length] = bytes(length)
+            if length == request.length <= len(ZEROES) and request.destination is None:
+                request.data = ZEROES[:length]
+            else:
+                self._place(request)[at : at + length] = bytes(length)
+                if request.holes is None:
+                    request.holes = []
+                request.holes.append((at, at + length))
         elif kind == Chunk.BLOCK_STATUS:
-            self._take_extents(request, body)
+            if len(body) < 12 or len(body) % 8 != 4:
+                raise ProtocolError(f"a BLOCK_STATUS chunk of {len(body)} bytes")
+            (context,) = _U32.unpack_from(body)
+            self._take_extents(request, context, list(wire.EXTENT.iter_unpack(memoryview(body)[4:])))
+        elif kind == Chunk.BLOCK_STATUS_EXT and self.extended:
+            if len(body) < 24 or len(body) % 16 != 8:
+                raise ProtocolError(f"a BLOCK_STATUS_EXT chunk of {len(body)} bytes")
+            context, count = wire.EXTENDED_EXTENTS.unpack_from(body)
+            if count not in (0, len(body) // 16):
+                raise ProtocolError(f"a BLOCK_STATUS_EXT chunk of {count} extents in {len(body)} bytes")
+            self._take_extents(request, context, list(wire.EXTENDED_EXTENT.iter_unpack(memoryview(body)[8:])))
         elif kind & wire.CHUNK_ERROR:  # of the kinds that are not known, too
             if len(body) < wire.ERROR.size:
                 raise ProtocolError(f"an error chunk of {len(body)} bytes")
@@ -349,13 +395,11 @@ class ClientSession(Opening):
         else:
             raise ProtocolError(f"a chunk of type {kind}")
 
-    def _take_extents(self, request: Awaited, body: bytes) -> None:
-        if request.command != Command.BLOCK_STATUS or len(body) < 12 or len(body) % 8 != 4:
-            raise ProtocolError(f"a BLOCK_STATUS chunk of {len(body)} bytes for command {request.command}")
-        (context,) = _U32.unpack_from(body)
+    def _take_extents(self, request: Awaited, context: int, extents: list[tuple[int, int]]) -> None:
+        if request.command != _BLOCK_STATUS:
+            raise ProtocolError(f"extents in reply to command {request.command}")
         if context not in self.contexts:
             raise ProtocolError(f"extents in context {context}, which was not chosen")
-        extents = list(wire.EXTENT.iter_unpack(memoryview(body)[4:]))
         if not all(length for length, _ in extents):
             raise ProtocolError("an extent of no bytes")
         if self.contexts[context] == self._contexts_wanted[0]:

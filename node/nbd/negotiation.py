@@ -13,7 +13,7 @@ from typing import Protocol
 
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.errors import ProtocolError, Refused
-from memcluster.node.nbd.replies import CONTEXT_ID
+from memcluster.node.nbd.replies import CONTEXTS, Terms
 from memcluster.node.nbd.wire import Buffer, Command, CommandFlag, HandshakeFlag, Info, Option, Rep, TransmissionFlag
 
 MAX_OPTION = 1 << 16
@@ -41,11 +41,13 @@ class Export:
     """Flags that requests may carry beside the standard's: an agreement between the owner and its peers."""
     listed: bool = True
     """LIST shows it."""
+    contexts: tuple[str, ...] = (wire.BASE_ALLOCATION,)
+    """Those that a client may choose, of replies.CONTEXTS."""
 
 
 class Exports(Protocol):
     """Who decides which exports there are. `find` and `open` raise Refused; `open` is the client's entry. `contexts`
-    are those that are listed beside base:allocation and cannot be chosen: words to clients that know them."""
+    are those that are listed beside the export's own and cannot be chosen: words to clients that know them."""
 
     def names(self) -> Sequence[Export]: ...
     def find(self, name: str) -> Export: ...
@@ -65,11 +67,11 @@ class Negotiation:
         self._options = 0
         self.export: Export | None = None
         self.aborted = False
-        self.structured = False
         self.allowed: dict[int, int] = {}
         """The commands that the client may give, and the flags that each may carry."""
         self._exports = exports
-        self._context_of: str | None = None  # the export for which base:allocation was selected
+        self.structured = self.extended = False
+        self._chosen: tuple[str, tuple[int, ...]] = "", ()  # an export, and the contexts selected for it
         self._no_zeroes = False
         self._steps = self._negotiate()
         self._needs = next(self._steps)
@@ -133,6 +135,8 @@ class Negotiation:
         self._option_reply(option, reply, message.encode()[: wire.MAX_STRING])
 
     def _export_name(self, _option: int, data: bytes) -> None:
+        if self.extended:
+            raise ProtocolError("EXPORT_NAME after extended headers were agreed on")
         try:
             export = self._exports.open(_text(data))
         except Refused as refused:
@@ -175,22 +179,35 @@ class Negotiation:
 
     def _structured_reply(self, option: int, data: bytes) -> None:
         _expect_no_data(data)
+        if self.extended:
+            raise Refused(Rep.ERR_EXT_HEADER_REQD, "extended headers, which were agreed on, include structured replies")
         self.structured = True
+        self._option_reply(option, Rep.ACK)
+
+    def _extended_headers(self, option: int, data: bytes) -> None:
+        _expect_no_data(data)
+        if self.extended:
+            raise Refused(Rep.ERR_INVALID, "extended headers were agreed on before")
+        self.structured = self.extended = True
         self._option_reply(option, Rep.ACK)
 
     def _meta_context(self, option: int, data: bytes) -> None:
         if not self.structured:
-            raise Refused(Rep.ERR_INVALID, "metadata contexts need STRUCTURED_REPLY first")
+            raise Refused(Rep.ERR_INVALID, "metadata contexts need STRUCTURED_REPLY or EXTENDED_HEADERS first")
         setting = option == Option.SET_META_CONTEXT
         if setting:
-            self._context_of = None  # whatever happens now, an earlier selection is void
+            self._chosen = "", ()  # whatever happens now, an earlier selection is void
         name, queries = _meta_request(data)
         export = self._exports.find(name)
-        if wire.BASE_ALLOCATION in queries or (not setting and (not queries or "base:" in queries)):
-            self._option_reply(option, Rep.META_CONTEXT, _U32.pack(CONTEXT_ID) + wire.BASE_ALLOCATION.encode())
-            if setting:
-                self._context_of = export.name
-        others = [query for query in queries if not query.startswith("base:")]
+        chosen = []
+        for context in export.contexts:
+            namespace = context[: context.index(":") + 1]
+            if context in queries or (not setting and (not queries or namespace in queries)):
+                self._option_reply(option, Rep.META_CONTEXT, _U32.pack(CONTEXTS[context]) + context.encode())
+                chosen.append(CONTEXTS[context])
+        if setting:
+            self._chosen = export.name, tuple(chosen)
+        others = [query for query in queries if query not in export.contexts]
         for context in self._exports.contexts(export) if others and not setting else ():
             if context.startswith(tuple(others)):
                 self._option_reply(option, Rep.META_CONTEXT, _U32.pack(0) + context.encode())
@@ -205,7 +222,15 @@ class Negotiation:
         Option.STRUCTURED_REPLY: _structured_reply,
         Option.LIST_META_CONTEXT: _meta_context,
         Option.SET_META_CONTEXT: _meta_context,
+        Option.EXTENDED_HEADERS: _extended_headers,
     }
+
+    @property
+    def terms(self) -> Terms:
+        """What holds for replies."""
+        chosen_for, contexts = self._chosen
+        counts = self.export is not None and self.export.name == chosen_for
+        return Terms(self.structured, self.extended, contexts if counts else ())
 
     def _flags(self, export: Export) -> int:
         return export.flags | (TransmissionFlag.SEND_DF if self.structured else 0)
@@ -228,7 +253,7 @@ class Negotiation:
             if flags & TransmissionFlag.SEND_WRITE_ZEROES:
                 fast = int(CommandFlag.FAST_ZERO) if flags & TransmissionFlag.SEND_FAST_ZERO else 0
                 allowed[Command.WRITE_ZEROES] = fua | CommandFlag.NO_HOLE | fast
-        if self._context_of == export.name:
+        if self.terms.contexts:
             allowed[Command.BLOCK_STATUS] = fua | CommandFlag.REQ_ONE
         # Plain numbers: an IntFlag inverts within its known bits only, and is slow.
         self.allowed = {command: int(flags) | export.own_flags for command, flags in allowed.items()}

@@ -29,7 +29,9 @@ class Opening:
     """With the goal GO it ends up `ready`. With INFO or LIST it ends up `finished`, having learnt what the server says
     of the export or which `exports` there are, and an ABORT is in `outgoing`."""
 
-    def __init__(self, export: str, *, structured: bool, contexts: Sequence[str], goal: Option, namespace: str) -> None:
+    def __init__(
+        self, export: str, *, structured: bool, extended: bool, contexts: Sequence[str], goal: Option, namespace: str
+    ) -> None:
         self.outgoing: list[Buffer] = []
         self.export = export
         self.ready = False
@@ -42,12 +44,14 @@ class Opening:
         """Bytes of a block; `maximum` bounds the length of a READ and a WRITE."""
         self.description = ""
         self.structured = False
+        self.extended = False
+        """Headers are extended: lengths have 64 bits, and every reply is a chunk."""
         self.contexts: dict[int, str] = {}
         self.offered: list[str] = []
         """The contexts of `namespace` that the server lists for the export."""
         self.exports: list[tuple[str, str]] = []
         """(name, description), from LIST."""
-        self._structured_wanted = structured
+        self._structured_wanted, self._extended_wanted = structured, extended
         self._contexts_wanted = contexts if structured else ()
         self._namespace = namespace if structured else ""
         self._opening = ""  # the name for which EXPORT_NAME was sent: it has no error reply
@@ -95,9 +99,10 @@ class Opening:
         self.finished = True
 
     def _options(self, goal: Option) -> bytes:
-        """All options at once; the order matters: contexts count only after STRUCTURED_REPLY and before GO."""
+        """All options at once; the order matters: contexts count only after STRUCTURED_REPLY and before GO. A server
+        that agrees to extended headers refuses structured replies, which they include."""
         name = _string(self.export)
-        words = b""
+        words = _option(Option.EXTENDED_HEADERS) if self._extended_wanted else b""
         if self._structured_wanted:
             words += _option(Option.STRUCTURED_REPLY)
         if self._contexts_wanted:
@@ -110,10 +115,13 @@ class Opening:
         return words + _option(goal, name + wanted)
 
     def _take_features(self) -> Generator[int, bytes, None]:
-        """The replies to STRUCTURED_REPLY and SET_META_CONTEXT; a refusal of either only means to do without."""
+        """The replies to what comes before GO; a refusal of any only means to do without."""
+        if self._extended_wanted:
+            kind, _ = yield from self._option_reply(Option.EXTENDED_HEADERS)
+            self.structured = self.extended = kind == Rep.ACK
         if self._structured_wanted:
             kind, _ = yield from self._option_reply(Option.STRUCTURED_REPLY)
-            self.structured = kind == Rep.ACK
+            self.structured = self.extended or kind == Rep.ACK
         if self._contexts_wanted:
             chosen = {}
             kind, data = yield from self._option_reply(Option.SET_META_CONTEXT)

@@ -1,44 +1,91 @@
-"""Replies to bytes: what a server says to a request, simple or structured as was agreed on in the handshake. No I/O."""
+"""Replies to bytes: what a server says to a request, in the form that was agreed on in the handshake. No I/O.
+
+The forms are simple, structured, and structured with extended headers, where every reply is a chunk and lengths have 64
+bits. Structured replies to a READ say of its holes only how long they are: those of its buffers that are views of
+ZEROES.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from struct import Struct
 from typing import Protocol
 
 from memcluster.node.nbd import wire
-from memcluster.node.nbd.wire import Buffer, Chunk, ChunkFlag, Command
+from memcluster.node.nbd.wire import Buffer, Chunk, ChunkFlag, Command, CommandFlag
 
-CONTEXT_ID = 1
-"""The identifier under which this server speaks of base:allocation."""
+CONTEXTS = {wire.BASE_ALLOCATION: 1, wire.OWNER: 2}
+"""The identifiers under which this server speaks of the contexts that a client may choose."""
+ZEROES = memoryview(
+    mmap.mmap(-1, wire.MAX_PAYLOAD, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
+)
+"""As many zero bytes as one request can ask for; the kernel backs them all with one page."""
 
-_U32 = Struct(">I")
+Extents = Sequence[tuple[int, int]]
+"""(length, status) of runs of like bytes, as a BLOCK_STATUS tells them."""
+
+_ZEROES = ZEROES.obj
+_U32, _U64 = Struct(">I"), Struct(">Q")
 # Plain numbers and bound methods for the data path: comparing with a member of an enum costs 90 ns (Python 3.11).
 _READ, _NONE, _OFFSET_DATA = int(Command.READ), int(Chunk.NONE), int(Chunk.OFFSET_DATA)
-_DONE = int(ChunkFlag.DONE)
+_DONE, _DF = int(ChunkFlag.DONE), int(CommandFlag.DF)
 _SIMPLE_MAGIC, _pack_simple = wire.SIMPLE_REPLY_MAGIC, wire.SIMPLE_REPLY.pack
 _CHUNK_MAGIC, _pack_chunk, _pack_chunk_data = wire.CHUNK_MAGIC, wire.CHUNK.pack, wire.CHUNK_DATA.pack
+_EXTENDED_MAGIC, _pack_extended = wire.EXTENDED_CHUNK_MAGIC, wire.EXTENDED_CHUNK.pack
+_pack_extended_data = wire.EXTENDED_CHUNK_DATA.pack
 
 
 class Asked(Protocol):
     """What a reply must know of its request."""
 
     command: int
+    flags: int
     cookie: int
     offset: int
     length: int
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What a client and a server have agreed on about replies."""
+
+    structured: bool = False
+    extended: bool = False
+    """Extended headers; they include structured replies."""
+    contexts: tuple[int, ...] = ()
+    """The identifiers of those that were chosen, in order."""
+
+    def encode(self) -> int:
+        """In 16 bits, for another process that answers the client."""
+        return self.structured | self.extended << 1 | sum(1 << 1 + identifier for identifier in self.contexts)
+
+    @classmethod
+    def decode(cls, bits: int) -> Terms:
+        chosen = tuple(identifier for identifier in CONTEXTS.values() if bits >> 1 + identifier & 1)
+        return cls(bool(bits & 1), bool(bits & 2), chosen)
+
+
 class Replies:
     """Appends replies to `outgoing`."""
 
-    def __init__(self, *, structured: bool = False) -> None:
+    def __init__(self, terms: Terms = Terms()) -> None:
         self.outgoing: list[Buffer] = []
-        self.structured = structured
+        self.agree(terms)
+
+    def agree(self, terms: Terms) -> None:
+        """From here on these hold."""
+        self.terms = terms
+        self.structured, self.extended = terms.structured, terms.extended
 
     def reply(self, request: Asked) -> None:
         """Success without data."""
-        if self.structured and request.command == _READ:
+        if not self.structured:
+            self.outgoing.append(_pack_simple(_SIMPLE_MAGIC, 0, request.cookie))
+        elif self.extended:
+            self.outgoing.append(_pack_extended(_EXTENDED_MAGIC, _DONE, _NONE, request.cookie, request.offset, 0))
+        elif request.command == _READ:
             self.outgoing.append(_pack_chunk(_CHUNK_MAGIC, _DONE, _NONE, request.cookie, 0))
         else:
             self.outgoing.append(_pack_simple(_SIMPLE_MAGIC, 0, request.cookie))
@@ -47,25 +94,48 @@ class Replies:
         """Success with the bytes of a READ, `request.length` in all and at least one."""
         outgoing = self.outgoing
         if self.structured:
-            outgoing.append(
-                _pack_chunk_data(_CHUNK_MAGIC, _DONE, _OFFSET_DATA, request.cookie, request.length + 8, request.offset)
-            )
+            for buffer in buffers:
+                if buffer.__class__ is memoryview and buffer.obj is _ZEROES:
+                    if len(buffers) == 1 or not request.flags & _DF:
+                        self._reply_sparse(request, buffers)
+                        return
+                    break
+            offset, length = request.offset, request.length + 8
+            if self.extended:
+                outgoing.append(
+                    _pack_extended_data(_EXTENDED_MAGIC, _DONE, _OFFSET_DATA, request.cookie, offset, length, offset)
+                )
+            else:
+                outgoing.append(_pack_chunk_data(_CHUNK_MAGIC, _DONE, _OFFSET_DATA, request.cookie, length, offset))
         else:
             outgoing.append(_pack_simple(_SIMPLE_MAGIC, 0, request.cookie))
         outgoing += buffers
 
-    def reply_extents(self, request: Asked, extents: Sequence[tuple[int, int]]) -> None:
-        """Success of a BLOCK_STATUS: (length, Status) from the request's offset on, at least one."""
-        body = b"".join([_U32.pack(CONTEXT_ID), *(wire.EXTENT.pack(*extent) for extent in extents)])
-        head = wire.CHUNK.pack(wire.CHUNK_MAGIC, _DONE, Chunk.BLOCK_STATUS, request.cookie, len(body))
-        self.outgoing.append(head + body)
+    def _reply_sparse(self, request: Asked, buffers: Sequence[Buffer]) -> None:
+        parts, start = [], 0
+        for buffer in buffers:
+            parts.append((start, buffer))
+            start += len(buffer)
+        self.reply_parts(request, parts, done=True)
+
+    def reply_extents(self, request: Asked, told: Mapping[int, Extents]) -> None:
+        """Success of a BLOCK_STATUS: by context, the extents from the request's offset on, at least one each."""
+        last = len(told) - 1
+        for at, (context, extents) in enumerate(told.items()):
+            if self.extended:
+                kind, head, pack = Chunk.BLOCK_STATUS_EXT, (context, len(extents)), wire.EXTENDED_EXTENT.pack
+                body = wire.EXTENDED_EXTENTS.pack(*head) + b"".join([pack(*extent) for extent in extents])
+            else:
+                kind, pack = Chunk.BLOCK_STATUS, wire.EXTENT.pack
+                body = _U32.pack(context) + b"".join([pack(*extent) for extent in extents])
+            self.outgoing.append(self._head(request, kind, len(body), done=at == last) + body)
 
     def reply_error(self, request: Asked, error: int, message: str = "", *, done: bool = True) -> None:
         """Failure; the message reaches clients that have structured replies. More chunks follow if not `done`."""
         if self.structured:
             text = message.encode()[: wire.MAX_STRING]
             body = wire.ERROR.pack(error, len(text)) + text
-            self.outgoing.append(wire.CHUNK.pack(wire.CHUNK_MAGIC, done, Chunk.ERROR, request.cookie, len(body)) + body)
+            self.outgoing.append(self._head(request, Chunk.ERROR, len(body), done=done) + body)
         else:
             self.outgoing.append(wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, error, request.cookie))
 
@@ -74,19 +144,28 @@ class Replies:
 
         For clients with structured replies only. Parts that follow one another travel in one chunk.
         """
-        outgoing = self.outgoing
-        head, begin, reached = -1, 0, -1  # of the run: its header in `outgoing`, where it begins and ends
+        runs: list[tuple[int, int, list[Buffer]]] = []  # begin, end, and what a hole has none of: bytes
         for start, buffer in parts:
-            if start != reached:
-                if head >= 0:
-                    outgoing[head] = self._chunk_head(request, begin, reached, done=False)
-                head, begin = len(outgoing), start
-                outgoing.append(b"")
-            outgoing.append(buffer)
-            reached = start + len(buffer)
-        outgoing[head] = self._chunk_head(request, begin, reached, done=done)
+            hole = buffer.__class__ is memoryview and buffer.obj is _ZEROES
+            if not runs or runs[-1][1] != start or hole == bool(runs[-1][2]):
+                runs.append((start, start, []))
+            begin, end, buffers = runs[-1]
+            runs[-1] = begin, end + len(buffer), buffers
+            if not hole:
+                buffers.append(buffer)
+        outgoing = self.outgoing
+        for begin, end, buffers in runs:
+            last = done and end == runs[-1][1]
+            at, length = request.offset + begin, end - begin
+            if buffers:
+                outgoing.append(self._head(request, Chunk.OFFSET_DATA, length + 8, done=last) + _U64.pack(at))
+                outgoing += buffers
+            else:
+                head = self._head(request, Chunk.OFFSET_HOLE, wire.HOLE.size, done=last)
+                outgoing.append(head + wire.HOLE.pack(at, length))
 
-    def _chunk_head(self, request: Asked, begin: int, end: int, *, done: bool) -> bytes:
-        return wire.CHUNK_DATA.pack(
-            wire.CHUNK_MAGIC, done, Chunk.OFFSET_DATA, request.cookie, end - begin + 8, request.offset + begin
-        )
+    def _head(self, request: Asked, kind: int, length: int, *, done: bool) -> bytes:
+        """The header of a chunk with so many bytes behind it."""
+        if self.extended:
+            return _pack_extended(_EXTENDED_MAGIC, done, kind, request.cookie, request.offset, length)
+        return _pack_chunk(_CHUNK_MAGIC, done, kind, request.cookie, length)

@@ -37,8 +37,9 @@ as a page has an extent of its own at worst, and is given back at once. Where ro
 _WRITE, _DISC, _FLUSH, _BLOCK_STATUS = (
     int(command) for command in (Command.WRITE, Command.DISC, Command.FLUSH, Command.BLOCK_STATUS)
 )
-_FUA, _NO_HOLE = int(CommandFlag.FUA), int(CommandFlag.NO_HOLE)
-_REQUEST_MAGIC, _HEADER, _unpack_request = wire.REQUEST_MAGIC, wire.REQUEST.size, wire.REQUEST.unpack_from
+_FUA, _NO_HOLE, _PAYLOAD_LEN = int(CommandFlag.FUA), int(CommandFlag.NO_HOLE), int(CommandFlag.PAYLOAD_LEN)
+_COMPACT = wire.REQUEST_MAGIC, wire.REQUEST.size, wire.REQUEST.unpack_from
+_EXTENDED = wire.EXTENDED_REQUEST_MAGIC, wire.EXTENDED_REQUEST.size, wire.EXTENDED_REQUEST.unpack_from
 _NOWHERE = memoryview(b"")
 
 
@@ -112,6 +113,7 @@ class ServerSession(Replies):
         self._skip = 0  # bytes of a refused payload still to be read away
         self._refused: Request | None = None  # whose payload that is; answered when it has been read away
         self._allowed: dict[int, int] = {}  # command -> the flags it may carry on this export
+        self._header = _COMPACT
         self._negotiation: Negotiation | None = Negotiation(exports, self.outgoing)
 
     def __repr__(self) -> str:
@@ -179,7 +181,10 @@ class ServerSession(Replies):
         position = negotiation.take(self._scratch, position, self._end)
         if negotiation.over:
             self.export, self.finished = negotiation.export, negotiation.aborted
-            self.structured, self._allowed = negotiation.structured, negotiation.allowed
+            self._allowed = negotiation.allowed
+            self.agree(negotiation.terms)
+            if self.extended:
+                self._header = _EXTENDED
             self._negotiation = None
         return position
 
@@ -196,12 +201,20 @@ class ServerSession(Replies):
         scratch, end, allowed = self._scratch, self._end, self._allowed
         assert self.export is not None
         size = self.export.size
-        header = _HEADER
+        magic, header, unpack = self._header
+        extended = self.extended
         while end - position >= header and budget > 0:
-            magic, flags, command, cookie, offset, length = _unpack_request(scratch, position)
-            if magic != _REQUEST_MAGIC:
-                raise ProtocolError(f"request magic {magic:#010x}, not {_REQUEST_MAGIC:#010x}")
+            said, flags, command, cookie, offset, length = unpack(scratch, position)
+            if said != magic:
+                raise ProtocolError(f"request magic {said:#010x}, not {magic:#010x}")
             request = Request(command, flags, cookie, offset, length)
+            if extended and flags & _PAYLOAD_LEN and command != _DISC:
+                if command != _WRITE:
+                    request.refuse(Error.EINVAL, f"command {command} takes no payload")
+                    position = self._refuse_payload(request, position + header, requests)
+                    budget -= REQUEST_COST
+                    continue
+                request.flags = flags = flags & ~_PAYLOAD_LEN  # qemu 11 forgets it: a WRITE has a payload without, too
             if flags or command not in allowed or offset + length > size:
                 self._check(request, size)
             if command <= _WRITE:
@@ -221,7 +234,7 @@ class ServerSession(Replies):
                     position = start + length
                 else:
                     position += header
-                budget -= length
+                cost = length
             else:
                 position += header
                 if command == _DISC:
@@ -229,8 +242,10 @@ class ServerSession(Replies):
                     return end
                 if command == _BLOCK_STATUS and not length:
                     request.refuse(Error.EINVAL, "BLOCK_STATUS of no bytes")
-                budget -= cost_of(command, flags, length)
-            budget -= REQUEST_COST + (SYNC_COST if flags & _FUA else 0)
+                cost = cost_of(command, flags, length)
+            if not request.error:
+                budget -= cost + (SYNC_COST if flags & _FUA else 0)
+            budget -= REQUEST_COST
             requests.append(request)
         self.waiting = end - position >= header
         return position
@@ -261,7 +276,7 @@ class ServerSession(Replies):
         The answer waits for its end: libnbd does not know a reply to a request that it is still sending.
         """
         if request.length > MAX_SKIP:
-            raise ProtocolError(f"a write of {request.length} bytes is too long to be read away")
+            raise ProtocolError(f"a payload of {request.length} bytes is too long to be read away")
         self._skip, self._refused = request.length, request
         return self._read_away(start, requests)
 

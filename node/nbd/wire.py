@@ -100,6 +100,7 @@ class TransmissionFlag(IntFlag):
     SEND_RESIZE = 512
     SEND_CACHE = 1024
     SEND_FAST_ZERO = 2048
+    BLOCK_STATUS_PAYLOAD = 4096
 
 
 # -- transmission ------------------------------------------------------------------------------------------------
@@ -107,6 +108,8 @@ class TransmissionFlag(IntFlag):
 REQUEST_MAGIC = 0x25609513
 SIMPLE_REPLY_MAGIC = 0x67446698
 CHUNK_MAGIC = 0x668E33EF
+EXTENDED_REQUEST_MAGIC = 0x21E41C71
+EXTENDED_CHUNK_MAGIC = 0x6E8A278C
 
 REQUEST = Struct(">IHHQQI")  # REQUEST_MAGIC, command flags, command, cookie, offset, length
 SIMPLE_REPLY = Struct(">IIQ")  # SIMPLE_REPLY_MAGIC, error, cookie
@@ -115,6 +118,12 @@ CHUNK_DATA = Struct(">IHHQIQ")  # CHUNK, then OFFSET_DATA's offset; the bytes fo
 HOLE = Struct(">QI")  # OFFSET_HOLE's offset and length
 ERROR = Struct(">IH")  # error, length of the message that follows
 EXTENT = Struct(">II")  # BLOCK_STATUS: length, status flags
+
+EXTENDED_REQUEST = Struct(">IHHQQQ")  # EXTENDED_REQUEST_MAGIC, command flags, command, cookie, offset, length
+EXTENDED_CHUNK = Struct(">IHHQQQ")  # EXTENDED_CHUNK_MAGIC, flags, type, cookie, request's offset, length
+EXTENDED_CHUNK_DATA = Struct(">IHHQQQQ")  # EXTENDED_CHUNK, then OFFSET_DATA's offset; the bytes follow
+EXTENDED_EXTENTS = Struct(">II")  # BLOCK_STATUS_EXT: context, number of extents that follow
+EXTENDED_EXTENT = Struct(">QQ")  # length, status flags
 
 
 class CommandFlag(IntFlag):
@@ -125,6 +134,8 @@ class CommandFlag(IntFlag):
     DF = 4
     REQ_ONE = 8
     FAST_ZERO = 16
+    PAYLOAD_LEN = 32
+    """Of an extended request: `length` bytes follow."""
 
 
 class Command(IntEnum):
@@ -154,6 +165,7 @@ class Chunk(IntEnum):
     OFFSET_DATA = 1
     OFFSET_HOLE = 2
     BLOCK_STATUS = 5
+    BLOCK_STATUS_EXT = 6
     ERROR = 32769
     ERROR_OFFSET = 32770
 
@@ -170,6 +182,8 @@ class Status(IntFlag):
 
 
 BASE_ALLOCATION = "base:allocation"
+OWNER = "memcluster:owner"
+"""Another context: the status of an extent is the number of the server that holds it."""
 
 
 class Error(IntEnum):

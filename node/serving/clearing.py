@@ -13,14 +13,16 @@ class Clearing:
         return f"<Clearing {sum(end - start for start, end in self.left)} bytes left>"
 
     def take(self, most: int) -> tuple[int, int]:
-        """The next range, of `most` bytes at most; an empty one at the end."""
+        """The next range, to the next multiple of `most` at most, so that no page is cut in two; an empty one at the
+        end."""
         if not self.left:
             return 0, 0
         start, end = self.left[0]
-        if end - start <= most:
+        stop = start - start % most + most
+        if end <= stop:
             return self.left.pop(0)
-        self.left[0] = start + most, end
-        return start, start + most
+        self.left[0] = stop, end
+        return start, stop
 
     def leave(self, start: int, end: int) -> None:
         """Leave this range alone."""

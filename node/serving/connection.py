@@ -90,6 +90,8 @@ class Connection(Stream):
         """It has opened an export."""
         self.route: Route = _no_route
         """What serves the requests; the owner sets it when the client opens an export."""
+        self.holder: int | None = None
+        """The one server that holds what the client has opened; None where that is for the layout to say."""
         self.closing = False
         """Nothing that the client still sends is looked at."""
         self._leaving = False

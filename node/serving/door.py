@@ -1,6 +1,8 @@
-"""A server where clients come in: it exports what there is for them as "", and the cluster's map as cluster.json.
+"""A server where clients come in: it exports what there is for them as "" and, to be looked at only, as `readonly`; and
+the cluster's map as cluster.json.
 
-A topology derives from it and says where a request on "" goes (`request`), and where a large payload is received.
+A topology derives from it and says where a request on the memory goes (`request`), where a large payload is received,
+and whether there are more exports (`parts`).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 from memcluster.node.log.record import PROBE, Kind
 from memcluster.node.nbd.negotiation import Export
 from memcluster.node.nbd.server import Request
-from memcluster.node.nbd.wire import Command, Status, TransmissionFlag
+from memcluster.node.nbd.wire import BASE_ALLOCATION, OWNER, Command, Status, TransmissionFlag
 from memcluster.node.serving.connection import Connection, Route
 from memcluster.node.serving.server import MEMORY_FLAGS, REQUEST, Report, Server
 from memcluster.node.spec import NodeSpec
@@ -21,6 +23,14 @@ MAP = int(Kind.MAP)
 MAP_EXPORT = "cluster.json"
 PROBE_EXPORT = "probe"
 """The export that the supervisor opens: what it reads is marked in the log."""
+READ_ONLY_EXPORT = "readonly"
+CONTEXTS = (BASE_ALLOCATION, OWNER)
+READ_ONLY = (
+    TransmissionFlag.HAS_FLAGS
+    | TransmissionFlag.READ_ONLY
+    | TransmissionFlag.CAN_MULTI_CONN
+    | TransmissionFlag.SEND_CACHE
+)
 
 
 class Door(Server):
@@ -30,14 +40,13 @@ class Door(Server):
         super().__init__(loop, spec, listeners, report)
         self.layout = spec.cluster.layout
         self._map = memoryview(spec.cluster.to_json())
-        self._exports: tuple[Export, ...] = (
-            Export("", self.size, MEMORY_FLAGS, self.description),
-            Export(
-                MAP_EXPORT,
-                len(self._map),
-                TransmissionFlag.HAS_FLAGS | TransmissionFlag.READ_ONLY | TransmissionFlag.CAN_MULTI_CONN,
-                f"the map of {spec.cluster.name}",
-            ),
+        self.holders: dict[str, int] = {}
+        """The exports that one server holds each, and which."""
+        self._exports = (
+            Export("", self.size, MEMORY_FLAGS, self.description, contexts=CONTEXTS),
+            Export(READ_ONLY_EXPORT, self.size, READ_ONLY, f"{self.description}, to be read", contexts=CONTEXTS),
+            *self.parts(),
+            Export(MAP_EXPORT, len(self._map), READ_ONLY, f"the map of {spec.cluster.name}"),
             Export(PROBE_EXPORT, self.size, MEMORY_FLAGS, "the same, for `up` to look", own_flags=PROBE, listed=False),
         )
 
@@ -56,11 +65,24 @@ class Door(Server):
         """Take a request on the memory that keeps to the protocol."""
         raise NotImplementedError
 
+    def parts(self) -> Sequence[Export]:
+        """Exports of less than the whole; those that one server holds stand in `holders`, too."""
+        return ()
+
+    def part(self, server: int) -> Export:
+        """The export of one server's shard, under the server's name."""
+        cluster, name = self.spec.cluster, f"server{server}"
+        size = cluster.servers[server].memory
+        self.holders[name] = server
+        description = f"{name}'s part of the memory of {cluster.name}: {size} of {cluster.memory} bytes"
+        return Export(name, size, MEMORY_FLAGS, description, contexts=CONTEXTS)
+
     def exports(self) -> Sequence[Export]:
         return self._exports
 
     def route(self, connection: Connection, export: Export) -> Route:
         self.take_slot(connection)
+        connection.holder = self.holders.get(export.name)
         return self._read_map if export.name == MAP_EXPORT else self.request
 
     def turn_away(self, connection: Connection, request: Request, start: int) -> None:

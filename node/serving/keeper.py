@@ -87,8 +87,10 @@ class Keeper:
         try:
             if command == READ:
                 for start, end in piece.spans:
-                    parts.append((start, shard.read(offset, end - start)))
-                    offset += end - start
+                    shift = start - offset
+                    for buffer in shard.read(offset, end - start):
+                        parts.append((offset + shift, buffer))
+                        offset += len(buffer)
             elif command == WRITE:
                 if self.under_way:
                     self.overtake(offset, piece.length)

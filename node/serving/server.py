@@ -10,17 +10,18 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 from operator import attrgetter
 from time import monotonic_ns
 from typing import Any
 
-from memcluster.node.layout import MAX_EXTENTS
+from memcluster.node.layout import MAX_EXTENTS, Extents
 from memcluster.node.log.record import Event, Kind, first_identifier, last_identifier, subject_of
 from memcluster.node.nbd.errors import Refused
 from memcluster.node.nbd.negotiation import Export
+from memcluster.node.nbd.replies import CONTEXTS, Asked, Terms
 from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
-from memcluster.node.nbd.wire import Buffer, Error, Rep, TransmissionFlag
+from memcluster.node.nbd.wire import OWNER, Buffer, Error, Rep, TransmissionFlag
 from memcluster.node.serving.admission import SAMPLE, Admission, look_at_the_machine
 from memcluster.node.serving.budget import Budget
 from memcluster.node.serving.connection import Connection, Route
@@ -45,6 +46,9 @@ MEMORY_FLAGS = (
     | TransmissionFlag.SEND_FAST_ZERO
 )
 REQUEST, PIECE = int(Kind.REQUEST), int(Kind.PIECE)
+OWNERS = CONTEXTS[OWNER]
+MAX_OWNERS = 1 << 12
+"""Extents of the context memcluster:owner in one answer, at most: 1 us each."""
 LOOK = 1.0
 """Seconds between two looks at the files: people delete and cut them."""
 RESERVE = 1 << 21
@@ -68,9 +72,6 @@ class Server(Keeper):
     """A process that serves NBD clients. Derived classes give `exports`, `route` and `place`."""
 
     connection_type = Connection
-    to_address: Callable[[int], int] | None = None
-    """Where in the memory a client's offset lies, if that is another place: the log speaks of the memory."""
-
     def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
         super().__init__(loop, spec)
         self.report = report
@@ -365,7 +366,7 @@ class Server(Keeper):
             start,
             self._epoch + monotonic_ns() - start,
             identifier,
-            request.offset if self.to_address is None or kind != REQUEST else self.to_address(request.offset),
+            request.offset if connection.holder is None or kind != REQUEST else self._address(connection, request),
             request.length,
             connection.number if kind != PIECE else 0,
             kind,
@@ -379,9 +380,28 @@ class Server(Keeper):
         elif data:
             session.reply_data(request, data)
         elif extents:
-            session.reply_extents(request, extents)
+            session.reply_extents(request, self.tell(session.terms, request, extents, connection.holder))
         else:
             session.reply(request)
+
+    def tell(
+        self, terms: Terms, request: Asked, allocation: Extents, holder: int | None = None
+    ) -> dict[int, Extents]:
+        """What a client that asked with a BLOCK_STATUS hears in each context it chose. `holder` is the one server that
+        holds its export, if there is one."""
+        told = dict.fromkeys(terms.contexts, allocation)
+        if OWNERS in told:
+            layout, length = self.spec.cluster.layout, request.length
+            runs = layout.owners(request.offset, length) if holder is None else ((length, holder),)
+            told[OWNERS] = list(islice(runs, 1 if request.flags & REQ_ONE else MAX_OWNERS))
+        return told
+
+    def _address(self, connection: Connection, request: Request) -> int:
+        """Where in the memory a request on one server's part of it lies: of that the log speaks."""
+        holder, offset = connection.holder, request.offset
+        assert holder is not None
+        shard = self.spec.cluster.servers[holder].memory
+        return self.spec.cluster.layout.address(holder, offset) if offset < shard else offset
 
     def carry_out(
         self,
@@ -398,7 +418,7 @@ class Server(Keeper):
         command, length = request.command, request.length
         try:
             if command == READ:
-                data = (self.shard.read(offset, length),) if length else None
+                data = self.shard.read(offset, length) if length else None
             elif command == WRITE:
                 if length and not request.placed:
                     assert request.payload is not None

@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from itertools import islice
 
 from memcluster.node.handover.answering import Answerer
-from memcluster.node.handover.messages import LOST, HandoverError, Order
+from memcluster.node.handover.messages import EXTENT, LOST, HandoverError, Order
 from memcluster.node.handover.part import do_part, encode_result, join_parts, own_piece
 from memcluster.node.handover.passage import Passage, PassageLink
 from memcluster.node.handover.taking import Taker
 from memcluster.node.layout import Extents, Piece, join_extents
 from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
-from memcluster.node.nbd.wire import EXTENT, Buffer, CommandFlag, Error
+from memcluster.node.nbd.wire import Buffer, CommandFlag, Error
 from memcluster.node.serving.connection import CHANGING, HUNG_UP, Connection
 from memcluster.node.serving.keeper import BLOCK_STATUS, READ, WRITE, Parts
 from memcluster.node.serving.server import Report, Server

@@ -17,7 +17,7 @@ from memcluster.node.log.record import REPEATED
 from memcluster.node.nbd.negotiation import Export
 from memcluster.node.nbd.server import Request
 from memcluster.node.serving.connection import Connection, Route
-from memcluster.node.serving.door import Door
+from memcluster.node.serving.door import MAP_EXPORT, Door
 from memcluster.node.serving.server import Report
 from memcluster.node.spec import NodeSpec
 from memcluster.node.topology import Topology
@@ -33,9 +33,9 @@ class Part(Door):
     def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
         super().__init__(loop, spec, listeners, report)
         name = f"part-{hashlib.sha256(self._map).hexdigest()[:16]}"
-        self.to_address = self._address
         self._part = replace(self._exports[0], name=name, own_flags=REPEATED)
         self._exports = (*self._exports, self._part)
+        self.holders = {export.name: spec.index for export in self._exports if export.name != MAP_EXPORT}
 
     @property
     def size(self) -> int:
@@ -43,8 +43,10 @@ class Part(Door):
 
     @property
     def description(self) -> str:
-        cluster = self.spec.cluster
-        return f"{self.spec.name}'s part of the memory of {cluster.name}: {self.shard.size} of {cluster.memory} bytes"
+        return self.part(self.spec.index).description
+
+    def parts(self) -> Sequence[Export]:
+        return [self.part(self.spec.index)]
 
     def contexts(self, export: Export) -> Sequence[str]:
         """What a client that routes must know before it opens anything."""
@@ -68,9 +70,6 @@ class Part(Door):
 
     def _routed(self, connection: Connection, request: Request, start: int) -> None:
         self.carry_out(connection, request, start, request.cookie, request.offset)
-
-    def _address(self, offset: int) -> int:
-        return self.layout.address(self.spec.index, offset) if offset < self.shard.size else offset
 
 
 TOPOLOGY = Topology(roles={"server": Part}, links=lambda _: (), every_server_is_a_door=True)

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from memcluster.node.handover.answering import Answerer
 from memcluster.node.handover.gates import MAX_GATES, MAX_TICKETS, Gates
-from memcluster.node.handover.messages import DATA, SEND_BACK, HandoverError, Order
+from memcluster.node.handover.messages import DATA, EXTENT, SEND_BACK, HandoverError, Order
 from memcluster.node.handover.part import FLUSH, do_part, encode_result, join_parts, own_piece
 from memcluster.node.handover.passage import Passage, PassageLink
 from memcluster.node.handover.taking import HandedConnection, Taken, Taker
 from memcluster.node.layout import Extents, Piece, join_extents
 from memcluster.node.nbd.server import Request
-from memcluster.node.nbd.wire import EXTENT, Buffer, CommandFlag, Error
+from memcluster.node.nbd.wire import Buffer, CommandFlag, Error
 from memcluster.node.serving.connection import HUNG_UP, Connection
 from memcluster.node.serving.keeper import BLOCK_STATUS, READ, WRITE, Parts
 from memcluster.node.serving.server import Report

@@ -52,6 +52,7 @@ class Primary(Door):
                 lambda _: self._check_links(),
                 self.pool,
                 self.now,
+                extended=server.memory > 0xFFFFFFFF,
             )
             for index, server in enumerate(cluster.servers)
             if index != spec.index
@@ -59,12 +60,22 @@ class Primary(Door):
         self._starting = False
 
     def place(self, connection: Connection, request: Request, first: bool) -> memoryview | None:
-        if request.offset + request.length <= self._own_end or self.stopping:
+        if connection.holder is not None:
+            holder, offset = connection.holder, request.offset
+        elif request.offset + request.length <= self._own_end or self.stopping:
             return self.place_here(connection, request, request.offset, first)
-        holder, offset = self.layout.holder(request.offset, request.length)
+        else:
+            holder, offset = self.layout.holder(request.offset, request.length)
         if holder == self.spec.index:
             return self.place_here(connection, request, offset, first)
         return self.pool.take(request.length)
+
+    def parts(self) -> Sequence[Export]:
+        return [self.part(index) for index, server in enumerate(self.spec.cluster.servers) if server.memory]
+
+    def route(self, connection: Connection, export: Export) -> Route:
+        ordinary = super().route(connection, export)
+        return ordinary if connection.holder is None else self._on_part
 
     def start(self) -> None:
         """Ready means that every secondary answers, when all are started; later on requests wait for who is away."""
@@ -114,6 +125,18 @@ class Primary(Door):
                 return
             pieces = self.layout.split(offset, length, spans=request.command <= WRITE)
         Fanout(self, self._links, connection, request, start, identifier).begin(pieces, serial=self.serial)
+
+
+    def _on_part(self, connection: Connection, request: Request, start: int) -> None:
+        """A request on the export of one server's shard."""
+        holder, identifier = connection.holder, self.next_identifier()
+        assert holder is not None
+        if holder == self.spec.index:
+            self.carry_out(connection, request, start, identifier, request.offset)
+        elif request.length or request.command == FLUSH:
+            self._links[holder].submit(PassedOn(self, connection, request, start, identifier, holder, request.offset))
+        else:
+            self.complete(connection, request, start, identifier)
 
 
 class Secondary(Server):
