@@ -14,7 +14,7 @@ import click
 
 from bench.chaos.report import Report
 from bench.chaos.run import LOGS, Options, replay, run
-from bench.chaos.schedule import Fault, plan
+from bench.chaos.schedule import WEIGHTS, Fault, plan
 from bench.chaos.sweep import sweep, table
 from memcluster.client.units import parse_duration
 from memcluster.node import topology as topologies
@@ -40,6 +40,7 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, text: str) ->
 @click.option("--clients", type=click.IntRange(1, 16), default=4, show_default=True, help="Our own ones.")
 @click.option("--rate", type=click.FloatRange(1), default=250.0, show_default=True, help="Operations a second of each.")
 @click.option("--every", type=click.FloatRange(0.05), default=1.0, show_default=True, help="Seconds between faults.")
+@click.option("--only", type=click.Choice(list(WEIGHTS)), multiple=True, help="These faults alone; may be given again.")
 @click.option("--no-real", is_flag=True, help="Without fio and nbdcopy.")
 @click.option("--keep", is_flag=True, help="Keep the folder of a run that went well, too.")
 @click.option("--replay", "earlier", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
@@ -62,6 +63,7 @@ def main(
     clients: int,
     rate: float,
     every: float,
+    only: tuple[str, ...],
     no_real: bool,
     keep: bool,
     earlier: Path | None,
@@ -73,6 +75,7 @@ def main(
     """Break a cluster under verified load, and tell what became of the bytes and of the log."""
     if seeds is not None:
         words = ["--for", f"{seconds}s", "--every", f"{every}", *["--no-real"] * no_real]
+        words += [word for kind in only for word in ("--only", kind)]
         rows = sweep(range(seed, seed + seeds), words, jobs, lambda text: click.echo(text, err=True))
         click.echo("\n".join(table(rows)))
         sys.exit(any(row.found.total() for row in rows.values()))
@@ -88,7 +91,8 @@ def main(
         )
         shape = topologies.load(topology)
         processes = servers + shape.dispatches
-        schedule = plan(seed, seconds, processes, every, linked=bool(shape.links(processes)))
+        linked = bool(shape.links(processes))
+        schedule = plan(seed, seconds, processes, every, linked=linked, only=only or WEIGHTS)
     sys.exit(_run(options, schedule, keep=keep, figures=figures))
 
 

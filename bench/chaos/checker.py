@@ -81,6 +81,8 @@ class _Write(NamedTuple):
 
     def __str__(self) -> str:
         one = self.operation
+        if self is _NOTHING:
+            return "what was there at first"
         until = one.outcome if one.outcome == UNKNOWN else f"{one.outcome} at {one.returned}"
         return f"{one.kind} {one.tag:#x} (number {one.number} of {one.client}, began at {one.invoked}, {until})"
 

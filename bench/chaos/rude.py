@@ -34,9 +34,11 @@ BURST = 8 << 20
 """Bytes that are sent without waiting, at most: more than a server reads in a turn."""
 CROWD = 1500
 """Reads that wait together for a server that is stopped."""
-NEWCOMERS = 4
+NEWCOMERS = 24
 """Clients that begin a write at a server that has just begun."""
-WATCH = 0.5
+ZEROINGS = 2
+"""Requests of a long zeroing during which the first server dies."""
+WATCH = 1.5
 """Seconds in which nothing may come to those."""
 PAUSE = 0.05
 """Seconds between two moves."""
@@ -110,7 +112,7 @@ class Rude:
                 self._note(write, EARLY, f"answered when {half} of {len(payload)} bytes had been sent")
                 return
             wire.send(payload[half:], PATIENCE)
-            _, error, _ = wire.reply(PATIENCE)
+            _, error = wire.reply(PATIENCE)
             self._note(write, ERROR if error else ACKNOWLEDGED, f"error {error}" if error else "")
         except (Lost, memcluster.ClusterError) as lost:
             wire.close()
@@ -194,12 +196,10 @@ class Rude:
         waiting = {read.number: read for read in reads}
         with suppress(Lost):
             while waiting:
-                cookie, error, data = wire.reply(PATIENCE, middle.length)
-                outcome = ERROR if error else ACKNOWLEDGED
-                read = waiting.pop(cookie)._replace(
-                    seen=what_was_seen("READ", middle.offset, middle.length, data or None)
-                )
-                self._note(read, outcome, f"error {error}" if error else "")
+                cookie, error = wire.reply(PATIENCE)
+                data = None if error else wire.data(middle.length, PATIENCE)
+                read = waiting.pop(cookie)._replace(seen=what_was_seen("READ", middle.offset, middle.length, data))
+                self._note(read, ERROR if error else ACKNOWLEDGED, f"error {error}" if error else "")
         wire.close()
         for read in waiting.values():
             self._note(read, UNKNOWN, "left")
@@ -207,33 +207,51 @@ class Rude:
     def _newcomers(self) -> None:
         """The first server dies while another zeroes; new clients at once begin what they never end."""
         part, wire = self._open(self._job.places.rest, whole=True)
-        zero, _ = self._begin("WRITE_ZEROES", part)
-        wire.send(self._frame(zero, part), PATIENCE)
+        witness = Wire(self._job.uri)  # has asked for nothing, so the first server alone has its socket
+        zeroings = [self._begin("WRITE_ZEROES", part)[0] for _ in range(ZEROINGS)]
+        wire.send(b"".join(self._frame(zero, part) for zero in zeroings), PATIENCE)
+        wire.speaks(self._rng.uniform(0.0, 0.05))
         self._asked.send("begun")
-        outcome, why = UNKNOWN, "left"
-        try:
-            _, error, _ = wire.reply(PATIENCE)
-            outcome, why = (ERROR, f"error {error}") if error else (ACKNOWLEDGED, "")
-        except Lost as lost:
-            why = str(lost)
-        wire.close()
-        self._note(zero, outcome, why)
+        witness.speaks(PATIENCE)
+        witness.close()
         newcomers = []
         for _ in range(NEWCOMERS):
             with suppress(Lost):
-                part, wire = self._open(self._job.places.wide[0])
-                write, payload = self._begin("WRITE", part)
-                newcomers.append((wire, write))
-                wire.send(self._frame(write, part) + payload[:BLOCK], PATIENCE)
+                newcomers.append(self._newcomer())
         end = time.monotonic() + WATCH
-        for wire, write in newcomers:
-            outcome, why = UNKNOWN, "left"
-            if wire.speaks(max(0.0, end - time.monotonic())):
-                with suppress(Lost):
-                    wire.reply(PATIENCE)
-                    outcome, why = EARLY, f"answered when {BLOCK} of {write.length} bytes had been sent"
-            wire.close()
-            self._note(write, outcome, why)
+        for newcomer, read, write in newcomers:
+            self._watch(newcomer, read, write, end)
+        wire.close()
+        for zero in zeroings:
+            self._note(zero, UNKNOWN, "left")
+
+    def _newcomer(self) -> tuple[Wire, Operation, Operation]:
+        """One that reads a block, and sends the first bytes of a long write."""
+        place, wire = self._open(self._job.places.wide[0])
+        block = place.cut(0, BLOCK)
+        read, _ = self._begin("READ", block)
+        write, payload = self._begin("WRITE", place)
+        wire.send_now(self._frame(read, block) + self._frame(write, place) + payload[:BLOCK])
+        return wire, read, write
+
+    def _watch(self, wire: Wire, read: Operation, write: Operation, end: float) -> None:
+        """Only the read may be answered."""
+        outcome, why = UNKNOWN, "left"
+        try:
+            while wire.speaks(max(0.0, end - time.monotonic())):
+                cookie, error = wire.reply(PATIENCE)
+                if error or cookie != read.number:
+                    outcome, why = EARLY, f"{cookie} is answered when {BLOCK} of {write.length} bytes had been sent"
+                    break
+                seen = what_was_seen("READ", read.offset, BLOCK, wire.data(BLOCK, PATIENCE))
+                self._note(read._replace(seen=seen), ACKNOWLEDGED, "")
+                read = read._replace(number=-1)
+        except Lost as lost:
+            why = str(lost)
+        wire.close()
+        self._note(write, outcome, why)
+        if read.number >= 0:
+            self._note(read, UNKNOWN, "left")
 
     # -- what moves are made of --------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from typing import NamedTuple
 
 FIRST = 0.5
@@ -48,15 +49,23 @@ class Fault(NamedTuple):
     span: float = 0.0
 
 
-def plan(seed: int, seconds: float, servers: int, mean: float = 1.0, *, linked: bool = True) -> list[Fault]:
+def plan(
+    seed: int,
+    seconds: float,
+    servers: int,
+    mean: float = 1.0,
+    *,
+    linked: bool = True,
+    only: Collection[str] = WEIGHTS,
+) -> list[Fault]:
     """The faults of a run of so many seconds, `mean` seconds apart on average. Servers that are not `linked` to one
-    another cannot be cut off."""
+    another cannot be cut off. Where `only` kinds that are fatal are wanted, nothing is spared."""
     rng = random.Random(f"schedule {seed}")
     faults: list[Fault] = []
     at = FIRST + rng.expovariate(1 / mean)
     while at < seconds - QUIET:
-        spared = servers > 1 and (int(at / PHASE) + seed) % 2 == 0
-        kinds = [kind for kind in WEIGHTS if not (spared and kind in FATAL)]
+        spared = servers > 1 and (int(at / PHASE) + seed) % 2 == 0 and not set(only) <= set(FATAL)
+        kinds = [kind for kind in WEIGHTS if kind in only and not (spared and kind in FATAL)]
         [kind] = rng.choices(kinds, [WEIGHTS[kind] for kind in kinds])
         faults += _fault(rng, kind, round(at, 3), servers, spared=spared, linked=linked and servers > 1)
         at += rng.expovariate(1 / mean)
@@ -82,7 +91,9 @@ def _fault(rng: random.Random, kind: str, at: float, servers: int, *, spared: bo
     if kind.startswith("pause"):
         target = {"pause logger": logger, "pause supervisor": "supervisor"}.get(kind, server)
         return _pause(at, target, span)
-    if kind in ("zeroes", "fail") and servers > 1:
+    if kind == "zeroes" and servers > 1:
+        return [Fault(at, kind, f"server{servers // 2}")]  # which has what is zeroed, if not all have
+    if kind == "fail" and servers > 1:
         return [Fault(at, kind, secondary)]
     if kind == "crowd":
         last = f"server{servers - 1}"

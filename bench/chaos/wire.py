@@ -28,10 +28,10 @@ class Wire:
         except OSError as error:
             raise Lost(str(error)) from error
         try:
-            self._receive(wire.GREETING.size, HANDSHAKE_WITHIN)
+            self.data(wire.GREETING.size, HANDSHAKE_WITHIN)
             self._sock.sendall(wire.CLIENT_FLAGS.pack(wire.HandshakeFlag.FIXED_NEWSTYLE | wire.HandshakeFlag.NO_ZEROES))
             self._sock.sendall(wire.OPTION.pack(wire.IHAVEOPT, wire.Option.EXPORT_NAME, 0))
-            self._receive(wire.EXPORT_NAME_REPLY.size, HANDSHAKE_WITHIN)
+            self.data(wire.EXPORT_NAME_REPLY.size, HANDSHAKE_WITHIN)
         except (OSError, Lost) as error:
             self._sock.close()
             raise Lost(str(error)) from error
@@ -53,23 +53,15 @@ class Wire:
                 sent += self._sock.send(memoryview(data)[sent:])
         return sent
 
-    def reply(self, seconds: float, length: int = 0) -> tuple[int, int, bytes]:
-        """Cookie, error, and the bytes that an answer without an error has."""
-        deadline = time.monotonic() + seconds
-        magic, error, cookie = wire.SIMPLE_REPLY.unpack(self._receive(wire.SIMPLE_REPLY.size, seconds))
+    def reply(self, seconds: float) -> tuple[int, int]:
+        """The cookie and the error of the next reply; the bytes of a READ without an error follow."""
+        magic, error, cookie = wire.SIMPLE_REPLY.unpack(self.data(wire.SIMPLE_REPLY.size, seconds))
         if magic != wire.SIMPLE_REPLY_MAGIC:
             raise Lost(f"magic {magic:#x}")
-        data = b"" if error else self._receive(length, max(0.0, deadline - time.monotonic()))
-        return cookie, error, data
+        return cookie, error
 
-    def speaks(self, seconds: float) -> bool:
-        """Something comes within so many seconds, or the end."""
-        return bool(select.select([self._sock], [], [], seconds)[0])
-
-    def close(self) -> None:
-        self._sock.close()
-
-    def _receive(self, length: int, seconds: float) -> bytes:
+    def data(self, length: int, seconds: float) -> bytes:
+        """So many bytes, in so many seconds."""
         data = bytearray()
         deadline = time.monotonic() + seconds
         while len(data) < length:
@@ -82,3 +74,10 @@ class Wire:
                 raise Lost("closed by the server")
             data += got
         return bytes(data)
+
+    def speaks(self, seconds: float) -> bool:
+        """Something comes within so many seconds, or the end."""
+        return bool(select.select([self._sock], [], [], seconds)[0])
+
+    def close(self) -> None:
+        self._sock.close()
