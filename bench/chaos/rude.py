@@ -36,8 +36,6 @@ CROWD = 1500
 """Reads that wait together for a server that is stopped."""
 NEWCOMERS = 24
 """Clients that begin a write at a server that has just begun."""
-ZEROINGS = 2
-"""Requests of a long zeroing during which the first server dies."""
 WATCH = 1.5
 """Seconds in which nothing may come to those."""
 PAUSE = 0.05
@@ -208,8 +206,8 @@ class Rude:
         """The first server dies while another zeroes; new clients at once begin what they never end."""
         part, wire = self._open(self._job.places.rest, whole=True)
         witness = Wire(self._job.uri)  # has asked for nothing, so the first server alone has its socket
-        zeroings = [self._begin("WRITE_ZEROES", part)[0] for _ in range(ZEROINGS)]
-        wire.send(b"".join(self._frame(zero, part) for zero in zeroings), PATIENCE)
+        zero, _ = self._begin("WRITE_ZEROES", part)
+        wire.send(self._frame(zero, part), PATIENCE)
         wire.speaks(self._rng.uniform(0.0, 0.05))
         self._asked.send("begun")
         witness.speaks(PATIENCE)
@@ -218,16 +216,16 @@ class Rude:
         for _ in range(NEWCOMERS):
             with suppress(Lost):
                 newcomers.append(self._newcomer())
+        self._asked.send("come")
         end = time.monotonic() + WATCH
         for newcomer, read, write in newcomers:
             self._watch(newcomer, read, write, end)
         wire.close()
-        for zero in zeroings:
-            self._note(zero, UNKNOWN, "left")
+        self._note(zero, UNKNOWN, "left")
 
     def _newcomer(self) -> tuple[Wire, Operation, Operation]:
-        """One that reads a block, and sends the first bytes of a long write."""
-        place, wire = self._open(self._job.places.wide[0])
+        """One that reads a block, and sends the first bytes of a long write, before it has heard anything."""
+        place, wire = self._open(self._job.places.shared[1], hasty=True)
         block = place.cut(0, BLOCK)
         read, _ = self._begin("READ", block)
         write, payload = self._begin("WRITE", place)
@@ -238,6 +236,7 @@ class Rude:
         """Only the read may be answered."""
         outcome, why = UNKNOWN, "left"
         try:
+            wire.shake_hands()
             while wire.speaks(max(0.0, end - time.monotonic())):
                 cookie, error = wire.reply(PATIENCE)
                 if error or cookie != read.number:
@@ -255,7 +254,7 @@ class Rude:
 
     # -- what moves are made of --------------------------------------------------------------------------------------
 
-    def _open(self, region: Region | None = None, *, whole: bool = False) -> tuple[Part, Wire]:
+    def _open(self, region: Region | None = None, *, whole: bool = False, hasty: bool = False) -> tuple[Part, Wire]:
         """Bytes to work on, in a wide region if in none that is named, and a connection to where they are asked for."""
         chosen = region or self._rng.choice(self._job.places.wide)
         part = self._part(chosen)
@@ -265,7 +264,7 @@ class Rude:
             length = min(blocks, self._rng.choice((128, 512, 1024, WIDE // BLOCK)))
             start = (blocks - length) // 2 if region else self._rng.randrange(blocks - length + 1)
             part = part.cut(start * BLOCK, length * BLOCK)
-        return part, Wire(part.uri)
+        return part, Wire(part.uri, hasty=hasty)
 
     def _part(self, region: Region, uri: str = "") -> Part | None:
         """Of the region what can be asked for at one door, whole blocks; at this one, if one is named."""

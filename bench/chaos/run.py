@@ -217,7 +217,7 @@ def _look_at_the_end(options: Options, subject: Subject, places: Places, report:
         report.trouble.append(f"the cluster has not healed: {state}")
     seen = [*places.private, *places.shared, *places.wide, *places.spots]
     load.read_all(subject.uri, seen, subject.folder / "history" / "last.jsonl")
-    done = subject.command("logs", "--json", timeout=300.0)
+    done = subject.command("logs", "--json", "--all-runs", timeout=300.0)
     (subject.folder / "log.jsonl").write_bytes(done.stdout)
     subject.record()
     if done.returncode or (done.stderr and not (NO_LONGER in done.stderr and options.logs != "all")):

@@ -19,24 +19,29 @@ class Lost(Exception):
 
 
 class Wire:
-    """Raises Lost when it cannot be had, and from then on wherever the server has gone."""
+    """Raises Lost when it cannot be had, and from then on wherever the server has gone. One that is `hasty` has said
+    its part of the handshake and waits for nothing: `shake_hands` is to be called before anything is read."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, hasty: bool = False) -> None:
         target = parse_uri(uri)
         try:
             self._sock = socket.create_connection((target.host, target.port), HANDSHAKE_WITHIN)
         except OSError as error:
             raise Lost(str(error)) from error
         try:
-            self.data(wire.GREETING.size, HANDSHAKE_WITHIN)
-            self._sock.sendall(wire.CLIENT_FLAGS.pack(wire.HandshakeFlag.FIXED_NEWSTYLE | wire.HandshakeFlag.NO_ZEROES))
-            self._sock.sendall(wire.OPTION.pack(wire.IHAVEOPT, wire.Option.EXPORT_NAME, 0))
-            self.data(wire.EXPORT_NAME_REPLY.size, HANDSHAKE_WITHIN)
-        except (OSError, Lost) as error:
+            self.send(wire.CLIENT_FLAGS.pack(wire.HandshakeFlag.FIXED_NEWSTYLE | wire.HandshakeFlag.NO_ZEROES))
+            self.send(wire.OPTION.pack(wire.IHAVEOPT, wire.Option.EXPORT_NAME, 0))
+            if not hasty:
+                self.shake_hands()
+        except Lost:
             self._sock.close()
-            raise Lost(str(error)) from error
+            raise
 
-    def send(self, data: bytes | memoryview, seconds: float) -> None:
+    def shake_hands(self) -> None:
+        """What the server has to say before the first reply."""
+        self.data(wire.GREETING.size + wire.EXPORT_NAME_REPLY.size, HANDSHAKE_WITHIN)
+
+    def send(self, data: bytes | memoryview, seconds: float = HANDSHAKE_WITHIN) -> None:
         """All of it."""
         self._sock.settimeout(seconds)
         try:
