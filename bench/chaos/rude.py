@@ -36,7 +36,7 @@ CROWD = 1500
 """Reads that wait together for a server that is stopped."""
 NEWCOMERS = 24
 """Clients that begin a write at a server that has just begun."""
-WATCH = 1.5
+WATCH = 4.0
 """Seconds in which nothing may come to those."""
 PAUSE = 0.05
 """Seconds between two moves."""
