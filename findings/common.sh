@@ -1,0 +1,64 @@
+# What the findings share: a temporary folder, pinned packages in it, and a comparison that says what has changed.
+# Sourced, not run. 0: the behaviour is as recorded; 1: it has changed; 77: it cannot be tried here, with the reason.
+set -eu
+work=$(mktemp -d "${TMPDIR:-/var/tmp}/finding.XXXXXX")
+started=
+clean() {
+    for pid in $started; do kill "$pid" 2>/dev/null || true; done
+    wait 2>/dev/null || true
+    rm -rf "$work"
+}
+trap clean EXIT
+trap 'exit 130' INT TERM
+cd "$work"
+
+skip() { echo "skipped: $*"; exit 77; }
+need_root() { [ "$(id -u)" = 0 ] || skip "needs root, $1"; }
+need() { command -v "$1" >/dev/null || skip "needs the command $1"; }
+
+# python NAME==VERSION …: a virtual environment with these packages; its programs come first on PATH.
+python_packages() {
+    need "${PYTHON:=python3}"
+    "$PYTHON" -m venv "$work/venv" || skip "$PYTHON makes no virtual environment"
+    "$work/venv/bin/pip" install --quiet --disable-pip-version-check "$@" 2>"$work/pip.log" ||
+        { tail -n 2 "$work/pip.log"; skip "these packages do not install here: $*"; }
+    PATH=$work/venv/bin:$PATH
+}
+
+# debian_packages SUITE NAME=VERSION …: these Debian packages with all that they depend on, unpacked in $work/root, which is
+# no part of this system: apt downloads, `dpkg -x` unpacks. Run what is in it by `in_root`, which needs root for chroot.
+debian_packages() {
+    need apt-get; need dpkg; need_root "for chroot"
+    suite=$1; shift
+    mirror=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | head -n 1)}
+    mkdir -p apt/lists apt/cache/archives/partial apt/parts root/proc root/dev root/tmp root/usr/bin root/usr/sbin root/usr/lib root/usr/lib64
+    for merged in bin sbin lib lib64; do ln -s "usr/$merged" "root/$merged"; done
+    : >apt/status
+    echo "deb [trusted=yes] $mirror $suite main" >apt/sources.list
+    set -- -o Dir::State="$work/apt" -o Dir::State::status="$work/apt/status" -o Dir::Cache="$work/apt/cache" \
+        -o Dir::Etc::sourcelist="$work/apt/sources.list" -o Dir::Etc::sourceparts="$work/apt/parts" \
+        -o APT::Install-Recommends=0 -o APT::Sandbox::User=root -o Debug::NoLocking=1 -- "$@"
+    options=
+    while [ "$1" != -- ]; do options="$options $1"; shift; done
+    shift
+    # shellcheck disable=SC2086 # words, each without spaces
+    apt-get $options update -qq >apt.log 2>&1 || skip "no package lists of Debian $suite"
+    apt-get $options install -qq -y --download-only base-files coreutils dash "$@" >apt.log 2>&1 || skip "Debian $suite has no longer $*"
+    for deb in apt/cache/archives/*.deb; do dpkg -x "$deb" root; done
+}
+# What it mounts is gone with it.
+in_root() {
+    unshare --mount sh -euc '
+        mount -t proc proc "$0/proc"; mount --bind /dev "$0/dev"
+        exec chroot "$0" env -i PATH=/usr/bin:/usr/sbin:/bin:/sbin LC_ALL=C "$@"' "$work/root" "$@"
+}
+
+# expect WHAT RECORDED SEEN
+expect() {
+    if [ "$2" = "$3" ]; then
+        echo "as recorded: $1: $3"
+    else
+        echo "changed: $1"; echo "  recorded: $2"; echo "  seen:     $3"
+        exit 1
+    fi
+}
