@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,14 +69,21 @@ def up(
     except DiscoverError:
         document, name = {}, load().name  # says what is wrong with the file
     run = RunDirectory(name)
+    # What ends this process waits while it takes the directory, and then leaves none that is empty.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     try:
         run.acquire()
+        if of_another_folder(name, file):
+            raise NameInUse
+        found_memory = run.holds_memory
     except NameInUse:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         raise AlreadyRunning(load(), run.record()) from None
-    if of_another_folder(name, file):
-        raise AlreadyRunning(load(), run.record())
-    found_memory = run.holds_memory
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         step()
         _end_leftovers(run, tell)
         step()
