@@ -131,8 +131,8 @@ def test_a_piece_that_was_done_twice_stands_there_once(make_cluster: Make) -> No
     cluster.remember()
     directory = cluster.folder / "logs" / cluster.name / "server1"
     raw = [block.data for block in read_segments(directory)]
-    kinds = [data[position + 40] for data in raw for position in range(0, len(data), 64)]
-    flags = [data[position + 43] for data in raw for position in range(0, len(data), 64)]
+    kinds = [data[position + 44] for data in raw for position in range(0, len(data), 64)]
+    flags = [data[position + 47] for data in raw for position in range(0, len(data), 64)]
     assert sum(flag >= REPEATED >> 8 for flag in flags) >= 1
     assert kinds.count(Kind.PIECE) >= 2
     [_request] = lines(cluster, "--op", "write", "--node", "server0")
