@@ -358,6 +358,14 @@ def test_a_flush_is_logged_everywhere():
     assert verdict == LogVerdict(requests=2, pieces=2)
 
 
+def test_every_outcome_is_counted():
+    """With what was answered before it was sent."""
+    report = Report("a run")
+    outcomes = ("acknowledged", "unknown", "error", "early")
+    report.count(write(A, 1, 2, outcome) for outcome in outcomes)
+    assert report.outcomes == dict.fromkeys(outcomes, 1)
+
+
 @pytest.mark.parametrize("fault", [
     {"left": ["process 1"]}, {"trouble": ["down"]}, {"disagreements": ["a page"]}, {"unserved": ["a byte"]},
     *({"verdict": Verdict(**{name: {A}})} for name in ("lost", "wrong", "back", "late", "mixed", "early")),

@@ -23,6 +23,8 @@ FAILS_WITHIN = 10.0
 ANSWERS_WITHIN = 3.0
 """Seconds for the rude client to come to what it is asked for."""
 COMES_WITHIN = 5.0
+STEPS, STEP, REST = 30, 0.01, 0.06
+"""How a server goes on that was stopped in the middle of a zeroing: seconds that it runs, and does not."""
 COMMAND_PATIENCE = 15.0
 UP_AGAIN = "up again"
 
@@ -140,6 +142,11 @@ class Breaker:
             first.signal(signal.SIGKILL)
             if self._asked.poll(COMES_WITHIN):  # who is to be served by the next one has come
                 self._asked.recv()
+                for _ in range(STEPS):  # in small steps, so that all others are quicker
+                    stopped.signal(signal.SIGCONT)
+                    time.sleep(STEP)
+                    stopped.signal(signal.SIGSTOP)
+                    time.sleep(REST)
         finally:
             stopped.signal(signal.SIGCONT)
         return f"pid {first.pid} killed, pid {stopped.pid} stopped"

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.chaos.breaker import Breaker
 from bench.chaos.checker import MAX_TOLD, Verdict
-from bench.chaos.history import ACKNOWLEDGED, ERROR, UNKNOWN, Operation
+from bench.chaos.history import ACKNOWLEDGED, EARLY, ERROR, UNKNOWN, Operation
 from bench.chaos.logcheck import LogVerdict
 from bench.chaos.realclients import Tally
 
@@ -39,7 +39,7 @@ class Report:
     def count(self, operations: Iterable[Operation]) -> None:
         """The outcomes, and the longest time between two acknowledgements that one client saw."""
         ends: dict[str, list[int]] = defaultdict(list)
-        self.outcomes = dict.fromkeys((ACKNOWLEDGED, UNKNOWN, ERROR), 0)
+        self.outcomes = dict.fromkeys((ACKNOWLEDGED, UNKNOWN, ERROR, EARLY), 0)
         for operation in operations:
             self.outcomes[operation.outcome] += 1
             if not operation.acknowledged:

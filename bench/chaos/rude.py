@@ -34,8 +34,10 @@ BURST = 8 << 20
 """Bytes that are sent without waiting, at most: more than a server reads in a turn."""
 CROWD = 1500
 """Reads that wait together for a server that is stopped."""
-NEWCOMERS = 24
+NEWCOMERS = 40
 """Clients that begin a write at a server that has just begun."""
+WITNESSES = 8
+"""Connections made before, so that who zeroes has a number that one of the newcomers will have."""
 WATCH = 4.0
 """Seconds in which nothing may come to those."""
 PAUSE = 0.05
@@ -204,14 +206,17 @@ class Rude:
 
     def _newcomers(self) -> None:
         """The first server dies while another zeroes; new clients at once begin what they never end."""
+        witnesses = [
+            Wire(self._job.uri) for _ in range(WITNESSES)
+        ]  # ask for nothing: the first server has their sockets
         part, wire = self._open(self._job.places.rest, whole=True)
-        witness = Wire(self._job.uri)  # has asked for nothing, so the first server alone has its socket
         zero, _ = self._begin("WRITE_ZEROES", part)
         wire.send(self._frame(zero, part), PATIENCE)
         wire.speaks(self._rng.uniform(0.0, 0.05))
         self._asked.send("begun")
-        witness.speaks(PATIENCE)
-        witness.close()
+        witnesses[0].speaks(PATIENCE)
+        for witness in witnesses:
+            witness.close()
         newcomers = []
         for _ in range(NEWCOMERS):
             with suppress(Lost):
