@@ -214,3 +214,27 @@ def test_identifiers_are_lent_anew_when_a_block_is_used_up(make_cluster, monkeyp
             memory.pwrite(bytes([number]), number)
     writes = log(cluster, "--op", "write")
     assert len({entry["request"] for entry in writes}) == len(writes) == 10
+
+
+def test_a_context_that_is_listed_can_be_chosen(make_cluster):
+    """The word to clients that route is one for every client, by the letter of the protocol: it tells of no byte."""
+    cluster = make_cluster(topology="client-routed", servers=2, memory="2MiB")
+    script = """
+contexts = []
+h.connect_uri(URI)
+h.add_meta_context("x-memcluster:")
+h.opt_list_meta_context(lambda name: contexts.append(name))
+[word] = contexts
+h.clear_meta_contexts()
+h.add_meta_context(word)
+h.add_meta_context("base:allocation")
+h.opt_go()
+assert h.can_meta_context(word)
+told = {}
+h.block_status(65536, 0, lambda context, _offset, entries, _error: told.update({context: list(entries)}))
+print(told[word], sorted(told) == sorted([word, "base:allocation"]))
+"""
+    nbdsh = need("nbdsh", "python3-libnbd")
+    words = ["-c", "h.set_opt_mode(True)", "-c", script.replace("URI", repr(cluster.uri))]
+    done = run(nbdsh, *words, PATH="/usr/bin:/bin")
+    assert done.stdout.decode().split() == ["[65536,", "0]", "True"]

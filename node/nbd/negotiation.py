@@ -13,7 +13,7 @@ from typing import Protocol
 
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.errors import ProtocolError, Refused
-from memcluster.node.nbd.replies import CONTEXTS, Terms
+from memcluster.node.nbd.replies import CONTEXTS, WORD, Terms
 from memcluster.node.nbd.wire import Buffer, Command, CommandFlag, HandshakeFlag, Info, Option, Rep, TransmissionFlag
 
 MAX_OPTION = 1 << 16
@@ -47,7 +47,7 @@ class Export:
 
 class Exports(Protocol):
     """Who decides which exports there are. `find` and `open` raise Refused; `open` is the client's entry. `contexts`
-    are those that are listed beside the export's own and cannot be chosen: words to clients that know them."""
+    are those that are listed beside the export's own, words to clients that know them: chosen, they say nothing."""
 
     def names(self) -> Sequence[Export]: ...
     def find(self, name: str) -> Export: ...
@@ -205,12 +205,13 @@ class Negotiation:
             if context in queries or (not setting and (not queries or namespace in queries)):
                 self._option_reply(option, Rep.META_CONTEXT, _U32.pack(CONTEXTS[context]) + context.encode())
                 chosen.append(CONTEXTS[context])
+        others = [query for query in queries if query not in export.contexts]
+        for context in self._exports.contexts(export) if others else ():
+            if context in others or (not setting and context.startswith(tuple(others))):
+                self._option_reply(option, Rep.META_CONTEXT, _U32.pack(WORD) + context.encode())
+                chosen.append(WORD)
         if setting:
             self._chosen = export.name, tuple(chosen)
-        others = [query for query in queries if query not in export.contexts]
-        for context in self._exports.contexts(export) if others and not setting else ():
-            if context.startswith(tuple(others)):
-                self._option_reply(option, Rep.META_CONTEXT, _U32.pack(0) + context.encode())
         self._option_reply(option, Rep.ACK)
 
     _OPTIONS: dict[int, Callable[[Negotiation, int, bytes], None]] = {  # noqa: RUF012 - a constant table

@@ -18,6 +18,8 @@ from memcluster.node.nbd.wire import Buffer, Chunk, ChunkFlag, Command, CommandF
 
 CONTEXTS = {wire.BASE_ALLOCATION: 1, wire.OWNER: 2}
 """The identifiers under which this server speaks of the contexts that a client may choose."""
+WORD = 3
+"""That of one that is a word to clients which know it, and says nothing of any byte: see Exports.contexts."""
 ZEROES = memoryview(
     mmap.mmap(-1, wire.MAX_PAYLOAD, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
 )

@@ -19,7 +19,7 @@ from memcluster.node.layout import MAX_EXTENTS, Extents
 from memcluster.node.log.record import Event, Kind, first_identifier, last_identifier, subject_of
 from memcluster.node.nbd.errors import Refused
 from memcluster.node.nbd.negotiation import Export
-from memcluster.node.nbd.replies import CONTEXTS, Asked, Terms
+from memcluster.node.nbd.replies import CONTEXTS, WORD, Asked, Terms
 from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
 from memcluster.node.nbd.wire import OWNER, Buffer, Error, Rep, TransmissionFlag
 from memcluster.node.serving.admission import SAMPLE, Admission, look_at_the_machine
@@ -390,6 +390,8 @@ class Server(Keeper):
         """What a client that asked with a BLOCK_STATUS hears in each context it chose. `holder` is the one server that
         holds its export, if there is one."""
         told = dict.fromkeys(terms.contexts, allocation)
+        if WORD in told:
+            told[WORD] = [(request.length, 0)]
         if OWNERS in told:
             layout, length = self.spec.cluster.layout, request.length
             runs = layout.owners(request.offset, length) if holder is None else ((length, holder),)
