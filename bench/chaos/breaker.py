@@ -89,8 +89,7 @@ class Breaker:
             paused = self._paused.pop(fault.target, None)
             return "resumed" if paused and paused.signal(signal.SIGCONT) else "not alive"
         if fault.kind == "crowd":
-            self.others["crowd"] += 1
-            return self._ask("crowd")
+            return self._crowd(fault.target)
         if fault.kind == "zeroes":
             return self._zeroes(fault.target)
         if fault.kind == "fail":
@@ -130,6 +129,16 @@ class Breaker:
             self._asked.recv()  # it had begun too late
         self._asked.send(word)
         return str(self._asked.recv()) if self._asked.poll(ANSWERS_WITHIN) else "not begun"
+
+    def _crowd(self, target: str) -> str:
+        """Very many reads wait for the target, until it is resumed."""
+        begun, identity = self._ask("crowd"), self._find(target)
+        if begun != "begun" or identity is None or not identity.signal(signal.SIGSTOP):
+            return begun
+        self._paused[target] = identity
+        self._asked.send("stopped")
+        self.others["crowd"] += 1
+        return f"pid {identity.pid} stopped"
 
     def _zeroes(self, target: str) -> str:
         """The first server dies, and another begins, while the target stands in the middle of a long zeroing."""

@@ -32,8 +32,8 @@ PATIENCE = 8.0
 """Seconds to wait for an answer; nobody is owed one here."""
 BURST = 8 << 20
 """Bytes that are sent without waiting, at most: more than a server reads in a turn."""
-CROWD = 1500
-"""Reads that wait together for a server that is stopped."""
+CROWD, FEW = 3000, 50
+"""Reads that wait together for a server that is stopped; and reads that begin later and do not wait."""
 NEWCOMERS = 40
 """Clients that begin a write at a server that has just begun."""
 WITNESSES = 8
@@ -180,35 +180,58 @@ class Rude:
             self._polite("READ", Part("", spot.offset, PAGE, 0))
 
     def _crowd(self) -> None:
-        """Reads across two servers, of which one was stopped before."""
-        part, wire = self._open(self._job.places.shared[0])
-        middle = part.cut(part.length // 2 // BLOCK * BLOCK - 2 * BLOCK, 4 * BLOCK)
-        reads = []
-        for _ in range(CROWD):
-            read, _ = self._begin("READ", middle)
-            frame = self._frame(read, middle)
+        """Reads across two servers, of which the last one is stopped then; others begin later, and do not wait."""
+        last = len(self._job.layout.sizes) - 1
+        places = self._job.places
+        part, wire = self._open(places.shared[0], whole=True)
+        there, other = self._open(places.shared[1], whole=True)
+        self._asked.send("begun")
+        if not self._asked.poll(PATIENCE):
+            raise Lost("the breaker has not said that the server is stopped")
+        self._asked.recv()
+        crowd = self._send_reads(wire, self._find(part, 4 * BLOCK, lambda servers: servers > {last}), CROWD)
+        meanwhile = self._send_reads(other, self._find(there, BLOCK, lambda servers: last not in servers), FEW)
+        self._take_reads(other, meanwhile)
+        self._take_reads(wire, crowd)
+
+    def _find(self, part: Part, length: int, wanted: Callable[[set[int]], bool]) -> Part:
+        """So many bytes of a part, of servers that are wanted if there are such."""
+        cuts = (part.cut(start, length) for start in range(0, part.length - length, BLOCK))
+        split = self._job.layout.split
+        found = (cut for cut in cuts if wanted({piece.server for piece in split(cut.offset, cut.length)}))
+        return next(found, part.cut(0, length))
+
+    def _send_reads(self, wire: Wire, part: Part, count: int) -> dict[int, Operation]:
+        """By number, as many of them as go without waiting."""
+        reads: dict[int, Operation] = {}
+        for _ in range(count):
+            read, _ = self._begin("READ", part)
+            frame = self._frame(read, part)
             sent = wire.send_now(frame)
             if sent:
-                reads.append(read)
+                reads[read.number] = read
             if sent < len(frame):
                 break
-        self._asked.send("begun")
-        waiting = {read.number: read for read in reads}
+        return reads
+
+    def _take_reads(self, wire: Wire, waiting: dict[int, Operation]) -> None:
         with suppress(Lost):
             while waiting:
                 cookie, error = wire.reply(PATIENCE)
-                data = None if error else wire.data(middle.length, PATIENCE)
-                read = waiting.pop(cookie)._replace(seen=what_was_seen("READ", middle.offset, middle.length, data))
-                self._note(read, ERROR if error else ACKNOWLEDGED, f"error {error}" if error else "")
+                read = waiting.pop(cookie)
+                data = None if error else wire.data(read.length, PATIENCE)
+                seen = what_was_seen("READ", read.offset, read.length, data)
+                self._note(
+                    read._replace(seen=seen), ERROR if error else ACKNOWLEDGED, f"error {error}" if error else ""
+                )
         wire.close()
         for read in waiting.values():
             self._note(read, UNKNOWN, "left")
 
     def _newcomers(self) -> None:
         """The first server dies while another zeroes; new clients at once begin what they never end."""
-        witnesses = [
-            Wire(self._job.uri) for _ in range(WITNESSES)
-        ]  # ask for nothing: the first server has their sockets
+        # The first server alone has the sockets of those that ask for nothing: they see its end.
+        witnesses = [Wire(self._job.uri) for _ in range(WITNESSES)]
         part, wire = self._open(self._job.places.rest, whole=True)
         zero, _ = self._begin("WRITE_ZEROES", part)
         wire.send(self._frame(zero, part), PATIENCE)

@@ -37,7 +37,7 @@ BEGIN_WITHIN = 60.0
 HEAL_WITHIN = 60.0
 WHOLE = {"TRIM": 64 << 20, "WRITE_ZEROES": 4 << 20}
 """Bytes of the longest request that the README promises to carry out whole; without a bound for others."""
-LOGS = {"all": {"retain": "8GiB"}, "age": {"retain": "8GiB", "retain_age": "16s"}, "small": {"retain": "1MiB"}}
+LOGS = {"all": {"retain": "8GiB"}, "age": {"retain": "8GiB", "retain_age": "16s"}, "small": {"retain": "512KiB"}}
 """What cluster.yaml says of the log's size."""
 CLIENTS_WITHIN = load.PATIENCE + load.RECONNECT + 10.0
 Tell = Callable[[str], object]

@@ -97,7 +97,7 @@ def _fault(rng: random.Random, kind: str, at: float, servers: int, *, spared: bo
         return [Fault(at, kind, secondary)]
     if kind == "crowd":
         last = f"server{servers - 1}"
-        return [*_pause(at, last, 2.0 + 2 * span), Fault(round(at + 0.02, 3), kind, last)]
+        return [Fault(at, kind, last), Fault(round(at + 2.0 + 2 * span, 3), "resume", last)]
     if kind == "partition" and linked:
         return [Fault(at, kind, secondary, span)]
     if kind == "hang":
