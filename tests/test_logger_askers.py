@@ -26,8 +26,8 @@ from memcluster.node.logger import logger as role
         ({"ask": "merged", "last": 10**9}, "last must be a whole number"),
         ({"ask": "merged", "request": 1 << 64}, "request must be a whole number"),
         ({"ask": "merged", "follow": 1}, "follow must be true or false, not 1"),
-        ({"ask": "merged", "node": "server9"}, "there is no node 'server9' with a log; there are server0, server1"),
-        ({"ask": "merged", "node": {}}, "there is no node {} with a log"),
+        ({"ask": "merged", "subjects": [9]}, "there is no node 9; there are 2"),
+        ({"ask": "merged", "subjects": {}}, "subjects must be a list of numbers, not {}"),
         ({"ask": "share", "window": 0}, "window must be a whole number from 1, not 0"),
     ],
 )

@@ -217,13 +217,12 @@ def _check(config: ClusterConfig, parsed: ClusterFile, available: int | None) ->
         if config.stripe and server.memory % config.stripe:
             message = f"memory must be whole stripes of {format_size(config.stripe)}"
             yield {"servers", "layout"}, ("servers", index, "memory"), message
-    rooms = _rooms(config) if available is None else iter([(available, "memory")])
+    rooms = _rooms(config) if available is None or config.storage else iter([(available, "memory")])
     room, what_says = min(rooms, default=(config.memory, ""))
     if config.memory > room:
-        remedy = "choose another directory" if config.storage else "give a directory as storage"
         yield {"memory", "storage"}, ("memory",), (
             f"memory of {format_size(config.memory)} is more than there is room for ({max(0, room) >> 20} MiB: "
-            f"{what_says}); make it smaller, or {remedy}"
+            f"{what_says}); make it smaller, or give a directory as storage"
         )
     if config.logs.level == "errors" and config.logs.sample > 1:
         message = "sample thins out requests that went well, of which level: errors keeps none; leave one of them out"
@@ -274,20 +273,22 @@ def _is_text(path: str) -> bool:
 
 
 def _rooms(config: ClusterConfig) -> Iterator[tuple[int, str]]:
-    """(bytes that the shards may take, what says so)."""
+    """(bytes that the shards may take, what says so). On a disk they may be more than there is room for now: what finds
+    none there is told so, and nothing else suffers; without memory everything would be killed."""
+    if config.storage is not None:
+        return
     try:
-        folder = config.storage or run_directory(config.name)
+        folder = run_directory(config.name)
     except NotOurs:
         return  # said where the directory is made
     taken = sum(shard.stat().st_blocks * 512 for shard in folder.glob("shard[0-9]*"))  # by this cluster's last run
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     system = os.statvfs(there)
-    yield system.f_bavail * system.f_frsize + taken - (0 if config.storage else OWN_FILES), f"free room in {there}"
-    if config.storage is None:
-        yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "memory of this machine"
-        limit = memory_limit()
-        if limit is not None:
-            yield limit, "memory limit of the control group"
+    yield system.f_bavail * system.f_frsize + taken - OWN_FILES, f"free room in {there}"
+    yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "memory of this machine"
+    limit = memory_limit()
+    if limit is not None:
+        yield limit, "memory limit of the control group"
 
 
 # -- problems in words -------------------------------------------------------------------------------------------

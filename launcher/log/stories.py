@@ -16,8 +16,14 @@ from typing import Any
 from memcluster.node.log.record import SERVER_SHIFT, Record, format_identifier
 from memcluster.node.log.text import LogEntry
 from memcluster.node.nbd.wire import Command
+from memcluster.node.topology import DEFAULT, Topology, load, names
 
 READ = int(Command.READ)
+
+
+def shape_of(topology: str) -> Topology:
+    """What the topology of a log is; one that this version does not know is drawn as the default one."""
+    return load(topology if topology in names() else DEFAULT)
 
 
 @dataclass(eq=False)
@@ -56,8 +62,9 @@ class Stories:
     """Takes records in the order of the log; `lane_of` gives the lane of a server."""
 
     def __init__(self, topology: str, fan_out: str, lane_of: Callable[[int], Any]) -> None:
-        self._hands_over = topology in ("dispatcher", "chain")
-        self._chain = topology == "chain"
+        shape = shape_of(topology)
+        self._hands_over = shape.hands_over
+        self._chain = not shape.fans_out
         self._serial = fan_out == "serial"
         self._lane_of = lane_of
         self._stories: dict[int, _Story] = {}

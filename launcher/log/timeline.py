@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any
 
 from memcluster.client.router import BLOCK
-from memcluster.launcher.log.stories import Arrow, Bar, Stories
+from memcluster.launcher.log.stories import Arrow, Bar, Stories, shape_of
 from memcluster.launcher.log.trace import Tracks
 from memcluster.node.log.record import COUNTER_BITS, PROBE, TROUBLE, Event, Kind, subject_name
 from memcluster.node.log.text import LogEntry, event_detail, event_name, kind_name, operation_name
@@ -170,7 +170,7 @@ class Timeline:
         """Numbers of clients begin again with every start of their server. A client that routes by itself has a number
         on each server, and a block of identifiers that is its own."""
         server, record = entry
-        routed = self.topology == "client-routed"
+        routed = shape_of(self.topology).every_server_is_a_door
         key = (server if routed else record.identifier >> COUNTER_BITS), record.client
         if key not in self._clients:
             block = self._blocks.get(record.identifier // BLOCK) if routed else None

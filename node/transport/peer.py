@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import select
 import socket
-from functools import cache
-from itertools import count
 from struct import Struct
 
 NETLINK_SOCK_DIAG = 4
@@ -19,9 +17,8 @@ ANY = 0xFFFFFFFF
 _HEAD = Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _WANTED = Struct("=BBBxI")  # struct inet_diag_req_v2 up to the id: family, protocol, extensions, states
 _PORTS = Struct(">HH")
-_FOUND = Struct("=8xI4x4x48x16xI")  # sequence; then struct inet_diag_msg up to the inode: 0 if it is nobody's
+_FOUND = Struct("=16x4x48x16xI")  # the head; then struct inet_diag_msg up to the inode: 0 if it is nobody's
 _REST = Struct("=III")  # of the id: interface, cookie
-_numbers = count(1)  # an answer may be late
 _OVER = select.POLLHUP | select.POLLERR
 
 
@@ -42,38 +39,24 @@ def is_gone(sock: socket.socket) -> bool:
 
 def _is_held(sock: socket.socket) -> bool | None:
     """Somebody has the other side's socket; None if that cannot be known here."""
-    diag, number = _diag(), next(_numbers) & ANY
-    if diag is None:
-        return None
-    try:
-        diag.send(_question(sock, number))
-        while True:
+    try:  # a descriptor only for as long as it asks: that is seldom
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as diag:
+            diag.setblocking(False)
+            diag.send(_question(sock))
             answer = diag.recv(1024)  # it is there when the question has been taken
-            if len(answer) < _FOUND.size:
-                return None  # an error: the other side is not here
-            found, inode = _FOUND.unpack_from(answer)
-            if found == number:
-                return bool(inode)
     except OSError:
         return None
+    if len(answer) < _FOUND.size:
+        return None  # an error: the other side is not here
+    (inode,) = _FOUND.unpack_from(answer)
+    return bool(inode)
 
 
-def _question(sock: socket.socket, number: int) -> bytes:
+def _question(sock: socket.socket) -> bytes:
     """The other side's socket is wanted: its place comes first."""
     family = sock.family
     (theirs, port), (ours, our_port) = sock.getpeername()[:2], sock.getsockname()[:2]
     places = b"".join(socket.inet_pton(family, host.partition("%")[0]).ljust(16, b"\0") for host in (theirs, ours))
     wanted = _WANTED.pack(family, socket.IPPROTO_TCP, 0, ANY) + _PORTS.pack(port, our_port) + places
     wanted += _REST.pack(0, ANY, ANY)  # any interface, no cookie
-    return _HEAD.pack(_HEAD.size + len(wanted), SOCK_DIAG_BY_FAMILY, REQUEST, number, 0) + wanted
-
-
-@cache
-def _diag() -> socket.socket | None:
-    """Where this process asks; None if the kernel does not tell."""
-    try:
-        diag = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
-    except OSError:
-        return None
-    diag.setblocking(False)
-    return diag
+    return _HEAD.pack(_HEAD.size + len(wanted), SOCK_DIAG_BY_FAMILY, REQUEST, 0, 0) + wanted
