@@ -8,11 +8,12 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from harness import Cluster, clusters, commands
+from harness import Cluster, clusters, commands, need
 from hypothesis import settings
 from loggers import Loggers, MakeLoggers
 from strangers import SIZE, World, proved
 
+from bench.chromium import Chromium
 from memcluster.node.topology import names
 
 # Who is started in the background, or with nohup, ignores these, and so would every command that the tests start.
@@ -56,6 +57,13 @@ def start():
     """Starts a command in the background, which does not outlive the test: see harness.commands."""
     with commands() as start:
         yield start
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Chromium]:
+    """One browser for all pages of a process of pytest."""
+    with Chromium(need("chromium", "chromium")) as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")

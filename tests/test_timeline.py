@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
-import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import need
 
+from bench.chromium import Chromium
 from memcluster.launcher.log.timeline import Timeline, make_page
 from memcluster.launcher.log.trace import Tracks, write_trace
 from memcluster.node.log.record import Event, Kind, Record, make_identifier
@@ -49,34 +47,29 @@ def event(server: int, kind: Event, start: int, value: int = 0, client: int = 0)
 class Browser:
     """Debian's chromium without a window."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.command = need("chromium", "chromium")
+    def __init__(self, folder: Path, chromium: Chromium) -> None:
+        self._path = folder / "shown.html"
+        self.page = chromium.page()
 
     def open(
-        self, page: str | Path, fragment: str = "", then: str = "", size: str = "1400,800"
+        self, page: str | Path, fragment: str = "", then: str = "", size: tuple[int, int] = (1400, 800)
     ) -> dict[str, str]:
         """What the page says of itself when it is drawn: the body's data attributes. `then` is run after that."""
-        path = self.folder / "shown.html"
         text = page.read_text() if isinstance(page, Path) else page
-        path.write_text(text.replace("</body>", f"<script>{then}</script></body>"))
-        document = subprocess.run(
-            [
-                self.command, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                f"--user-data-dir={self.folder / 'profile'}", f"--window-size={size}", "--dump-dom",
-                f"{path.as_uri()}{fragment}",
-            ],
-            capture_output=True, text=True, timeout=120, check=True,
-        ).stdout  # fmt: skip
-        body = re.search("<body([^>]*)>", document)
-        assert body is not None, document[-2000:]
-        return {name: html.unescape(value) for name, value in re.findall(r'data-([a-z-]+)="([^"]*)"', body[1])}
+        self._path.write_text(text.replace("</body>", f"<script>{then}</script></body>"))
+        self.page.resize(size)
+        self.page.open(self._path.as_uri() + fragment)
+        attributes = self.page.run(
+            "Object.fromEntries([...document.body.attributes].map(one => [one.name, one.value]))"
+        )
+        return {name.removeprefix("data-"): value for name, value in attributes.items()}
 
 
 @pytest.fixture
-def browser(tmp_path: Path) -> Browser:
-    return Browser(tmp_path)
+def browser(tmp_path: Path, chromium: Chromium) -> Iterator[Browser]:
+    browser = Browser(tmp_path, chromium)
+    yield browser
+    browser.page.close()
 
 
 def page(*entries: LogEntry) -> str:
@@ -188,6 +181,35 @@ def test_zoom_hover_and_click(browser: Browser) -> None:
     assert (said["drawn-bars"], said["drawn-arrows"]) == ("4", "6")
 
 
+LOOKS = """
+    new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done))).then(() => {
+        const computed = selector => getComputedStyle(document.querySelector(selector));
+        const pixel = (x, y) => [...paint.getImageData(x, y, 1, 1).data].slice(0, 3);
+        return { paper: computed("body").backgroundColor, ink: computed("body").color, box: computed(".box rect").fill,
+                 lane: pixel(width - 20, tops[0] + 6), footer: computed("footer").display !== "none",
+                 legend: computed("#legend span:nth-last-child(3) i").backgroundColor };
+    })
+"""
+"""Of the frame after the next one: the news that it is dark now comes with a frame."""
+
+
+def test_the_page_is_dark_where_it_is_wished_and_white_on_paper(browser: Browser) -> None:
+    """Its paper, its writing, and what is drawn on the canvas and in the picture, back from the pixels; on paper there
+    are no buttons, whatever the screen was."""
+    browser.open(page(*request(1, 1), *request(2, 1)))
+    light = browser.page.run(LOOKS)
+    browser.page.emulate(prefers_color_scheme="dark")
+    dark = browser.page.run(LOOKS)
+    browser.page.emulate("print", prefers_color_scheme="dark")
+    paper = browser.page.run(LOOKS)
+    assert (light["paper"], light["lane"], light["footer"]) == ("rgb(251, 251, 249)", [241, 242, 238], True)
+    assert (dark["paper"], dark["lane"], dark["footer"]) == ("rgb(22, 25, 29)", [29, 33, 38], True)
+    assert (paper["paper"], paper["lane"], paper["footer"]) == ("rgb(255, 255, 255)", [244, 244, 241], False)
+    assert (light["box"], dark["box"], paper["box"]) == ("rgb(255, 255, 255)", "rgb(32, 37, 43)", "rgb(255, 255, 255)")
+    assert sum(map(int, re.findall(r"\d+", dark["ink"]))) > 500 > sum(map(int, re.findall(r"\d+", paper["ink"])))
+    assert (light["legend"], dark["legend"]) == ("rgb(230, 184, 178)", "rgb(92, 43, 41)")  # down
+
+
 def test_the_page_needs_no_network() -> None:
     """Nothing is named that could be loaded, and the page forbids it to itself."""
     text = page(*request(1, 1))
@@ -259,7 +281,7 @@ def test_lanes_of_eight_servers_and_many_clients_have_room_for_their_names(brows
             folded: lanes.map((lane, index) => lane.rows ? "" : lane.name + talls[index]).join(""),
             wide: String(document.documentElement.scrollWidth <= innerWidth) });
     """
-    for size in ("1400,800", "500,800"):
+    for size in ((1400, 800), (390, 800)):
         said = browser.open(page(event(9, Event.READY, 1), *story), then=then, size=size)
         assert (said["lanes"], said["fits"], said["folded"], said["wide"]) == ("21", "true", "server915", "true")
         assert float(said["least"]) >= 15

@@ -85,8 +85,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(installed):
     assert not re.findall(r"^.*(?:\w+Warning\b|^warning: ).*$", installed.said, re.MULTILINE)
     names = zipfile.ZipFile(installed.wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"memcluster"}
-    assert {"memcluster/py.typed", "memcluster/launcher/log/timeline.html", "memcluster/pytest_plugin.py"} <= set(names)
-    ours = {path for top in ("node", "client", "launcher") for path in (ROOT / top).rglob("*.py")}
+    assert {"memcluster/py.typed", "memcluster/pytest_plugin.py"} <= set(names)
+    tops = [ROOT / top for top in ("node", "client", "launcher")]
+    ours = {path for top in tops for kind in ("py", "html", "css", "js") for path in top.rglob(f"*.{kind}")}
     assert {f"memcluster/{path.relative_to(ROOT).as_posix()}" for path in ours} <= set(names)
     metadata = (
         zipfile.ZipFile(installed.wheel).read(next(name for name in names if name.endswith("/METADATA"))).decode()

@@ -1,7 +1,8 @@
 """The log as a space-time diagram: a lane for each process, time to the right, an arrow wherever one asks or answers.
 
-Here the log becomes plain data: lanes, bars, arrows and marks. launcher/log/timeline.html, into which the data is put,
-draws them; the page needs nothing else, no network either. Who asks whom is told by stories.py.
+Here the log becomes plain data: lanes, bars, arrows and marks. timeline.html, into which the data is put, draws them
+with drawing.js, which other pages may have, too; the page needs nothing else, no network either. Who asks whom is told
+by stories.py.
 """
 
 from __future__ import annotations
@@ -210,6 +211,16 @@ def make_page(cluster: str, topology: str, entries: Iterable[LogEntry], fan_out:
     for entry in entries:
         timeline.add(entry)
     data = json.dumps(timeline.data(), separators=(",", ":")).replace("</", "<\\/")
-    page = resources.files("memcluster.launcher.log").joinpath("timeline.html").read_text(encoding="utf-8")
+    page = drawing_page("memcluster.launcher.log", "timeline.html")
     assert PLACEHOLDER in page
     return page.replace(PLACEHOLDER, data)
+
+
+def drawing_page(package: str, name: str) -> str:
+    """A page of ours that draws stretches of the log, with the drawing code in its place."""
+    page = resources.files(package).joinpath(name).read_text(encoding="utf-8")
+    for part in ("drawing.css", "drawing.js"):
+        assert f"/*{part}*/" in page
+        text = resources.files("memcluster.launcher.log").joinpath(part).read_text(encoding="utf-8")
+        page = page.replace(f"/*{part}*/", text)
+    return page
