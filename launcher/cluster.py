@@ -60,6 +60,9 @@ class Keys(TypedDict, total=False):
     fan_out: str
     layout: str | Mapping[str, object]
     listen: str
+    advertise: str
+    insecure_network: bool
+    sockets: Mapping[str, object]
     clients: Mapping[str, object]
     storage: str | os.PathLike[str]
     logs: Mapping[str, object]

@@ -38,7 +38,8 @@ def status_table(status: dict[str, Any], width: int = 0) -> str:
     rows = [list(COLUMNS)]
     rows += [[_cell(status, column, node) for column in COLUMNS] for node in status["nodes"]]
     lines = table(rows, right=RIGHT, importance=IMPORTANCE, width=width, paint=_paint)
-    return "\n".join([*(lines if status["nodes"] else []), folded(verdict(status), width)])
+    notes = [folded(f"note: {sentence}", width) for sentence in status.get("exposed", [])]
+    return "\n".join([*(lines if status["nodes"] else []), *notes, folded(verdict(status), width)])
 
 
 def verdict(status: dict[str, Any]) -> str:

@@ -131,7 +131,8 @@ def _prepare(
 
     config = load()
     found = places(config, run)
-    listeners = sockets.bind_all(_addresses(config, found))
+    access = sockets.Access(config.sockets.mode, config.sockets.group, config.insecure_network)
+    listeners = sockets.bind_all(_addresses(config, found), access)
     step()
     try:
         _prepare_directories(config, run, found)

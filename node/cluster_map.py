@@ -41,10 +41,6 @@ class ClusterMap:
         """Bytes in the whole memory."""
         return sum(server.memory for server in self.servers)
 
-    def address(self, role: str, index: int) -> str:
-        """Where a server, or its logger, listens."""
-        return self.servers[index].logger if role == "logger" else self.servers[index].address
-
     def owned(self, role: str, index: int) -> int:
         """Bytes of the memory that a node owns."""
         return 0 if role == "logger" else self.servers[index].memory

@@ -42,6 +42,10 @@ def loaded(text: str, available: int = PLENTY):
     return load(Path("cluster.yaml"), available)
 
 
+REACHED = (
+    "can be reached from other machines: listen on 127.0.0.1 or on a unix socket, or write insecure_network: true if "
+    "whoever gets there may read and write the memory"
+)
 CASES = [
     ("memory: 64XB", "1:9: memory: '64XB' is not a size; write 4096, 0x1000, 64KiB or 1GiB"),
     ("memory: 0", "1:9: memory must be more than 0 bytes and less than 1 EiB (got 0)"),
@@ -92,6 +96,25 @@ CASES = [
      "2:50: 127.0.0.1:10809 is the address of another already"),
     ("memory: 2MiB\nlisten: unix:/a\nservers: [{memory: 1MiB}, {memory: 1MiB, listen: 'unix:/a'}]",
      "3:50: unix:/a is the address of another already"),
+    ("memory: 1MiB\nlisten: 0.0.0.0:10809", f"2:9: 0.0.0.0:10809 {REACHED}"),
+    ("memory: 1MiB\nlisten: '[::]:0'", f"2:9: [::]:0 {REACHED}"),
+    ("memory: 1MiB\nlisten: 192.0.2.7:0", f"2:9: 192.0.2.7:0 {REACHED}"),
+    ("memory: 1MiB\nlisten: '0:1'", f"2:9: 0:1 (0.0.0.0) {REACHED}"),
+    ("memory: 1MiB\nlisten: '[::ffff:192.0.2.7]:0'", f"2:9: [::ffff:192.0.2.7]:0 (192.0.2.7) {REACHED}"),
+    ("memory: 1MiB\nmetrics: 0.0.0.0:9100", f"2:10: 0.0.0.0:9100 {REACHED}"),
+    ("memory: 2MiB\nservers: [{memory: 1MiB}, {memory: 1MiB, listen: '0.0.0.0:0'}]",
+     f"2:50: 0.0.0.0:0 {REACHED}"),
+    ("memory: 1MiB\ninsecure_network: true\ntopology: client-routed\nlisten: 0.0.0.0:0",
+     "4:9: with topology client-routed clients are told where every server is, and 0.0.0.0 is no place to connect to: "
+     "add advertise: HOST, as clients know this machine"),
+    ("memory: 1MiB\nadvertise: 0.0.0.0", "2:12: advertise must be a host to connect to: a name, or an address without "
+     "a port (got '0.0.0.0')"),
+    ("memory: 1MiB\nlisten: unix:s\nadvertise: nas", "3:12: advertise is the host of a TCP address, and clients come "
+     "to a unix socket here"),
+    ("memory: 1MiB\nsockets: {mode: 0460}", "2:17: sockets.mode must be the permissions of a file, 0600 to 0777 "
+     "(got '0460')"),
+    ("memory: 1MiB\nsockets: {group: nobody-at-all}", "2:18: sockets.group must be a group of this machine "
+     "(got 'nobody-at-all')"),
     ("memory: 1MiB\nmetrics: 127.0.0.1:10809", "2:10: 127.0.0.1:10809 is the address of another already"),
 ]  # fmt: skip
 
@@ -172,6 +195,29 @@ def test_paths_are_relative_to_the_file(folder):
     assert config.storage == folder / "data"
     assert config.logs.directory == Path("/var/l")
     assert config.servers[0].listen == Address(path=str(folder / "s.sock"))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "127.8.9.1:0", "localhost:0", "'[::1]:0'", "unix:s",
+                                     "'[::ffff:127.0.0.1]:0'", "'127.1:0'"])  # fmt: skip
+def test_what_this_machine_alone_reaches_needs_no_word(folder, address):
+    """All of loopback, however it is written, and unix sockets."""
+    assert not problems(f"memory: 1MiB\nlisten: {address}\nmetrics: {address}".replace("\nmetrics: unix:s", ""))
+
+
+def test_where_every_server_is_a_door_all_listen_as_the_first_does(folder):
+    """Whoever reaches one is to reach all; and what one file says of it is told once."""
+    text = "memory: 1MiB\nservers: 3\ntopology: client-routed\nlisten: '[::]:4711'\n"
+    config = loaded(f"{text}insecure_network: true\nadvertise: nas.example")
+    assert [str(server.listen) for server in config.servers] == ["[::]:4711", "[::]:0", "[::]:0"]
+    assert len(problems(f"{text}advertise: nas.example")) == 1
+
+
+@pytest.mark.parametrize("written", ["0660", "0o660", "'660'", "660"])
+def test_the_mode_of_a_socket_is_octal_as_chmod_has_it(folder, written):
+    """However it is written: no number of YAML's."""
+    config = loaded(f"memory: 1MiB\nsockets: {{mode: {written}}}")
+    assert config.sockets.mode == 0o660
+    assert loaded(dump(config)) == config
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -43,10 +43,11 @@ DIRECTIONS: dict[str, dict[str, set[str]]] = {
         "zygote": {"process"},  # in a function, when it has been started
     },
     "launcher": {
-        "clusterfile": set(),
+        "reach": set(),
+        "clusterfile": {"reach"},
         "run": set(),
         "speech": set(),
-        "supervision": {"clusterfile", "run", "speech"},
+        "supervision": {"clusterfile", "reach", "run", "speech"},
         "checked": {"clusterfile", "run"},
         "output": set(),
         "log": {"checked", "completing", "output", "run"},

@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from memcluster.client.discover import NotOurs, contents, default_name, located, run_directory
 from memcluster.client.units import format_duration, format_size
+from memcluster.launcher.clusterfile.addresses import check_addresses
 from memcluster.launcher.clusterfile.positions import Document, YAMLProblem, parse
 from memcluster.launcher.clusterfile.schema import (
     MAX_SERVERS,
@@ -27,9 +28,17 @@ from memcluster.launcher.clusterfile.schema import (
     Logs,
     Restart,
     Server,
+    Sockets,
     Stripes,
 )
-from memcluster.launcher.clusterfile.settings import ClientConfig, ClusterConfig, LogConfig, RestartConfig, ServerConfig
+from memcluster.launcher.clusterfile.settings import (
+    ClientConfig,
+    ClusterConfig,
+    LogConfig,
+    RestartConfig,
+    ServerConfig,
+    SocketConfig,
+)
 from memcluster.node import topology
 from memcluster.node.serving.cgroup import memory_limit
 from memcluster.node.transport.address import Address
@@ -39,8 +48,7 @@ Place = tuple[int | str, ...]
 PAGE = 4096
 OWN_FILES = 1 << 20
 """Bytes of tmpfs that a run takes beside its shards."""
-MAX_UNIX_PATH = 107
-"""Bytes in the path of a unix socket, at most (Linux)."""
+AS_WRITTEN: tuple[Place, ...] = ("name",), ("sockets", "mode")
 DEFAULT_LISTEN = Address("127.0.0.1", 10809)
 ANY_PORT = Address("127.0.0.1", 0)
 
@@ -87,10 +95,9 @@ def load(path: Path, available: int | None = None, settings: Sequence[tuple[str,
     if not isinstance(document.value, dict):
         raise ConfigError([Problem(name, 1, 1, "must be keys and values, memory: 64MiB at least")])
     values = {key: value for key, value in document.value.items() if not key.startswith("x-")}
-    if written := document.texts.get(("name",)):  # 007 is no number here; clients read it so, too
-        values["name"] = written
     for key, value in settings:
         _set(document, values, key, value)
+    _take_as_written(document, values)
     problems: list[Problem] = []
     wrong: set[int | str] = set()
     try:
@@ -134,6 +141,16 @@ def _set(document: Document, values: dict[str, Any], key: str, text: str) -> Non
         document.texts[*where, *place] = written
 
 
+def _take_as_written(document: Document, values: dict[str, Any]) -> None:
+    """No numbers here: 007 is a name, which clients read so, too; and 0660 is a mode."""
+    for *parents, last in AS_WRITTEN:
+        inner: Any = values
+        for parent in parents:
+            inner = inner.get(parent)
+        if isinstance(inner, dict) and (written := document.texts.get((*parents, last))):
+            inner[last] = written
+
+
 def _placed(problem: Problem, where: Place, settings: Sequence[tuple[str, str]]) -> Problem:
     """What was set on the command line is told as what was written there, not at a line of the file."""
     for key, _ in settings:
@@ -152,10 +169,14 @@ def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
         entries: list[tuple[int, Address | None]] = [(size, None) for size in sizes]
     else:
         entries = [(server.memory, server.listen) for server in parsed.servers]
-    servers = []
-    for index, (memory, listen) in enumerate(entries):
-        default = ANY_PORT if index else parsed.listen or DEFAULT_LISTEN
-        servers.append(ServerConfig(memory, _absolute(listen or default, folder)))
+    first = entries[0][1] or parsed.listen or DEFAULT_LISTEN
+    others = ANY_PORT
+    if topology.load(parsed.topology).every_server_is_a_door and not first.path:
+        others = replace(first, port=0)  # who reaches one is to reach all
+    servers = [
+        ServerConfig(memory, _absolute(listen or (others if index else first), folder))
+        for index, (memory, listen) in enumerate(entries)
+    ]
     return ClusterConfig(
         file=file,
         name=parsed.name or default_name(file),
@@ -175,6 +196,9 @@ def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
         ),
         restart=RestartConfig(**parsed.restart.model_dump()),
         metrics=None if parsed.metrics is None else _absolute(parsed.metrics, folder),
+        sockets=SocketConfig(**parsed.sockets.model_dump()),
+        insecure_network=parsed.insecure_network,
+        advertise=parsed.advertise or "",
         stop_timeout=parsed.stop_timeout,
         retry_timeout=parsed.retry_timeout,
         hang_timeout=parsed.hang_timeout,
@@ -227,49 +251,7 @@ def _check(config: ClusterConfig, parsed: ClusterFile, available: int | None) ->
     if config.logs.level == "errors" and config.logs.sample > 1:
         message = "sample thins out requests that went well, of which level: errors keeps none; leave one of them out"
         yield {"logs"}, ("logs", "sample"), message
-    yield from _check_addresses(config, parsed)
-
-
-def _check_addresses(config: ClusterConfig, parsed: ClusterFile) -> Iterator[tuple[set[str], Place, str]]:
-    """As `_check`, of where servers and metrics listen."""
-    where: Place
-    entries = () if isinstance(parsed.servers, int) else parsed.servers
-    if entries and parsed.listen is not None:
-        first = entries[0].listen
-        if first is not None and first != parsed.listen:
-            where = "servers", 0, "listen"
-            yield {"servers", "listen"}, where, f"server 0 listens on {first} by this, on {parsed.listen} by listen"
-    chosen = [index for index, server in enumerate(entries) if index and server.listen is not None]
-    if chosen and topology.load(config.topology).hands_over:
-        for index in chosen:
-            where = "servers", index, "listen"
-            message = f"with topology {config.topology} only server 0's address can be chosen"
-            yield {"servers", "topology"}, where, message
-    addresses: list[tuple[Place, Address]] = [
-        (("servers", index, "listen") if entries and (index or parsed.listen is None) else ("listen",), server.listen)
-        for index, server in enumerate(config.servers)
-    ]
-    if config.metrics is not None:
-        addresses.append((("metrics",), config.metrics))
-    seen: dict[Address, str] = {}
-    for where, address in addresses:
-        key = str(where[0])
-        if not _is_text(address.path):
-            path = os.fsencode(address.path).decode(errors="replace")
-            yield {key}, where, f"a unix socket must lie in a folder whose name is UTF-8, for its URI: {path}"
-        elif len(os.fsencode(address.path)) > MAX_UNIX_PATH:
-            yield {key}, where, f"the path of a unix socket has at most {MAX_UNIX_PATH} bytes: {address.path}"
-        if address in seen and (address.port or address.path):
-            yield {key, seen[address]}, where, f"{address} is the address of another already"
-        seen.setdefault(address, key)
-
-
-def _is_text(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    yield from check_addresses(config, parsed)
 
 
 def _rooms(config: ClusterConfig) -> Iterator[tuple[int, str]]:
@@ -351,6 +333,7 @@ def _unknown(where: Place) -> str:
         ("clients",): Clients,
         ("logs",): Logs,
         ("restart",): Restart,
+        ("sockets",): Sockets,
         ("layout",): Stripes,
     }
     parent = tuple(part for part in where[:-1] if not isinstance(part, int))
@@ -388,6 +371,12 @@ def dump(config: ClusterConfig) -> str:
         "fan_out": config.fan_out,
         "layout": {"stripe": format_size(config.stripe)} if config.stripe else "linear",
         "listen": str(config.servers[0].listen),
+        **({"advertise": config.advertise} if config.advertise else {}),
+        "insecure_network": config.insecure_network,
+        "sockets": {
+            "mode": f"{config.sockets.mode:04o}",
+            **({"group": config.sockets.group} if config.sockets.group else {}),
+        },
         "clients": {
             "limit": config.clients.limit,
             "handshake_timeout": format_duration(config.clients.handshake_timeout),

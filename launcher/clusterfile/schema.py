@@ -5,6 +5,9 @@ Each key is checked by itself here; what keys must be to one another is launcher
 
 from __future__ import annotations
 
+import grp
+import ipaddress
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
@@ -47,6 +50,30 @@ def _name(value: Any) -> str:
     return value
 
 
+def _mode(value: Any) -> int:
+    if isinstance(value, str) and _MODE.fullmatch(value):
+        return int(value.removeprefix("0o"), 8)
+    raise ValueError(f"must be the permissions of a file, 0600 to 0777 (got {value!r})")
+
+
+def _group(value: Any) -> str:
+    try:
+        return grp.getgrnam(value).gr_name
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"must be a group of this machine (got {value!r})") from None
+
+
+def _host(value: Any) -> str:
+    text = value.removeprefix("[").removesuffix("]") if isinstance(value, str) else ""
+    try:
+        unusable = ipaddress.ip_address(text).is_unspecified
+    except ValueError:
+        unusable = not _HOST.fullmatch(text)
+    if unusable:
+        raise ValueError(f"must be a host to connect to: a name, or an address without a port (got {value!r})")
+    return text
+
+
 def _topology(value: Any) -> str:
     if value not in topology.names():
         raise ValueError(f"must be one of {', '.join(topology.names())} (got {value!r})")
@@ -73,6 +100,9 @@ def _path(value: Any) -> str:
     return value
 
 
+_MODE = re.compile(r"(0|0o)?[67][0-7]{2}")
+"""The owner's own processes may always connect."""
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})")
 _VARIABLE = r"\$"
 """A text with a variable of the environment in it is checked when that is known."""
 
@@ -87,6 +117,7 @@ _SIZE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 1}, _SIZE_TEXT]}
 _SPAN_SCHEMA = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, _SPAN_TEXT]}
 _ADDRESSES = "127.0.0.1:10809", "[::1]:10809", "unix:demo.sock"
 _ADDRESS_SCHEMA = _text(r"unix:.+|\[.+\]:[0-9]{1,5}|[^:]+:[0-9]{1,5}", *_ADDRESSES)
+_MODE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 600, "maximum": 777}, _text(_MODE.pattern, "0600", "0660")]}
 
 Size = Annotated[int, PlainValidator(_size), WithJsonSchema(_SIZE_SCHEMA)]
 Span = Annotated[float, PlainValidator(_duration), WithJsonSchema(_SPAN_SCHEMA)]
@@ -95,6 +126,9 @@ Listen = Annotated[Address, PlainValidator(_address), WithJsonSchema(_ADDRESS_SC
 Name = Annotated[str, PlainValidator(_name), WithJsonSchema(_text(NAME.pattern, "demo"))]
 Directory = Annotated[str, PlainValidator(_path), WithJsonSchema({"type": "string", "minLength": 1})]
 Topology = Annotated[str, PlainValidator(_topology), WithJsonSchema({"type": "string", "enum": list(topology.names())})]
+Mode = Annotated[int, PlainValidator(_mode), WithJsonSchema(_MODE_SCHEMA)]
+Group = Annotated[str, PlainValidator(_group), WithJsonSchema({"type": "string", "minLength": 1})]
+Host = Annotated[str, PlainValidator(_host), WithJsonSchema({"type": "string", "minLength": 1})]
 Stripe = Annotated[int, PlainValidator(_stripe), WithJsonSchema(_SIZE_SCHEMA)]
 
 
@@ -145,6 +179,13 @@ class Server(_Strict):
     listen: Listen | None = Field(default=None, description="Where it listens.")
 
 
+class Sockets(_Strict):
+    """Who may connect to unix sockets: this user alone, or as `mode` says, with `group` as the group it speaks of."""
+
+    mode: Mode = Field(default=0o600, description="Permissions of unix sockets; 0660 for a group.")
+    group: Group | None = Field(default=None, description="The group of unix sockets.")
+
+
 class Stripes(_Strict):
     stripe: Stripe = Field(description="Bytes dealt to each server in turn: a power of two, 512 at least.")
 
@@ -179,6 +220,13 @@ class ClusterFile(_Strict):
     )
     layout: _Layout = Field(default="linear", description="linear: one range a server; or stripes dealt in turn.")
     listen: Listen | None = Field(default=None, description="Where server 0 listens; by default 127.0.0.1:10809.")
+    advertise: Host | None = Field(default=None, description="The host by which clients know this machine.")
+    insecure_network: bool = Field(
+        default=False, description="Whoever reaches an address beyond loopback may read and write the memory."
+    )
+    sockets: Annotated[Sockets, BeforeValidator(_none_is_empty)] = Field(
+        default=Sockets(), description="Who may connect to unix sockets."
+    )
     clients: Annotated[Clients, BeforeValidator(_none_is_empty)] = Field(
         default=Clients(), description="Bounds on those who connect."
     )

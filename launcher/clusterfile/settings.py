@@ -54,6 +54,14 @@ class RestartConfig:
 
 
 @dataclass(frozen=True)
+class SocketConfig:
+    """See schema.py's Sockets."""
+
+    mode: int = 0o600
+    group: str | None = None
+
+
+@dataclass(frozen=True)
 class ClusterConfig:
     """A whole cluster.yaml; paths are absolute, sizes bytes, times seconds. `stripe` is 0 for the linear layout,
     `storage` None for memory."""
@@ -73,6 +81,10 @@ class ClusterConfig:
     stop_timeout: float
     retry_timeout: float
     hang_timeout: float
+    sockets: SocketConfig
+    insecure_network: bool
+    advertise: str
+    """The host that clients are told; "" for the one that each server listens on."""
 
     @property
     def notices(self) -> list[str]:

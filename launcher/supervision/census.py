@@ -34,7 +34,11 @@ class Cluster(Protocol):
     specs: dict[str, NodeSpec]
     children: dict[str, Child]
 
+    exposed: list[str]
+    """A sentence for each address at which other machines may read and write."""
+
     def faults(self) -> list[dict[str, Any]]: ...
+    def address(self, name: str) -> str: ...
 
     @property
     def problems(self) -> list[str]:
@@ -94,6 +98,7 @@ class Census:
             "supervisor": os.getpid(),
             "faults": cluster.faults(),
             "missing": list(cluster.problems),
+            "exposed": list(cluster.exposed),
             "nodes": nodes,
         }
 
@@ -111,7 +116,7 @@ class Census:
             "state": state,
             "ready": ready,
             "pid": child.pid if child is not None else None,
-            "address": cluster.map.address(spec.role, spec.index),
+            "address": cluster.address(name),
             "range": cluster.map.range(spec.role, spec.index),
             "memory": cluster.map.owned(spec.role, spec.index),
             "restarts": node.restarts,

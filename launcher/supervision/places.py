@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memcluster.launcher.clusterfile.settings import ClusterConfig
+from memcluster.launcher.reach import beyond
 from memcluster.launcher.run.directory import RunDirectory
 from memcluster.launcher.run.maps import keep_map
 from memcluster.launcher.supervision.heartbeats import period
@@ -41,11 +42,33 @@ def places(config: ClusterConfig, run: RunDirectory) -> tuple[Place, ...]:
     return tuple(Place(shape.role(index, len(found)), memory, listen) for index, (memory, listen) in enumerate(found))
 
 
+def advertised(config: ClusterConfig, addresses: Sequence[Address]) -> list[Address]:
+    """Where clients are told to find each server, of the addresses that they are bound to: the doors on TCP are at the
+    host that cluster.yaml advertises."""
+    doors = len(addresses) if topology.load(config.topology).every_server_is_a_door else 1
+    return [
+        replace(address, host=config.advertise) if config.advertise and index < doors and not address.path else address
+        for index, address in enumerate(addresses)
+    ]
+
+
+def exposures(places: Sequence[Place], addresses: Sequence[Address]) -> list[str]:
+    """A sentence for each address that other machines reach: server 0's, server 1's …, the loggers', the metrics'."""
+    count = len(places)
+    may = ["read and write the memory"] * count + ["read the log"] * count + ["read the figures"]
+    return [
+        f"{address} can be reached from other machines: whoever gets there may {do} (insecure_network)"
+        for address, do in zip(addresses, may, strict=False)
+        if beyond(address)
+    ]
+
+
 def cluster_map(config: ClusterConfig, places: Sequence[Place], addresses: Sequence[Address]) -> ClusterMap:
     """What nodes and clients know of the cluster; the addresses are server 0's, server 1's …, then the loggers'."""
     count = len(places)
+    known = advertised(config, addresses[:count])
     entries = tuple(
-        ServerEntry(str(addresses[index]), str(addresses[count + index]), place.memory, place.role)
+        ServerEntry(str(known[index]), str(addresses[count + index]), place.memory, place.role)
         for index, place in enumerate(places)
     )
     return ClusterMap(config.name, config.topology, config.fan_out, config.stripe, entries)

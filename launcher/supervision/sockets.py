@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import grp
 import ipaddress
 import os
 import socket
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from memcluster.launcher.reach import beyond, numbers
 from memcluster.node.transport.address import Address
 
 BACKLOG = 1024
@@ -22,13 +25,25 @@ class AddressTaken(CannotListen):
     """Somebody listens there already; says who."""
 
 
-def bind_all(addresses: Sequence[Address]) -> list[socket.socket]:
+@dataclass(frozen=True)
+class Access:
+    """Who may connect: by its permissions and its group to a unix socket; with `network` from other machines, too."""
+
+    mode: int = 0o600
+    group: str | None = None
+    network: bool = False
+
+
+PRIVATE = Access()
+
+
+def bind_all(addresses: Sequence[Address], access: Access = PRIVATE) -> list[socket.socket]:
     """Listening sockets for the addresses, in order. Raises CannotListen, naming every one that is not to be had."""
     sockets: list[socket.socket] = []
     problems: list[CannotListen] = []
     for address in addresses:
         try:
-            sockets.append(bind(address))
+            sockets.append(bind(address, access))
         except CannotListen as error:
             problems.append(error)
     if problems:
@@ -39,22 +54,45 @@ def bind_all(addresses: Sequence[Address]) -> list[socket.socket]:
     return sockets
 
 
-def bind(address: Address) -> socket.socket:
-    """A listening socket. Raises CannotListen."""
+def bind(address: Address, access: Access = PRIVATE) -> socket.socket:
+    """A listening socket; nobody can connect before it is as `access` says. Raises CannotListen."""
     sock = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         if address.path:
             remove_stale(address.path)
+            os.fchmod(sock.fileno(), 0o600)  # of which Linux makes the file's
+            sock.bind(address.sockaddr)
+            _open_to(address.path, access)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address.sockaddr)
+            sock.bind(address.sockaddr)
+            if not access.network and beyond(bound_address(sock)):  # the name may be another's since it was checked
+                raise CannotListen(f"{address} can be reached from other machines ({bound_address(sock)})")
         sock.listen(BACKLOG)
+    except CannotListen:
+        release(sock)
+        raise
     except OSError as error:
-        sock.close()
+        release(sock)
         if error.errno == errno.EADDRINUSE:
             raise AddressTaken(f"{address} is already in use{_holder(address)}") from error
         raise CannotListen(f"cannot listen on {address}: {error.strerror or error}") from error
     return sock
+
+
+def _open_to(path: str, access: Access) -> None:
+    """Give our socket's file its group, then its permissions; of nothing that somebody has put in its place. Raises
+    OSError."""
+    file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+            raise FileExistsError(errno.EEXIST, "somebody has put another file in its place")
+        if access.group is not None:
+            os.chown(f"/proc/self/fd/{file}", -1, grp.getgrnam(access.group).gr_gid)
+        os.chmod(f"/proc/self/fd/{file}", access.mode)
+    finally:
+        os.close(file)
 
 
 def bound_address(sock: socket.socket) -> Address:
@@ -77,7 +115,7 @@ def release(sock: socket.socket) -> None:
 def remove_stale(path: str) -> None:
     """Remove a socket file on which nobody listens any more; anything else there stays."""
     try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return
     except FileNotFoundError:
         return
@@ -95,8 +133,7 @@ def in_the_way(held: tuple[str, int], wanted: Address) -> bool:
     if held[1] != wanted.port:
         return False
     holder = ipaddress.ip_address(held[0])
-    found = socket.getaddrinfo(wanted.host, None, wanted.family, socket.SOCK_STREAM)
-    hosts = {ipaddress.ip_address(sockaddr[0]) for *_, sockaddr in found}
+    hosts = numbers(wanted)
     every = any(host.is_unspecified and host.version >= holder.version for host in hosts)  # :: is IPv4's, too
     return every or holder.is_unspecified or holder in hosts
 
@@ -106,7 +143,7 @@ def _holder(address: Address) -> str:
     import psutil
 
     try:
-        if address.path and not stat.S_ISSOCK(os.stat(address.path).st_mode):
+        if address.path and not stat.S_ISSOCK(os.lstat(address.path).st_mode):
             return " by something that is no socket"
         for found in psutil.net_connections(kind="unix" if address.path else "tcp"):
             if address.path:

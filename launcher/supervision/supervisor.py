@@ -30,7 +30,7 @@ from memcluster.launcher.supervision.faults import FAULTS_TOLD, FaultError, Faul
 from memcluster.launcher.supervision.forkserver import helpers, reap_strangers
 from memcluster.launcher.supervision.heartbeats import Heartbeats, where_it_stands
 from memcluster.launcher.supervision.lifecycle import Action, Lifecycle, Phase
-from memcluster.launcher.supervision.places import Place, cluster_map, node_specs
+from memcluster.launcher.supervision.places import Place, cluster_map, exposures, node_specs
 from memcluster.launcher.supervision.probe import Probe
 from memcluster.node import topology
 from memcluster.node.transport.address import Address
@@ -79,8 +79,10 @@ class Supervisor:
         self._keep_memory = keep_memory  # until somebody asks for the stop
         count = len(places)
         addresses = [sockets.bound_address(sock) for sock in listeners]
-        self.uri = addresses[0].uri()
+        self._addresses = addresses
         self.map = cluster_map(config, places, addresses)
+        self.uri = Address.parse(self.map.servers[0].address).uri()
+        self.exposed = exposures(places, addresses)
         self.layout = self.map.layout
         self._shape = topology.load(config.topology)
         self._faults = Faults(self)
@@ -239,8 +241,8 @@ class Supervisor:
         """A byte of every shard, at the door where clients ask for it."""
         owners = [(index, server) for index, server in enumerate(self.map.servers) if server.memory]
         if self._shape.every_server_is_a_door:
-            return [(f"server{index}", Address.parse(server.address), 0) for index, server in owners]
-        door = Address.parse(self.map.servers[0].address)
+            return [(f"server{index}", self._addresses[index], 0) for index, _ in owners]
+        door = self._addresses[0]
         return [(f"server{index}", door, self.layout.address(index, 0)) for index, _ in owners]
 
     def _start(self, name: str) -> None:
@@ -258,8 +260,16 @@ class Supervisor:
             self.loop.soon(self._write_record)
 
     def _listener(self, name: str) -> socket.socket:
+        return self._listeners[self._place(name)]
+
+    def address(self, name: str) -> str:
+        """Where a node listens; clients may be told another host."""
+        return str(self._addresses[self._place(name)])
+
+    def _place(self, name: str) -> int:
+        """Of its listener."""
         spec = self.specs[name]
-        return self._listeners[spec.index + (len(self.map.servers) if spec.role == "logger" else 0)]
+        return spec.index + (len(self.map.servers) if spec.role == "logger" else 0)
 
     def _refuse(self, name: str) -> None:
         """Nobody will serve those who connect to a node that has failed: they are not to wait for it."""
@@ -283,7 +293,8 @@ class Supervisor:
         if event == "failed":
             self._refuse(name)
         if event == "running":
-            happening |= {"uri": self.uri, "seconds": self._now() - self._began, "notices": self.config.notices}
+            notices = [*self.config.notices, *self.exposed]
+            happening |= {"uri": self.uri, "seconds": self._now() - self._began, "notices": notices}
         self._tell(happening)
 
     def _tell(self, happening: Happening) -> None:
@@ -421,7 +432,7 @@ class Supervisor:
                     role=child.spec.role,
                     pid=child.identity.pid,
                     start=child.identity.start,
-                    address=self.map.address(child.spec.role, child.spec.index),
+                    address=self.address(name),
                     range=self.map.range(child.spec.role, child.spec.index),
                     memory=self.map.owned(child.spec.role, child.spec.index),
                 )

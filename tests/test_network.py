@@ -1,0 +1,96 @@
+"""Beyond loopback: who is let near the memory from other machines, and what is said of it. All in a network namespace
+of the test's own, where 192.0.2.1 and fd00::1 are this machine's; nothing reaches a real network."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from harness import memclient_command, memcluster_command, need, run
+
+SET_UP = """
+ip link set lo up && ip address add 192.0.2.1/32 dev lo && ip -6 address add fd00::1/128 dev lo nodad &&
+printf '127.0.0.1 localhost\\n192.0.2.1 nas\\n' > "$hosts" && mount --bind "$hosts" /etc/hosts && echo ready && exec cat
+"""
+
+
+class Network:
+    """Commands in the namespaces of a process that holds them."""
+
+    def __init__(self, folder: Path) -> None:
+        need("ip", "iproute2")
+        self._holder = subprocess.Popen(
+            ["unshare", "--net", "--mount", "sh", "-c", SET_UP],
+            env={"hosts": str(folder / "hosts"), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self._holder.stdout is not None and self._holder.stderr is not None
+        if self._holder.stdout.readline() != "ready\n":
+            pytest.skip(f"namespaces are not allowed here: {self._holder.stderr.read()}")
+
+    def run(self, *command: str, cwd: Path, **options) -> subprocess.CompletedProcess[bytes]:
+        enter = "nsenter", "--target", str(self._holder.pid), "--net", "--mount"
+        return run(*enter, "sh", "-c", 'cd "$0" && exec "$@"', cwd, *command, **options)
+
+    def close(self) -> None:
+        self._holder.communicate("")
+
+
+@pytest.fixture
+def network(tmp_path):
+    made = Network(tmp_path)
+    yield made
+    made.close()
+
+
+KEYS = {"listen": "0.0.0.0:0", "insecure_network": True, "advertise": "nas"}
+
+
+def up(network, new_cluster, folder: Path, **keys):
+    """A cluster that runs in the network, and what its start said."""
+    cluster = new_cluster(folder, **keys)
+    said = network.run(*memcluster_command("up", "-d"), cwd=folder).stdout.decode()
+    cluster.remember()
+    return cluster, said
+
+
+def memclient(network, cluster, *words: str, **options) -> bytes:
+    return network.run(*memclient_command(*words), cwd=cluster.folder, **options).stdout
+
+
+@pytest.mark.parametrize(("listen", "stands_for"), [("nas:0", " (192.0.2.1)"), ("192.0.2.1:0", ""), ("[fd00::1]:0", "")])
+def test_an_address_beyond_this_machine_is_refused_with_its_place(network, new_cluster, tmp_path, listen, stands_for):
+    """And a name that leads there, too; nothing is started."""
+    cluster = new_cluster(tmp_path, listen=listen)
+    refused = network.run(*memcluster_command("up", "-d"), cwd=tmp_path, check=False)
+    assert refused.returncode == 2
+    line = next(number for number, line in enumerate(cluster.file.read_text().splitlines(), 1) if listen in line)
+    assert f"cluster.yaml:{line}:9: {listen}{stands_for} can be reached from other machines" in refused.stderr.decode()
+    assert not cluster.directory.exists()
+
+
+def test_who_lets_other_machines_in_is_told_so(network, new_cluster, tmp_path):
+    """At the start and by `status`; and what clients are told is the host that is advertised."""
+    cluster, said = up(network, new_cluster, tmp_path, **KEYS, metrics="192.0.2.1:0")
+    status = cluster.status()
+    port = status["nodes"][0]["address"].removeprefix("0.0.0.0:")
+    sentence = f"0.0.0.0:{port} can be reached from other machines: whoever gets there may read and write the memory"
+    assert sentence in said
+    assert status["exposed"][0].startswith(sentence)
+    assert "192.0.2.1" in status["exposed"][1] and "may read the figures" in status["exposed"][1]
+    assert f"note: {sentence}" in cluster.command("status").stdout.decode()
+    assert cluster.uri == status["uri"] == f"nbd://nas:{port}"
+    assert memclient(network, cluster, "write", "0", "far") == b""
+    assert memclient(network, cluster, "--uri", f"nbd://192.0.2.1:{port}", "read", "0", "3") == b"far"
+
+
+def test_a_client_that_routes_finds_every_server_at_the_host_that_is_advertised(network, new_cluster, tmp_path):
+    """Although each listens at every address."""
+    cluster, _ = up(network, new_cluster, tmp_path, **KEYS, topology="client-routed")
+    found = json.loads(memclient(network, cluster, "info", "--json"))
+    assert [server["address"].rpartition(":")[0] for server in found["cluster"]["servers"]] == ["nas"] * 3
+    data = bytes(range(256)) * 4096
+    memclient(network, cluster, "write", "0", stdin=data)
+    assert memclient(network, cluster, "read", "0", str(len(data))) == data
