@@ -26,7 +26,8 @@ class Network:
             env={"hosts": str(folder / "hosts"), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert self._holder.stdout is not None and self._holder.stderr is not None
+        assert self._holder.stdout is not None
+        assert self._holder.stderr is not None
         if self._holder.stdout.readline() != "ready\n":
             pytest.skip(f"namespaces are not allowed here: {self._holder.stderr.read()}")
 
@@ -60,7 +61,9 @@ def memclient(network, cluster, *words: str, **options) -> bytes:
     return network.run(*memclient_command(*words), cwd=cluster.folder, **options).stdout
 
 
-@pytest.mark.parametrize(("listen", "stands_for"), [("nas:0", " (192.0.2.1)"), ("192.0.2.1:0", ""), ("[fd00::1]:0", "")])
+@pytest.mark.parametrize(
+    ("listen", "stands_for"), [("nas:0", " (192.0.2.1)"), ("192.0.2.1:0", ""), ("[fd00::1]:0", "")]
+)
 def test_an_address_beyond_this_machine_is_refused_with_its_place(network, new_cluster, tmp_path, listen, stands_for):
     """And a name that leads there, too; nothing is started."""
     cluster = new_cluster(tmp_path, listen=listen)
@@ -79,7 +82,8 @@ def test_who_lets_other_machines_in_is_told_so(network, new_cluster, tmp_path):
     sentence = f"0.0.0.0:{port} can be reached from other machines: whoever gets there may read and write the memory"
     assert sentence in said
     assert status["exposed"][0].startswith(sentence)
-    assert "192.0.2.1" in status["exposed"][1] and "may read the figures" in status["exposed"][1]
+    assert "192.0.2.1" in status["exposed"][1]
+    assert "may read the figures" in status["exposed"][1]
     assert f"note: {sentence}" in cluster.command("status").stdout.decode()
     assert cluster.uri == status["uri"] == f"nbd://nas:{port}"
     assert memclient(network, cluster, "write", "0", "far") == b""

@@ -64,5 +64,6 @@ def test_what_lies_in_the_place_of_a_unix_socket_stays(tmp_path):
     link.symlink_to(stale)
     with pytest.raises(AddressTaken, match="by something that is no socket"):
         bind(Address(path=str(link)))
-    assert link.is_symlink() and stale.exists()
+    assert link.is_symlink()
+    assert stale.exists()
     release(bind(Address(path=str(stale))))
