@@ -319,6 +319,9 @@ def test_what_a_short_log_no_longer_has_is_not_missed():
     entries = [logged(2), logged(4, "0.1.2", kind="event", node="server1"), logged(6, "0.1.3")]
     verdict = check_log(entries, operations, REGION, NODES, CLOCK, slack=0, kept=False)
     assert (verdict.missing, verdict.double) == (1, 0)
+    long = {**logged(0, kind="event", node="server2"), "duration_us": 0.010}  # it ended at 10, and was written then
+    verdict = check_log([*entries, long], operations, REGION, NODES, CLOCK, slack=0, kept=False)
+    assert verdict.missing == 0
 
 
 ROUTED = {

@@ -105,7 +105,8 @@ def test_of_two_writes_that_overlap_one_is_whole(pair, length):
 
 
 def test_who_comes_in_while_a_payload_is_received_sees_nothing_of_it_later_on(make_cluster, topology):
-    """Alone, a client's payload goes straight to its place; when another comes in it is moved out of its way."""
+    """Alone, a client's payload goes straight to its place; another who has waited for it for a while is let in, and it
+    is moved out of the way."""
     cluster = make_cluster(topology=topology, memory="24MiB", servers=2)
     a = Raw(cluster)
     a.send(Command.WRITE, 0, MIB, b"A" * (MIB // 2))
@@ -115,6 +116,23 @@ def test_who_comes_in_while_a_payload_is_received_sees_nothing_of_it_later_on(ma
     a.more(b"A" * (MIB // 2))
     assert a.answer() == 0
     assert b.read(0, MIB) == b"A" * MIB
+    a.sock.close()
+    b.sock.close()
+
+
+def test_who_comes_in_while_a_payload_is_received_waits_for_it(make_cluster, topology):
+    """Half of a lone client's payload is in its place already: whoever reads there now gets the write or nothing."""
+    cluster = make_cluster(topology=topology, memory="24MiB", servers=2)
+    a = Raw(cluster)
+    assert a.ask(Command.WRITE, 0, MIB, b"0" * MIB) == 0
+    a.send(Command.WRITE, 0, MIB, b"A" * (MIB // 2))
+    b = Raw(cluster)
+    b.send(Command.READ, 0, MIB)
+    Raw(cluster).vanish()  # the read before its handshake has been looked at by now
+    a.more(b"A" * (MIB // 2))
+    assert a.answer() == 0
+    assert b.answer() == 0
+    assert set(b.exactly(MIB)) in ({ord("A")}, {ord("0")})
     a.sock.close()
     b.sock.close()
 

@@ -68,7 +68,7 @@ def check_log(
 ) -> LogVerdict:
     """`nodes` tells where pieces of an operation must be logged (see `logged_at`); `clock` is
     what must be added to the operations' times to get the log's. If not all is `kept`, what may be gone need not be
-    there: what began before the first record that some server still has."""
+    there: what began before the end of the first that some server still has, as records are written when they end."""
     verdict = LogVerdict()
     first: dict[str, int] = {}
     records: dict[Key, list[tuple[int, str]]] = defaultdict(list)
@@ -77,7 +77,8 @@ def check_log(
     alone: Counter[str] = Counter()  # pieces whose request has not come yet
     seen: set[str] = set()
     for entry in entries:
-        first[entry["node"]] = min(entry["time_ns"], first.get(entry["node"], entry["time_ns"]))
+        end = entry["time_ns"] + int(1000 * entry.get("duration_us", 0))
+        first[entry["node"]] = min(end, first.get(entry["node"], end))
         if entry["kind"] == "request":
             seen.add(entry["request"])
             if early := alone.pop(entry["request"], 0):

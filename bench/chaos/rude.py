@@ -218,8 +218,9 @@ class Rude:
         with suppress(Lost):
             while waiting:
                 cookie, error = wire.reply(PATIENCE)
-                read = waiting.pop(cookie)
+                read = waiting[cookie]
                 data = None if error else wire.data(read.length, PATIENCE)
+                del waiting[cookie]
                 seen = what_was_seen("READ", read.offset, read.length, data)
                 self._note(
                     read._replace(seen=seen), ERROR if error else ACKNOWLEDGED, f"error {error}" if error else ""

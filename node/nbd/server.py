@@ -100,6 +100,8 @@ class ServerSession(Replies):
         """The client said ABORT or DISC: nothing more is read; what is in flight is still answered."""
         self.waiting = False
         """Requests, or options, are parked for lack of budget: `resume` goes on with them."""
+        self.held = False
+        """Requests are parked until it is false again, and `resume` is called."""
         self._place = place
         self._scratch = memoryview(bytearray(RECEIVE_BUFFER)) if scratch is None else scratch
         self._rest = b""  # received, not yet parsed, parked outside the shared buffer
@@ -159,7 +161,9 @@ class ServerSession(Replies):
         if self._negotiation is not None:
             position = self._negotiate(self._negotiation, position)
             self.waiting = self._negotiation is not None and self._negotiation.waiting
-        if self._negotiation is None and not self.finished:
+        if self.held:
+            self.waiting = True
+        elif self._negotiation is None and not self.finished:
             position = self._parse_requests(position, budget, requests)
         self._rest = bytes(self._scratch[position : self._end]) if position < self._end and not self.finished else b""
         return requests

@@ -141,6 +141,15 @@ class Connection(Stream):
         if receiving is not None and receiving.placed:
             self.session.move(sink(receiving.length))
 
+    def hold(self) -> None:
+        """Begin nothing of what this client asks for, until `let_go`."""
+        self.session.held = True
+
+    def let_go(self) -> None:
+        """Go on with what it has asked for meanwhile."""
+        self.session.held = False
+        self._resume()
+
     def finish(self) -> None:
         """Close as soon as nothing is in flight; until then the owner goes on being asked."""
         self._leaving = True
@@ -226,7 +235,7 @@ class Connection(Stream):
         self._serve(requests)
 
     def _resume(self) -> None:
-        if self.open and not self.closing and self.session.waiting and self._room > 0:
+        if self.open and not self.closing and self.session.waiting and not self.session.held and self._room > 0:
             try:
                 requests = self.session.resume(min(TURN_BUDGET, self._room))
             except ProtocolError as error:
@@ -268,7 +277,7 @@ class Connection(Stream):
             return
         if (self.closing or self._leaving) and not self.in_flight:
             self._half_close()
-        elif self.session.waiting and self._room > 0:
+        elif self.session.waiting and not self.session.held and self._room > 0:
             self.loop.soon(self._resume)
 
     def _half_close(self) -> None:

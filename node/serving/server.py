@@ -27,6 +27,7 @@ from memcluster.node.serving.budget import Budget
 from memcluster.node.serving.connection import Connection, Route
 from memcluster.node.serving.exports import ClientExports
 from memcluster.node.serving.keeper import BLOCK_STATUS, FUA, READ, REQ_ONE, WRITE, ZEROING, Keeper
+from memcluster.node.serving.landing import Landing
 from memcluster.node.serving.memory import Shard, ShardError
 from memcluster.node.serving.pool import Pool
 from memcluster.node.serving.waiting import eager
@@ -90,7 +91,7 @@ class Server(Keeper):
         self.changes = 0
         """Grows with every batch of a client's requests that may change something, where there are other clients."""
         self._guests = 0  # clients with an export open
-        self._landing: Connection | None = None  # whose payload is being received straight into the shard
+        self._landing = Landing(loop, self.pool.take)
         self.draining = False
         """No new client is let in."""
         self.stopping = False
@@ -258,8 +259,7 @@ class Server(Keeper):
         """A client is gone; with a reason, it had to go."""
         del self.connections[connection.number]
         self._guests -= connection.inside
-        if connection is self._landing:
-            self._landing = None
+        self._landing.lost(connection)
         self._handshakes.pop(connection.number, None)
         if reason:
             self.bad_input += 1
@@ -280,9 +280,7 @@ class Server(Keeper):
         """A client has opened an export, and may look at the memory from now on."""
         connection.inside = True
         self._guests += 1
-        if self._landing is not None:
-            self._landing.make_way(self.pool.take)
-            self._landing = None
+        self._landing.came_in(connection)
 
     def take_slot(self, connection: Connection) -> None:
         """Give the client its place; raises Refused, with the reason for people, if it gets none."""
@@ -422,7 +420,9 @@ class Server(Keeper):
             if command == READ:
                 data = self.shard.read(offset, length) if length else None
             elif command == WRITE:
-                if length and not request.placed:
+                if request.placed:
+                    self._landing.end()
+                elif length:
                     assert request.payload is not None
                     if self.under_way:
                         self.overtake(offset, length)
@@ -475,5 +475,6 @@ class Server(Keeper):
         except OSError as error:
             self.refuse(request, error)
             return None
-        request.placed, self._landing = True, connection
+        request.placed = True
+        self._landing.begin(connection)
         return room
