@@ -183,18 +183,22 @@ def test_only_the_segments_that_may_hold_it_are_read(tmp_path: Path, wanted: Fil
 
 @pytest.mark.parametrize("runs", [(1, 1), (1, 2)], ids=["a restart", "another start"])
 def test_what_is_written_after_the_clock_was_set_back_is_found(tmp_path: Path, runs: tuple[int, int]) -> None:
-    """By `--since` and by `stats`: an hour's step back while no server ran, in a log of many segments, the first of which
-    were all made later than now."""
+    """By `--since` and by `stats`: an hour's step back while no server ran, in a log of many segments, the first of
+    which were all made later than now."""
     now = 5 * HOUR
+
+    def clock() -> int:
+        return now
+
     for life, run in enumerate(runs, start=1):
-        log = LogWriter(tmp_path, 0, 1 << 22, MIN_SEGMENT, clock=lambda: now, run=run, incarnation=life)
+        log = LogWriter(tmp_path, 0, 1 << 22, MIN_SEGMENT, clock=clock, run=run, incarnation=life)
         for number in range(1, 300):
             now += 1000
             log.append(now, 1, make_identifier(0, life, number), 0, 512, 1, Kind.REQUEST, Command.READ, 0, 0)
         log.close()
         now -= HOUR
     now += HOUR
-    history = History(tmp_path, 0, clock=lambda: now, run=runs[-1])
+    history = History(tmp_path, 0, clock=clock, run=runs[-1])
     newer = [make_identifier(0, 2, number) for number in range(1, 300)]
     for wanted in (Filter(since=-200_000), Filter(since=now - 200_000), Filter(since=-200_000, run=-1)):
         found = [entry[2] for batch in history.read(wanted) for entry in batch]
