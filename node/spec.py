@@ -14,6 +14,8 @@ class Bounds:
 
     clients: int | None = 64
     """At a time; None: as many as the machine bears."""
+    per_address: int = 16
+    """Of another machine's, at a time."""
     handshake_timeout: float = 10.0
     """Seconds a client has from its connection to its GO."""
     stall_timeout: float = 30.0

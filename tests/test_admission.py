@@ -28,6 +28,28 @@ def test_a_fixed_limit_refuses_with_its_number_and_counts():
     assert isinstance(admission.take(), int)
 
 
+def test_another_machine_has_so_many_places_and_no_more():
+    """Others, and this one, still get in; when one of its clients has gone, it gets in again."""
+    admission = Admission(64, per_address=2)
+    slots = [admission.take("192.0.2.7") for _ in range(2)]
+    assert "192.0.2.7 has 2 client slots (clients.per_address" in str(admission.take("192.0.2.7"))
+    assert all(isinstance(admission.take(origin), int) for origin in ("192.0.2.8", "", "", ""))
+    admission.give_back(int(slots[0]))
+    assert isinstance(admission.take("192.0.2.7"), int)
+    assert admission.refusals == {"address": 1}
+
+
+def test_another_machine_has_so_many_connections_and_no_more():
+    """Those included that nobody has let in; of the gone nothing is kept."""
+    admission = Admission(64, per_address=2)
+    assert [admission.connected("192.0.2.7") for _ in range(5)] == [True] * 4 + [False]
+    assert all(admission.connected(origin) for origin in ("192.0.2.8", "", "", "", "", ""))
+    for _ in range(4):
+        admission.gone("192.0.2.7")
+    assert not admission._connected["192.0.2.7"]
+    assert admission.connected("192.0.2.7")
+
+
 def test_auto_lets_in_until_a_resource_runs_short_and_names_it():
     """Memory short: refused with that reason; again after it has recovered below the low mark, not before."""
     usage = CALM

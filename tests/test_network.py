@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,36 @@ def test_a_client_that_routes_finds_every_server_at_the_host_that_is_advertised(
     data = bytes(range(256)) * 4096
     memclient(network, cluster, "write", "0", stdin=data)
     assert memclient(network, cluster, "read", "0", str(len(data))) == data
+
+
+CROWD = """
+import socket, sys
+import memcluster
+from memcluster.client.errors import Refused
+host, port = sys.argv[1], int(sys.argv[2])
+inside = [memcluster.connect(f"nbd://{host}:{port}") for _ in range(2)]
+try:
+    memcluster.connect(f"nbd://{host}:{port}")
+except Refused as refused:
+    print(refused)
+talking = [socket.create_connection((host, port)) for _ in range(3)]
+print([bool(sock.recv(1)) for sock in talking])
+print(memcluster.connect(f"nbd://127.0.0.1:{port}").pread(4, 0))
+"""
+
+
+@pytest.mark.parametrize(("host", "origin"), [("192.0.2.1", "192.0.2.1"), ("fd00::1", "fd00::/64")])
+def test_no_other_machine_keeps_the_rest_out(network, new_cluster, tmp_path, host, origin):
+    """It has its places, and is told so; twice as many may talk, and one more is hung up on. Loopback has no bound."""
+    keys = {**KEYS, "listen": "[::]:0", "clients": {"per_address": 2}}
+    cluster, _ = up(network, new_cluster, tmp_path, **keys)
+    port = cluster.uri.rpartition(":")[2]
+    bracketed = f"[{host}]" if ":" in host else host
+    script = CROWD.replace("nbd://{host}", f"nbd://{bracketed}")
+    said = network.run(sys.executable, "-c", script, host, port, cwd=tmp_path).stdout.decode()
+    told, talking, near = said.splitlines()
+    assert f"{origin} has 2 client slots (clients.per_address in cluster.yaml)" in told
+    assert talking == "[True, True, False]"
+    assert near == repr(bytes(4))
+    refusals = cluster.status()["nodes"][0]["refusals"]
+    assert refusals == {"address": 2}

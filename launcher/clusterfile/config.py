@@ -379,6 +379,7 @@ def dump(config: ClusterConfig) -> str:
         },
         "clients": {
             "limit": config.clients.limit,
+            "per_address": config.clients.per_address,
             "handshake_timeout": format_duration(config.clients.handshake_timeout),
             "stall_timeout": format_duration(config.clients.stall_timeout),
         },

@@ -143,10 +143,12 @@ _Limit = Annotated[
 
 
 class Clients(_Strict):
-    """`limit` clients at a time, or `auto`: as many as the machine bears. Each has `handshake_timeout` seconds to get
-    from its connection to an export, and `stall_timeout` for the payload of a write or a mebibyte of replies."""
+    """`limit` clients at a time, or `auto`: as many as the machine bears; `per_address` of another machine. Each has
+    `handshake_timeout` seconds to get from its connection to an export, and `stall_timeout` for the payload of a write
+    or a mebibyte of replies."""
 
     limit: _Limit = Field(default=64, description="How many at a time; auto: as many as the machine bears.")
+    per_address: int = Field(default=16, ge=1, le=100_000, description="How many at a time of another machine.")
     handshake_timeout: Span = Field(default=10.0, description="From the connection to the export.")
     stall_timeout: Span = Field(default=30.0, description="For the payload of a write, or a mebibyte of replies.")
 

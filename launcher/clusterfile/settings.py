@@ -36,6 +36,7 @@ class ClientConfig:
     """See schema.py's Clients."""
 
     limit: int | Literal["auto"]
+    per_address: int
     handshake_timeout: float
     stall_timeout: float
 

@@ -79,6 +79,7 @@ def node_specs(config: ClusterConfig, run: RunDirectory, cluster: ClusterMap) ->
     clients = config.clients
     bounds = Bounds(
         clients=None if clients.limit == "auto" else clients.limit,
+        per_address=clients.per_address,
         handshake_timeout=clients.handshake_timeout,
         stall_timeout=clients.stall_timeout,
         retry_timeout=config.retry_timeout,

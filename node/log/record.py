@@ -99,6 +99,7 @@ class Reason(IntEnum):
     CPU = 4
     SHUTDOWN = 5
     UNKNOWN_EXPORT = 6
+    ADDRESS = 7
 
 
 LOGGER = 1 << 16

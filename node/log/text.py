@@ -45,6 +45,7 @@ _REASONS = {
     Reason.CPU: "processor time ran short",
     Reason.SHUTDOWN: "the cluster is shutting down",
     Reason.UNKNOWN_EXPORT: "no such export",
+    Reason.ADDRESS: "too many from one address",
 }
 _PADDED = {number: f"{name:<12}" for number, name in _OPERATIONS.items()}
 

@@ -1,4 +1,5 @@
-"""Who may come in: a slot from a fixed table, or, with `clients.limit: auto`, as many as the machine bears.
+"""Who may come in: a slot from a fixed table, or, with `clients.limit: auto`, as many as the machine bears; and of
+another machine `clients.per_address` at most, or one could keep out the rest.
 
 `auto` watches memory, file descriptors and processor time. A resource that ran short lets nobody in until it has
 recovered by a margin (hysteresis), so the answer does not flap.
@@ -16,6 +17,9 @@ from memcluster.node.serving.slots import SlotTable
 
 SAMPLE = 1.0
 """Seconds between two looks at the machine."""
+TALKING = 2
+"""Times `clients.per_address` that another machine may be connected, with those whom nobody has let in yet: one that is
+refused is to hear why."""
 CPU_SAMPLES = 5
 """Samples in a row that must be above the mark: a short burst of work is no shortage."""
 
@@ -61,16 +65,23 @@ class Shortage:
 
 
 class Admission:
-    """Gives slots, or the reason why not; counts the refusals by reason. `limit` None is auto."""
+    """Gives slots, or the reason why not; counts the refusals by reason. `limit` None is auto. An `origin` is where a
+    client comes from (transport/peer.py)."""
 
-    def __init__(self, limit: int | None, look: Callable[[], Usage] | None = None) -> None:
+    def __init__(
+        self, limit: int | None, look: Callable[[], Usage] | None = None, *, per_address: int = 16
+    ) -> None:
         self.limit = limit
+        self.per_address = per_address
         self.refusals: Counter[str] = Counter()
         self.short_of = ""
         """What the last refusal was for: a key of `refusals`."""
         self._slots = SlotTable(limit)
         self._shortage = Shortage()
         self._look = look
+        self._connected: Counter[str] = Counter()
+        self._inside: Counter[str] = Counter()
+        self._origins: dict[int, str] = {}  # of the slots of other machines
 
     def sample(self) -> None:
         """Look at the machine; to be called once a second with `auto`."""
@@ -80,8 +91,24 @@ class Admission:
             except OSError:  # not one descriptor is left to look with
                 self._shortage.short["descriptors"] = 1.0
 
-    def take(self) -> int | str:
+    def connected(self, origin: str) -> bool:
+        """Whether one more may connect from there; `gone` is to be called for it later."""
+        if origin and self._connected[origin] >= TALKING * self.per_address:
+            self._count("address")
+            return False
+        if origin:
+            self._connected[origin] += 1
+        return True
+
+    def gone(self, origin: str) -> None:
+        """One that had connected from there is not connected any more."""
+        _less(self._connected, origin)
+
+    def take(self, origin: str = "") -> int | str:
         """A slot, or a sentence that says why there is none."""
+        if origin and self._inside[origin] >= self.per_address:
+            self._count("address")
+            return f"{origin} has {self.per_address} client slots (clients.per_address in cluster.yaml)"
         for name, value in self._shortage.short.items():
             self._count(name)
             return f"{WORDS[name]} of this machine ran short: {value:.0%} in use (clients.limit: auto)"
@@ -89,6 +116,9 @@ class Admission:
         if slot is None:
             self._count("slots")
             return f"all {self.limit} client slots are taken (clients.limit: {self.limit} in cluster.yaml)"
+        if origin:
+            self._origins[slot] = origin
+            self._inside[origin] += 1
         return slot
 
     def _count(self, reason: str) -> None:
@@ -97,6 +127,15 @@ class Admission:
 
     def give_back(self, slot: int) -> None:
         self._slots.give_back(slot)
+        _less(self._inside, self._origins.pop(slot, ""))
+
+
+def _less(counter: Counter[str], origin: str) -> None:
+    """Of those who have come and gone nothing is kept."""
+    if origin:
+        counter[origin] -= 1
+        if not counter[origin]:
+            del counter[origin]
 
 
 def look_at_the_machine() -> Callable[[], Usage]:

@@ -86,6 +86,8 @@ class Connection(Stream):
         self._changes = -1 if is_gone(self.sock) else owner.changes
         self._late = False
         self.slot: int | None = None
+        self.origin = ""
+        """The machine that it comes from, if not this one; the owner sets it."""
         self.inside = False
         """It has opened an export."""
         self.route: Route = _no_route

@@ -16,7 +16,7 @@ from time import monotonic_ns
 from typing import Any
 
 from memcluster.node.layout import MAX_EXTENTS, Extents
-from memcluster.node.log.record import Event, Kind, first_identifier, last_identifier, subject_of
+from memcluster.node.log.record import Event, Kind, Reason, first_identifier, last_identifier, subject_of
 from memcluster.node.nbd.errors import Refused
 from memcluster.node.nbd.negotiation import Export
 from memcluster.node.nbd.replies import CONTEXTS, WORD, Asked, Terms
@@ -34,6 +34,7 @@ from memcluster.node.serving.waiting import eager
 from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.listener import Listener
 from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.peer import origin
 from memcluster.node.transport.traffic import TRAFFIC
 
 MEMORY_FLAGS = (
@@ -81,7 +82,8 @@ class Server(Keeper):
         loop.wait = eager(loop.wait, look=not self.crowded)
         self.event(Event.STARTED, value=self.log.incarnation)
         limit = spec.bounds.clients
-        self.admission = Admission(limit, look_at_the_machine() if limit is None else None)
+        look = look_at_the_machine() if limit is None else None
+        self.admission = Admission(limit, look, per_address=spec.bounds.per_address)
         self.budget = Budget(CLIENTS_MEMORY)
         self.connections: dict[int, Connection] = {}
         self._handshakes: dict[int, float] = {}  # when those came that came not long ago, the first one first
@@ -206,6 +208,12 @@ class Server(Keeper):
 
     def _accept(self, sock: socket.socket) -> None:
         self._accepted += 1
+        whence = origin(sock)
+        if not self.admission.connected(whence):
+            sock.close()
+            self.refused += 1
+            self.stranger(Event.REFUSED, self._accepted, Reason.ADDRESS)
+            return
         connection = self.connection_type(
             self.loop,
             sock,
@@ -215,6 +223,7 @@ class Server(Keeper):
             scratch=self.scratch,
             budget=self.budget,
         )
+        connection.origin = whence
         self.connections[self._accepted] = connection
         self._handshakes[self._accepted] = self.loop.awake()
         if not self._watches_handshakes:
@@ -258,6 +267,7 @@ class Server(Keeper):
     def lost(self, connection: Connection, reason: str) -> None:
         """A client is gone; with a reason, it had to go."""
         del self.connections[connection.number]
+        self.admission.gone(connection.origin)
         self._guests -= connection.inside
         self._landing.lost(connection)
         self._handshakes.pop(connection.number, None)
@@ -284,7 +294,7 @@ class Server(Keeper):
 
     def take_slot(self, connection: Connection) -> None:
         """Give the client its place; raises Refused, with the reason for people, if it gets none."""
-        slot = self.admission.take()
+        slot = self.admission.take(connection.origin)
         if isinstance(slot, str):
             raise Refused(Rep.ERR_POLICY, slot)
         connection.slot = slot

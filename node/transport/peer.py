@@ -1,10 +1,12 @@
-"""Whether the other side of a connection is still there. Its end comes behind what it has sent, of which a part may
-wait in its own system; and one that is closed looks like one that only sends no more. Within one host the kernel knows:
-it is asked for the other side's socket (sock_diag(7)), which is nobody's when all who had it are gone.
+"""Who is at the other side of a connection, and whether it is still there. Its end comes behind what it has sent, of
+which a part may wait in its own system; and one that is closed looks like one that only sends no more. Within one host
+the kernel knows: it is asked for the other side's socket (sock_diag(7)), which is nobody's when all who had it are
+gone.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import select
 import socket
 from struct import Struct
@@ -20,6 +22,22 @@ _PORTS = Struct(">HH")
 _FOUND = Struct("=16x4x48x16xI")  # the head; then struct inet_diag_msg up to the inode: 0 if it is nobody's
 _REST = Struct("=III")  # of the id: interface, cookie
 _OVER = select.POLLHUP | select.POLLERR
+
+
+def origin(sock: socket.socket) -> str:
+    """The machine at the other side, by its address: "" for this one, by loopback or a unix socket. Of IPv6 the first
+    64 bits: whoever has those chooses the others."""
+    if sock.family == socket.AF_UNIX:
+        return ""
+    try:
+        host = ipaddress.ip_address(sock.getpeername()[0])
+    except (OSError, ValueError):
+        return ""  # it has gone already
+    if isinstance(host, ipaddress.IPv6Address):
+        if host.ipv4_mapped is None:
+            return "" if host.is_loopback else str(ipaddress.ip_network((int(host) >> 64 << 64, 64)))
+        host = host.ipv4_mapped
+    return "" if host.is_loopback else str(host)
 
 
 def is_gone(sock: socket.socket) -> bool:
