@@ -146,9 +146,10 @@ class _Starter:
 
     def leave(self, path: Path) -> None:
         """Have nothing to do with the terminal any more; output goes to a file."""
-        from memcluster.node.zygote import redirect_output  # loaded by now, and nothing that the command need wait for
+        # Loaded by now, and nothing that the command need wait for.
+        from memcluster.node.zygote import open_output, redirect_output
 
-        redirect_output(str(path))
+        redirect_output(open_output(str(path)))
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)

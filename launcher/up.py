@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import signal
 import socket
@@ -18,6 +19,7 @@ from memcluster.launcher.speech import SPEECH
 from memcluster.launcher.supervision import sockets
 from memcluster.launcher.supervision.forkserver import start_fork_server, stop_fork_server
 from memcluster.node import topology
+from memcluster.node.files import make_folder
 from memcluster.node.transport.address import Address
 from memcluster.node.zygote import raise_descriptor_limit
 
@@ -155,8 +157,9 @@ def _end_leftovers(run: RunDirectory, tell: Tell) -> None:
 def _prepare_directories(config: ClusterConfig, run: RunDirectory, found: Sequence[Place]) -> None:
     directory = config.storage or run.path
     try:
-        (config.logs.directory / config.name).mkdir(parents=True, exist_ok=True)
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(config.logs.directory)
+        make_folder(config.logs.directory / config.name)
+        make_folder(directory)
         claim_memory(directory, config.name, [place.memory for place in found], config.stripe)
     except MemoryMismatch as error:
         remedy = f"`{command(config.file, 'down')}` discards it"
@@ -164,7 +167,8 @@ def _prepare_directories(config: ClusterConfig, run: RunDirectory, found: Sequen
             remedy = "put back what belongs there, or choose another directory"
         raise CannotStart(f"{error}; {remedy}") from error
     except OSError as error:
-        raise CannotStart(f"{error.filename or directory}: {error.strerror}") from error
+        remedy = "; choose a folder of your own" if error.errno == errno.EPERM else ""
+        raise CannotStart(f"{error.filename or directory}: {error.strerror}{remedy}") from error
 
 
 def _addresses(config: ClusterConfig, found: Sequence[Place]) -> list[Address]:

@@ -22,12 +22,13 @@ from typing import Any, Protocol
 from setproctitle import setproctitle
 
 from memcluster.node import topology
+from memcluster.node.files import make_folder
 from memcluster.node.logger.logger import Logger
 from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.frames import Frame
 from memcluster.node.transport.loop import Loop
-from memcluster.node.zygote import end_with, raise_descriptor_limit, redirect_output
+from memcluster.node.zygote import end_with, open_output, raise_descriptor_limit, redirect_output
 
 TURN_COMES = 60.0
 """Seconds after which a node that was sent a SIGTERM drains although its supervisor has not said so."""
@@ -67,8 +68,8 @@ def run_node(spec: NodeSpec, listeners: Sequence[socket.socket], control: socket
     setproctitle(f"memcluster {spec.cluster.name}: {spec.name} ({spec.role})")
     logs = os.path.dirname(spec.log_directory)
     with suppress(OSError):  # then its supervisor hears what it has to say; the memory is worth more than a log
-        os.makedirs(logs, exist_ok=True)
-        redirect_output(os.path.join(logs, f"{spec.name}.out"))
+        make_folder(logs)
+        redirect_output(open_output(os.path.join(logs, f"{spec.name}.out")))
     raise_descriptor_limit()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.register(signal.SIGUSR1)  # a supervisor that finds it hung asks where it stands

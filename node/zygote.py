@@ -15,6 +15,8 @@ import signal
 import sys
 from typing import Any
 
+from memcluster.node.files import open_file
+
 PR_SET_PDEATHSIG = 1
 NO_ROOM = -1
 _fork = os.fork
@@ -31,9 +33,14 @@ def end_with(parent: int, signum: int = signal.SIGKILL) -> None:
         os.kill(os.getpid(), signum)
 
 
-def redirect_output(path: str) -> None:
-    """What the process prints goes to a file of its own; it must not hold its starter's terminal or pipe open."""
-    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+def open_output(path: str) -> int:
+    """A file for what a process prints. Raises OSError."""
+    return open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+
+def redirect_output(output: int) -> None:
+    """What the process prints goes to this file, which is closed otherwise; it must not hold its starter's terminal or
+    pipe open."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os.dup2(output, 1)
@@ -75,7 +82,7 @@ if SUPERVISOR in os.environ:
         signal.signal(_signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGHUP])
     end_with(int(os.environ[SUPERVISOR]))  # first: where the output goes may be gone with a supervisor
-    redirect_output(os.environ.pop(OUTPUT))
+    redirect_output(os.open(os.environ.pop(OUTPUT), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
     from setproctitle import setproctitle  # the supervisor need not wait for it to start this process
 
     setproctitle(f"memcluster: fork server of {os.environ.pop(SUPERVISOR)}")

@@ -32,15 +32,16 @@ DIRECTIONS: dict[str, dict[str, set[str]]] = {
         "cluster_map": {"layout"},
         "spec": {"cluster_map", "log"},
         "topology": set(),
+        "files": set(),
         "transport": {"nbd"},
-        "log": {"layout", "nbd"},
-        "logger": {"log", "spec", "topology", "transport"},
-        "serving": {"layout", "log", "nbd", "spec", "transport"},
+        "log": {"files", "layout", "nbd"},
+        "logger": {"files", "log", "spec", "topology", "transport"},
+        "serving": {"files", "layout", "log", "nbd", "spec", "transport"},
         "forwarding": {"layout", "log", "nbd", "serving", "transport"},
         "handover": {"layout", "log", "nbd", "serving", "spec", "transport"},
         "topologies": {"forwarding", "handover", "layout", "log", "nbd", "serving", "spec", "topology", "transport"},
-        "process": {"logger", "spec", "topology", "transport", "zygote"},
-        "zygote": {"process"},  # in a function, when it has been started
+        "process": {"files", "logger", "spec", "topology", "transport", "zygote"},
+        "zygote": {"files", "process"},  # in a function, when it has been started
     },
     "launcher": {
         "reach": set(),

@@ -26,6 +26,7 @@ from pathlib import Path
 from memcluster.client.discover import NotOurs, check_owner, run_directory
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.steps import step
+from memcluster.node.files import open_file, replace_file
 
 
 class NameInUse(Exception):
@@ -179,11 +180,11 @@ class RunDirectory:
             return None
 
     def write_record(self, record: RunRecord) -> None:
-        _write(self.state, record.to_json())
+        replace_file(self.state, record.to_json().encode())
 
     def write_uri(self, uri: str) -> None:
         """From now on clients find the cluster."""
-        _write(self.uri, uri + "\n")
+        replace_file(self.uri, f"{uri}\n".encode())
 
     def forget(self) -> None:
         """Remove everything but the memory and the lock; nothing that is another's by now."""
@@ -215,7 +216,8 @@ def claim_memory(directory: Path, cluster: str, sizes: list[int], stripe: int) -
     path = _claim(directory)
     wanted = {"cluster": cluster, "shards": sizes, "stripe": stripe}
     try:
-        found = json.loads(path.read_text())
+        with open(open_file(path, os.O_RDONLY)) as file:
+            found = json.load(file)
     except FileNotFoundError:
         _make_memory(directory, sizes, json.dumps(wanted, indent=2))
         return
@@ -236,13 +238,13 @@ def _make_memory(directory: Path, sizes: list[int], claim: str) -> None:
     strangers = sorted(entry.name for entry in directory.glob("shard*"))
     if strangers and not unfinished.exists():
         raise MemoryMismatch(f"{directory} holds {', '.join(strangers)} but no memory.json")
-    with open(unfinished, "w") as file:
+    with open(open_file(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
         file.write(claim)
         file.flush()
         os.fsync(file.fileno())
     _sync(directory)
     for server, size in enumerate(sizes):
-        fd = os.open(_shard(directory, server), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = open_file(_shard(directory, server), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             os.ftruncate(fd, size)
             os.fsync(fd)
@@ -258,7 +260,7 @@ def _look_at(directory: Path, server: int, size: int) -> str:
     """What is wrong with a shard that must be there."""
     path = _shard(directory, server)
     try:
-        found = path.stat().st_size
+        found = path.lstat().st_size
     except FileNotFoundError:
         return f"{path.name} is missing"
     return "" if found == size else f"{path.name} has {found} bytes instead of {size}"
@@ -289,14 +291,3 @@ def _describe(memory: object) -> str:
         return repr(memory)
     shards = ", ".join(str(size) for size in memory.get("shards", ()))
     return f"cluster {memory.get('cluster')}, shards of {shards} bytes, stripe {memory.get('stripe')}"
-
-
-def _write(path: Path, text: str) -> None:
-    """All or nothing, whenever this process is killed."""
-    temporary = path.with_name(path.name + ".new")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise

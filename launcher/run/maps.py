@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 
 from memcluster.node.cluster_map import ClusterMap, ServerEntry
+from memcluster.node.files import make_folder, replace_file
 
 
 def map_path(folder: Path, run: int) -> Path:
@@ -19,11 +19,8 @@ def map_path(folder: Path, run: int) -> Path:
 def keep_map(folder: Path, run: int, cluster: ClusterMap, oldest: int) -> None:
     """Write down the map of a run, and forget those before the oldest that is kept; as far as that can be done."""
     with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        path = map_path(folder, run)
-        new = path.with_suffix(".new")
-        new.write_bytes(cluster.to_json())
-        os.replace(new, path)
+        make_folder(folder)
+        replace_file(map_path(folder, run), cluster.to_json())
         for other in folder.glob("run-*.json"):
             number = other.stem.removeprefix("run-")
             if number.isdecimal() and int(number) < oldest:

@@ -10,6 +10,7 @@ go, then copy what lies before: a copy that ran along with the writer could have
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -41,6 +42,8 @@ _ANY_NAME = re.compile(r"([0-9]{1,18})\.(?:seg|damaged[0-9]*)")
 
 SEQUENCE = Struct("<Q")
 SEQUENCE_AT = RECORD_SIZE - SEQUENCE.size
+
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # it may be a link, or a fifo
 
 
 class SegmentError(Exception):
@@ -117,9 +120,13 @@ def last_sequence(directory: Path) -> int:
 def read_header(path: Path) -> Segment:
     """Raises SegmentError if the file is not a segment, and OSError."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a fifo
+        descriptor = os.open(path, _READ)
     except FileNotFoundError:
         raise SegmentError(path, "is not there") from None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise SegmentError(path, "is a link") from None
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise SegmentError(path, "is not a file")
@@ -158,7 +165,7 @@ class SegmentReader:
     def __init__(self, segment: Segment) -> None:
         """Raises OSError, FileNotFoundError if the segment was dropped."""
         self.segment = segment
-        self._descriptor = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = os.open(segment.path, _READ)
 
     def __enter__(self) -> SegmentReader:
         return self

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+from memcluster.node.files import open_file, rename
 from memcluster.node.log.record import RECORD_SIZE
 from memcluster.node.log.segments import (
     ASIDE,
@@ -67,9 +68,12 @@ def take_over(directory: Path, server: int, cluster: bytes) -> Found:
         used = last.slots
         damaged += 1
     else:
-        with open(last.path, "r+b", buffering=0) as file:
-            os.pwrite(file.fileno(), SLOTS.pack(used), SLOTS_AT)
-            file.truncate(HEADER_SIZE + used * RECORD_SIZE)
+        file = open_file(last.path, os.O_RDWR)
+        try:
+            os.pwrite(file, SLOTS.pack(used), SLOTS_AT)
+            os.ftruncate(file, HEADER_SIZE + used * RECORD_SIZE)
+        finally:
+            os.close(file)
     # A server that starts again and again leaves one empty segment, not a thousand.
     return Found(
         number, last.incarnation + unread, last.first - 1 + used + unknown, damaged, None if used else last.path
@@ -79,7 +83,7 @@ def take_over(directory: Path, server: int, cluster: bytes) -> Found:
 def set_aside(path: Path) -> None:
     """Give a file a name by which it is no segment. Raises OSError."""
     names = (path.with_suffix(f"{ASIDE}{number or ''}") for number in count())
-    os.rename(path, next(name for name in names if not name.exists()))
+    rename(path, next(name for name in names if not name.exists()))
 
 
 def next_run(folders: list[Path]) -> tuple[int, int, int]:

@@ -26,6 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from struct import Struct
 
+from memcluster.node.files import make_folder, open_file, rename
 from memcluster.node.log.record import MAX_INCARNATION, RECORD, RECORD_SIZE, Event, Kind, Record, clamp
 from memcluster.node.log.segments import (
     HEADER,
@@ -267,7 +268,7 @@ class LogWriter:
     def _open_given(self) -> None:
         """See what was lost and not written down, and reserve the room to say so should the log stop."""
         with suppress(OSError):  # no room even for that: then the count lives as long as the process
-            self._given = os.open(self.directory / GIVEN, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._given = open_file(self.directory / GIVEN, os.O_RDWR | os.O_CREAT)
             os.posix_fallocate(self._given, 0, _GIVEN.size)
             given, incarnation = _GIVEN.unpack(os.pread(self._given, _GIVEN.size, 0))
             lost = given - (self.sequence - self.lost)
@@ -283,13 +284,13 @@ class LogWriter:
         self._let_go()
         created = self._clock()
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_folder(self.directory)
             if not self._taken_over:
                 self._take_over()
             path = self.directory / f"{self._number + 1:06d}{SUFFIX}"
             new = path.with_suffix(".new")  # a segment has its name only when it has its header
             self._drop_oldest()
-            descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            descriptor = open_file(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             try:
                 os.posix_fallocate(descriptor, 0, self.segment_size)
                 mapped = mmap.mmap(descriptor, self.segment_size)
@@ -297,7 +298,7 @@ class LogWriter:
                     mapped, 0, MAGIC, VERSION, self.server, self.incarnation, self.sequence + 1, created, self.run,
                     (self.segment_size - HEADER_SIZE) // RECORD_SIZE, self._cluster_name(),
                 )  # fmt: skip
-                os.rename(new, path)
+                rename(new, path)
             except BaseException:
                 os.close(descriptor)
                 new.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from memcluster.node.files import make_folder, open_file, rename
 from memcluster.node.log.filter import Filter
 from memcluster.node.log.history import History
 from memcluster.node.log.merge import Entry
@@ -49,8 +50,9 @@ class Collection:
         servers = range(len(self.spec.cluster.servers))
         wanted = Filter(last=max(1, COLLECTED // len(servers)))
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._new.open("w", encoding="utf-8", buffering=1 << 20)
+            make_folder(self.path.parent)
+            new = open_file(self._new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            self._file = open(new, "w", encoding="utf-8", buffering=1 << 20)  # noqa: SIM115 - until `finish`
         except OSError as error:
             self._fail(error)
         else:
@@ -78,7 +80,7 @@ class Collection:
         assert self._file is not None
         try:
             self._file.close()
-            os.rename(self._new, self.path)
+            rename(self._new, self.path)
         except OSError as error:
             self._fail(error)
             return

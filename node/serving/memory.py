@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from memcluster.node.files import open_file
 from memcluster.node.layout import MAX_EXTENTS
 from memcluster.node.nbd.replies import ZEROES
 from memcluster.node.nbd.wire import Buffer, Status
@@ -42,7 +43,7 @@ class Shard:
         self.size = size
         self.durable = durable
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self._fd = open_file(path, os.O_RDWR)
         except FileNotFoundError:
             raise ShardError(f"{path} is gone, and with it {size} bytes of the memory: put it back") from None
         try:
