@@ -31,7 +31,8 @@ from memcluster.client.console import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TIMEOUT
 from memcluster.client.console import seconds as seconds_type
 from memcluster.client.console import size as size_type
 from memcluster.client.errors import ClusterError, Timeout
-from memcluster.client.memory import Future, Memory
+from memcluster.client.memory import Memory
+from memcluster.client.requests import Future
 from memcluster.client.units import format_size
 
 BITS = 7

@@ -38,6 +38,17 @@ def read_map(target: Target, timeout: float) -> bytes:
         connection.close()
 
 
+def read_document(target: Target, timeout: float) -> dict[str, Any]:
+    """The map as it stands there. Raises ClusterError if there is none."""
+    try:
+        found = json.loads(read_map(target, timeout))
+    except ValueError:  # some servers have one content under every name
+        found = None
+    if not isinstance(found, dict) or "servers" not in found:
+        raise ClusterError(f"{target} serves no map of a cluster")
+    return found
+
+
 def parse_map(content: bytes, entry: Target) -> ClusterMap:
     """Raises ClusterError if it is none."""
     import hashlib  # late: it loads OpenSSL, and only who routes needs it

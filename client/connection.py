@@ -15,10 +15,11 @@ import select
 import socket
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 from memcluster.client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout
 from memcluster.client.exclusive import Exclusive, exclusive
-from memcluster.client.handshake import FIRST_PAUSE, LONGEST_PAUSE, open_session, pause_until
+from memcluster.client.handshake import Return, open_session
 from memcluster.client.pending import Pending
 from memcluster.client.uri import Target
 from memcluster.node.nbd import errors as nbd
@@ -84,6 +85,7 @@ class Connection(Exclusive):
         self._cookie = 0
         self._closed = False
         self._trouble = ""  # why the connection was lost
+        self._back: Return | None = None  # how it is made again
         self._sock: socket.socket | None = None
         self.session = ClientSession(target.export)
         if not routed:
@@ -114,7 +116,8 @@ class Connection(Exclusive):
         if self._cost > MAX_IN_FLIGHT and not self._routed:
             deadline = time.monotonic() + self.timeout
             while self._cost > MAX_IN_FLIGHT:
-                self._turn(deadline, self.timeout)
+                if not self._turn(deadline):
+                    raise Timeout(self.target, "room for a request", self.timeout)
         if self._closed:
             raise Disconnected(self.target, "the connection was closed by this program")
         pending = Sent(self, command, offset, length, flags, payload, destination)
@@ -137,15 +140,21 @@ class Connection(Exclusive):
         limit = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
         while pending.outcome is None:
-            self._turn(deadline, limit)
+            if not self._turn(deadline):
+                raise Timeout(self.target, "answer", limit)
 
     @exclusive
     def progress(self) -> None:
-        """Send and receive what can be without waiting; make a lost connection again."""
+        """Send and receive what can be without waiting; go on with making a lost connection again, for `timeout`."""
         try:
-            self._turn(time.monotonic() + (self.timeout if self._sock is None else 0.0), self.timeout)
+            if self._sock is not None:
+                self._turn(0.0)
+            else:
+                self._try_again()
+                if self._back is not None and time.monotonic() > self._back.begun + self.timeout:
+                    self._surrender(self._back)
         except ClusterError:
-            pass  # nothing is there yet, or it is the outcome of everything in flight
+            pass  # it is the outcome of all that was in flight
 
     def close(self) -> None:
         """Say goodbye. What is still in flight fails. In a fork this is silent: the parent's connection goes on."""
@@ -169,12 +178,28 @@ class Connection(Exclusive):
         self._closed = True
         self._lose("closed by this program")
 
-    # -- for a router ------------------------------------------------------------------------------------------------
+    # -- for an event loop -------------------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """`submit` would wait for room."""
+        return self._cost > MAX_IN_FLIGHT
 
     @property
     def lost(self) -> bool:
-        """There is no connection now."""
+        """There is no connection now: `progress` may wait for a server to let itself be connected to."""
         return self._sock is None
+
+    def interest(self) -> tuple[dict[int, int], float]:
+        """What `progress` waits for: descriptors with their masks for poll, and the time when it has something to do
+        without them."""
+        if not self._in_flight:
+            return {}, float("inf")
+        if self._sock is not None:
+            return {self._sock.fileno(): select.POLLIN | (select.POLLOUT if self.session.outgoing else 0)}, float("inf")
+        return ({}, 0.0) if self._back is None else self._back.interest()
+
+    # -- for a router ------------------------------------------------------------------------------------------------
 
     @property
     def cost(self) -> int:
@@ -213,19 +238,20 @@ class Connection(Exclusive):
         self._readable.register(self._sock, select.POLLIN)
         self._both.register(self._sock, select.POLLIN | select.POLLOUT)
 
-    def _turn(self, deadline: float, limit: float) -> None:
-        """One step: connect again, or send and receive as soon as the socket is ready. Raises Timeout and what ends
-        all that is in flight; `limit` is the wait in seconds, for people."""
+    def _turn(self, deadline: float) -> bool:
+        """One step: send and receive as soon as the socket is ready, or go on with making the connection again. False
+        if nothing came before the deadline; a connection that is still lost then is given up. Raises what ends all that
+        is in flight."""
         if self._sock is None:
-            self._restore(deadline)
-            return
+            self._try_again()
+            if self._back is not None and not self._back.wait(deadline):
+                self._surrender(self._back)
+            return True
         try:
-            ready = self._exchange(deadline)
+            return self._exchange(deadline)
         except BaseException:  # such as KeyboardInterrupt: how far the stream was read cannot be known
             self._lose("interrupted")
             raise
-        if not ready:
-            raise Timeout(self.target, "answer", limit)
 
     def _exchange(self, deadline: float) -> bool:
         """Send and receive once; false if the socket was not ready before the deadline."""
@@ -280,43 +306,51 @@ class Connection(Exclusive):
         in_flight = self._in_flight
         for reply in replies:
             pending = in_flight.pop(reply.cookie)
-            pending.outcome = reply
+            pending.settle(reply)
             self._cost -= pending.cost
 
     def _lose(self, reason: str) -> None:
         """The connection is gone; the next turn makes another."""
+        self._end_return()
         if self._sock is not None:
             self._sock.close()
             self._sock = None
             self._trouble = reason
 
-    def _restore(self, deadline: float) -> None:
-        """Connect again and repeat what is in flight; or give up, which is the outcome of all of it, and raise that."""
-        pause = FIRST_PAUSE
-        reason = ""
-        while True:
-            try:
-                if not self.reconnect or self._closed:
-                    raise Disconnected(self.target, f"the connection is lost: {self._trouble}")
-                self.come_back(*open_session(self.target, deadline))
-                return
-            except ConnectionProblem as error:
-                refused = isinstance(error, Refused) and error.reply != Rep.ERR_SHUTDOWN
-                if refused or not self.reconnect or self._closed:
-                    self.give_up(error)
-                    raise
-                if not (reason and isinstance(error, Timeout)):  # that time is up explains less than what was before
-                    reason = error.reason
-                if not pause_until(pause, deadline):
-                    words = f"the connection was lost ({self._trouble}) and could not be made again: {reason}"
-                    failure = Disconnected(self.target, words)
-                    self.give_up(failure)
-                    raise failure from error
-                pause = min(2 * pause, LONGEST_PAUSE)
+    def _try_again(self) -> None:
+        """Go on with making the connection again. Raises what ends all that is in flight."""
+        if not self.reconnect or self._closed:
+            failure = Disconnected(self.target, f"the connection is lost: {self._trouble}")
+            self.give_up(failure)
+            raise failure
+        if self._back is None:
+            self._back = Return(self.target)
+        try:
+            handshake = self._back.step()
+        except ConnectionProblem as error:
+            if isinstance(error, Refused) and error.reply != Rep.ERR_SHUTDOWN:
+                self.give_up(error)
+                raise
+            return
+        if handshake is not None:
+            self._back = None
+            self.come_back(handshake.sock, handshake.session)
+
+    def _surrender(self, back: Return) -> NoReturn:
+        words = f"the connection was lost ({self._trouble}) and could not be made again: {back.reason}"
+        failure = Disconnected(self.target, words)
+        self.give_up(failure)
+        raise failure
+
+    def _end_return(self) -> None:
+        if self._back is not None:
+            self._back.close()
+            self._back = None
 
     def give_up(self, error: ClusterError) -> None:
         """The outcome of all that is in flight."""
+        self._end_return()
         for pending in self._in_flight.values():
-            pending.outcome = error
+            pending.settle(error)
         self._in_flight.clear()
         self._cost = 0

@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Protocol
 
-from memcluster.client.memory import Extent, Future, Memory
+from memcluster.client.memory import Memory
+from memcluster.client.requests import Extent, Future
 
 CHUNK = 256 << 10
 DEPTH = 16

@@ -55,7 +55,7 @@ class MemoryFile(io.RawIOBase):
         return position
 
     def readinto(self, buffer: Any) -> int:
-        from memcluster.client.memory import as_bytes
+        from memcluster.client.requests import as_bytes
 
         self._check_open()
         view = as_bytes(buffer)
@@ -67,7 +67,7 @@ class MemoryFile(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         """As much as there is room for; raises OSError (ENOSPC) where there is none."""
-        from memcluster.client.memory import as_bytes
+        from memcluster.client.requests import as_bytes
 
         self._check_open()
         if not self.writable():

@@ -12,7 +12,7 @@ import socket
 import time
 from contextlib import suppress
 
-from memcluster.client.errors import Disconnected, Refused, Timeout
+from memcluster.client.errors import ConnectionProblem, Disconnected, Refused, Timeout
 from memcluster.client.uri import Target
 from memcluster.node.nbd import errors as nbd
 from memcluster.node.nbd.client import ClientSession
@@ -20,6 +20,8 @@ from memcluster.node.nbd.wire import Option
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
 """Seconds between two attempts to connect; each pause is twice the one before."""
+PATIENCE = 2.0
+"""Seconds that all wait while one server lets itself be connected to, or tells the map; then they go on without it."""
 
 
 class Handshake:
@@ -69,6 +71,54 @@ class Handshake:
         if self.session.outgoing:
             self.sock.sendall(b"".join(self.session.outgoing))
             self.session.outgoing.clear()
+
+
+class Return:
+    """A lost connection on its way back: tried at once, then after pauses that grow. Nothing waits but the connecting
+    itself, PATIENCE at most."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.begun = time.monotonic()
+        self.reason = "it does not answer"
+        self._handshake: Handshake | None = None
+        self._due = 0.0
+        self._pause = FIRST_PAUSE
+
+    def step(self) -> Handshake | None:
+        """Go on; the handshake when it is done. Raises ConnectionProblem, and tries again later."""
+        try:
+            if self._handshake is None:
+                if time.monotonic() < self._due:
+                    return None
+                self._handshake = Handshake(self.target, PATIENCE)
+            return self._handshake if self._handshake.step() else None
+        except ConnectionProblem as error:
+            self._handshake = None
+            if not isinstance(error, Timeout):  # that time is up explains less than what was before
+                self.reason = error.reason
+            self._due = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            raise
+
+    def interest(self) -> tuple[dict[int, int], float]:
+        """What the next step waits for: a descriptor, or a time."""
+        if self._handshake is None:
+            return {}, self._due
+        return {self._handshake.sock.fileno(): select.POLLIN}, float("inf")
+
+    def wait(self, deadline: float) -> bool:
+        """Until there may be something to step for; false if time is up."""
+        descriptors, due = self.interest()
+        poll = select.poll()
+        for descriptor, mask in descriptors.items():
+            poll.register(descriptor, mask)
+        poll.poll(max(0.0, min(due, deadline) - time.monotonic()) * 1000)
+        return time.monotonic() < deadline
+
+    def close(self) -> None:
+        if self._handshake is not None:
+            self._handshake.sock.close()
 
 
 def open_session(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from memcluster.client.errors import ClusterError, request_error
@@ -17,9 +18,9 @@ class Owner(Protocol):
 
 
 class Pending:
-    """Its owner sets `outcome`. Plain slots: this is the data path."""
+    """Its owner settles it. Plain slots: this is the data path."""
 
-    __slots__ = ("_owner", "command", "destination", "flags", "length", "offset", "outcome")
+    __slots__ = ("_owner", "command", "destination", "flags", "length", "offset", "outcome", "then")
 
     def __init__(
         self, owner: Owner, command: int, offset: int, length: int, flags: int, destination: memoryview | None
@@ -31,14 +32,20 @@ class Pending:
         self.flags = flags
         self.destination = destination
         self.outcome: Reply | ClusterError | None = None
+        self.then: Callable[[], object] | None = None  # called when the outcome is known, by whoever finds it out
 
     def __repr__(self) -> str:
         state = "under way" if self.outcome is None else "done"
         return f"<{type(self).__name__} {Command(self.command).name} {self.offset} +{self.length} {state}>"
 
+    def settle(self, outcome: Reply | ClusterError) -> None:
+        self.outcome = outcome
+        if self.then is not None:
+            self.then()
+
     @property
     def done(self) -> bool:
-        """The outcome is known. Asking makes progress; it waits only where a lost connection is to be made again."""
+        """The outcome is known. Asking makes progress; only connecting to a lost server may take its time."""
         if self.outcome is None:
             self._owner.progress()
         return self.outcome is not None

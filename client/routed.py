@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from memcluster.client.connection import Connection, Sent
+from memcluster.client.errors import ClusterError
 from memcluster.client.pending import Pending
 from memcluster.node.layout import Extents, Piece, join_extents
 from memcluster.node.nbd.client import Reply
@@ -80,27 +81,30 @@ class Routed(Pending):
         self._begun.append((piece, pending))
 
     def _finish(self) -> None:
-        """Join what the pieces brought."""
+        self.settle(self._joined())
+
+    def _joined(self) -> Reply | ClusterError:
+        """What the pieces brought."""
         reply = Reply(self.identifier)
-        self.outcome = reply
         told: dict[int, Extents] = {}
         for piece, pending in self._begun:
             outcome = pending.outcome
             if not isinstance(outcome, Reply):
-                self.outcome = outcome
-                return
+                assert outcome is not None
+                return outcome
             if outcome.error:
                 reply.error = reply.error or outcome.error
                 reply.message = reply.message or outcome.message or f"server{piece.server}"
             elif outcome.extents:
                 told[piece.server] = outcome.extents
         if reply.error:
-            return
+            return reply
         if self.command == Command.READ:
             reply.data = self._join()
         elif self.command == Command.BLOCK_STATUS:
             one = bool(self.flags & CommandFlag.REQ_ONE)
             reply.extents = join_extents(self._router.layout, self.offset, self.length, told, one=one)
+        return reply
 
     def _join(self) -> Buffer:
         whole = self.destination

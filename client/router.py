@@ -17,7 +17,7 @@ from memcluster.client.cluster_map import ClusterMap, parse_map, read_map
 from memcluster.client.connection import MAX_IN_FLIGHT, Connection
 from memcluster.client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout
 from memcluster.client.exclusive import Exclusive, exclusive
-from memcluster.client.handshake import FIRST_PAUSE, LONGEST_PAUSE, Handshake, offered_contexts
+from memcluster.client.handshake import LONGEST_PAUSE, PATIENCE, Handshake, Return, offered_contexts
 from memcluster.client.routed import Routed
 from memcluster.client.uri import Target
 from memcluster.node.layout import Layout, Piece
@@ -27,8 +27,6 @@ NAMESPACE = "x-memcluster:"
 PART = f"{NAMESPACE}part/"
 BLOCK = 1 << 16
 """Identifiers that a server lends at a time."""
-PATIENCE = 2.0
-"""Seconds that all wait while one server lets itself be connected to, or tells the map; then they go on without it."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +47,6 @@ def is_part(contexts: Sequence[str]) -> bool:
     return any(context.startswith(PART) for context in contexts)
 
 
-class _Return:
-    """A lost connection on its way back: tried at once, then after pauses that grow."""
-
-    def __init__(self) -> None:
-        self.handshake: Handshake | None = None
-        self.due = 0.0
-        self.pause = FIRST_PAUSE
-        self.reason = "it does not answer"
-
-    def put_off(self, reason: str) -> None:
-        self.handshake = None
-        self.reason = reason
-        self.due = time.monotonic() + self.pause
-        self.pause = min(2 * self.pause, LONGEST_PAUSE)
-
-    def close(self) -> None:
-        if self.handshake is not None:
-            self.handshake.sock.close()
-
-
 class Router(Exclusive):
     """Connects to every server of the cluster that `target` is one server of; see `Connection` for the rest."""
 
@@ -79,9 +57,11 @@ class Router(Exclusive):
         self.reconnect = reconnect
         self.reconnections = 0
         self._closed = False
+        self._restock = 0.0  # when to ask for more identifiers
         self._under_way: dict[Routed, None] = {}
-        self._connections: list[Connection | None] = []
-        self._returns: dict[Connection, _Return] = {}
+        self._connections: list[Connection | None] = []  # by server; not every server has a part
+        self._parts: list[Connection] = []
+        self._returns: dict[Connection, Return] = {}
         self._take_block(contexts)
         self._adopt(parse_map(read_map(target, timeout), target))
 
@@ -117,7 +97,7 @@ class Router(Exclusive):
     ) -> Routed:
         """Begin a request, when there is room for it; see Connection.submit."""
         deadline = time.monotonic() + self.timeout
-        while sum(connection.cost for connection in self._connections if connection is not None) > MAX_IN_FLIGHT:
+        while self._no_room:
             if not self._turn(deadline):
                 raise Timeout(self.target, "room for a request", self.timeout)
         if self._closed:
@@ -142,7 +122,12 @@ class Router(Exclusive):
     @exclusive
     def progress(self) -> None:
         """Send and receive what can be without waiting; go on with making lost connections again."""
-        self._turn(time.monotonic())
+        if self._exhausted and time.monotonic() >= self._restock:
+            try:
+                self._take_block(offered_contexts(replace(self.target, export=""), NAMESPACE, PATIENCE))
+            except ClusterError:
+                self._restock = time.monotonic() + LONGEST_PAUSE
+        self._turn(0.0)
 
     def close(self) -> None:
         """Say goodbye. What is still in flight fails. In a fork this is silent: the parent's connection goes on."""
@@ -162,6 +147,23 @@ class Router(Exclusive):
         self._closed = True
         self._close_all()
 
+    # -- for an event loop -------------------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """`submit` would wait, for room or for identifiers."""
+        return self._exhausted or self._no_room
+
+    @property
+    def lost(self) -> bool:
+        """`progress` may wait for a server to let itself be connected to."""
+        return self._exhausted or any(connection.lost for connection in self._parts)
+
+    def interest(self) -> tuple[dict[int, int], float]:
+        """See Connection.interest."""
+        descriptors, until = self._interest()
+        return descriptors, min(until, self._restock) if self._exhausted else until
+
     # -- parts -------------------------------------------------------------------------------------------------------
 
     def _begin(self, pending: Routed) -> None:
@@ -179,30 +181,31 @@ class Router(Exclusive):
         nothing was ready before the deadline."""
         if self._bring_back():
             return True
-        poll = select.poll()
-        by_descriptor = {}
-        until = deadline
-        for connection in self._connections:
-            if connection is None:
-                continue
+        for connection in self._parts:
             if not connection.lost:
                 connection.send()
-            if connection.lost:
-                back = self._returns.get(connection)
-                if back is not None and back.handshake is not None:
-                    poll.register(back.handshake.sock, select.POLLIN)
-                else:
-                    until = min(until, 0.0 if back is None else back.due)
-            elif connection.in_flight:
-                descriptor = connection.fileno()
-                by_descriptor[descriptor] = connection
-                poll.register(descriptor, select.POLLIN | (select.POLLOUT if connection.session.outgoing else 0))
-        ready = poll.poll(max(0.0, until - time.monotonic()) * 1000)
-        for descriptor, mask in ready:
-            if mask & ~select.POLLOUT and descriptor in by_descriptor:
-                by_descriptor[descriptor].receive()
+        descriptors, until = self._interest()
+        poll = select.poll()
+        for descriptor, mask in descriptors.items():
+            poll.register(descriptor, mask)
+        ready = dict(poll.poll(max(0.0, min(until, deadline) - time.monotonic()) * 1000))
+        for connection in self._parts if ready else ():
+            if not connection.lost and ready.get(connection.fileno(), 0) & ~select.POLLOUT:
+                connection.receive()
         self._look()
         return bool(ready) or time.monotonic() < deadline
+
+    def _interest(self) -> tuple[dict[int, int], float]:
+        descriptors: dict[int, int] = {}
+        until = float("inf")
+        for connection in self._parts if self._under_way else ():
+            if connection.lost and connection not in self._returns:
+                until = 0.0
+            else:
+                waited_for, due = (self._returns[connection] if connection.lost else connection).interest()
+                descriptors |= waited_for
+                until = min(until, due)
+        return descriptors, until
 
     def _look(self) -> None:
         for pending in [pending for pending in self._under_way if pending.look()]:
@@ -210,28 +213,24 @@ class Router(Exclusive):
 
     def _bring_back(self) -> bool:
         """Go on with making lost connections again. True if that has decided about something in flight."""
-        for connection in self._connections:
-            if connection is None or not connection.lost:
+        for connection in self._parts:
+            if not connection.lost:
                 continue
             if not self.reconnect:
                 problem: ConnectionProblem = Disconnected(
                     connection.target, f"the connection is lost: {connection.trouble}"
                 )
             else:
-                back = self._returns.setdefault(connection, _Return())
-                if back.handshake is None and time.monotonic() < back.due:
-                    continue
+                back = self._returns.setdefault(connection, Return(connection.target))
                 try:
-                    if back.handshake is None:
-                        back.handshake = Handshake(connection.target, PATIENCE)
-                    if back.handshake.step():
-                        connection.come_back(back.handshake.sock, back.handshake.session)
+                    handshake = back.step()
+                    if handshake is not None:
+                        connection.come_back(handshake.sock, handshake.session)
                         self.reconnections += 1
                         del self._returns[connection]
                     continue
                 except ConnectionProblem as error:
                     problem = error
-                back.put_off(problem.reason)
                 if not isinstance(problem, Refused) or problem.reply in (Rep.ERR_SHUTDOWN, Rep.ERR_UNKNOWN):
                     if self._find_new_map():
                         return True
@@ -246,7 +245,7 @@ class Router(Exclusive):
         """Time is up: fail what is in flight where the request waits for a connection that could not be made again."""
         for connection in pending.waits_for():
             if connection.lost:
-                back = self._returns.get(connection, _Return())
+                back = self._returns.get(connection) or Return(connection.target)
                 words = f"the connection was lost ({connection.trouble}) and could not be made again: {back.reason}"
                 connection.give_up(Disconnected(connection.target, words))
         self._look()
@@ -281,12 +280,12 @@ class Router(Exclusive):
             else None
             for target, size in zip(found.servers, found.layout.sizes, strict=True)
         ]
-        _connect_all([connection for connection in made if connection is not None], self.timeout)
+        parts = [connection for connection in made if connection is not None]
+        _connect_all(parts, self.timeout)
         self._close_all()
-        self._connections = made
+        self._connections, self._parts = made, parts
         self._map = found
         self._serial = found.document.get("fan_out") == "serial"
-        parts = [connection for connection in made if connection is not None]
         sessions = [connection.session for connection in parts if not connection.lost]
         flags = sessions[0].flags
         for session in sessions:
@@ -306,9 +305,8 @@ class Router(Exclusive):
         for back in self._returns.values():
             back.close()
         self._returns.clear()
-        for connection in self._connections:
-            if connection is not None:
-                connection.close()
+        for connection in self._parts:
+            connection.close()
 
     def _take_block(self, contexts: Sequence[str]) -> None:
         """The identifiers that a server has lent. Raises ClusterError if it has not."""
@@ -319,15 +317,23 @@ class Router(Exclusive):
             raise ClusterError(f"{self.target} is no part of a memory any more") from error
         self._last = self._identifier + BLOCK
 
+    @property
+    def _exhausted(self) -> bool:
+        return self._identifier == self._last
+
+    @property
+    def _no_room(self) -> bool:
+        return sum(connection.cost for connection in self._parts) > MAX_IN_FLIGHT
+
     def _next_identifier(self) -> int:
-        if self._identifier == self._last:
+        if self._exhausted:
             self._take_block(offered_contexts(replace(self.target, export=""), NAMESPACE, self.timeout))
         self._identifier += 1
         return self._identifier
 
     def _fail(self, error: ClusterError) -> None:
         for pending in self._under_way:
-            pending.outcome = error
+            pending.settle(error)
         self._under_way.clear()
 
 

@@ -6,6 +6,7 @@ Nothing is imported on the way in, so that `python -m memcluster` has not yet lo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from memcluster.client.aio import AsyncMemory, aconnect
     from memcluster.client.discover import DiscoverError, NotRunning
     from memcluster.client.errors import (
         ClusterError,
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
         ShuttingDown,
         Timeout,
     )
-    from memcluster.client.memory import Extent, Future, Memory, connect
+    from memcluster.client.memory import Memory, connect
+    from memcluster.client.requests import Extent, Future
     from memcluster.launcher.cluster import Cluster, LaunchError
 
 _MODULES = {
+    "client.aio": ("AsyncMemory", "aconnect"),
     "client.discover": ("DiscoverError", "NotRunning"),
     "client.errors": (
         "ClusterError",
@@ -40,13 +43,15 @@ _MODULES = {
         "ShuttingDown",
         "Timeout",
     ),
-    "client.memory": ("Extent", "Future", "Memory", "connect"),
+    "client.memory": ("Memory", "connect"),
+    "client.requests": ("Extent", "Future"),
     "launcher.cluster": ("Cluster", "LaunchError"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [
+    "AsyncMemory",
     "Cluster",
     "ClusterError",
     "ConnectionProblem",
@@ -66,6 +71,7 @@ __all__ = [
     "ServerError",
     "ShuttingDown",
     "Timeout",
+    "aconnect",
     "connect",
 ]
 

@@ -106,6 +106,16 @@ def test_a_checkout_is_measured_beside_another_one():
     assert all(float(cell.replace(",", "")) > 0 for row in rows for cell in row[3:5])
 
 
+def test_the_library_is_measured_beside_itself():
+    """An event loop beside a thread, the guard beside none, and the start of memclient beside that of a commit."""
+    words = ["--pairs", "1", "--runtime", "0.05", "--against", "HEAD"]
+    done = run(sys.executable, "-m", "bench.library", *words, cwd=ROOT, timeout=100)
+    heading, _, *rows = [line.strip("| ").split(" | ") for line in done.stdout.decode().splitlines()]
+    assert heading == ["what", "beside", "unit", "this", "that", "ratio", "from, to"]
+    assert [row[2] for row in rows] == ["IOPS", "IOPS", "s"]
+    assert all(float(cell.replace(",", "")) > 0 for row in rows for cell in row[3:5])
+
+
 def test_every_marker_of_the_documents_has_a_table(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     from bench import report

@@ -176,7 +176,7 @@ def test_a_copy_and_a_pickle_have_their_own_connection(memory):
     for make in (copy.copy, lambda memory: pickle.loads(pickle.dumps(memory))):
         with make(memory) as other:
             assert other[0:4] == b"same"
-            assert other._connection is not memory._connection
+            assert other._carrier is not memory._carrier
     assert memory[0:4] == b"same"
 
 
@@ -229,7 +229,7 @@ def test_a_second_thread_is_told_at_once_and_the_first_goes_on(cluster):
         begun = memory.start_pread(4, SIZE - 4)
         waiting = threading.Thread(target=lambda: found.append(begun.result()))
         waiting.start()
-        while not memory._connection._user:  # it has begun
+        while not memory._carrier._user:  # it has begun
             pass
         for attempt in (lambda: memory[0:1], lambda: memory.start_pread(1, 0), memory.close, memory.flush):
             with pytest.raises(memcluster.Misused, match="by another thread right now: give each thread its own"):

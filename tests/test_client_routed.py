@@ -136,14 +136,14 @@ def test_what_does_not_concern_the_dead_server_goes_on(make_cluster):
         assert not waiting.done
         cluster.command("fault", "resume", "server1")
         assert waiting.result() == b"x" * 2 * SIZE
-        memory._connection.timeout = 2.0
+        memory._carrier.timeout = 2.0
         cluster.command("fault", "kill", "server1", "--for", "1h")
         waiting = memory.start_pread(2 * SIZE, 0)
         with pytest.raises(memcluster.Disconnected, match="could not be made again"):
             waiting.result()
         assert memory.pread(10, 0) + memory.pread(10, 3 * SIZE - 10) == b"x" * 20
         cluster.command("fault", "resume", "server1")
-        memory._connection.timeout = 60.0
+        memory._carrier.timeout = 60.0
         assert memory.pread(10, SIZE) == b"x" * 10
 
 
@@ -155,7 +155,7 @@ def test_what_is_in_flight_is_bounded(make_cluster, monkeypatch):
         futures = []
         for number in range(50):
             futures.append(memory.start_pwrite(bytes([number]) * (SIZE // 2), 0))
-            router = memory._connection
+            router = memory._carrier
             assert sum(connection.cost for connection in router._connections) <= 2 * SIZE
         for future in futures:
             future.result()

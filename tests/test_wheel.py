@@ -153,7 +153,18 @@ def test_pytest_in_a_project_with_a_folder_client(installed, tmp_path):
 
 
 SCRIPT = """
+import asyncio
 import memcluster
+
+async def inquire(uri: str) -> None:
+    async with memcluster.aconnect(uri, timeout=5.0) as memory:
+        count: int = await memory.pwrite(bytearray(b"x"), 0, fua=True)
+        data: bytes = await memory.pread(count, 0)
+        places: list[bytes] = await asyncio.gather(*(memory.pread(1, place) for place in range(9)))
+        await memory.flush()
+        print(data, places, memory.size, [extent.hole for extent in await memory.extents(memory.size, 0)])
+    other: memcluster.AsyncMemory = await memcluster.aconnect(uri)
+    await other.close()
 
 def main() -> None:
     with memcluster.Cluster(servers=3, topology="chain", memory="64MiB", layout={"stripe": "64KiB"}) as cluster:
@@ -171,6 +182,7 @@ def main() -> None:
                 print(file.read(), future.result(), b"x" in memory)
             table = memory.array((2, 3), "f8", offset=512)
             table[0, :] = 1
+        asyncio.run(inquire(uri))
     try:
         memcluster.Cluster(sevrers=3)  # type: ignore[call-arg]
     except (memcluster.LaunchError, memcluster.Misused) as error:

@@ -31,7 +31,8 @@ from bench.chaos.history import (
     zeroes,
 )
 from bench.chaos.places import WIDE, Places, Region
-from memcluster.client.memory import Future, Memory
+from memcluster.client.memory import Memory
+from memcluster.client.requests import Future
 
 DEEPEST = 32
 """Operations in one round, at most."""
