@@ -31,6 +31,7 @@ from memcluster.client.discover import DiscoverError, NotOurs, NotRunning, runni
 from memcluster.client.errors import ClusterError, Disconnected, Timeout
 from memcluster.client.memory import Memory, connect, default_uri
 from memcluster.client.units import format_size, parse_size
+from memcluster.node.nbd.printable import printable_all
 
 T = TypeVar("T")
 MEMORY = "memory:"
@@ -94,21 +95,33 @@ def info(opened: Callable[..., Memory], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
+    cluster = printable_all(cluster)
     click.echo(f"{found['uri']}  {format_size(memory.size)} ({memory.size} bytes){'  read-only' * memory.read_only}")
     if memory.description:
         click.echo(f"  {memory.description}")
     click.echo(f"  exports {', '.join(repr(name) for name, _ in exports) or 'not listed'}")
     click.echo(f"  requests of {minimum} to {maximum} bytes, {preferred} preferred")
     if cluster is not None:
-        layout = cluster["layout"]
-        words = f"stripes of {format_size(layout['stripe'])}" if "stripe" in layout else layout["kind"]
-        click.echo(f"  cluster {cluster['cluster']}: {cluster['topology']}, fan-out {cluster['fan_out']}, {words}")
-        for server in cluster["servers"]:
-            where = "{:#x}-{:#x}".format(*server["range"]) if server["range"] else "striped"
-            click.echo(
-                f"    {server['name']:<9} {server['role']:<10} {server['address']:<22} "
-                f"{format_size(server['memory']):>9}  {where}"
-            )
+        for line in _cluster_lines(cluster):
+            click.echo(line)
+
+
+def _cluster_lines(cluster: dict[str, Any]) -> Iterator[str]:
+    """A map, of which something may be missing: other makes and versions have theirs."""
+
+    def said(found: dict[str, Any], key: str) -> str:
+        return found.get(key) or "?"
+
+    layout = cluster.get("layout", {})
+    words = f"stripes of {format_size(layout['stripe'])}" if "stripe" in layout else said(layout, "kind")
+    shape = f"{said(cluster, 'topology')}, fan-out {said(cluster, 'fan_out')}, {words}"
+    yield f"  cluster {said(cluster, 'cluster')}: {shape}"
+    for server in cluster["servers"]:
+        where = "{:#x}-{:#x}".format(*server["range"]) if server.get("range") else "striped"
+        yield (
+            f"    {said(server, 'name'):<9} {said(server, 'role'):<10} {said(server, 'address'):<22} "
+            f"{format_size(server.get('memory', 0)):>9}  {where}"
+        )
 
 
 @cli.command()

@@ -1,19 +1,26 @@
-"""The map of a cluster as a client that routes needs it: fetched from the export cluster.json, and checked."""
+"""The map of a cluster as its export cluster.json says it: fetched, and checked before anybody believes it."""
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from dataclasses import dataclass, replace
 from typing import Any
 
 from memcluster.client.connection import Connection
 from memcluster.client.errors import ClusterError
-from memcluster.client.uri import DEFAULT_PORT, Target
+from memcluster.client.uri import Target
 from memcluster.node.layout import Layout, make_layout
+from memcluster.node.nbd.printable import printable
 from memcluster.node.nbd.wire import MAX_PAYLOAD, Command
 
-MAX_MAP = 1 << 24
+MAX_MAP = 1 << 20
 """Bytes of a cluster's map, at most."""
+MAX_SERVERS = 1000
+"""In a map, at most; ours have less."""
+MAX_MEMORY = 1 << 63
+MAX_TEXT = 300
+"""Characters of any text in a map: an address has the path of a unix socket."""
 
 
 @dataclass(frozen=True)
@@ -39,35 +46,127 @@ def read_map(target: Target, timeout: float) -> bytes:
 
 
 def read_document(target: Target, timeout: float) -> dict[str, Any]:
-    """The map as it stands there. Raises ClusterError if there is none."""
+    """The map as it stands there, checked. Raises ClusterError if there is none."""
+    return parse_document(read_map(target, timeout), target)
+
+
+def parse_document(content: bytes, entry: Target) -> dict[str, Any]:
+    """The map as plain data; of what stands in it all that has a meaning here is as it must be. Raises ClusterError."""
     try:
-        found = json.loads(read_map(target, timeout))
-    except ValueError:  # some servers have one content under every name
-        found = None
-    if not isinstance(found, dict) or "servers" not in found:
-        raise ClusterError(f"{target} serves no map of a cluster")
-    return found
+        document = json.loads(content)
+    except (ValueError, RecursionError):  # some servers have one content under every name
+        document = None
+    if not isinstance(document, dict) or "servers" not in document:
+        raise ClusterError(f"{entry} serves no map of a cluster")
+    try:
+        _check(document)
+    except ValueError as error:
+        raise ClusterError(f"{entry} serves a map that cannot be right: {error}") from error
+    return document
 
 
 def parse_map(content: bytes, entry: Target) -> ClusterMap:
-    """Raises ClusterError if it is none."""
+    """A map to route by. Raises ClusterError."""
     import hashlib  # late: it loads OpenSSL, and only who routes needs it
 
+    document = parse_document(content, entry)
     try:
-        document = json.loads(content)
-        stripe = document["layout"].get("stripe", 0)
-        layout = make_layout([int(server["memory"]) for server in document["servers"]], int(stripe))
-        servers = tuple(_target(str(server["address"]), entry) for server in document["servers"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ClusterError(f"{entry} serves no map of a cluster") from error
-    return ClusterMap(f"part-{hashlib.sha256(content).hexdigest()[:16]}", document, layout, servers)
+        servers = document["servers"]
+        layout = make_layout([server["memory"] for server in servers], document["layout"].get("stripe", 0))
+        targets = tuple(_reachable(_target(server["address"]), entry) for server in servers)
+    except KeyError as error:
+        raise ClusterError(f"{entry} serves a map to which something is missing: {error.args[0]}") from error
+    except ValueError as error:
+        raise ClusterError(f"{entry} serves a map that cannot be right: {error}") from error
+    return ClusterMap(f"part-{hashlib.sha256(content).hexdigest()[:16]}", document, layout, targets)
 
 
-def _target(address: str, entry: Target) -> Target:
-    if address.startswith("unix:"):
-        return Target(path=address.removeprefix("unix:"))
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    if host in ("0.0.0.0", "::"):  # everywhere: so it is where the entry is
-        host = entry.host or "localhost"
-    return Target(host, int(port or DEFAULT_PORT))
+# -- what must be so; ValueError says what is not ------------------------------------------------------------------
+
+
+def _check(document: dict[str, Any]) -> None:
+    for key in ("cluster", "topology", "fan_out"):
+        _check_text(key, document.get(key, ""))
+    layout = document.get("layout", {})
+    if not isinstance(layout, dict):
+        raise ValueError(f"its layout is {_shown(layout)}")
+    _check_text("layout", layout.get("kind", ""))
+    stripe = layout.get("stripe", 0)
+    _check_number("stripe", stripe)
+    if stripe & (stripe - 1):
+        raise ValueError(f"stripes of {stripe} bytes are no power of two")
+    servers = document["servers"]
+    if not isinstance(servers, list) or len(servers) > MAX_SERVERS or not all(isinstance(one, dict) for one in servers):
+        raise ValueError(f"its servers are {_shown(servers)}")
+    for index, server in enumerate(servers):
+        _check_server(f"server {index}'s", server)
+    total = sum(server.get("memory", 0) for server in servers)
+    _check_number("memory", document.get("memory", total))
+    if document.get("memory", total) != total:
+        raise ValueError(f"its servers have {total} bytes, and all of it is {document['memory']}")
+    if total > MAX_MEMORY:
+        raise ValueError(f"its memory is {total} bytes")
+
+
+def _check_server(whose: str, server: dict[str, Any]) -> None:
+    for key in ("name", "role"):
+        _check_text(f"{whose} {key}", server.get(key, ""))
+    _check_number(f"{whose} memory", server.get("memory", 0))
+    if "address" in server:
+        _check_text(f"{whose} address", server["address"])
+        _target(server["address"])
+    span = server.get("range")
+    if span is not None:
+        if not isinstance(span, list) or len(span) != 2:
+            raise ValueError(f"{whose} range is {_shown(span)}")
+        for end in span:
+            _check_number(f"{whose} range", end)
+
+
+def _check_text(what: str, text: object) -> None:
+    if not isinstance(text, str) or len(text) > MAX_TEXT:
+        raise ValueError(f"{what} is {_shown(text)}")
+
+
+def _check_number(what: str, number: object) -> None:
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MAX_MEMORY:
+        raise ValueError(f"{what} is {_shown(number)}")
+
+
+def _shown(value: object) -> str:
+    """A value as a sentence can have it, however long or deep it is."""
+    if isinstance(value, list | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    try:
+        return printable(repr(value)[:60])
+    except ValueError:  # a number of more digits than Python writes
+        return "a number beyond all measure"
+
+
+def _target(address: str) -> Target:
+    """Where a server is."""
+    if path := address.removeprefix("unix:") if address.startswith("unix:") else "":
+        if "\0" not in path:
+            return Target(path=path)
+    else:
+        host, _, port = address.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if host and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 1 << 16 and len(port) < 6:
+            return Target(host, int(port))
+    raise ValueError(f"{_shown(address)} is no address")
+
+
+def _reachable(target: Target, entry: Target) -> Target:
+    """A server of a cluster that was found at `entry`; unix sockets are this machine's, and not another's to name."""
+    if target.path and not (entry.path or entry.host == "localhost" or _number_of(entry.host, "is_loopback")):
+        raise ValueError(f"a server of another machine is not at {printable(str(target))}")
+    if _number_of(target.host, "is_unspecified"):
+        raise ValueError(f"{target.host} is no place to connect to")
+    return target
+
+
+def _number_of(host: str, what: str) -> bool:
+    try:
+        return bool(getattr(ipaddress.ip_address(host), what))
+    except ValueError:
+        return False

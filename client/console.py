@@ -16,6 +16,7 @@ from typing import Any, TextIO, TypeVar
 import click
 
 from memcluster.client.units import LONGEST_WAIT, parse_duration, parse_size
+from memcluster.node.nbd.printable import printable
 
 T = TypeVar("T")
 PATH = click.Path(path_type=Path, readable=False)
@@ -219,5 +220,5 @@ def run(command: click.Command, name: str, explain: Callable[[Exception], Failur
         if isinstance(error, OSError) and error.errno in FULL:
             silence(sys.stdout)  # it may be what cannot be written; Python would try once more at the exit
         prefix = f"{name}: " if failure.prefix is None else failure.prefix
-        click.echo("\n".join(prefix + line for line in str(failure).splitlines()), err=True)
+        click.echo("\n".join(prefix + printable(line) for line in str(failure).split("\n")), err=True)
         sys.exit(failure.code)

@@ -11,6 +11,7 @@ import click
 from memcluster.client.console import wait_seconds
 from memcluster.launcher import completing
 from memcluster.launcher.supervision.faultkind import FaultKind
+from memcluster.node.nbd.printable import printable
 
 
 @click.command()
@@ -67,6 +68,6 @@ def _list(file: Path, targets: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps(found, indent=2))
         return
     for each in found:
-        click.echo(fault_words(each))
+        click.echo(printable(fault_words(each)))
     if not found:
         click.echo("no fault is in force")

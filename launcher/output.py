@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from memcluster.node.nbd.printable import printable_all
+
 GRACEFUL = "exited with status 0"
 
 
 def happening_line(happening: dict[str, Any], stop_command: str) -> str:
     """A line, or a few, for something that the supervisor told; empty for what is not for people."""
+    happening = printable_all(happening)
     event, name, text = happening["event"], happening.get("name", ""), happening.get("text", "")
     match event:
         case "ready":

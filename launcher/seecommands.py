@@ -13,6 +13,7 @@ from click.shell_completion import get_completion_class
 from memcluster.client.console import EXIT_NOT_RUNNING, Failure
 from memcluster.client.discover import NotOurs, command, run_names
 from memcluster.launcher.checked import name_of
+from memcluster.node.nbd.printable import printable_all
 
 PROGRAMS = ("memcluster", "memclient")
 
@@ -80,11 +81,12 @@ def events(file: Path, as_json: bool) -> None:
         hint = f"`{command(file, 'up -d')}` starts it"
         raise Failure(f"cluster {name} is not running; {hint}", EXIT_NOT_RUNNING) from None
     stream.send({"do": "watch"})
-    for happening in stream.frames(None):
+    for told in stream.frames(None):
         now = datetime.now().astimezone().isoformat(timespec="milliseconds")
         if as_json:
-            click.echo(json.dumps({"time": now, **happening}))
+            click.echo(json.dumps({"time": now, **told}))
         else:
+            happening = printable_all(told)
             words = happening.get("text") or happening.get("uri") or happening.get("path") or ""
             click.echo(f"{now}  {happening['event']:<11}  {happening.get('name', ''):<9}  {words}".rstrip())
 

@@ -8,6 +8,7 @@ from typing import Any
 from memcluster.client.discover import command
 from memcluster.launcher.output import format_bytes, format_uptime, stopped_logs
 from memcluster.launcher.table import coloured, folded, table
+from memcluster.node.nbd.printable import printable_all
 
 COLUMNS = {
     "NAME": "name",
@@ -35,6 +36,7 @@ DOING = {"pause": "paused", "kill": "killed", "slow": "slow", "hang": "hanging"}
 
 def status_table(status: dict[str, Any], width: int = 0) -> str:
     """A line a node, with a verdict as the last line; of at most `width` columns if that is possible."""
+    status = printable_all(status)
     rows = [list(COLUMNS)]
     rows += [[_cell(status, column, node) for column in COLUMNS] for node in status["nodes"]]
     lines = table(rows, right=RIGHT, importance=IMPORTANCE, width=width, paint=_paint)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Sequence
 
 import click
 
+from memcluster.node.nbd.printable import printable
+
 INDENT = "  "
 
 
@@ -29,6 +31,7 @@ def table(
 ) -> list[str]:
     """The lines of a table whose first row has the titles; numbers, named by `right`, stand to the right. With `width`
     the columns that `importance` names come in as they fit, the first first; those that it does not name always."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     columns = list(zip(*rows, strict=True))
     sizes = [max(map(len, column)) for column in columns]
     taken = [index for index, column in enumerate(columns) if not width or column[0] not in importance]

@@ -13,6 +13,7 @@ import click
 
 from memcluster.client.console import Failure, seconds
 from memcluster.launcher import completing
+from memcluster.node.nbd.printable import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -102,7 +103,7 @@ def _wanted(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tell(sentence: str) -> None:
-    click.echo(f"memcluster: {sentence}", err=True)
+    click.echo(f"memcluster: {printable(sentence)}", err=True)
 
 
 def _tell_of_stopped_logs(name: str) -> None:

@@ -18,6 +18,7 @@ from memcluster.launcher.log.stories import Arrow, Bar, Stories, shape_of
 from memcluster.launcher.log.trace import Tracks
 from memcluster.node.log.record import COUNTER_BITS, PROBE, TROUBLE, Event, Kind, subject_name
 from memcluster.node.log.text import LogEntry, event_detail, event_name, kind_name, operation_name
+from memcluster.node.nbd.printable import printable
 from memcluster.node.nbd.wire import Error
 
 ROWS = 8
@@ -207,10 +208,10 @@ def _order(name: str) -> tuple[bool, int]:
 
 def make_page(cluster: str, topology: str, entries: Iterable[LogEntry], fan_out: str = "") -> str:
     """The page for a stretch of the log."""
-    timeline = Timeline(cluster, topology, fan_out)
+    timeline = Timeline(printable(cluster), printable(topology), printable(fan_out))
     for entry in entries:
         timeline.add(entry)
-    data = json.dumps(timeline.data(), separators=(",", ":")).replace("</", "<\\/")
+    data = json.dumps(timeline.data(), separators=(",", ":")).replace("<", "\\u003c")
     page = drawing_page("memcluster.launcher.log", "timeline.html")
     assert PLACEHOLDER in page
     return page.replace(PLACEHOLDER, data)

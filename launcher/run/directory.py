@@ -27,6 +27,10 @@ from memcluster.client.discover import NotOurs, check_owner, run_directory
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.steps import step
 from memcluster.node.files import open_file, replace_file
+from memcluster.node.nbd.printable import printable
+
+MOST_SHOWN = 64
+"""Shards that an error names."""
 
 
 class NameInUse(Exception):
@@ -176,7 +180,7 @@ class RunDirectory:
         """What was written down last; None if nothing was, or nothing that can be read."""
         try:
             return RunRecord.from_json(self.state.read_text())
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError, AttributeError):
             return None
 
     def write_record(self, record: RunRecord) -> None:
@@ -221,7 +225,7 @@ def claim_memory(directory: Path, cluster: str, sizes: list[int], stripe: int) -
     except FileNotFoundError:
         _make_memory(directory, sizes, json.dumps(wanted, indent=2))
         return
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MemoryMismatch(f"{path} cannot be read: {error}") from error
     if found != wanted:
         raise MemoryMismatch(f"{directory} holds another memory: {_describe(found)}; this one is {_describe(wanted)}")
@@ -287,7 +291,10 @@ def _sync(directory: Path) -> None:
 
 
 def _describe(memory: object) -> str:
-    if not isinstance(memory, dict):
-        return repr(memory)
-    shards = ", ".join(str(size) for size in memory.get("shards", ()))
-    return f"cluster {memory.get('cluster')}, shards of {shards} bytes, stripe {memory.get('stripe')}"
+    """What memory.json says, were it anything: on a disk it may be damaged, or be somebody's own."""
+    if not isinstance(memory, dict) or not isinstance(memory.get("shards"), list):
+        return printable(f"nothing that is known ({str(memory)[:60]})")
+    shards = ", ".join(str(size)[:20] for size in memory["shards"][:MOST_SHOWN])
+    more = ", …" if len(memory["shards"]) > MOST_SHOWN else ""
+    cluster, stripe = str(memory.get("cluster"))[:60], str(memory.get("stripe"))[:20]
+    return printable(f"cluster {cluster}, shards of {shards}{more} bytes, stripe {stripe}")

@@ -35,6 +35,6 @@ def read_map(folder: Path, run: int) -> ClusterMap | None:
         stripe = int(found["layout"].get("stripe", 0))
         cluster = ClusterMap(str(found["cluster"]), str(found["topology"]), str(found["fan_out"]), stripe, servers)
         _ = cluster.layout
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
     return cluster

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from memcluster.launcher.run.identity import Identity, describe_exit
 from memcluster.launcher.speech import SPEECH
+from memcluster.node.nbd.printable import printable_lines
 from memcluster.node.zygote import OUTPUT, SUPERVISOR
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -86,7 +87,7 @@ def _words() -> str:
 def _tell(text: str) -> None:
     """To the terminal, or into supervisor.out."""
     if text:
-        SPEECH.say(text.rstrip("\n"), sys.stderr)
+        SPEECH.say(printable_lines(text.rstrip("\n")), sys.stderr)
 
 
 def helpers() -> tuple[Identity, ...]:

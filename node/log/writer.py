@@ -272,7 +272,9 @@ class LogWriter:
             os.posix_fallocate(self._given, 0, _GIVEN.size)
             given, incarnation = _GIVEN.unpack(os.pread(self._given, _GIVEN.size, 0))
             lost = given - (self.sequence - self.lost)
-            if 0 < lost < GAP:
+            if lost >= GAP or incarnation > MAX_INCARNATION:
+                self._damaged += 1
+            elif lost > 0:
                 self.lost += lost
                 self.sequence += lost
                 self.incarnation = max(self.incarnation, min(incarnation, MAX_INCARNATION) + 1)

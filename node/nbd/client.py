@@ -18,6 +18,7 @@ from struct import Struct
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.errors import ProtocolError
 from memcluster.node.nbd.opening import MAX_OPTION_REPLY, Opening
+from memcluster.node.nbd.printable import printable
 from memcluster.node.nbd.replies import ZEROES
 from memcluster.node.nbd.wire import Buffer, Chunk, ChunkFlag, Command, CommandFlag, Option
 
@@ -391,7 +392,8 @@ class ClientSession(Opening):
                 raise ProtocolError(f"an error chunk of {len(body)} bytes with error {error} and {length} of message")
             if not request.error:  # the first reason is the reason
                 request.error = error
-                request.message = body[wire.ERROR.size : wire.ERROR.size + length].decode(errors="replace")
+                message = body[wire.ERROR.size : wire.ERROR.size + length]
+                request.message = printable(message.decode(errors="replace"))
         else:
             raise ProtocolError(f"a chunk of type {kind}")
 

@@ -11,6 +11,7 @@ from struct import Struct
 
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.errors import ProtocolError, Refused
+from memcluster.node.nbd.printable import printable
 from memcluster.node.nbd.wire import Buffer, HandshakeFlag, Info, Option, Rep, TransmissionFlag
 
 MAX_OPTION_REPLY = 1 << 14
@@ -153,7 +154,7 @@ class Opening:
             elif kind == Rep.ERR_UNSUP and goal == Option.GO:
                 return False
             elif kind & wire.REP_ERROR:
-                raise Refused(kind, data.decode(errors="replace"))
+                raise Refused(kind, _words(data))
             else:
                 raise ProtocolError(f"a reply of type {kind:#x} to option {goal}; size and flags told: {told}")
 
@@ -169,7 +170,7 @@ class Opening:
             if not 0 < self.minimum <= self.maximum:
                 raise ProtocolError(f"block sizes from {self.minimum} to {self.maximum}")
         elif kind == Info.DESCRIPTION:
-            self.description = data[2:].decode(errors="replace")
+            self.description = _words(data[2:])
         elif kind in (-1, Info.EXPORT, Info.BLOCK_SIZE):
             raise ProtocolError(f"an information reply of {len(data)} bytes")
         return False
@@ -190,12 +191,12 @@ class Opening:
             if kind == Rep.ACK:
                 return
             if kind & wire.REP_ERROR:
-                raise Refused(kind, data.decode(errors="replace"))
+                raise Refused(kind, _words(data))
             length = _U32.unpack_from(data)[0] if len(data) >= 4 else len(data)
             if kind != Rep.SERVER or length > len(data) - 4 or len(self.exports) >= MAX_EXPORTS:
                 raise ProtocolError(f"a reply of type {kind:#x} to LIST, after {len(self.exports)} exports")
             words = data[4 : 4 + length], data[4 + length :]
-            self.exports.append((words[0].decode(errors="replace"), words[1].decode(errors="replace")))
+            self.exports.append((words[0].decode(errors="replace"), _words(words[1])))
 
     def _option_reply(self, wanted: int) -> Generator[int, bytes, tuple[int, bytes]]:
         """(type, data) of the next reply, which must be to the option `wanted`."""
@@ -207,6 +208,11 @@ class Opening:
 
 def _option(option: Option, data: bytes = b"") -> bytes:
     return wire.OPTION.pack(wire.IHAVEOPT, option, len(data)) + data
+
+
+def _words(data: bytes) -> str:
+    """What a server says to people; whoever it is."""
+    return printable(data.decode(errors="replace"))
 
 
 def _string(text: str) -> bytes:

@@ -19,6 +19,7 @@ from memcluster.node.layout import MAX_EXTENTS, Extents
 from memcluster.node.log.record import Event, Kind, Reason, first_identifier, last_identifier, subject_of
 from memcluster.node.nbd.errors import Refused
 from memcluster.node.nbd.negotiation import Export
+from memcluster.node.nbd.printable import printable
 from memcluster.node.nbd.replies import CONTEXTS, WORD, Asked, Terms
 from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
 from memcluster.node.nbd.wire import OWNER, Buffer, Error, Rep, TransmissionFlag
@@ -316,6 +317,7 @@ class Server(Keeper):
 
     def notice(self, text: str) -> None:
         """A line for people in the process's own output, as long as there are not too many."""
+        text = printable(text)
         self._notices += 1
         if self._notices <= MAX_NOTICES:
             last = "; this was the last of these lines" if self._notices == MAX_NOTICES else ""
