@@ -50,3 +50,12 @@ def running(file: Path) -> RunRecord:
         merged = load(file).logs.directory / f"{name}.log"
         hint = f"; {starts}" + (f"; the log of its last run is {merged}" if merged.exists() else "")
     raise Failure(f"cluster {name} is not running{hint}", EXIT_NOT_RUNNING)
+
+
+def secret_of(record: RunRecord) -> bytes:
+    """What its loggers ask for. Raises Failure."""
+    run = RunDirectory(record.cluster)
+    try:
+        return run.secret()
+    except OSError as error:
+        raise Failure(f"{error.filename}: {error.strerror}; without it no logger answers") from error

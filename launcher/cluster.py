@@ -213,6 +213,7 @@ class Cluster:
         op: Sequence[str] = (),
         errors: bool = False,
     ) -> list[Any]:
+        from memcluster.launcher.checked import secret_of
         from memcluster.launcher.log.reader import LogsError, read_log
         from memcluster.node.log.filter import known_operations
 
@@ -222,10 +223,11 @@ class Cluster:
         moment = None if since is None else int(since * 1e9)
         nodes = [] if node is None else [node]
         record = self._record()
+        with _as_exceptions():
+            secret = secret_of(record)
         try:
-            return list(
-                read_log(record.logger0.address, last=last, since=moment, nodes=nodes, operations=names, errors=errors)
-            )
+            wanted = {"last": last, "since": moment, "nodes": nodes, "operations": names, "errors": errors}
+            return list(read_log(record.logger0.address, secret, **wanted))
         except LogsError as error:
             raise LaunchError(str(error)) from error
 

@@ -56,12 +56,12 @@ def open_file(path: str | Path, flags: int, mode: int = FILE) -> int:
     return file
 
 
-def replace_file(path: str | Path, content: bytes) -> None:
+def replace_file(path: str | Path, content: bytes, mode: int = FILE) -> None:
     """Write a file: all of it or nothing, whenever this process is killed. Raises OSError."""
     path = Path(path)
     new = path.with_name(path.name + ".new")
     try:
-        with open(open_file(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+        with open(open_file(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             file.write(content)
         rename(new, path)
     except OSError:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from memcluster.node.cluster_map import ClusterMap
 from memcluster.node.log.clock import Run
+from memcluster.node.transport.proof import Pass, Who
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class NodeSpec:
     """Bytes of log segments kept on disk, at most; 0: no log."""
     merged_log: str
     """The file into which logger 0 writes the merged log at the stop."""
+    secret: bytes = field(repr=False)
+    """The run's: those who know it are of this cluster (see node/transport/proof.py)."""
     bounds: Bounds = field(default_factory=Bounds)
     log_retain_age: float = 0.0
     """Seconds that log records are kept, at most; 0: as long as there is room."""
@@ -57,3 +60,7 @@ class NodeSpec:
     beat: float = 0.5
     """Seconds between two signs that the loop still turns."""
     run: Run = field(default_factory=Run)
+
+    def pass_to(self, node: str) -> Pass:
+        """What this node needs at the door of another one."""
+        return Pass(self.secret, Who.LOGGER if self.role == "logger" else Who.SERVER, node)

@@ -11,6 +11,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,12 +25,16 @@ import yaml
 
 import memcluster
 from memcluster.client.discover import run_directory
+from memcluster.launcher.log.reader import introduce
 from memcluster.launcher.run.directory import RunDirectory, RunRecord
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.leftovers import wait_gone
+from memcluster.node.transport.proof import Pass, Who
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 60.0
+SECRET = b"the secret of a run, in 32 bytes"
+"""Of nodes that a test makes itself."""
 _numbers = itertools.count()
 
 
@@ -158,6 +163,10 @@ class Cluster:
         """The clients' writes in the merged log, of all runs."""
         entries = map(json.loads, self.command("logs", "--json", "--all-runs").stdout.splitlines())
         return [entry for entry in entries if entry["operation"] == "WRITE" and entry["kind"] == "request"]
+
+    def introduce(self, sock: socket.socket, node: str, who: Who = Who.SERVER) -> None:
+        """Say at a node's door that one is of this cluster, as who can read its secret may."""
+        introduce(sock, Pass(RunDirectory(self.name).secret(), who, node))
 
     def connect(self, **options):
         return memcluster.connect(self.uri, **options)

@@ -8,6 +8,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import pytest
+from harness import SECRET
+
 from memcluster.launcher.log.reader import read_log
 from memcluster.node.cluster_map import ClusterMap, ServerEntry
 from memcluster.node.log.record import RECORD_SIZE, Kind, Record, format_identifier, make_identifier, unpack
@@ -15,9 +18,12 @@ from memcluster.node.log.writer import MIN_SEGMENT, LogWriter
 from memcluster.node.logger.logger import Logger
 from memcluster.node.nbd.wire import Command
 from memcluster.node.spec import Bounds, NodeSpec
+from memcluster.node.transport.address import Address
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.frames import Frame
+from memcluster.node.transport.introduction import introduce
 from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.proof import Pass, Who
 
 DEADLINE = 20.0
 T = 1_700_000_000 * 10**9
@@ -45,6 +51,7 @@ class Loggers:
                 log_directory=str(folder / f"server{i}"),
                 log_retain=retain,
                 merged_log=str(folder / "logs" / "demo.log"),
+                secret=SECRET,
                 bounds=Bounds(),
             )
             for i in range(count)
@@ -91,8 +98,8 @@ class Loggers:
 
     # -- what askers see -------------------------------------------------------------------------------------------
 
-    def asker(self, server: int = 0) -> "Asker":
-        return Asker(self, server)
+    def asker(self, server: int = 0, who: Who = Who.OWNER) -> "Asker":
+        return Asker(self, server, who)
 
     def ask(self, head: dict[str, Any], server: int = 0) -> "Asker":
         asker = self.asker(server)
@@ -102,7 +109,8 @@ class Loggers:
 
     def read(self, **wanted: Any) -> list[tuple[int, Record]]:
         """What the command line's reader, which blocks, gets."""
-        return self.in_thread(lambda: [(server, record) for server, record in read_log(self.addresses[0], **wanted)])
+        entries = read_log(self.addresses[0], SECRET, **wanted)
+        return self.in_thread(lambda: [(server, record) for server, record in entries])
 
     def in_thread(self, call: Callable[[], Any]) -> Any:
         with ThreadPoolExecutor(1) as pool:
@@ -114,13 +122,16 @@ class Loggers:
 class Asker:
     """A connection to a logger, on the same loop."""
 
-    def __init__(self, loggers: Loggers, server: int) -> None:
-        host, port = loggers.addresses[server].split(":")
+    def __init__(self, loggers: Loggers, server: int, who: Who) -> None:
         self.frames: list[Frame] = []
         self.closed = False
+        met: list[socket.socket] = []
+        address, key = Address.parse(loggers.addresses[server]), Pass(SECRET, who, f"logger{server}")
+        introduce(loggers.loop, address, key, met.append, pytest.fail)
+        loggers.turn_until(lambda: met)
         self.channel = Channel(
             loggers.loop,
-            socket.create_connection((host, int(port))),
+            met[0],
             lambda _, frame: self.frames.append(frame),
             lambda _: setattr(self, "closed", True),
         )

@@ -13,6 +13,7 @@ from strangers import BORDER, DISC, FLAGS, GO, SESSIONS, SIZE, STRUCTURED, WORK,
 
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.wire import Chunk, Command, Error, Option, Rep
+from memcluster.node.transport.proof import Who
 
 
 @dataclass
@@ -145,11 +146,14 @@ def mutated(rng: random.Random, valid: dict[str, list[bytes]]) -> bytes:
     return bytes(data)
 
 
-def hear_out(world: World, address: str, said: Sequence[bytes]) -> list[bytes]:
-    """Each is said by a stranger of its own, all at a time; returns what they were answered until they were closed."""
+def hear_out(world: World, address: str, said: Sequence[bytes], known_to: str = "") -> list[bytes]:
+    """Each is said by a stranger of its own, all at a time; returns what they were answered until they were closed. To
+    the logger of this name they are no strangers: they are the owner's."""
     with ExitStack() as stack:
         strangers = [stack.enter_context(world.stranger(address)) for _ in said]
         for stranger, words in zip(strangers, said, strict=True):
+            if known_to:
+                world.cluster.introduce(stranger.sock, known_to, Who.OWNER)
             stranger.send(words)
             try:
                 stranger.sock.shutdown(socket.SHUT_WR)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import SECRET
 
 from memcluster.node import topology
 from memcluster.node.cluster_map import ClusterMap, ServerEntry
@@ -66,7 +67,7 @@ class Nodes:
             shard.write_bytes(bytes(self.cluster.servers[index].memory))
         spec = NodeSpec(
             f"server{index}", self.cluster.servers[index].role, index, self.cluster, str(shard), False,
-            str(self.folder / f"log{index}"), 0, "", self.bounds, first=first,
+            str(self.folder / f"log{index}"), 0, "", SECRET, self.bounds, first=first,
         )  # fmt: skip
         return self.shape.roles[spec.role](self.loop, spec, [self.listeners[index].dup()], self.reports.append)
 

@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from harness import TIMEOUT, Cluster
+from harness import SECRET, TIMEOUT, Cluster
 
 from memcluster.launcher.run.control import ask
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.wire import Chunk, Command, CommandFlag, Option, Rep
+from memcluster.node.transport.proof import NONCE_SIZE, Server
 
 SIZE = 6 << 20
 BORDER = SIZE // 3
@@ -177,6 +178,15 @@ class Stranger:
         kind, cookie, data = self.chunk()
         assert kind == Chunk.ERROR or not data
         return struct.unpack_from(">I", data)[0] if kind == Chunk.ERROR else 0, cookie
+
+
+def admit(sock: socket.socket, node: str) -> None:
+    """What a node says to who connects, up to where it is known. Raises ProofError."""
+    side = Server(SECRET, node, bytes(NONCE_SIZE))
+    sock.sendall(side.outgoing)
+    while side.needs and (data := sock.recv(side.needs)):
+        side.received(data)
+    sock.sendall(side.outgoing)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ PURE = [
     "node/layout.py",
     *(f"node/log/{name}.py" for name in ("record", "merge", "filter", "tally")),
     *(f"node/{name}.py" for name in ("serving/budget", "serving/clearing", "serving/slots")),
-    *(f"node/{name}.py" for name in ("transport/frames", "handover/messages")),
+    *(f"node/{name}.py" for name in ("transport/frames", "transport/proof", "handover/messages")),
     "launcher/supervision/lifecycle.py",
 ]
 CODEC = ("node.nbd", "node.layout")
@@ -31,7 +31,7 @@ DIRECTIONS: dict[str, dict[str, set[str]]] = {
         "layout": set(),
         "nbd": set(),
         "cluster_map": {"layout"},
-        "spec": {"cluster_map", "log"},
+        "spec": {"cluster_map", "log", "transport"},
         "topology": set(),
         "files": set(),
         "transport": {"nbd"},

@@ -8,13 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from harness import no_descriptors
+from harness import SECRET, no_descriptors
 
 from memcluster.node.forwarding.link import Link
 from memcluster.node.handover.passage import PassageLink
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.dialer import Dialer, pause_before
 from memcluster.node.transport.loop import Loop, Timer
+from memcluster.node.transport.proof import Pass, Who
+
+KEY = Pass(SECRET, Who.SERVER, "server1")
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def test_a_passage_without_a_descriptor_waits_for_one(loop: Loop, tmp_path: Path
         listener.setblocking(False)
         with no_descriptors():
             link = PassageLink(
-                loop, 1, address, 0, memoryview(bytearray(1 << 18)), joined=joined.append,
+                loop, 1, address, 0, memoryview(bytearray(1 << 18)), KEY, joined=joined.append,
                 answered=lambda *_: None, lost=lambda _: None, lender=SimpleNamespace(readers=set()),
             )  # fmt: skip
             assert "Too many open files" in link.trouble

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Cluster
+from harness import SECRET, Cluster
 from test_secondary import Peer
 
 from memcluster.client.handshake import offered_contexts
@@ -72,7 +72,8 @@ class Door:
         self.address = str(folder / "s")
         entries = (ServerEntry("unix:/a", "unix:/b", 4096, "primary"),)
         cluster = ClusterMap("demo", "client-routed", "parallel", 0, entries)
-        spec = NodeSpec("server0", "primary", 0, cluster, str(folder / "shard"), False, str(self.log), 1 << 20, "")
+        shard, log = str(folder / "shard"), str(self.log)
+        spec = NodeSpec("server0", "primary", 0, cluster, shard, False, log, 1 << 20, "", SECRET)
         self.loop = Loop()
         self.listener = socket.socket(socket.AF_UNIX)
         with suppress(FileNotFoundError):

@@ -7,6 +7,7 @@ from time import time_ns
 from typing import Any
 
 import pytest
+from harness import SECRET
 from loggers import MakeLoggers, T, story
 
 from memcluster.launcher.log.reader import LogsError
@@ -16,7 +17,10 @@ from memcluster.node.log.segments import HEADER_SIZE, MAGIC
 from memcluster.node.log.writer import MIN_SEGMENT
 from memcluster.node.logger import answers, shares
 from memcluster.node.logger import logger as role
+from memcluster.node.transport.address import Address
 from memcluster.node.transport.frames import Frame
+from memcluster.node.transport.introduction import Doorkeeper
+from memcluster.node.transport.proof import Who
 
 # -- the merged log ----------------------------------------------------------------------------------------------
 
@@ -209,14 +213,14 @@ def test_a_logger_that_breaks_off_is_left_out(
     asker.channel.send({"ask": "merged"})
     accepted: list[socket.socket] = []
 
-    def accept(_: int) -> None:
-        sock, _address = loggers.listeners[1].accept()
+    def admitted(sock: socket.socket, _who: Who) -> None:
         accepted.append(sock)
         sock.sendall(answer)
         if trouble == "hung up":
             sock.shutdown(socket.SHUT_WR)
 
-    loggers.loop.watch(loggers.listeners[1], 1, accept)
+    door = Doorkeeper(loggers.loop, SECRET, "logger1", [Who.LOGGER], admitted, pytest.fail)
+    loggers.loop.watch(loggers.listeners[1], 1, lambda _: door.take(loggers.listeners[1].accept()[0]))
     loggers.turn_until(lambda: asker.done)
     assert story(asker.merged) == ["0:0.1.1"]
     assert asker.last["trouble"] == {"logger1": trouble}
@@ -316,7 +320,7 @@ def test_drain_finishes_answers_and_ends_followers(make_loggers: MakeLoggers) ->
     follower.channel.send({"ask": "merged", "follow": True, "last": 1})
     loggers.turn_until(lambda: any("live" in frame.head for frame in follower.frames))
     reader.channel.send({"ask": "merged"})
-    loggers.turn_until(lambda: loggers.loggers[0].busy == 2)
+    loggers.turn_until(lambda: loggers.loggers[0].busy(Who.OWNER) == 2)
     done: list[bool] = []
     loggers.loggers[0].drain("now", lambda: done.append(True))
     loggers.turn_until(lambda: all([follower.done, idle.closed, reader.done, *done]))
@@ -326,7 +330,7 @@ def test_drain_finishes_answers_and_ends_followers(make_loggers: MakeLoggers) ->
     assert reader.last["end"]
     assert len(reader.merged) == 20_000
     with pytest.raises(OSError, match="refused"):
-        loggers.asker()
+        socket.create_connection(Address.parse(loggers.addresses[0]).sockaddr)
 
 
 def test_drain_does_not_wait_for_ever(make_loggers: MakeLoggers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +342,7 @@ def test_drain_does_not_wait_for_ever(make_loggers: MakeLoggers, monkeypatch: py
     asker = loggers.asker()
     asker.channel.send({"ask": "merged"})
     loggers.loop.unwatch(asker.channel.sock)
-    loggers.turn_until(lambda: loggers.loggers[0].busy)
+    loggers.turn_until(lambda: loggers.loggers[0].busy(Who.OWNER))
     done: list[bool] = []
     loggers.loggers[0].drain("now", lambda: done.append(True))
     loggers.turn_until(lambda: done)

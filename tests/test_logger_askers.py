@@ -9,6 +9,7 @@ from loggers import MakeLoggers
 
 from memcluster.node.logger import answers
 from memcluster.node.logger import logger as role
+from memcluster.node.transport.proof import Who
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_who_never_hangs_up_is_let_go(make_loggers: MakeLoggers, monkeypatch: py
 
 def test_queries_are_bounded(make_loggers: MakeLoggers, monkeypatch: pytest.MonkeyPatch) -> None:
     """More are told to come later, more connections are closed, and who was there is not harmed."""
-    monkeypatch.setattr(role, "MAX_QUERIES", 2)
+    monkeypatch.setitem(role.PLACES, Who.OWNER, 2)
     monkeypatch.setattr(role, "MAX_CONNECTIONS", 4)
     loggers = make_loggers(1)
     followers = [loggers.asker() for _ in range(2)]
@@ -112,6 +113,22 @@ def test_queries_are_bounded(make_loggers: MakeLoggers, monkeypatch: pytest.Monk
     followers[0].channel.close()
     loggers.turn_until(lambda: loggers.loggers[0].status()["clients"] == 1)
     assert loggers.ask({"ask": "merged"}).last["end"]
+
+
+def test_however_many_follow_no_share_is_missing(make_loggers: MakeLoggers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have all the owner's places at both loggers; the merged log of the stop is whole all the same."""
+    monkeypatch.setitem(role.PLACES, Who.OWNER, 3)
+    loggers = make_loggers(2)
+    loggers.request(1, 1)
+    followers = [loggers.asker(server) for server in (0, 0, 0, 1, 1, 1)]
+    for follower in followers:
+        follower.channel.send({"ask": "share" if follower in followers[3:] else "merged", "follow": True})
+    loggers.turn_until(lambda: all(follower.frames for follower in followers))
+    assert "queries already" in loggers.ask({"ask": "merged"}).last["error"]
+    collected: list[dict[str, Any]] = []
+    loggers.loggers[0].command({"do": "collect"}, collected.append)
+    loggers.turn_until(lambda: collected)
+    assert (collected[0]["collected"], collected[0]["missing"]) == (2, [])
 
 
 def test_an_asker_that_does_not_read_costs_bounded_memory(make_loggers: MakeLoggers) -> None:
@@ -135,9 +152,10 @@ def test_an_asker_that_does_not_read_costs_bounded_memory(make_loggers: MakeLogg
 
 def test_status_counts(make_loggers: MakeLoggers) -> None:
     loggers = make_loggers(2)
-    assert loggers.loggers[0].status() == {"clients": 0, "requests": 0, "records": 0}
+    assert loggers.loggers[0].status() == {"clients": 0, "requests": 0, "records": 0, "strangers": 0}
     loggers.request(1, 1)
     loggers.request(2, 1)
     loggers.read()
-    loggers.turn_until(lambda: loggers.loggers[0].status() == {"clients": 0, "requests": 1, "records": 2})
+    counters = {"clients": 0, "requests": 1, "records": 2, "strangers": 0}
+    loggers.turn_until(lambda: loggers.loggers[0].status() == counters)
     assert json.dumps(loggers.loggers[1].status())

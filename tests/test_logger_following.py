@@ -4,6 +4,7 @@ import socket
 from time import time_ns
 
 import pytest
+from harness import SECRET
 from loggers import Loggers, MakeLoggers, T, story
 
 from memcluster.launcher.log.reader import read_batches
@@ -12,6 +13,7 @@ from memcluster.node.logger import answers, shares
 from memcluster.node.logger.tallying import Census
 from memcluster.node.nbd.wire import Command
 from memcluster.node.transport.frames import Frame
+from memcluster.node.transport.proof import Who
 
 
 def test_following(make_loggers: MakeLoggers) -> None:
@@ -141,7 +143,7 @@ def test_the_command_goes_on_where_it_was_whatever_the_clocks(make_loggers: Make
     loggers = make_loggers(2)
     seen: list[str] = []
     told: list[str] = []
-    batches = read_batches(loggers.addresses[0], follow=True, last=1, told=told.append)
+    batches = read_batches(loggers.addresses[0], SECRET, follow=True, last=1, told=told.append)
 
     def read(count: int) -> None:
         while len(seen) < count:
@@ -245,7 +247,7 @@ def test_a_follower_that_was_gone_before_the_first_word_costs_nothing(
     near, far = socket.socketpair()  # which knows at once that the other end is closed
     with far:
         far.sendall(Frame({"ask": "share", "follow": True}).encode())
-    loggers.loggers[0]._accept(near)
+    loggers.loggers[0]._admit(near, Who.OWNER)
     loggers.turn_until(lambda: made)
     assert made[0]._closed
     assert loggers.loggers[0].status()["clients"] == 0

@@ -7,16 +7,20 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
+from harness import SECRET
 from hypothesis import given
 from hypothesis import strategies as st
+from strangers import admit
 
 from memcluster.launcher.log.reader import LogsError, parse_since, read_log, render, tree
 from memcluster.node.log.record import LOGGER, RECORD, REPEATED, Event, Kind, Reason, Record, make_identifier
 from memcluster.node.log.text import LogEntry, format_json, format_text
 from memcluster.node.nbd.wire import Command, CommandFlag, Error
 from memcluster.node.transport.frames import Frame
+from memcluster.node.transport.proof import ProofError
 
 START = 1_700_000_000_123_456_789
 REQUEST = LogEntry(
@@ -271,7 +275,8 @@ def serve() -> Iterator[Serve]:
 
         def once() -> None:
             sock, _ = listener.accept()
-            with sock:
+            with sock, suppress(ProofError):
+                admit(sock, "logger0")
                 sock.recv(1 << 16)
                 sock.sendall(answer)
 
@@ -296,14 +301,14 @@ END = Frame({"end": True, "missing": [], "gaps": []}).encode()
 
 def test_entries_come_with_their_servers(serve: Serve) -> None:
     frames = Frame({"records": 2}, body(REQUEST, PIECE)).encode() + Frame({"records": 1}, body(PIECE)).encode() + END
-    assert list(read_log(serve(frames))) == [REQUEST, PIECE, PIECE]
+    assert list(read_log(serve(frames), SECRET)) == [REQUEST, PIECE, PIECE]
 
 
 def test_what_is_not_there_is_told(serve: Serve) -> None:
     gaps = [{"node": "server1", "after": 0, "records": 2}, {"node": "server1", "after": 9, "records": 3}]
     end = {"end": True, "missing": ["logger2"], "trouble": {"logger2": "does not answer"}, "gaps": gaps}
     told: list[str] = []
-    assert list(read_log(serve(Frame(end).encode()), told=told.append)) == []
+    assert list(read_log(serve(Frame(end).encode()), SECRET, told=told.append)) == []
     assert told == [
         "logger2 is missing (does not answer); the log is without its share",
         "5 records of server1 are not there: no longer kept, damaged, or never written",
@@ -326,14 +331,21 @@ def test_what_is_not_there_is_told(serve: Serve) -> None:
 )
 def test_an_answer_that_is_none_gets_a_sentence(serve: Serve, answer: bytes, sentence: str) -> None:
     with pytest.raises(LogsError, match=sentence):
-        list(read_log(serve(answer)))
+        list(read_log(serve(answer), SECRET))
+
+
+def test_whoever_does_not_know_the_secret_is_not_logger0(serve: Serve) -> None:
+    """It is told nothing of what was to be asked, and what it says is not shown."""
+    sentence = "hung up before it was known|does not know this run's secret"
+    with pytest.raises(LogsError, match=sentence):
+        list(read_log(serve(END), bytes(32)))
 
 
 def test_silence_gets_a_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(LogsError, match=f"logger0 at {address} is silent for 0.05 s"):
-            list(read_log(address, timeout=0.05))
+            list(read_log(address, SECRET, timeout=0.05))
 
 
 @pytest.mark.parametrize(
@@ -345,4 +357,4 @@ def test_silence_gets_a_sentence() -> None:
 )
 def test_an_address_that_leads_nowhere_gets_a_sentence(address: str, sentence: str) -> None:
     with pytest.raises(LogsError, match=sentence):
-        list(read_log(address))
+        list(read_log(address, SECRET))

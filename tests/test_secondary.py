@@ -11,33 +11,43 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from harness import SECRET
+from strangers import FLAGS, go
 
 from memcluster.node.cluster_map import ClusterMap, ServerEntry
 from memcluster.node.forwarding.link import Link
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.client import ClientSession
-from memcluster.node.nbd.server import RECEIVE_BUFFER, REQUEST_COST
+from memcluster.node.nbd.errors import Refused
+from memcluster.node.nbd.server import RECEIVE_BUFFER, REQUEST_COST, Request
 from memcluster.node.nbd.wire import Command, CommandFlag
 from memcluster.node.serving import keeper
 from memcluster.node.serving.connection import TURN_BUDGET
 from memcluster.node.spec import NodeSpec
-from memcluster.node.topologies.primary_secondary import LINK, Secondary
+from memcluster.node.topologies.primary_secondary import LINK, LINKS, Secondary
 from memcluster.node.transport.address import Address
+from memcluster.node.transport.dialer import Dialer
 from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.proof import ANSWER, CHALLENGE, MAGIC, Pass, Who
 
 SIZE = 4 << 20
+KEY = Pass(SECRET, Who.SERVER, "server1")
 LONG = 1 << 20
 """Bytes of a payload that is received in its place."""
 
 
 class Peer:
-    """One connection to the secondary."""
+    """One connection to the secondary, or to a door for clients."""
 
     def __init__(self, loop: Loop, address: str, export: str = LINK) -> None:
         self.loop = loop
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.connect(address)
-        self.sock.setblocking(False)
+        met: list[socket.socket] = []
+        key = KEY if export == LINK else None
+        dialer = Dialer(loop, Address(path=address), met.append, key)
+        dialer.dial()
+        while not met:
+            loop.turn(0.01)
+        self.sock = met[0]
         self.session = ClientSession(export)
         while not self.session.ready:
             self.turn()
@@ -84,14 +94,14 @@ class Subject:
         entries = tuple(ServerEntry("unix:/nowhere", "unix:/nowhere", SIZE, role) for role in ("primary", "secondary"))
         cluster = ClusterMap("test", "primary-secondary", "parallel", 0, entries)
         log = str(folder / "log")
-        spec = NodeSpec("server1", "secondary", 1, cluster, str(folder / "shard"), False, log, 0, "")
+        spec = NodeSpec("server1", "secondary", 1, cluster, str(folder / "shard"), False, log, 0, "", SECRET)
         self.loop = Loop()
         self.listener = listener
         self.server = Secondary(self.loop, spec, [listener], lambda _: None)
         self.server.start()
 
-    def peer(self, export: str = LINK) -> Peer:
-        return Peer(self.loop, self.address, export)
+    def peer(self) -> Peer:
+        return Peer(self.loop, self.address)
 
     def bytes(self, offset: int, length: int) -> bytes:
         return b"".join(self.server.shard.read(offset, length))
@@ -148,10 +158,39 @@ def test_a_newer_write_stays_under_an_older_zeroing_that_takes_long(
     assert subject.bytes(0, SIZE - 512) == bytes(SIZE - 512)
 
 
-def test_who_looks_at_a_shard_costs_no_link(subject: Subject) -> None:
+def test_only_who_knows_the_secret_ends_a_link(subject: Subject) -> None:
+    """Who says the same words without is told nothing but a nonce; it is counted, and the link goes on."""
     link = subject.peer()
-    subject.peer("shard").done(Command.READ, 1, 0, 512)
+    for words in (b"", FLAGS + go(LINK.encode()), bytes(ANSWER.size)):
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.connect(subject.address)
+            stranger.sendall(words)
+            before = subject.server.strangers
+            stranger.shutdown(socket.SHUT_WR)
+            while subject.server.strangers == before:
+                subject.loop.turn(0.01)
+            told = b""
+            with suppress(ConnectionResetError):
+                while part := stranger.recv(1000):
+                    told += part
+            assert len(told) == CHALLENGE.size
+            assert told.startswith(MAGIC)
     link.done(Command.READ, 2, 0, 512)
+    assert subject.server.status()["strangers"] == 3
+    assert len(subject.server.connections) == 1
+
+
+def test_links_have_places(subject: Subject) -> None:
+    """What is left of one keeps its place as long as something of it is under way; then another one finds it."""
+    request = Request(Command.READ, 0, 1, 0, 512)
+    for _ in range(LINKS):
+        subject.peer()
+        (connection,) = subject.server.connections.values()
+        connection.begin(request)
+    with pytest.raises(Refused, match="slots are taken"):
+        subject.peer()
+    connection.end(request)
+    subject.peer().done(Command.READ, 2, 0, 512)
 
 
 def test_no_more_requests_are_begun_while_replies_are_held_up(subject: Subject) -> None:
@@ -181,7 +220,7 @@ def test_no_more_requests_are_begun_while_replies_are_held_up(subject: Subject) 
 
 def test_who_has_no_room_left_is_not_read_from_when_others_have_used_up_the_budget(subject: Subject) -> None:
     """It holds replies that it does not take; until it does, what it sends waits in the socket."""
-    peer = subject.peer("shard")
+    peer = subject.peer()
     peer.session.submit(Command.READ, 1, 0, SIZE)
     while peer.session.outgoing:
         peer.sock.sendmsg(peer.session.outgoing)
@@ -205,7 +244,8 @@ def test_who_has_no_room_left_is_not_read_from_when_others_have_used_up_the_budg
 
 def test_a_link_whose_server_has_hung_up_is_closed_and_stays_so(subject: Subject) -> None:
     """Its goodbye finds nobody: no error, and no new connection."""
-    link = Link(subject.loop, Address.parse(f"unix:{subject.address}"), "shard", 30.0, memoryview(bytearray(1 << 18)))
+    scratch = memoryview(bytearray(1 << 18))
+    link = Link(subject.loop, Address(path=subject.address), LINK, 30.0, scratch, key=KEY)
     while not link.ready:
         subject.loop.turn(0.01)
     (connection,) = subject.server.connections.values()

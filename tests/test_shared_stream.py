@@ -321,6 +321,7 @@ def test_only_the_last_one_who_said_hello_passes_orders_on(make_cluster, kind):
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(60)
         sock.connect(str(cluster.directory / f"{last}.sock"))
+        cluster.introduce(sock, last)
         sock.sendall(b"".join(order.encode() for order in words))
         return sock
 

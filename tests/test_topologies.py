@@ -328,6 +328,7 @@ def test_strangers_at_the_servers_doors_harm_nobody(make_cluster, kind):
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.settimeout(60)
                 sock.connect(str(cluster.directory / "server1.sock"))
+                cluster.introduce(sock, "server1")
                 try:
                     sock.sendall(words)
                     sock.shutdown(socket.SHUT_WR)

@@ -6,6 +6,8 @@ which loggers are missing, and how many records.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import select
 import socket
@@ -22,6 +24,7 @@ from memcluster.node.log.record import RECORD_SIZE, Kind, format_identifier, sub
 from memcluster.node.log.text import COLOURS, LogEntry, format_json, format_text
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.frames import Frame, FrameError, FrameReader
+from memcluster.node.transport.proof import NONCE_SIZE, Opener, Pass, ProofError, Who
 
 RECEIVE = 1 << 18
 REMEMBERED = 1 << 17
@@ -93,14 +96,15 @@ class Wanted:
         return head
 
 
-def read_log(address: str, **wanted: Any) -> Iterator[LogEntry]:
+def read_log(address: str, secret: bytes, **wanted: Any) -> Iterator[LogEntry]:
     """The entries that `read_batches` gives."""
-    for batch in read_batches(address, **wanted):
+    for batch in read_batches(address, secret, **wanted):
         yield from batch
 
 
 def read_batches(
     address: str,
+    secret: bytes,
     *,
     follow: bool = False,
     output: int | None = None,
@@ -108,7 +112,8 @@ def read_batches(
     told: Callable[[str], object] = lambda _: None,
     **wanted: Any,
 ) -> Iterator[list[LogEntry]]:
-    """The merged log, as it comes from the logger 0 at `address`; when it is followed it has no end.
+    """The merged log, as it comes from the logger 0 at `address`, to whom the run's `secret` is shown to be known; when
+    it is followed it has no end.
 
     `wanted` are the fields of Wanted. `told` is called with sentences about what is not there. When logger 0 is lost
     while it is followed, it is tried again, and the log goes on where it stopped. Raises LogsError, and NobodyReads
@@ -125,7 +130,7 @@ def read_batches(
     while True:
         live = False
         try:
-            for batch in _ask(address, head, follow, output, timeout, told):
+            for batch in _ask(address, secret, head, follow, output, timeout, told):
                 if isinstance(batch, dict):
                     live, attempts = True, 0
                     seen.advance(batch)
@@ -183,11 +188,17 @@ class _LostError(LogsError):
 
 
 def _ask(
-    address: str, head: dict[str, Any], follow: bool, output: int | None, timeout: float, told: Callable[[str], object]
+    address: str,
+    secret: bytes,
+    head: dict[str, Any],
+    follow: bool,
+    output: int | None,
+    timeout: float,
+    told: Callable[[str], object],
 ) -> Iterator[list[LogEntry] | dict[str, int]]:
     """One connection's batches; where a history ends and what happens now begins, up to where it is given."""
     reader = FrameReader()
-    with in_words(address, timeout), connect(address, timeout) as sock:
+    with in_words(address, timeout), connect(address, secret, timeout) as sock:
         sock.sendall(Frame({"ask": "merged", "follow": follow, **head}).encode())
         patience: float | None = timeout
         while data := _receive(sock, output, patience):
@@ -274,14 +285,15 @@ def in_words(address: str, timeout: float) -> Iterator[None]:
         yield
     except TimeoutError:
         raise _LostError(f"logger0 at {address} is silent for {timeout:g} s") from None
-    except FrameError as error:
+    except (FrameError, ProofError) as error:
         raise LogsError(f"what answers at {address} is not logger0: {error}") from error
     except OSError as error:
         raise _LostError(f"logger0 at {address} cannot be reached: {error.strerror or error}") from error
 
 
-def connect(address: str, timeout: float) -> socket.socket:
-    """A connection to a logger. Raises LogsError and OSError."""
+def connect(address: str, secret: bytes, timeout: float) -> socket.socket:
+    """A connection to logger 0, on which both sides have shown that they know the secret. Raises LogsError, ProofError
+    and OSError."""
     try:
         parsed = Address.parse(address)
     except ValueError as error:
@@ -290,10 +302,23 @@ def connect(address: str, timeout: float) -> socket.socket:
     try:
         sock.settimeout(timeout)
         sock.connect(parsed.sockaddr)
+        introduce(sock, Pass(secret, Who.OWNER, "logger0"))
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def introduce(sock: socket.socket, key: Pass) -> None:
+    """Prove oneself at the door of a node, and have it prove itself. Raises ProofError, OSError."""
+    side = Opener(key, os.urandom(NONCE_SIZE))
+    while side.needs:
+        data = sock.recv(side.needs)
+        if not data:
+            raise ConnectionResetError(errno.ECONNRESET, "it hung up before it was known")
+        side.received(data)
+        sock.sendall(side.outgoing)
+        side.outgoing = b""
 
 
 def _entries(frame: Frame) -> list[LogEntry]:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from memcluster.client.console import EXIT_NOT_RUNNING, Failure
-from memcluster.launcher.checked import load, name_of, running
+from memcluster.launcher.checked import load, name_of, running, secret_of
 from memcluster.launcher.log.kept import KeptLog
 from memcluster.launcher.log.reader import read_batches
 from memcluster.launcher.log.stats import figures, read_stats
@@ -56,16 +56,17 @@ class _Running(Source):
         self.cluster, self.topology, self.memory = record.cluster, record.topology, record.memory
         self.nodes = tuple(node.name for node in record.nodes)
         self._record = record
+        self._secret = secret_of(record)
         self._run = run
         self.fan_out = record.fan_out
         self._told = told
 
     def read_batches(self, **wanted: Any) -> Iterator[list[LogEntry]]:
-        return read_batches(self._record.logger0.address, run=self._run, told=self._told, **wanted)
+        return read_batches(self._record.logger0.address, self._secret, run=self._run, told=self._told, **wanted)
 
     def stats(self, over: float) -> dict[str, Any]:
         record = self._record
-        return read_stats(record.logger0.address, over, age=record.supervisor.age, sample=record.sample)
+        return read_stats(record.logger0.address, self._secret, over, age=record.supervisor.age, sample=record.sample)
 
 
 class _Kept(Source):

@@ -18,13 +18,19 @@ PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
 def read_stats(
-    address: str, over: float, *, age: float = math.inf, sample: int = 1, timeout: float = TIMEOUT
+    address: str,
+    secret: bytes,
+    over: float,
+    *,
+    age: float = math.inf,
+    sample: int = 1,
+    timeout: float = TIMEOUT,
 ) -> dict[str, Any]:
     """The figures of the last `over` seconds, as `stats --json` prints them, but of no time before the cluster, which
     is `age` seconds old. A rate is of as much of that as the server's log covers. Counts of a log that keeps one story
     in `sample` are scaled up. Raises LogsError."""
     seconds = min(over, age)
-    answer = _ask(address, {"ask": "stats", "since": -max(1, int(seconds * 1e9))}, timeout)
+    answer = _ask(address, secret, {"ask": "stats", "since": -max(1, int(seconds * 1e9))}, timeout)
     try:
         tallies = {node: Tally.from_head(head) for node, head in answer["stats"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -85,9 +91,9 @@ def _row(node: str, kind: int, operation: int, figures: Figures, seconds: float,
     }
 
 
-def _ask(address: str, head: dict[str, Any], timeout: float) -> dict[str, Any]:
+def _ask(address: str, secret: bytes, head: dict[str, Any], timeout: float) -> dict[str, Any]:
     reader = FrameReader()
-    with in_words(address, timeout), connect(address, timeout) as sock:
+    with in_words(address, timeout), connect(address, secret, timeout) as sock:
         sock.sendall(Frame(head).encode())
         while data := sock.recv(RECEIVE):
             for frame in reader.receive(data):

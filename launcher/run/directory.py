@@ -7,6 +7,7 @@ lives, so a free lock beside a record means that a supervisor died; what it left
     state.json    who runs: pid and start time of every process (RunRecord)
     uri           where clients connect; there when the cluster is ready
     control       the supervisor's socket for the command line
+    secret        what the run's own processes know each other by (node/transport/proof.py); for this user's eyes alone
     listener-…    the fork server's own
     server1.sock, gates, bell1 …  of the topologies that hand clients' sockets over
     memory.json   what the shards belong to, there when all of them are; one that is missing or of another shape is
@@ -109,6 +110,7 @@ class RunDirectory:
         self.state = self.path / "state.json"
         self.uri = self.path / "uri"
         self.control = self.path / "control"
+        self._secret = self.path / "secret"
         self._lock = self.path / "lock"
         self._lock_fd: int | None = None
 
@@ -190,11 +192,19 @@ class RunDirectory:
         """From now on clients find the cluster."""
         replace_file(self.uri, f"{uri}\n".encode())
 
+    def write_secret(self, secret: bytes) -> None:
+        """From now on this user's commands can ask the loggers."""
+        replace_file(self._secret, secret, 0o600)
+
+    def secret(self) -> bytes:
+        """Of the run that is going on, or was when its supervisor died. Raises OSError."""
+        return self._secret.read_bytes()
+
     def forget(self) -> None:
         """Remove everything but the memory and the lock; nothing that is another's by now."""
         if self._lock_fd is not None and not self.ours:
             return
-        for path in (self.uri, self.control, self.state, *self.path.glob("listener-*")):
+        for path in (self.uri, self.control, self.state, self._secret, *self.path.glob("listener-*")):
             path.unlink(missing_ok=True)
 
     @property

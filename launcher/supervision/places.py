@@ -74,7 +74,7 @@ def cluster_map(config: ClusterConfig, places: Sequence[Place], addresses: Seque
     return ClusterMap(config.name, config.topology, config.fan_out, config.stripe, entries)
 
 
-def node_specs(config: ClusterConfig, run: RunDirectory, cluster: ClusterMap) -> list[NodeSpec]:
+def node_specs(config: ClusterConfig, run: RunDirectory, cluster: ClusterMap, secret: bytes) -> list[NodeSpec]:
     """What every node is told: the servers in the order of their numbers, then the loggers."""
     clients = config.clients
     bounds = Bounds(
@@ -102,6 +102,7 @@ def node_specs(config: ClusterConfig, run: RunDirectory, cluster: ClusterMap) ->
             log_directory=str(folders[index]),
             log_retain=config.logs.retain if config.logs.level != "off" else 0,
             merged_log=str(config.logs.directory / f"{config.name}.log"),
+            secret=secret,
             bounds=bounds,
             log_retain_age=config.logs.retain_age,
             log_level=config.logs.level,

@@ -38,6 +38,7 @@ from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.frames import MAX_QUESTION, Frame
 from memcluster.node.transport.listener import Listener
 from memcluster.node.transport.loop import READ, Loop, Timer
+from memcluster.node.transport.proof import SECRET_SIZE
 
 Happening = dict[str, Any]
 TOGETHER = 0.2
@@ -73,6 +74,7 @@ class Supervisor:
         self._refusals: dict[str, Listener] = {}
         self._wake: Timer | None = None
         self._record_is_due = False
+        self._secret_is_due = True
         self.children: dict[str, Child] = {}
         self._interrupted = False
         self._stamp = stamp
@@ -89,7 +91,8 @@ class Supervisor:
         self._census = Census(self)
         self._heartbeats = Heartbeats(self.loop, config.hang_timeout, self._living_children, self._hung)
         self._notes: dict[str, list[dict[str, Any]]] = {}  # events for the log of a server that cannot write now
-        self.specs = {spec.name: spec for spec in node_specs(config, run, self.map)}
+        self._secret = os.urandom(SECRET_SIZE)
+        self.specs = {spec.name: spec for spec in node_specs(config, run, self.map, self._secret)}
         self._belongings = Belongings(
             self.loop,
             run,
@@ -145,6 +148,7 @@ class Supervisor:
         self._tell({"event": "lost", "text": f"{self.run_directory.path} was removed, and has been made again"})
         self._control.stop()
         self._listen()
+        self._secret_is_due = True
         self._write_record()
         if self.lifecycle.phase is not Phase.STARTING:
             self.run_directory.write_uri(self.uri)
@@ -405,6 +409,9 @@ class Supervisor:
     def _write_record(self) -> None:
         """Clients may have filled the file system: then the old record stays, until there is room."""
         try:
+            if self._secret_is_due:
+                self.run_directory.write_secret(self._secret)
+                self._secret_is_due = False
             self.run_directory.write_record(self._record())
             self._record_is_due = False
         except OSError:

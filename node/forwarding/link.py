@@ -22,6 +22,7 @@ from memcluster.node.serving.pool import Pool
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.dialer import Dialer
 from memcluster.node.transport.loop import Loop, Timer
+from memcluster.node.transport.proof import Pass
 from memcluster.node.transport.stream import Stream
 from memcluster.node.transport.tcp import tune
 from memcluster.node.transport.traffic import TRAFFIC
@@ -68,9 +69,11 @@ class Link:
         pool: Pool | None = None,
         clock: Callable[[], int] = monotonic_ns,
         *,
+        key: Pass | None = None,
         extended: bool = False,
     ) -> None:
-        """`extended` headers are needed where a request may be longer than 32 bits can say."""
+        """`key` is for a node's door, none where clients come in; `extended` headers are needed where a request may be
+        longer than 32 bits can say."""
         self.loop = loop
         self.address = address
         self.export = export
@@ -85,7 +88,7 @@ class Link:
         self._in_flight: dict[int, Submission] = {}
         self._wire: _Wire | None = None
         self._expiry: Timer | None = None
-        self._dialer = Dialer(loop, address, self._connected)
+        self._dialer = Dialer(loop, address, self._connected, key)
         self._dialer.dial()
 
     def __repr__(self) -> str:

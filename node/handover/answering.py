@@ -207,6 +207,7 @@ def end_stream(sock: socket.socket) -> None:
 class Answerer(Server):
     """A server that clients do not connect to: orders come over passages, with the sockets to answer them on."""
 
+    private = True
     gates: Gates | None = None
     """Where others write to the same streams."""
 

@@ -18,6 +18,7 @@ from memcluster.node.nbd.wire import Buffer
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.dialer import Dialer
 from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.proof import Pass
 from memcluster.node.transport.stream import IOV_MAX, Lender, Stream, drop
 from memcluster.node.transport.traffic import TRAFFIC
 
@@ -198,6 +199,7 @@ class PassageLink:
         address: Address,
         own_number: int,
         scratch: memoryview,
+        key: Pass,
         *,
         joined: Callable[[PassageLink], None],
         answered: Callable[[PassageLink, list[Order]], None],
@@ -216,7 +218,7 @@ class PassageLink:
         self._lost_it = lost
         self._lender = lender
         self._connection: Passage | None = None
-        self._dialer = Dialer(loop, address, self._connected)
+        self._dialer = Dialer(loop, address, self._connected, key)
         self._dialer.dial()
 
     def __repr__(self) -> str:

@@ -174,6 +174,7 @@ class Taker(Door):
                 Address.parse(spec.cluster.servers[number].address),
                 spec.index,
                 scratch,
+                spec.pass_to(f"server{number}"),
                 joined=self._joined,
                 answered=self._answered,
                 lost=self.link_lost,

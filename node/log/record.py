@@ -90,7 +90,7 @@ TROUBLE = frozenset(
 
 
 class Reason(IntEnum):
-    """Why a client was refused: the value of a REFUSED."""
+    """Why a client was refused, or a stranger turned away: the value of a REFUSED."""
 
     OTHER = 0
     SLOTS = 1
@@ -100,6 +100,7 @@ class Reason(IntEnum):
     SHUTDOWN = 5
     UNKNOWN_EXPORT = 6
     ADDRESS = 7
+    STRANGER = 8
 
 
 LOGGER = 1 << 16

@@ -90,7 +90,9 @@ class Gathering:
                 self._shares[server] = LocalShare(loop, history, of_it, self)
             else:
                 address = spec.cluster.servers[server].logger
-                self._shares[server] = RemoteShare(loop, server, address, of_it, follow, self)
+                self._shares[server] = RemoteShare(
+                    loop, server, address, spec.pass_to(f"logger{server}"), of_it, follow, self
+                )
         self.go_on()
 
     def go_on(self) -> None:

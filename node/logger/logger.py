@@ -22,12 +22,19 @@ from memcluster.node.logger.tallying import Census, Count
 from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.frames import MAX_QUESTION, Frame
+from memcluster.node.transport.introduction import Doorkeeper
 from memcluster.node.transport.listener import Listener
 from memcluster.node.transport.loop import Loop, Timer
+from memcluster.node.transport.notices import Notices
+from memcluster.node.transport.proof import Who
 
 MAX_CONNECTIONS = 64
+"""Of each kind of asker."""
 MAX_QUERIES = 16
-"""Queries answered at a time, for as long as each asker likes: a person who reads page by page is one."""
+"""Queries of the owner answered at a time, for as long as each asker likes: a person who reads page by page is one."""
+PLACES = {Who.OWNER: MAX_QUERIES, Who.LOGGER: 2 * MAX_QUERIES}
+"""Those of another logger have places of their own: logger 0 asks on behalf of whoever has asked it, for the page of
+figures, and for the merged log of the stop, which must not be without a share because people follow the log."""
 ASK_TIMEOUT = 10.0
 """Seconds a connection has to ask."""
 LINGER = 1.0
@@ -42,8 +49,9 @@ DRAIN = 5.0
 class Query:
     """A connection to this logger: it asks once, and is answered."""
 
-    def __init__(self, logger: Logger, sock: socket.socket) -> None:
+    def __init__(self, logger: Logger, sock: socket.socket, who: Who) -> None:
         self.logger = logger
+        self.who = who
         self.answer: Answer | None = None
         self._over = False
         self.channel = Channel(logger.loop, sock, self._received, self._closed, most=MAX_QUESTION)
@@ -71,8 +79,9 @@ class Query:
             self.answer.more()
             return
         self._deadline.cancel()
-        if self.logger.busy >= MAX_QUERIES:
-            raise QueryError(f"{self.logger.spec.name} answers {MAX_QUERIES} queries already; try again later")
+        places = PLACES[self.who]
+        if self.logger.busy(self.who) >= places:
+            raise QueryError(f"{self.logger.spec.name} answers {places} queries already; try again later")
         kind = ANSWERS.get(ask) if isinstance(ask, str) else None
         if kind is None:
             *most, last = ANSWERS
@@ -142,7 +151,10 @@ class Logger:
         self._collections: set[Collection] = set()
         self._drained: Callable[[], None] | None = None
         self._deadline: Timer | None = None
-        self._listeners = [Listener(loop, sock, self._accept) for sock in listeners[:1]]
+        self.strangers = 0
+        self._notices = Notices(spec.name)
+        self._doorkeeper = Doorkeeper(loop, spec.secret, spec.name, PLACES, self._admit, self._turned_away)
+        self._listeners = [Listener(loop, sock, self._doorkeeper.take) for sock in listeners[:1]]
         self._running: Count | None = None
         self._censuses: set[Census] = set()  # for the page
         self._page = MetricsPage(loop, listeners[1], self._make_page) if len(listeners) > 1 else None
@@ -154,12 +166,11 @@ class Logger:
             self._running = Count(loop, self.history, spec.cluster.memory, end, lambda _: None, follow=True)
 
     def __repr__(self) -> str:
-        return f"<Logger {self.spec.index}, {self.busy} of {len(self._queries)} connections answered>"
+        return f"<Logger {self.spec.index}, {len(self._queries)} connections>"
 
-    @property
-    def busy(self) -> int:
-        """Queries that are being answered."""
-        return sum(query.answer is not None for query in self._queries)
+    def busy(self, who: Who) -> int:
+        """Queries of this kind of asker that are being answered."""
+        return sum(query.answer is not None and query.who is who for query in self._queries)
 
     def start(self) -> None:
         """Let askers in."""
@@ -175,6 +186,7 @@ class Logger:
         except OSError:
             records = 0
         counters: dict[str, Any] = {"clients": len(self._queries), "requests": self.answered, "records": records}
+        counters["strangers"] = self.strangers
         return counters | {"metrics": self._page.address} if self._page is not None else counters
 
     def command(self, head: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
@@ -192,6 +204,8 @@ class Logger:
             return
         for listener in self._listeners:
             listener.pause() if cut else listener.start()
+        if cut:
+            self._doorkeeper.close()
         for query in tuple(self._queries) if cut else ():
             query.channel.close()
 
@@ -201,25 +215,26 @@ class Logger:
         if self._deadline is not None:
             return
         self._deadline = self.loop.after(DRAIN, self._cut_off)
-        for listener in self._listeners:
-            listener.stop()
-        if self._page is not None:
-            self._page.close()
+        self._shut()
         for query in tuple(self._queries):
             query.drain()
         self._check_drained()
 
     def close(self) -> None:
         """Give everything back."""
-        for listener in self._listeners:
-            listener.stop()
-        if self._page is not None:
-            self._page.close()
+        self._shut()
         if self._running is not None:
             self._running.close()
         for census in self._censuses:
             census.close()
         self._cut_off()
+
+    def _shut(self) -> None:
+        for listener in self._listeners:
+            listener.stop()
+        self._doorkeeper.close()
+        if self._page is not None:
+            self._page.close()
 
     # -- figures ---------------------------------------------------------------------------------------------------
 
@@ -257,11 +272,15 @@ class Logger:
         self._queries.discard(query)
         self._check_drained()
 
-    def _accept(self, sock: socket.socket) -> None:
-        if len(self._queries) < MAX_CONNECTIONS:
-            self._queries.add(Query(self, sock))
+    def _admit(self, sock: socket.socket, who: Who) -> None:
+        if sum(query.who is who for query in self._queries) < MAX_CONNECTIONS:
+            self._queries.add(Query(self, sock, who))
         else:
             sock.close()
+
+    def _turned_away(self, reason: str) -> None:
+        self.strangers += 1
+        self._notices.say(f"a stranger was turned away: {reason}")
 
     def _look_ahead(self) -> None:
         """One segment a turn, so that nobody waits."""

@@ -6,6 +6,7 @@ starts, then, if the log is followed, what is added to it in the order of ends. 
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,8 +20,9 @@ from memcluster.node.log.segments import LogReader
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.frames import Frame
+from memcluster.node.transport.introduction import Introduction, introduce
 from memcluster.node.transport.loop import Loop, Timer
-from memcluster.node.transport.tcp import connecting
+from memcluster.node.transport.proof import Pass
 
 BATCH = 4096
 """Records in a frame, at most."""
@@ -129,10 +131,13 @@ class LocalShare:
 class RemoteShare:
     """Another logger's share, over TCP. `retry` takes one that is followed up again where it was lost."""
 
-    def __init__(self, loop: Loop, server: int, address: str, wanted: Filter, follow: bool, sink: Sink) -> None:
+    def __init__(
+        self, loop: Loop, server: int, address: str, key: Pass, wanted: Filter, follow: bool, sink: Sink
+    ) -> None:
         self.loop = loop
         self.server = server
         self.address = address
+        self.key = key
         self.wanted = wanted
         self.follow = follow
         self.sink = sink
@@ -142,6 +147,7 @@ class RemoteShare:
         self._lost = False
         self._attempts = 0
         self._given: tuple[int, Bound] = (0, ())  # run and last entry of what of the history was handed over
+        self._introduction: Introduction | None = None
         self._channel: Channel | None = None
         self._closed = False
         self._deadline: Timer | None = None
@@ -172,10 +178,18 @@ class RemoteShare:
             return
         self._set_deadline(FIRST_ANSWER, "does not answer")
         try:
-            sock = connecting(Address.parse(self.address))
+            self._introduction = introduce(
+                self.loop, Address.parse(self.address), self.key, self._met, self._unmet
+            )
         except OSError as error:
             self._fail(error.strerror or str(error))
-            return
+
+    def _unmet(self, reason: str) -> None:
+        self._introduction = None
+        self._fail(reason)
+
+    def _met(self, sock: socket.socket) -> None:
+        self._introduction = None
         self._channel = Channel(self.loop, sock, self._received, self._hung_up)
         self._channel.send({"ask": "share", "window": AHEAD, "follow": self.follow, **self.wanted.to_head()})
 
@@ -234,7 +248,7 @@ class RemoteShare:
         if channel is not self._channel:
             return  # it was this side that did
         if self.follow or not (self._frames and self._frames[-1].head.get("end")):
-            self._fail(channel.unreachable or "hung up")
+            self._fail("hung up")
         elif self._deadline is not None:
             self._deadline.cancel()
 
@@ -253,6 +267,9 @@ class RemoteShare:
             self._deadline.cancel()
         self._frames.clear()
         self._history = True
+        if self._introduction is not None:
+            self._introduction.close()
+            self._introduction = None
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()

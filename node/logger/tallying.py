@@ -6,7 +6,9 @@ tally at once and answers when the last one has, or when time is up.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from memcluster.node.log.filter import Filter
@@ -18,8 +20,9 @@ from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.frames import Frame
+from memcluster.node.transport.introduction import Introduction, introduce
 from memcluster.node.transport.loop import Loop, Timer
-from memcluster.node.transport.tcp import connecting
+from memcluster.node.transport.proof import Pass
 
 ANSWER_WITHIN = 5.0
 """Seconds a logger has to count and answer."""
@@ -73,7 +76,13 @@ class Census:
         self._trouble: dict[str, str] = {}
         self._left = len(spec.cluster.servers)
         self._calls = [
-            _Call(loop, server.logger, {"ask": "tally", **head}, lambda found, why, i=index: self._told(i, found, why))  # type: ignore[misc]
+            _Call(
+                loop,
+                server.logger,
+                spec.pass_to(f"logger{index}"),
+                {"ask": "tally", **head},
+                partial(self._told, index),
+            )
             for index, server in enumerate(spec.cluster.servers)
             if index != spec.index
         ]
@@ -100,19 +109,28 @@ class _Call:
     """One question to another logger, and one answer."""
 
     def __init__(
-        self, loop: Loop, address: str, head: dict[str, Any], done: Callable[[Tally | None, str], None]
+        self,
+        loop: Loop,
+        address: str,
+        key: Pass,
+        head: dict[str, Any],
+        done: Callable[[Tally | None, str], None],
     ) -> None:
         self._loop = loop
         self._head = head
         self._done: Callable[[Tally | None, str], None] | None = done
+        self._introduction: Introduction | None = None
         self._channel: Channel | None = None
         self._address = address
+        self._key = key
         self._deadline: Timer = loop.after(ANSWER_WITHIN, lambda: self._end(None, "does not answer"))
         loop.soon(self._open)
 
     def close(self) -> None:
         self._done = None
         self._deadline.cancel()
+        if self._introduction is not None:
+            self._introduction.close()
         if self._channel is not None:
             self._channel.close()
 
@@ -120,15 +138,18 @@ class _Call:
         if self._done is None:
             return
         try:
-            sock = connecting(Address.parse(self._address))
+            self._introduction = introduce(
+                self._loop, Address.parse(self._address), self._key, self._met, partial(self._end, None)
+            )
         except OSError as error:
             self._end(None, error.strerror or str(error))
-            return
+
+    def _met(self, sock: socket.socket) -> None:
         self._channel = Channel(self._loop, sock, self._received, self._hung_up)
         self._channel.send(self._head)
 
-    def _hung_up(self, channel: Channel) -> None:
-        self._end(None, channel.unreachable or "hung up")
+    def _hung_up(self, _channel: Channel) -> None:
+        self._end(None, "hung up")
 
     def _received(self, _channel: Channel, frame: Frame) -> None:
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from itertools import islice, takewhile
 from operator import attrgetter
@@ -19,7 +18,6 @@ from memcluster.node.layout import MAX_EXTENTS, Extents
 from memcluster.node.log.record import Event, Kind, Reason, first_identifier, last_identifier, subject_of
 from memcluster.node.nbd.errors import Refused
 from memcluster.node.nbd.negotiation import Export
-from memcluster.node.nbd.printable import printable
 from memcluster.node.nbd.replies import CONTEXTS, WORD, Asked, Terms
 from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
 from memcluster.node.nbd.wire import OWNER, Buffer, Error, Rep, TransmissionFlag
@@ -33,9 +31,12 @@ from memcluster.node.serving.memory import Shard, ShardError
 from memcluster.node.serving.pool import Pool
 from memcluster.node.serving.waiting import eager
 from memcluster.node.spec import NodeSpec
+from memcluster.node.transport.introduction import Doorkeeper
 from memcluster.node.transport.listener import Listener
 from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.notices import Notices
 from memcluster.node.transport.peer import origin
+from memcluster.node.transport.proof import Who
 from memcluster.node.transport.traffic import TRAFFIC
 
 MEMORY_FLAGS = (
@@ -62,8 +63,6 @@ CLIENTS_MEMORY = 512 << 20
 """Bytes that all clients' requests in flight and unsent replies may take up."""
 STRANGERS_A_SECOND = 100
 """Events about clients that were refused or broke the protocol, in the log."""
-MAX_NOTICES = 1000
-"""Lines of complaint that a process writes: whoever sends rubbish must not fill the disk."""
 GRACE = 0.1
 """Seconds in which clients that are to go still get ESHUTDOWN for what they send."""
 
@@ -75,6 +74,9 @@ class Server(Keeper):
     """A process that serves NBD clients. Derived classes give `exports`, `route` and `place`."""
 
     connection_type = Connection
+    private = False
+    """Nobody comes here but the cluster's own servers."""
+
     def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
         super().__init__(loop, spec)
         self.report = report
@@ -104,11 +106,20 @@ class Server(Keeper):
         self.refused = 0
         self._unlogged = 0  # events about strangers that were too many for the log
         self._strangers = (0, 0)  # the second, and the events in it
-        self._notices = 0
+        self._notices = Notices(spec.name)
         self.renumbered()
         self._accepted = 0
         self._drained: Callable[[], None] | None = None
-        self._listeners = [Listener(loop, sock, self._accept) for sock in listeners]
+        self.strangers = 0
+        """Who came to a door that is for the cluster's own."""
+        self._doorkeeper: Doorkeeper | None = None
+        accepted = self._accept
+        if self.private:
+            self._doorkeeper = Doorkeeper(
+                loop, spec.secret, spec.name, [Who.SERVER], lambda sock, _: self._accept(sock), self._turned_away
+            )
+            accepted = self._doorkeeper.take
+        self._listeners = [Listener(loop, sock, accepted) for sock in listeners]
 
     # -- what a role says --------------------------------------------------------------------------------------------
 
@@ -154,6 +165,7 @@ class Server(Keeper):
             "refused": self.refused,
             "refusals": dict(self.admission.refusals),
             "bad_input": self.bad_input,
+            "strangers": self.strangers,
             "events_unlogged": self._unlogged,
             "no_space": self.no_space,
             "records_lost": self.log.lost,
@@ -171,8 +183,7 @@ class Server(Keeper):
         self._drained = done
         if mode == "now" and not self.stopping:
             self.stopping = True
-            for listener in self._listeners:
-                listener.stop()
+            self._shut()
             self.loop.after(GRACE if self.connections else 0, self._dismiss)
         self._check_drained()
 
@@ -189,10 +200,15 @@ class Server(Keeper):
 
     def close(self) -> None:
         """Give everything back; nothing is served any more."""
-        for listener in self._listeners:
-            listener.stop()
+        self._shut()
         self.event(Event.STOPPED)
         self.log.close()
+
+    def _shut(self) -> None:
+        for listener in self._listeners:
+            listener.stop()
+        if self._doorkeeper is not None:
+            self._doorkeeper.close()
 
     def _dismiss(self) -> None:
         for connection in list(self.connections.values()):
@@ -201,8 +217,7 @@ class Server(Keeper):
     def _check_drained(self) -> None:
         if self._drained is not None and not self.connections:
             done, self._drained = self._drained, None
-            for listener in self._listeners:
-                listener.stop()
+            self._shut()
             self.loop.soon(done)
 
     # -- clients -----------------------------------------------------------------------------------------------------
@@ -315,16 +330,14 @@ class Server(Keeper):
         else:
             self._unlogged += 1
 
+    def _turned_away(self, reason: str) -> None:
+        self.strangers += 1
+        self.stranger(Event.REFUSED, 0, Reason.STRANGER)
+        self.notice(f"a stranger was turned away: {reason}")
+
     def notice(self, text: str) -> None:
         """A line for people in the process's own output, as long as there are not too many."""
-        text = printable(text)
-        self._notices += 1
-        if self._notices <= MAX_NOTICES:
-            last = "; this was the last of these lines" if self._notices == MAX_NOTICES else ""
-            try:
-                os.write(sys.stderr.fileno(), f"{self.spec.name}: {text}{last}\n".encode())
-            except OSError:
-                pass  # the disk is full: no reason to stop serving
+        self._notices.say(text)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 

@@ -103,6 +103,7 @@ class Member(Answerer):
                 Address.parse(spec.cluster.servers[spec.index + 1].address),
                 spec.index,
                 memoryview(bytearray(RECEIVE_BUFFER)),
+                spec.pass_to(f"server{spec.index + 1}"),
                 joined=lambda _: self.welcome(),
                 answered=self._answered,
                 lost=lambda _: self._break(),

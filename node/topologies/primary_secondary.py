@@ -1,12 +1,11 @@
 """primary-secondary: the primary takes the clients' requests, serves what falls in its own shard, asks the secondaries
-for the rest, and answers. A secondary is for the primary; others may look at its shard."""
+for the rest, and answers. A secondary is for the primary alone: who does not know the run's secret is turned away."""
 
 from __future__ import annotations
 
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from memcluster.node.forwarding.fanout import Fanout, PassedOn
@@ -16,6 +15,7 @@ from memcluster.node.log.record import PROBE, REPEATED, Kind
 from memcluster.node.nbd.negotiation import Export
 from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
 from memcluster.node.nbd.wire import Command, Error
+from memcluster.node.serving.admission import Admission
 from memcluster.node.serving.connection import Connection, Route
 from memcluster.node.serving.door import Door
 from memcluster.node.serving.server import MEMORY_FLAGS, Report, Server
@@ -28,6 +28,8 @@ PIECE = int(Kind.PIECE)
 FLUSH, WRITE = int(Command.FLUSH), int(Command.WRITE)
 LINK = "link"
 """The export that the primary opens on a secondary."""
+LINKS = 8
+"""Places at a secondary: for the link, and for those before it of which something is still under way."""
 
 
 class Primary(Door):
@@ -52,6 +54,7 @@ class Primary(Door):
                 lambda _: self._check_links(),
                 self.pool,
                 self.now,
+                key=spec.pass_to(f"server{index}"),
                 extended=server.memory > 0xFFFFFFFF,
             )
             for index, server in enumerate(cluster.servers)
@@ -142,6 +145,13 @@ class Primary(Door):
 class Secondary(Server):
     """Every request is a piece: the cookie is the identifier."""
 
+    private = True
+
+    def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
+        super().__init__(loop, spec, listeners, report)
+        self.admission = Admission(LINKS)
+        self._link: Connection | None = None
+
     def start(self) -> None:
         if self.crowded and os.sched_getscheduler(0) == os.SCHED_OTHER:
             # Do not interrupt the primary, which is still asking: more pieces wait then, and are done in one go. On 2
@@ -149,19 +159,16 @@ class Secondary(Server):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         super().start()
 
-    _link: Connection | None = None
-
     def exports(self) -> Sequence[Export]:
-        shard = Export("shard", self.shard.size, MEMORY_FLAGS, f"shard {self.spec.index} of the memory")
-        alone = "the same, for the primary alone"
-        return [shard, replace(shard, name=LINK, description=alone, own_flags=REPEATED | PROBE)]
+        description = f"shard {self.spec.index} of the memory, for the primary alone"
+        return [Export(LINK, self.shard.size, MEMORY_FLAGS, description, own_flags=REPEATED | PROBE)]
 
-    def route(self, connection: Connection, export: Export) -> Route:
+    def route(self, connection: Connection, export: Export) -> Route:  # noqa: ARG002
         """What is left of a link that the primary has lost ends here: it may bring writes that were given up since."""
-        if export.name == LINK:
-            if self._link is not None:
-                self._link.cut_off("")
-            self._link = connection
+        if self._link is not None:
+            self._link.cut_off("")
+        self.take_slot(connection)
+        self._link = connection
         return self._piece
 
     def place(self, connection: Connection, request: Request, first: bool) -> memoryview | None:

@@ -22,7 +22,6 @@ class Channel(Stream):
     `closed(channel)` are called from the loop.
 
     `queued` is the number of bytes that wait to be sent; a sender of much data waits for `drained` before it goes on.
-    The socket may still be on its way to the other side: `unreachable` says why it did not arrive.
     """
 
     def __init__(
@@ -36,7 +35,6 @@ class Channel(Stream):
     ) -> None:
         super().__init__(loop, sock, [])
         self.drained: Callable[[Channel], None] = lambda _: None
-        self.unreachable = ""
         self._received = received
         self._closed = closed
         self._reader = FrameReader(most)
@@ -84,9 +82,7 @@ class Channel(Stream):
             if not self.open:
                 return
 
-    def _lost(self, reason: str) -> None:
-        if not self.sent:
-            self.unreachable = reason
+    def _lost(self, reason: str) -> None:  # noqa: ARG002 - whoever was connected is gone
         self.close()
 
     def _flushed(self) -> None:

@@ -1,0 +1,26 @@
+"""Lines of complaint in a process's own output, for people; not more than so many."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+MOST = 1000
+"""Lines of one process: whoever sends rubbish must not fill the disk."""
+
+
+class Notices:
+    """Of the node of this name."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._count = 0
+
+    def say(self, text: str) -> None:
+        self._count += 1
+        if self._count <= MOST:
+            last = "; this was the last of these lines" if self._count == MOST else ""
+            try:
+                os.write(sys.stderr.fileno(), f"{self._node}: {text}{last}\n".encode())
+            except OSError:
+                pass  # the disk is full: no reason to stop serving
