@@ -21,8 +21,8 @@ from memcluster.node.zygote import OUTPUT, SUPERVISOR
 CONTEXT = multiprocessing.get_context("forkserver")
 _output = open(os.memfd_create("fork server's output"), "r+b")  # noqa: SIM115 - as long as this process
 """What the fork server says, and a node before it has a file of its own; passed on when it has died or is stopped."""
-NEEDED = ("multiprocessing.popen_forkserver",)
-"""What every node would load by itself to read what it is to run: 1 ms of each."""
+NEEDED = ("multiprocessing.popen_forkserver", "hmac")
+"""What every node would load by itself to read what it is to run, and to meet the others: 4 ms of each."""
 
 
 def start_fork_server(directory: Path, *modules: str) -> None:
