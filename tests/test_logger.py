@@ -299,7 +299,7 @@ def test_a_merged_log_that_cannot_be_written_is_told(make_loggers: MakeLoggers) 
     loggers.loggers[0].command({"do": "collect"}, answers.append)
     loggers.turn_until(lambda: answers)
     assert answers[0]["collected"] == 0
-    assert answers[0]["error"] == f"{loggers.folder / 'logs' / 'demo.log'}: File exists"
+    assert answers[0]["error"] == f"{loggers.folder / 'logs' / 'demo.log'}: Not a directory"
 
 
 def test_another_logger_does_not_collect(make_loggers: MakeLoggers) -> None:

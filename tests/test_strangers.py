@@ -110,7 +110,7 @@ def make(open_folder: Path, new_cluster: Callable[..., Cluster]) -> Callable[...
 
 def test_a_second_user_gets_nothing_but_the_clients_door(make: Callable[..., Cluster], topology: str) -> None:
     """All addresses and sockets are those that the processes have by the kernel's word; all files those of the run, the
-    storage, and what /proc shows of the processes."""
+    log and the storage, and what /proc shows of the processes."""
     cluster = make(topology=topology, storage="memory-here")
     tcp, unix = listening(cluster)
     known = [Address.parse(node["address"]) for node in cluster.status()["nodes"]]
@@ -121,8 +121,7 @@ def test_a_second_user_gets_nothing_but_the_clients_door(make: Callable[..., Clu
         addresses=[*sorted(tcp - open_doors), *sorted(unix)],
         words=[one.hex() for one in WORDS],
         paths=[
-            str(cluster.directory),
-            *(str(path) for path in (cluster.folder / "memory-here").glob("shard*")),
+            *(str(cluster.directory), str(cluster.folder / "logs" / cluster.name), str(cluster.folder / "memory-here")),
             *(f"/proc/{pid}/{name}" for pid in pids(cluster) for name in FILES),
         ],
     )

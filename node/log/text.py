@@ -46,6 +46,7 @@ _REASONS = {
     Reason.SHUTDOWN: "the cluster is shutting down",
     Reason.UNKNOWN_EXPORT: "no such export",
     Reason.ADDRESS: "too many from one address",
+    Reason.STRANGER: "not one of the cluster",
 }
 _PADDED = {number: f"{name:<12}" for number, name in _OPERATIONS.items()}
 
