@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from memcluster.node.nbd.printable import printable
+
 MOST = 1000
 """Lines of one process: whoever sends rubbish must not fill the disk."""
 
@@ -21,6 +23,6 @@ class Notices:
         if self._count <= MOST:
             last = "; this was the last of these lines" if self._count == MOST else ""
             try:
-                os.write(sys.stderr.fileno(), f"{self._node}: {text}{last}\n".encode())
+                os.write(sys.stderr.fileno(), f"{self._node}: {printable(text)}{last}\n".encode())
             except OSError:
                 pass  # the disk is full: no reason to stop serving
