@@ -53,6 +53,36 @@ in_root() {
         exec chroot "$0" env -i PATH=/usr/bin:/usr/sbin:/bin:/sbin LC_ALL=C "$@"' "$work/root" "$@"
 }
 
+# between_hosts SCRIPT: runs it in namespaces of its own, where `host 1 COMMAND` and `host 2 COMMAND` run on two hosts, 10.77.1.2
+# and 10.77.2.2, each with a /tmp of its own. `cut_link` has the router between them drop every packet without a word, `mend_link`
+# ends that. When SCRIPT ends all of it is gone, with every process.
+between_hosts() {
+    need ip; need unshare; need_root "for network namespaces"
+    mkdir -p "$work/tmp1" "$work/tmp2"
+    # shellcheck disable=SC2016 # for the inner shell
+    work=$work unshare --net --mount --pid --fork --kill-child --mount-proc sh -euc '
+        mount -t tmpfs tmpfs /run
+        ip link set lo up
+        echo 1 >/proc/sys/net/ipv4/ip_forward
+        for n in 1 2; do
+            ip netns add host$n
+            ip link add host$n type veth peer name wire netns host$n
+            ip address add 10.77.$n.1/24 dev host$n
+            ip link set host$n up
+            ip -n host$n address add 10.77.$n.2/24 dev wire
+            ip -n host$n link set lo up
+            ip -n host$n link set wire up
+            ip -n host$n route add default via 10.77.$n.1
+        done
+        host() {
+            n=$1; shift
+            ip netns exec host$n unshare --mount sh -euc "mount --bind \"\$0\" /tmp; exec \"\$@\"" "$work/tmp$n" "$@"
+        }
+        cut_link() { for n in 1 2; do ip route add blackhole 10.77.$n.2/32; done; }
+        mend_link() { for n in 1 2; do ip route del blackhole 10.77.$n.2/32; done; }
+        '"$1"
+}
+
 # expect WHAT RECORDED SEEN
 expect() {
     if [ "$2" = "$3" ]; then

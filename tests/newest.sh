@@ -11,7 +11,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 suite=${SUITE:-sid}
 root=${ROOT:-/var/tmp/memcluster-newest-$suite}
 packages=ca-certificates,python3,python3-venv,python3-dev,make,gcc,libc6-dev,procps,iproute2,openssl
-clients=libnbd-bin,python3-libnbd,qemu-utils,fio,nbdkit,chromium
+clients=libnbd-bin,python3-libnbd,qemu-utils,fio,nbdkit,nbd-client,chromium
 
 [ "$(id -u)" = 0 ] || { echo "test-newest needs root: it makes a root of its own and mounts into it" >&2; exit 2; }
 command -v debootstrap >/dev/null || { echo "test-newest needs debootstrap: apt-get install debootstrap" >&2; exit 2; }
