@@ -24,6 +24,7 @@ from setproctitle import setproctitle
 from memcluster.node import topology
 from memcluster.node.files import make_folder
 from memcluster.node.logger.logger import Logger
+from memcluster.node.privileges import drop_capabilities
 from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.frames import Frame
@@ -71,6 +72,7 @@ def run_node(spec: NodeSpec, listeners: Sequence[socket.socket], control: socket
         make_folder(logs)
         redirect_output(open_output(os.path.join(logs, f"{spec.name}.out")))
     raise_descriptor_limit()
+    drop_capabilities([logs, os.path.dirname(spec.merged_log), os.path.dirname(spec.shard)])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.register(signal.SIGUSR1)  # a supervisor that finds it hung asks where it stands
     _Node(spec, listeners, control).run()

@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 from memcluster.node.files import open_file
+from memcluster.node.privileges import gain_nothing
 
 PR_SET_PDEATHSIG = 1
 NO_ROOM = -1
@@ -82,6 +83,7 @@ if SUPERVISOR in os.environ:
         signal.signal(_signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGHUP])
     end_with(int(os.environ[SUPERVISOR]))  # first: where the output goes may be gone with a supervisor
+    gain_nothing()  # nor do the nodes, which are forked from this process
     redirect_output(os.open(os.environ.pop(OUTPUT), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
     from setproctitle import setproctitle  # the supervisor need not wait for it to start this process
 

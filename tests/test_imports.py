@@ -34,6 +34,7 @@ DIRECTIONS: dict[str, dict[str, set[str]]] = {
         "spec": {"cluster_map", "log", "transport"},
         "topology": set(),
         "files": set(),
+        "privileges": {"files"},
         "transport": {"nbd"},
         "log": {"files", "layout", "nbd"},
         "logger": {"files", "log", "spec", "topology", "transport"},
@@ -41,8 +42,8 @@ DIRECTIONS: dict[str, dict[str, set[str]]] = {
         "forwarding": {"layout", "log", "nbd", "serving", "transport"},
         "handover": {"layout", "log", "nbd", "serving", "spec", "transport"},
         "topologies": {"forwarding", "handover", "layout", "log", "nbd", "serving", "spec", "topology", "transport"},
-        "process": {"files", "logger", "spec", "topology", "transport", "zygote"},
-        "zygote": {"files", "process"},  # in a function, when it has been started
+        "process": {"files", "logger", "privileges", "spec", "topology", "transport", "zygote"},
+        "zygote": {"files", "privileges", "process"},  # in a function, when it has been started
     },
     "launcher": {
         "reach": set(),
