@@ -32,6 +32,7 @@ from memcluster.launcher.checked import load, name_of
 from memcluster.launcher.comparecommand import compare
 from memcluster.launcher.faultcommand import fault
 from memcluster.launcher.habits import HINTS
+from memcluster.launcher.live.watchcommand import watch
 from memcluster.launcher.log import commands as logcommands
 from memcluster.launcher.output import happening_line, show_again
 from memcluster.launcher.run.identity import Identity
@@ -232,6 +233,7 @@ for seencommand in seecommands.COMMANDS:
     cli.add_command(seencommand)
 cli.add_command(fault)
 cli.add_command(compare)
+cli.add_command(watch)
 for logcommand in logcommands.COMMANDS:
     cli.add_command(logcommand)
 

@@ -89,7 +89,7 @@ def _servers(status: dict[str, Any]) -> str:
     return f"{count} server{'s' if count > 1 else ''}" + "".join(f" behind a {role}" for role in before)
 
 
-def _state(status: dict[str, Any], node: dict[str, Any]) -> str:
+def state_words(status: dict[str, Any], node: dict[str, Any]) -> str:
     """`ready, slow 12.0s`: how a node is, and what is done to it on purpose for how long."""
     words = [node["state"]]
     for fault in status.get("faults", []):
@@ -110,7 +110,7 @@ def _cell(status: dict[str, Any], column: str, node: dict[str, Any]) -> str:
     value: Any = node.get(COLUMNS[column])
     match column:
         case "STATE":
-            return _state(status, node)
+            return state_words(status, node)
         case "READY":
             return "yes" if value else "no"
         case "RANGE":

@@ -54,6 +54,7 @@ DIRECTIONS: dict[str, dict[str, set[str]]] = {
         "checked": {"clusterfile", "run"},
         "output": set(),
         "log": {"checked", "completing", "output", "run"},
+        "live": {"checked", "fault", "log", "reach", "run", "status", "statusview"},
     },
 }
 """What each part, a folder or a file, may import of the others beside it. The commands of the launcher may know all."""

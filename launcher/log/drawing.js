@@ -19,8 +19,8 @@ function span(us) {
   if (size < 1000) return `${+us.toPrecision(4)} µs`;
   return size < 1e6 ? `${+(us / 1000).toPrecision(5)} ms` : `${+(us / 1e6).toPrecision(6)} s`;
 }
-function clock(us) {
-  const ns = origin + BigInt(Math.round(us * 1000));
+function clock(us, from = origin) {
+  const ns = from + BigInt(Math.round(us * 1000));
   const date = new Date(Number(ns / 1000000n));
   return date.toLocaleTimeString("sv") + "." + String(ns / 1000n % 1000000n).padStart(6, "0");
 }
@@ -236,16 +236,16 @@ function barAt(lane, level, at, slack) {
   return undefined;
 }
 const WORDS = { request: "request", piece: "piece", map: "read of cluster.json", answer: "is answered" };
-function tree(request) {
-  // The lines of a request's story: who did what of it, when after the first, for how long.
-  const story = stories.get(request).map(index => bars[index]).filter(bar => bar[KIND] !== "wait" && bar[KIND] !== "answer");
-  const first = Math.min(...stories.get(request).map(index => bars[index][START]));
-  return story.map(bar => ({ piece: bar[KIND] === "piece", name: lanes[bar[LANE]].name, after: bar[START] - first, span: bar[SPAN], error: bar[ERROR] }));
+function tree(story, lanes) {
+  // The lines of a request's story, given as its bars: who did what of it, when after the first, for how long.
+  const first = Math.min(...story.map(bar => bar[START]));
+  return story.filter(bar => bar[KIND] !== "wait" && bar[KIND] !== "answer").map(bar => ({ piece: bar[KIND] === "piece",
+    name: lanes[bar[LANE]].name, after: bar[START] - first, span: bar[SPAN], error: bar[ERROR] }));
 }
 function bytes(bar) { return `0x${bar[OFFSET].toString(16)} +${bar[LENGTH]}`; }
 function describe(index) {
   const bar = bars[index], head = bar[KIND] === "wait" ? `${lanes[bar[LANE]].name} waits` : WORDS[bar[KIND]] || bar[KIND];
-  const lines = tree(bar[REQUEST]).map(line =>
+  const lines = tree(stories.get(bar[REQUEST]).map(other => bars[other]), lanes).map(line =>
     `${line.piece ? "└ " : ""}${line.name}  +${span(line.after)}  ${span(line.span)}${line.error ? "  " + line.error : ""}`);
   return [`${bar[OPERATION]} ${bar[REQUEST]}, ${head}`,
     `${bytes(bar)} bytes, ${span(bar[SPAN])}${bar[ERROR] ? ", " + bar[ERROR] : ""}\n${clock(bar[START])}\n\n${lines.slice(0, 16).join("\n")}`];
@@ -273,12 +273,12 @@ function picture(svg, names, flows, { wide, tall, across, down, answers = [], tu
   for (const name of ["clients", ...names]) (columns[depth.get(name)] ||= []).push(name);
   const most = Math.max(...columns.map(column => (column || []).length)), aside = answers.length > 0;
   const [long, broad] = turned ? [tall, wide] : [wide, tall];  // of a box, from column to column and within one
-  const bend = across * 0.4, at = new Map();
+  const at = new Map(), bend = index => across * 0.4 * (1 + 0.35 * (most - 1 - index));  // the upper ones around the lower ones
   columns.forEach((column, level) => (column || []).forEach((name, index) =>
     at.set(name, [level * across + long / 2 + 4, most * down * (index + 0.5) / column.length])));
   if (aside) at.get("clients")[1] = most * down + down / 2;
   const place = (along, beside) => (turned ? [beside, along] : [along, beside]).map(number => number.toFixed(1)).join(" ");
-  const whole = [columns.length * across - across + long + 8 + (aside && most > 1 ? bend : 0), (most + aside) * down];
+  const whole = [columns.length * across - across + long + 8 + (aside && most > 1 ? 0.78 * bend(0) : 0), (most + aside) * down];
   if (turned) whole.reverse();
   svg.setAttribute("viewBox", `0 0 ${whole[0]} ${whole[1]}`);
   svg.replaceChildren();
@@ -293,10 +293,10 @@ function picture(svg, names, flows, { wide, tall, across, down, answers = [], tu
   }
   for (const name of answers) {
     const [along, beside] = at.get(name), [to, below] = [at.get("clients")[0] + long / 2, at.get("clients")[1] + broad / 5];
-    const alone = columns[depth.get(name)].length === 1, from = along + long / 2;
-    ways.set(`${name}>clients`, element(svg, "path", { class: "way back", d: alone
+    const column = columns[depth.get(name)], from = along + long / 2, out = from + bend(column.indexOf(name));
+    ways.set(`${name}>clients`, element(svg, "path", { class: "way back", d: column.length === 1
       ? `M${place(along, beside + broad / 2)} C${place(along, below)} ${place(along - long / 2, below)} ${place(to, below)}`
-      : `M${place(from, beside)} C${place(from + bend, beside)} ${place(from + bend, below)} ${place(to, below)}` }));
+      : `M${place(from, beside)} C${place(out, beside)} ${place(out, below)} ${place(along, below)} L${place(to, below)}` }));
   }
   for (const [name, [along, beside]] of at) {
     const [middleX, middleY] = turned ? [beside, along] : [along, beside];

@@ -12,7 +12,7 @@ import re
 import select
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
@@ -77,6 +77,8 @@ class Wanted:
     slower: int | None = None
     errors: bool = False
     span: tuple[int, int] | None = None
+    after: Mapping[str, int] | None = None
+    """By server, the record after which to begin."""
 
     def to_head(self) -> dict[str, Any]:
         """As a part of a query."""
@@ -93,6 +95,8 @@ class Wanted:
             head["errors"] = True
         if self.span is not None:
             head["offset"], head["length"] = self.span
+        if self.after is not None:
+            head["after"] = dict(self.after)
         return head
 
 
