@@ -15,6 +15,7 @@ import click
 
 from memcluster.client.console import (
     EXIT_DEGRADED,
+    EXIT_DIFFERS,
     EXIT_ERROR,
     EXIT_IN_USE,
     EXIT_NOT_RUNNING,
@@ -30,6 +31,7 @@ from memcluster.client.discover import cluster_file, command, contents, located
 from memcluster.launcher import seecommands
 from memcluster.launcher.checked import load, name_of
 from memcluster.launcher.comparecommand import compare
+from memcluster.launcher.diffcommand import diff
 from memcluster.launcher.faultcommand import fault
 from memcluster.launcher.habits import HINTS
 from memcluster.launcher.live.watchcommand import watch
@@ -179,12 +181,26 @@ def _supervise(
                 EXIT_IN_USE,
             ) from None
         click.echo(f"cluster {cluster.name} is already running: {found['uri']} (to stop it: {command(file, 'down')})")
-        return 0
+        return _told_changes(cluster)
     except sockets.CannotListen as error:
         code = EXIT_IN_USE if isinstance(error, sockets.AddressTaken) else EXIT_ERROR
         raise Failure(f"{error}\nnothing was started", code) from error
     except CannotStart as error:
         raise Failure(str(error)) from error
+
+
+def _told_changes(cluster: ClusterConfig) -> int:
+    """Say what of the description does not hold for the cluster that runs; the exit code."""
+    from memcluster.launcher.changed import changes, explained
+    from memcluster.launcher.run.control import NoAnswer
+
+    try:
+        found = changes(cluster)
+    except NoAnswer:
+        return 0  # it is being stopped: nothing to hold against anything
+    if found:
+        click.echo("\n".join(["but not as it is written now:", *explained(found, cluster)]), err=True)
+    return EXIT_DIFFERS if found else 0
 
 
 @cli.command()
@@ -234,6 +250,7 @@ for seencommand in seecommands.COMMANDS:
 cli.add_command(fault)
 cli.add_command(compare)
 cli.add_command(watch)
+cli.add_command(diff)
 for logcommand in logcommands.COMMANDS:
     cli.add_command(logcommand)
 
@@ -246,13 +263,14 @@ for logcommand in logcommands.COMMANDS:
 def show_config(file: Path, json_schema: bool, quiet: bool, settings: tuple[Setting, ...]) -> None:
     """Check the file and print it with every default filled in."""
     from memcluster.launcher.clusterfile import config as configuration
+    from memcluster.launcher.clusterfile.written import dump
 
     if json_schema:
         click.echo(json.dumps(configuration.json_schema(), indent=2))
     else:
         config = load(file, settings)
         if not quiet:
-            click.echo(configuration.dump(config), nl=False)
+            click.echo(dump(config), nl=False)
         for notice in config.notices:
             click.echo(f"note: {notice}", err=True)
 

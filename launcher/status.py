@@ -8,6 +8,7 @@ from typing import Any
 
 from memcluster.client.console import EXIT_DEGRADED, EXIT_NOT_RUNNING
 from memcluster.client.discover import NotRunning, command
+from memcluster.launcher.changed import note
 from memcluster.launcher.checked import load, name_of
 from memcluster.launcher.run.control import NoAnswer, ask
 from memcluster.launcher.run.directory import NodeRecord, RunDirectory, RunRecord
@@ -35,12 +36,15 @@ def read_status(file: Path) -> dict[str, Any]:
         problem = f"the supervisor is paused; `kill -CONT {supervisor.pid}` lets it go on"
         return _status(file, "degraded", problem, record)
     try:
-        return ask(run.control, {"do": "status"}, ANSWER_WITHIN)
+        found = ask(run.control, {"do": "status"}, ANSWER_WITHIN)
     except NoAnswer as trouble:
         problem = "it is being started or stopped right now"
         if supervisor and supervisor.alive:
             problem = f"the supervisor does not answer ({trouble}); `{command(file, 'down')}` ends it"
         return _status(file, "degraded", problem, record)
+    if record is not None and (changed := note(file, record)):
+        found["changed"] = changed
+    return found
 
 
 def exit_code(status: dict[str, Any]) -> int:

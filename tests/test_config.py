@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from memcluster.client.discover import cluster_name, outline, varies
 from memcluster.client.variables import substitute
-from memcluster.launcher.clusterfile.config import ConfigError, dump, json_schema, load
+from memcluster.launcher.clusterfile.config import ConfigError, json_schema, load
+from memcluster.launcher.clusterfile.written import dump
 from memcluster.node.transport.address import Address
 
 PLENTY = 1 << 50

@@ -18,6 +18,11 @@ class Status:
 
 
 @dataclass(frozen=True)
+class Config:
+    """What was cluster.yaml when this was started?"""
+
+
+@dataclass(frozen=True)
 class Watch:
     """Tell what happens from now on."""
 
@@ -45,8 +50,15 @@ class Fault:
     delay: float = 0.0
 
 
-Order = Status | Watch | Kill | Down | Fault
-ORDERS: dict[str, type[Order]] = {"status": Status, "watch": Watch, "kill": Kill, "down": Down, "fault": Fault}
+Order = Status | Config | Watch | Kill | Down | Fault
+ORDERS: dict[str, type[Order]] = {
+    "status": Status,
+    "config": Config,
+    "watch": Watch,
+    "kill": Kill,
+    "down": Down,
+    "fault": Fault,
+}
 
 
 class OrderError(Exception):

@@ -19,6 +19,7 @@ from typing import Any
 
 from memcluster.client.console import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TIMEOUT
 from memcluster.launcher.clusterfile.settings import ClusterConfig
+from memcluster.launcher.clusterfile.written import dump
 from memcluster.launcher.run.directory import NodeRecord, RunDirectory, RunRecord
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.steps import step
@@ -466,6 +467,8 @@ class Supervisor:
         match order:
             case orders.Status():
                 self._census.take(channel.send)
+            case orders.Config():
+                channel.send({"config": dump(self.config)})
             case orders.Watch():
                 self._watchers.append(channel.send)
                 channel.send({"event": "watched"})
