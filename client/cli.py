@@ -31,6 +31,7 @@ from memcluster.client.discover import DiscoverError, NotOurs, NotRunning, runni
 from memcluster.client.errors import ClusterError, Disconnected, Timeout
 from memcluster.client.memory import Memory, connect, default_uri
 from memcluster.client.units import format_size, parse_size
+from memcluster.client.uri import SCHEMES
 from memcluster.node.nbd.printable import printable_all
 
 T = TypeVar("T")
@@ -211,7 +212,7 @@ def _file_sink(name: str, stack: contextlib.ExitStack) -> FileSink:
 
 def _memory(name: str, opened: Callable[..., Memory], stack: contextlib.ExitStack) -> tuple[Memory, int] | None:
     """(memory, offset) if the name is a memory's."""
-    if name.startswith(("nbd://", "nbd+unix://")):
+    if name.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
         return stack.enter_context(opened(name)), 0
     if name.startswith(MEMORY):
         offset = name.removeprefix(MEMORY)

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from memcluster.client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout
 from memcluster.client.exclusive import Exclusive, exclusive
-from memcluster.client.handshake import Return, open_session
+from memcluster.client.handshake import Carrier, Return, open_session
 from memcluster.client.pending import Pending
 from memcluster.client.uri import Target
 from memcluster.node.nbd import errors as nbd
@@ -86,7 +86,7 @@ class Connection(Exclusive):
         self._closed = False
         self._trouble = ""  # why the connection was lost
         self._back: Return | None = None  # how it is made again
-        self._sock: socket.socket | None = None
+        self._sock: Carrier | None = None
         self.session = ClientSession(target.export)
         if not routed:
             self._sock, self.session = open_session(target, time.monotonic() + timeout, namespace=namespace)
@@ -219,7 +219,7 @@ class Connection(Exclusive):
         assert self._sock is not None
         return self._sock.fileno()
 
-    def come_back(self, sock: socket.socket, session: ClientSession) -> None:
+    def come_back(self, sock: Carrier, session: ClientSession) -> None:
         """Go on with a new connection, and repeat on it what is in flight."""
         self._sock, self.session = sock, session
         self._watch()
@@ -286,6 +286,14 @@ class Connection(Exclusive):
                 outgoing[0] = memoryview(outgoing[0])[sent:]
 
     def receive(self) -> None:
+        """Take what has come, as far as it is complete; of TLS all: nothing would say that there is more."""
+        sock = self._sock
+        self._receive()
+        if not isinstance(sock, socket.socket):
+            while self._sock is sock and sock is not None and sock.more:
+                self._receive()
+
+    def _receive(self) -> None:
         assert self._sock is not None
         try:
             count = self._sock.recv_into(self.session.receive_buffer())

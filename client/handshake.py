@@ -11,6 +11,7 @@ import select
 import socket
 import time
 from contextlib import suppress
+from typing import TYPE_CHECKING, TypeAlias
 
 from memcluster.client.errors import ConnectionProblem, Disconnected, Refused, Timeout
 from memcluster.client.uri import Target
@@ -18,6 +19,11 @@ from memcluster.node.nbd import errors as nbd
 from memcluster.node.nbd.client import ClientSession
 from memcluster.node.nbd.wire import Option
 
+if TYPE_CHECKING:
+    from memcluster.node.tls.secured import Secured  # else it would load OpenSSL
+
+Carrier: TypeAlias = "socket.socket | Secured"
+"""What bytes go through: a socket, or TLS on it. It does not block."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
 """Seconds between two attempts to connect; each pause is twice the one before."""
 PATIENCE = 2.0
@@ -30,14 +36,14 @@ class Handshake:
 
     def __init__(self, target: Target, seconds: float, goal: Option = Option.GO, namespace: str = "") -> None:
         self.target = target
-        self.session = ClientSession(target.export, goal=goal, namespace=namespace)
+        self.session = ClientSession(target.export, goal=goal, namespace=namespace, tls=target.tls is not None)
+        self._secured: Secured | None = None
         try:
-            self.sock = _connect(target, time.monotonic() + seconds)
+            self.sock: Carrier = _connect(target, time.monotonic() + seconds)
         except TimeoutError as error:
             raise Timeout(target, "connection", max(0.0, seconds)) from error
         except OSError as error:
             raise Disconnected(target, f"cannot connect: {error.strerror or error}") from error
-        self.sock.setblocking(False)
 
     def step(self) -> bool:
         """Send and receive what can be without waiting; whether the handshake is done."""
@@ -46,6 +52,9 @@ class Handshake:
             while not (session.ready or session.finished):
                 self._say()
                 try:
+                    if session.securing:
+                        self._start_tls()
+                        continue
                     count = self.sock.recv_into(session.receive_buffer())
                 except BlockingIOError:
                     return False
@@ -58,6 +67,9 @@ class Handshake:
         except nbd.Refused as error:
             self.sock.close()
             raise Refused(self.target, error) from error
+        except Disconnected:
+            self.sock.close()
+            raise
         except OSError as error:
             self.sock.close()
             raise Disconnected(self.target, error.strerror or str(error)) from error
@@ -65,6 +77,18 @@ class Handshake:
             self.sock.close()
             raise Disconnected(self.target, str(error)) from error
         return True
+
+    def _start_tls(self) -> None:
+        """Shake hands. Raises BlockingIOError when the other side has to say something first."""
+        if self._secured is None:
+            from memcluster.client.secure import secure  # late: it loads OpenSSL
+
+            assert isinstance(self.sock, socket.socket)
+            self.sock = self._secured = secure(self.sock, self.target)
+        while not self._secured.shake_hands():
+            if not self._secured.receive():
+                raise Disconnected(self.target, "the server hung up in the handshake of TLS")
+        self.session.secured()
 
     def _say(self) -> None:
         """A handshake is a few hundred bytes: a socket always takes them."""
@@ -123,7 +147,7 @@ class Return:
 
 def open_session(
     target: Target, deadline: float, goal: Option = Option.GO, namespace: str = ""
-) -> tuple[socket.socket, ClientSession]:
+) -> tuple[Carrier, ClientSession]:
     """A connected, non-blocking socket and its session, the handshake behind it."""
     seconds = deadline - time.monotonic()
     handshake = Handshake(target, seconds, goal, namespace)
@@ -154,6 +178,12 @@ def offered_contexts(target: Target, namespace: str, timeout: float) -> list[str
 
 
 def _connect(target: Target, deadline: float) -> socket.socket:
+    sock = _connected(target, deadline)
+    sock.setblocking(False)
+    return sock
+
+
+def _connected(target: Target, deadline: float) -> socket.socket:
     if not target.path:
         sock = socket.create_connection((target.host, target.port), _remaining(deadline))
         if sock.getsockname() == sock.getpeername():  # nobody listens, and the system has chosen that very port for us

@@ -41,6 +41,7 @@ from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.speech import SPEECH
 from memcluster.launcher.statusview import status_table, verdict
 from memcluster.launcher.table import width_of
+from memcluster.node.tls.credentials import CA
 from memcluster.node.topology import DEFAULT, names
 
 if TYPE_CHECKING:
@@ -99,6 +100,20 @@ def init(file: Path, /, **choices: Any) -> None:
 
     write(file, **choices)
     click.echo(f"{file} is written; `{command(file, 'up -d')}` starts the cluster")
+
+
+@cli.command()
+@click.argument("folder", metavar="[DIR]", default="certificates", type=PATH)
+@click.option("--host", "hosts", multiple=True, help="Another name or address of the server's; "
+              "may be repeated.")  # fmt: skip
+@click.option("--days", type=click.IntRange(1, 3650), default=30, show_default=True, help="For which they are valid.")
+def certificates(folder: Path, hosts: tuple[str, ...], days: int) -> None:
+    """Make certificates to try TLS with, in DIR: an authority's, the server's and a client's, with their keys."""
+    from memcluster.launcher.certificates import make
+
+    for path in make(folder, hosts, days):
+        click.echo(path)
+    click.echo(f"for cluster.yaml: `tls: {{certificates: {folder}}}`; clients on other machines need {CA} and theirs")
 
 
 @cli.command("up")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from memcluster.node.cluster_map import ClusterMap
 from memcluster.node.log.clock import Run
+from memcluster.node.tls.credentials import Credentials
 from memcluster.node.transport.proof import Pass, Who
 
 
@@ -60,6 +61,10 @@ class NodeSpec:
     beat: float = 0.5
     """Seconds between two signs that the loop still turns."""
     run: Run = field(default_factory=Run)
+    tls: Credentials | None = None
+    """For clients, where they have TLS."""
+    probe: str = "probe"
+    """The export that the supervisor opens: what it reads is marked in the log. A name that nobody else knows."""
 
     def pass_to(self, node: str) -> Pass:
         """What this node needs at the door of another one."""

@@ -31,7 +31,7 @@ def test_a_uri_names_an_address_and_an_export(uri, target):
 
 @pytest.mark.parametrize(
     "uri",
-    ["", "nothing", "http://host", "nbds://host", "nbd://host:port", "nbd://host:70000", "nbd://[::1", "nbd+unix:///",
+    ["", "nothing", "http://host", "nbd://host:port", "nbd://host:70000", "nbd://[::1", "nbd+unix:///",
      "nbd+unix:///?socket=", "nbd+unix:///?socket=/a&socket=/b", "nbd://host?socket=/a", "nbd+vsock://2:10809"],
 )  # fmt: skip
 def test_what_is_no_uri_is_named_in_a_sentence(uri):

@@ -23,22 +23,24 @@ PURE = [
     *(f"node/log/{name}.py" for name in ("record", "merge", "filter", "tally")),
     *(f"node/{name}.py" for name in ("serving/budget", "serving/clearing", "serving/slots")),
     *(f"node/{name}.py" for name in ("transport/frames", "transport/proof", "handover/messages")),
+    *(f"node/tls/{name}.py" for name in ("layer", "credentials")),
     "launcher/supervision/lifecycle.py",
 ]
-CODEC = ("node.nbd", "node.layout")
+CODEC = ("node.nbd", "node.layout", "node.tls")
 DIRECTIONS: dict[str, dict[str, set[str]]] = {
     "node": {
         "layout": set(),
         "nbd": set(),
         "cluster_map": {"layout"},
-        "spec": {"cluster_map", "log", "transport"},
+        "spec": {"cluster_map", "log", "tls", "transport"},
+        "tls": {"nbd"},
         "topology": set(),
         "files": set(),
         "privileges": {"files"},
-        "transport": {"nbd"},
+        "transport": {"nbd", "tls"},
         "log": {"files", "layout", "nbd"},
         "logger": {"files", "log", "spec", "topology", "transport"},
-        "serving": {"files", "layout", "log", "nbd", "spec", "transport"},
+        "serving": {"files", "layout", "log", "nbd", "spec", "tls", "transport"},
         "forwarding": {"layout", "log", "nbd", "serving", "transport"},
         "handover": {"layout", "log", "nbd", "serving", "spec", "transport"},
         "topologies": {"forwarding", "handover", "layout", "log", "nbd", "serving", "spec", "topology", "transport"},

@@ -19,10 +19,12 @@ from pydantic_core import ErrorDetails
 from memcluster.client.discover import NotOurs, contents, default_name, located, run_directory
 from memcluster.client.units import format_size
 from memcluster.launcher.clusterfile.addresses import check_addresses
+from memcluster.launcher.clusterfile.encryption import check_tls
 from memcluster.launcher.clusterfile.positions import Document, YAMLProblem, parse
 from memcluster.launcher.clusterfile.schema import (
     MAX_SERVERS,
     TAGS,
+    TLS,
     Clients,
     ClusterFile,
     Logs,
@@ -38,6 +40,7 @@ from memcluster.launcher.clusterfile.settings import (
     RestartConfig,
     ServerConfig,
     SocketConfig,
+    TLSConfig,
 )
 from memcluster.node import topology
 from memcluster.node.serving.cgroup import memory_limit
@@ -195,6 +198,14 @@ def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
             sample=parsed.logs.sample,
         ),
         restart=RestartConfig(**parsed.restart.model_dump()),
+        tls=TLSConfig()
+        if parsed.tls is None
+        else TLSConfig(
+            mode=parsed.tls.mode,
+            certificates=_file(parsed.tls.certificates, folder),
+            verify=parsed.tls.verify,
+            psk=_file(parsed.tls.psk, folder),
+        ),
         metrics=None if parsed.metrics is None else _absolute(parsed.metrics, folder),
         sockets=SocketConfig(**parsed.sockets.model_dump()),
         insecure_network=parsed.insecure_network,
@@ -213,6 +224,10 @@ def _deal(memory: int, servers: int, stripe: int) -> list[int]:
     sizes = [(each + (index < more)) * unit for index in range(servers)]
     sizes[-1] += tail
     return sizes
+
+
+def _file(path: str | None, folder: Path) -> Path | None:
+    return None if path is None else folder / Path(path).expanduser()
 
 
 def _absolute(address: Address, folder: Path) -> Address:
@@ -251,6 +266,7 @@ def _check(config: ClusterConfig, parsed: ClusterFile, available: int | None) ->
     if config.logs.level == "errors" and config.logs.sample > 1:
         message = "sample thins out requests that went well, of which level: errors keeps none; leave one of them out"
         yield {"logs"}, ("logs", "sample"), message
+    yield from check_tls(config)
     yield from check_addresses(config, parsed)
 
 
@@ -335,6 +351,7 @@ def _unknown(where: Place) -> str:
         ("restart",): Restart,
         ("sockets",): Sockets,
         ("layout",): Stripes,
+        ("tls",): TLS,
     }
     parent = tuple(part for part in where[:-1] if not isinstance(part, int))
     known = list(models[parent].model_fields)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import grp
 import ipaddress
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
@@ -94,10 +95,13 @@ def _hang_timeout(value: Any) -> float:
     return span
 
 
-def _path(value: Any) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("must be the path of a directory")
-    return value
+def _path(kind: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or not value or "\0" in value:
+            raise ValueError(f"must be the path of a {kind}")
+        return value
+
+    return check
 
 
 _MODE = re.compile(r"(0|0o)?[67][0-7]{2}")
@@ -124,7 +128,8 @@ Span = Annotated[float, PlainValidator(_duration), WithJsonSchema(_SPAN_SCHEMA)]
 HangTimeout = Annotated[float, PlainValidator(_hang_timeout), WithJsonSchema(_SPAN_SCHEMA)]
 Listen = Annotated[Address, PlainValidator(_address), WithJsonSchema(_ADDRESS_SCHEMA)]
 Name = Annotated[str, PlainValidator(_name), WithJsonSchema(_text(NAME.pattern, "demo"))]
-Directory = Annotated[str, PlainValidator(_path), WithJsonSchema({"type": "string", "minLength": 1})]
+Directory = Annotated[str, PlainValidator(_path("directory")), WithJsonSchema({"type": "string", "minLength": 1})]
+FilePath = Annotated[str, PlainValidator(_path("file")), WithJsonSchema({"type": "string", "minLength": 1})]
 Topology = Annotated[str, PlainValidator(_topology), WithJsonSchema({"type": "string", "enum": list(topology.names())})]
 Mode = Annotated[int, PlainValidator(_mode), WithJsonSchema(_MODE_SCHEMA)]
 Group = Annotated[str, PlainValidator(_group), WithJsonSchema({"type": "string", "minLength": 1})]
@@ -174,6 +179,18 @@ class Restart(_Strict):
     reset: Span = Field(default=60.0, description="A node that lived so long begins afresh.")
     deaths: int = Field(default=5, ge=1, le=1000, description="So many deaths make a node failed.")
     within: Span = Field(default=60.0, description="The time in which they count.")
+
+
+class TLS(_Strict):
+    """TLS for clients. `mode` require: nobody gets anything without; allow: whoever asks for it has it. `certificates`
+    is a folder with the files that qemu, libnbd and nbdkit know; `psk` a file of shared keys, NAME:KEY a line."""
+
+    mode: Literal["require", "allow", "off"] = Field(default="require", description="Who must have it.")
+    certificates: Directory | None = Field(
+        default=None, description="A folder with ca-cert.pem, server-cert.pem and server-key.pem."
+    )
+    verify: bool = Field(default=True, description="Clients must have a certificate that ca-cert.pem has signed.")
+    psk: FilePath | None = Field(default=None, description="A file of shared keys, NAME:KEY a line (Python 3.13).")
 
 
 class Server(_Strict):
@@ -239,6 +256,7 @@ class ClusterFile(_Strict):
     restart: Annotated[Restart, BeforeValidator(_none_is_empty)] = Field(
         default=Restart(), description="How nodes that died are started again."
     )
+    tls: TLS | None = Field(default=None, description="TLS for clients; there is none by default.")
     metrics: Listen | None = Field(default=None, description="An address on which logger 0 answers Prometheus.")
     stop_timeout: Span = Field(default=10.0, description="For the whole stop; who is late then is killed.")
     retry_timeout: Span = Field(default=30.0, description="How long a request waits for a server that is away.")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from memcluster.node.tls.credentials import Credentials
 from memcluster.node.transport.address import Address
 
 
@@ -39,6 +40,24 @@ class ClientConfig:
     per_address: int
     handshake_timeout: float
     stall_timeout: float
+
+
+@dataclass(frozen=True)
+class TLSConfig:
+    """See schema.py's TLS. Without the key in the file `mode` is off."""
+
+    mode: str = "off"
+    certificates: Path | None = None
+    verify: bool = True
+    psk: Path | None = None
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """What servers are told; None where there is no TLS."""
+        if self.mode == "off":
+            return None
+        certificates, psk = str(self.certificates or ""), str(self.psk or "")
+        return Credentials(certificates, psk, self.verify, required=self.mode == "require")
 
 
 SECTOR = 512
@@ -78,6 +97,7 @@ class ClusterConfig:
     storage: Path | None
     logs: LogConfig
     restart: RestartConfig
+    tls: TLSConfig
     metrics: Address | None
     stop_timeout: float
     retry_timeout: float

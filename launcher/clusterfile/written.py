@@ -49,6 +49,12 @@ def dump(config: ClusterConfig) -> str:
             "deaths": config.restart.deaths,
             "within": format_duration(config.restart.within),
         },
+        "tls": {
+            "mode": config.tls.mode,
+            **({"certificates": str(config.tls.certificates)} if config.tls.certificates else {}),
+            "verify": config.tls.verify,
+            **({"psk": str(config.tls.psk)} if config.tls.psk else {}),
+        },
         **({"metrics": str(config.metrics)} if config.metrics else {}),
         "stop_timeout": format_duration(config.stop_timeout),
         "retry_timeout": format_duration(config.retry_timeout),

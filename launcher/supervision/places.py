@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from memcluster.client.uri import Security, Target
 from memcluster.launcher.clusterfile.settings import ClusterConfig
 from memcluster.launcher.reach import beyond
 from memcluster.launcher.run.directory import RunDirectory
@@ -74,7 +75,22 @@ def cluster_map(config: ClusterConfig, places: Sequence[Place], addresses: Seque
     return ClusterMap(config.name, config.topology, config.fan_out, config.stripe, entries)
 
 
-def node_specs(config: ClusterConfig, run: RunDirectory, cluster: ClusterMap, secret: bytes) -> list[NodeSpec]:
+def target(config: ClusterConfig, address: Address) -> Target:
+    """Where clients find what is served at an address; with TLS, by what they prove themselves there if they run here:
+    the same folder has a client's files, too, where people try it."""
+    tls = config.tls
+    if tls.mode == "off":
+        security = None
+    elif tls.certificates is not None:
+        security = Security(certificates=str(tls.certificates))
+    else:
+        security = Security(psk_file=str(tls.psk))
+    return Target(address.host, address.port, address.path, tls=security)
+
+
+def node_specs(
+    config: ClusterConfig, run: RunDirectory, cluster: ClusterMap, secret: bytes, probe: str
+) -> list[NodeSpec]:
     """What every node is told: the servers in the order of their numbers, then the loggers."""
     clients = config.clients
     bounds = Bounds(
@@ -110,6 +126,8 @@ def node_specs(config: ClusterConfig, run: RunDirectory, cluster: ClusterMap, se
             metrics=config.metrics is not None,
             beat=period(config.hang_timeout),
             run=this_run,
+            tls=config.tls.credentials,
+            probe=probe,
         )
         for kind in ("server", "logger")
         for index, server in enumerate(cluster.servers)

@@ -10,7 +10,6 @@ from memcluster.node.forwarding.link import Link, Submission
 from memcluster.node.log.record import PROBE
 from memcluster.node.nbd.client import Reply
 from memcluster.node.nbd.wire import Command
-from memcluster.node.serving.door import PROBE_EXPORT
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.loop import Loop
 
@@ -22,7 +21,7 @@ class Probe:
     the name of a server, the address where clients ask for its bytes, and the offset of one of them there."""
 
     def __init__(
-        self, loop: Loop, questions: Sequence[tuple[str, Address, int]], probed: Callable[[str], None]
+        self, loop: Loop, export: str, questions: Sequence[tuple[str, Address, int]], probed: Callable[[str], None]
     ) -> None:
         self._probed = probed
         self._problems: list[str] = []
@@ -30,7 +29,7 @@ class Probe:
         self._loop = loop
         scratch = memoryview(bytearray(1 << 16))
         addresses = dict.fromkeys(address for _, address, _ in questions)
-        self._links = {address: Link(loop, address, PROBE_EXPORT, PATIENCE, scratch) for address in addresses}
+        self._links = {address: Link(loop, address, export, PATIENCE, scratch) for address in addresses}
         for cookie, (name, address, offset) in enumerate(questions):
             self._links[address].submit(_Question(self, name, cookie, offset))
 

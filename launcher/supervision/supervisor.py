@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import secrets
 import signal
 import socket
 import time
@@ -31,7 +32,7 @@ from memcluster.launcher.supervision.faults import FAULTS_TOLD, FaultError, Faul
 from memcluster.launcher.supervision.forkserver import helpers, reap_strangers
 from memcluster.launcher.supervision.heartbeats import Heartbeats, where_it_stands
 from memcluster.launcher.supervision.lifecycle import Action, Lifecycle, Phase
-from memcluster.launcher.supervision.places import Place, cluster_map, exposures, node_specs
+from memcluster.launcher.supervision.places import Place, cluster_map, exposures, node_specs, target
 from memcluster.launcher.supervision.probe import Probe
 from memcluster.node import topology
 from memcluster.node.transport.address import Address
@@ -84,7 +85,7 @@ class Supervisor:
         addresses = [sockets.bound_address(sock) for sock in listeners]
         self._addresses = addresses
         self.map = cluster_map(config, places, addresses)
-        self.uri = Address.parse(self.map.servers[0].address).uri()
+        self.uri = str(target(config, Address.parse(self.map.servers[0].address)))
         self.exposed = exposures(places, addresses)
         self.layout = self.map.layout
         self._shape = topology.load(config.topology)
@@ -93,7 +94,8 @@ class Supervisor:
         self._heartbeats = Heartbeats(self.loop, config.hang_timeout, self._living_children, self._hung)
         self._notes: dict[str, list[dict[str, Any]]] = {}  # events for the log of a server that cannot write now
         self._secret = os.urandom(SECRET_SIZE)
-        self.specs = {spec.name: spec for spec in node_specs(config, run, self.map, self._secret)}
+        self._probe = f"probe-{secrets.token_hex(16)}"
+        self.specs = {spec.name: spec for spec in node_specs(config, run, self.map, self._secret, self._probe)}
         self._belongings = Belongings(
             self.loop,
             run,
@@ -233,7 +235,7 @@ class Supervisor:
                 case lifecycle.Collect():
                     self.children["logger0"].ask({"do": "collect"}, self._collected)
                 case lifecycle.Probe():
-                    Probe(self.loop, self._questions(), self._probed)
+                    Probe(self.loop, self._probe, self._questions(), self._probed)
                 case lifecycle.Say(event, name, text):
                     self._say(event, name, text)
                 case lifecycle.Finish(code):

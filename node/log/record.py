@@ -101,6 +101,7 @@ class Reason(IntEnum):
     UNKNOWN_EXPORT = 6
     ADDRESS = 7
     STRANGER = 8
+    TLS = 9
 
 
 LOGGER = 1 << 16

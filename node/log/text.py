@@ -47,6 +47,7 @@ _REASONS = {
     Reason.UNKNOWN_EXPORT: "no such export",
     Reason.ADDRESS: "too many from one address",
     Reason.STRANGER: "not one of the cluster",
+    Reason.TLS: "no TLS, or none that both sides accept",
 }
 _PADDED = {number: f"{name:<12}" for number, name in _OPERATIONS.items()}
 

@@ -124,11 +124,18 @@ class ClientSession(Opening):
         namespace: str = "",
         room: Callable[[int], memoryview] | None = None,
         awaited: dict[int, Awaited] | None = None,
+        tls: bool = False,
     ) -> None:
         """`room(length)` gives the memory for a large READ that names no destination; `awaited` is the table of the
         requests in flight, by cookie, for an owner who repeats them on another connection when this one is lost."""
         super().__init__(
-            export, structured=structured, extended=extended, contexts=contexts, goal=goal, namespace=namespace
+            export,
+            structured=structured,
+            extended=extended,
+            contexts=contexts,
+            goal=goal,
+            namespace=namespace,
+            tls=tls,
         )
         self._scratch = memoryview(bytearray(RECEIVE_BUFFER)) if scratch is None else scratch
         if len(self._scratch) < MAX_OPTION_REPLY:

@@ -55,10 +55,22 @@ class Exports(Protocol):
     def open(self, name: str) -> Export: ...
 
 
-class Negotiation:
-    """What one client and the server agree on; replies are appended to `outgoing`."""
+class Security(Protocol):
+    """TLS for this client. `begin` is told that it asked, and raises Refused: what comes next must have come through
+    TLS. `spares` says whether an export is opened without; `turn_away`, that something was refused for want of it."""
 
-    def __init__(self, exports: Exports, outgoing: list[Buffer]) -> None:
+    required: bool
+
+    def begin(self) -> None: ...
+    def spares(self, name: str) -> bool: ...
+    def turn_away(self) -> None: ...
+
+
+class Negotiation:
+    """What one client and the server agree on; replies are appended to `outgoing`. Without a `security` there is no
+    TLS here."""
+
+    def __init__(self, exports: Exports, outgoing: list[Buffer], security: Security | None = None) -> None:
         self.outgoing = outgoing
         self.over = False
         """The client has opened an export, or said ABORT."""
@@ -70,8 +82,10 @@ class Negotiation:
         self.allowed: dict[int, int] = {}
         """The commands that the client may give, and the flags that each may carry."""
         self._exports = exports
-        self.structured = self.extended = False
-        self._chosen: tuple[str, tuple[int, ...]] = "", ()  # an export, and the contexts selected for it
+        self._security = security
+        self.secured = self._begins_tls = False
+        """The client has asked for TLS, and got it."""
+        self._forget()
         self._no_zeroes = False
         self._steps = self._negotiate()
         self._needs = next(self._steps)
@@ -90,7 +104,16 @@ class Negotiation:
                 self._needs = self._steps.send(data)
             except StopIteration:
                 self.over = True
+            if self._begins_tls:
+                self._begins_tls = False
+                if position < end:
+                    raise ProtocolError("plain bytes behind STARTTLS")
         return position
+
+    def _forget(self) -> None:
+        """Nothing has been agreed on; what was agreed on without TLS somebody between may have agreed on."""
+        self.structured = self.extended = False
+        self._chosen: tuple[str, tuple[int, ...]] = "", ()  # an export, and the contexts selected for it
 
     def _negotiate(self) -> Generator[int, bytes, None]:
         ours = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
@@ -110,6 +133,8 @@ class Negotiation:
                 continue
             data = (yield length) if length else b""
             self._options += 1
+            if self._wants_tls(option, data):
+                continue
             answer = self._OPTIONS.get(option)
             if answer is None:
                 self._option_error(option, Rep.ERR_UNSUP, f"option {option} is not served here")
@@ -118,6 +143,19 @@ class Negotiation:
                 answer(self, option, data)
             except Refused as refused:
                 self._option_error(option, refused.reply, refused.message)
+
+    def _wants_tls(self, option: int, data: bytes) -> bool:
+        """Whether the option was refused because TLS has to come first."""
+        security = self._security
+        if self.secured or security is None or not security.required or option in (Option.STARTTLS, Option.ABORT):
+            return False
+        if option == Option.GO and security.spares(_name_of(data)):
+            return False
+        security.turn_away()
+        if option == Option.EXPORT_NAME:
+            raise ProtocolError("EXPORT_NAME without TLS, which is required here")
+        self._option_error(option, Rep.ERR_TLS_REQD, "this server speaks to nobody without TLS: use nbds://")
+        return True
 
     def _skip_option(self, option: int, length: int) -> Generator[int, bytes, None]:
         if length > MAX_SKIP or option == Option.EXPORT_NAME:
@@ -177,6 +215,17 @@ class Negotiation:
             self._option_reply(option, Rep.INFO, wire.INFO_BLOCK_SIZE.pack(Info.BLOCK_SIZE, *sizes))
         self._option_reply(option, Rep.ACK)
 
+    def _starttls(self, option: int, data: bytes) -> None:
+        if self._security is None:
+            raise Refused(Rep.ERR_UNSUP, "there is no TLS here")
+        _expect_no_data(data)
+        if self.secured:
+            raise Refused(Rep.ERR_INVALID, "TLS has begun before")
+        self._security.begin()
+        self._forget()
+        self.secured = self._begins_tls = True
+        self._option_reply(option, Rep.ACK)
+
     def _structured_reply(self, option: int, data: bytes) -> None:
         _expect_no_data(data)
         if self.extended:
@@ -218,6 +267,7 @@ class Negotiation:
         Option.EXPORT_NAME: _export_name,
         Option.ABORT: _abort,
         Option.LIST: _list,
+        Option.STARTTLS: _starttls,
         Option.INFO: _info,
         Option.GO: _go,
         Option.STRUCTURED_REPLY: _structured_reply,
@@ -297,6 +347,14 @@ def _info_request(data: bytes) -> tuple[str, tuple[int, ...]]:
     if len(data) - position - 2 != 2 * count:
         raise Refused(Rep.ERR_INVALID, f"{count} information requests do not fit the option's data")
     return name, tuple(_U16.unpack_from(data, position + 2 + 2 * i)[0] for i in range(count))
+
+
+def _name_of(data: bytes) -> str:
+    """The export that a GO names; none ("") if it is not a GO's data."""
+    try:
+        return _info_request(data)[0]
+    except Refused:
+        return ""
 
 
 def _meta_request(data: bytes) -> tuple[str, tuple[str, ...]]:

@@ -31,9 +31,19 @@ class Opening:
     of the export or which `exports` there are, and an ABORT is in `outgoing`."""
 
     def __init__(
-        self, export: str, *, structured: bool, extended: bool, contexts: Sequence[str], goal: Option, namespace: str
+        self,
+        export: str,
+        *,
+        structured: bool,
+        extended: bool,
+        contexts: Sequence[str],
+        goal: Option,
+        namespace: str,
+        tls: bool = False,
     ) -> None:
         self.outgoing: list[Buffer] = []
+        self.securing = False
+        """The server is ready for TLS: nothing goes on before the owner says `secured`."""
         self.export = export
         self.ready = False
         """The transmission phase is reached."""
@@ -56,6 +66,7 @@ class Opening:
         self._contexts_wanted = contexts if structured else ()
         self._namespace = namespace if structured else ""
         self._opening = ""  # the name for which EXPORT_NAME was sent: it has no error reply
+        self._tls = tls
         self._steps = self._negotiate(goal)
         self._needs = next(self._steps)
 
@@ -70,7 +81,16 @@ class Opening:
                 self._needs = self._steps.send(data)
             except StopIteration:
                 break
+            if self.securing:
+                if position < end:
+                    raise ProtocolError("plain bytes behind the answer to STARTTLS")
+                break
         return position
+
+    def secured(self) -> None:
+        """TLS has begun: what comes from now on came through it, and what is outgoing goes through it."""
+        self.securing = False
+        self._needs = self._steps.send(b"")
 
     def cut_short(self) -> None:
         """The server closed before the end. Raises ProtocolError, or Refused if that was how it said no."""
@@ -84,11 +104,14 @@ class Opening:
         if magic != wire.NBDMAGIC or version != wire.IHAVEOPT or not offered & HandshakeFlag.FIXED_NEWSTYLE:
             raise ProtocolError("this is not an NBD server of the fixed newstyle kind")
         flags = offered & (HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
+        self.outgoing.append(wire.CLIENT_FLAGS.pack(flags))
+        if self._tls:
+            yield from self._start_tls()
         if goal == Option.LIST:
-            self.outgoing.append(wire.CLIENT_FLAGS.pack(flags) + _option(Option.LIST))
+            self.outgoing.append(_option(Option.LIST))
             yield from self._take_list()
         else:
-            self.outgoing.append(wire.CLIENT_FLAGS.pack(flags) + self._options(goal))
+            self.outgoing.append(self._options(goal))
             yield from self._take_features()
             known = yield from self._take_infos(goal)
             if not known:
@@ -98,6 +121,16 @@ class Opening:
                 return
         self.outgoing.append(_option(Option.ABORT))
         self.finished = True
+
+    def _start_tls(self) -> Generator[int, bytes, None]:
+        self.outgoing.append(_option(Option.STARTTLS))
+        kind, data = yield from self._option_reply(Option.STARTTLS)
+        if kind & wire.REP_ERROR:
+            raise Refused(kind, data.decode(errors="replace") or "TLS")
+        if kind != Rep.ACK:
+            raise ProtocolError(f"a reply of type {kind:#x} to STARTTLS")
+        self.securing = True
+        yield 0
 
     def _options(self, goal: Option) -> bytes:
         """All options at once; the order matters: contexts count only after STRUCTURED_REPLY and before GO. A server

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.errors import ProtocolError
-from memcluster.node.nbd.negotiation import MAX_SKIP, Export, Exports, Negotiation
+from memcluster.node.nbd.negotiation import MAX_SKIP, Export, Exports, Negotiation, Security
 from memcluster.node.nbd.replies import Replies
 from memcluster.node.nbd.wire import Command, CommandFlag, Error, TransmissionFlag
 
@@ -91,7 +91,11 @@ class ServerSession(Replies):
     """
 
     def __init__(
-        self, exports: Exports, place: Callable[[Request, bool], memoryview | None], scratch: memoryview | None = None
+        self,
+        exports: Exports,
+        place: Callable[[Request, bool], memoryview | None],
+        scratch: memoryview | None = None,
+        security: Security | None = None,
     ) -> None:
         super().__init__()
         self.export: Export | None = None
@@ -116,7 +120,7 @@ class ServerSession(Replies):
         self._refused: Request | None = None  # whose payload that is; answered when it has been read away
         self._allowed: dict[int, int] = {}  # command -> the flags it may carry on this export
         self._header = _COMPACT
-        self._negotiation: Negotiation | None = Negotiation(exports, self.outgoing)
+        self._negotiation: Negotiation | None = Negotiation(exports, self.outgoing, security)
 
     def __repr__(self) -> str:
         phase = "handshake" if self.export is None else f"export {self.export.name!r}"

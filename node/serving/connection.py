@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from memcluster.node.nbd.errors import ProtocolError
 from memcluster.node.nbd.negotiation import Exports
@@ -22,6 +22,9 @@ from memcluster.node.transport.peer import is_gone
 from memcluster.node.transport.stream import Lender, Stream
 from memcluster.node.transport.tcp import tune
 from memcluster.node.transport.traffic import TRAFFIC
+
+if TYPE_CHECKING:
+    from memcluster.node.serving.security import Security  # else it would load OpenSSL
 
 ROOM = 2 * MAX_PAYLOAD
 """Bytes of a client's requests in flight and replies unsent, at most (one request may pass it)."""
@@ -47,6 +50,8 @@ class Owner(Protocol):
 
     changes: int
     """Grows with what clients are about to change."""
+    security: Security | None
+    """TLS, where there is any."""
 
     @property
     def connections(self) -> Mapping[int, Connection]: ...
@@ -71,7 +76,8 @@ class Connection(Stream):
         scratch: memoryview,
         budget: Budget,
     ) -> None:
-        self.session = ServerSession(exports(self), self._place, scratch)
+        security = None if owner.security is None else owner.security.of(self)
+        self.session = ServerSession(exports(self), self._place, scratch, security)
         super().__init__(loop, sock, self.session.outgoing)
         tune(sock)
         self.owner = owner
@@ -157,6 +163,11 @@ class Connection(Stream):
         self._leaving = True
         self.send_soon()
 
+    def hang_up(self) -> None:
+        """Close at once, when what was sent last has been taken."""
+        self.closing = True
+        self.finish()
+
     # -- the stream's side -------------------------------------------------------------------------------------------
 
     @property
@@ -217,7 +228,7 @@ class Connection(Stream):
             self._discard()
             return
         try:
-            count = self.sock.recv_into(session.receive_buffer())
+            count = self.carrier.recv_into(session.receive_buffer())
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -289,7 +300,7 @@ class Connection(Stream):
             return
         self._half_closed = self.closing = True
         try:
-            self.sock.shutdown(socket.SHUT_WR)
+            self.end_sending()
         except OSError:
             self._lost("")
             return

@@ -21,8 +21,6 @@ from memcluster.node.transport.loop import Loop
 
 MAP = int(Kind.MAP)
 MAP_EXPORT = "cluster.json"
-PROBE_EXPORT = "probe"
-"""The export that the supervisor opens: what it reads is marked in the log."""
 READ_ONLY_EXPORT = "readonly"
 CONTEXTS = (BASE_ALLOCATION, OWNER)
 READ_ONLY = (
@@ -47,8 +45,12 @@ class Door(Server):
             Export(READ_ONLY_EXPORT, self.size, READ_ONLY, f"{self.description}, to be read", contexts=CONTEXTS),
             *self.parts(),
             Export(MAP_EXPORT, len(self._map), READ_ONLY, f"the map of {spec.cluster.name}"),
-            Export(PROBE_EXPORT, self.size, MEMORY_FLAGS, "the same, for `up` to look", own_flags=PROBE, listed=False),
+            Export(spec.probe, self.size, MEMORY_FLAGS, "the same, for `up` to look", own_flags=PROBE, listed=False),
         )
+        if spec.tls is not None:
+            from memcluster.node.serving.security import Security  # late: it loads OpenSSL
+
+            self.security = Security(loop, self, spec.tls, spec.probe)
 
     @property
     def size(self) -> int:

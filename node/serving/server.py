@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice, takewhile
 from operator import attrgetter
 from time import monotonic_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memcluster.node.layout import MAX_EXTENTS, Extents
 from memcluster.node.log.record import Event, Kind, Reason, first_identifier, last_identifier, subject_of
@@ -38,6 +38,9 @@ from memcluster.node.transport.notices import Notices
 from memcluster.node.transport.peer import origin
 from memcluster.node.transport.proof import Who
 from memcluster.node.transport.traffic import TRAFFIC
+
+if TYPE_CHECKING:
+    from memcluster.node.serving.security import Security  # else it would load OpenSSL
 
 MEMORY_FLAGS = (
     TransmissionFlag.HAS_FLAGS
@@ -93,6 +96,8 @@ class Server(Keeper):
         self._watches_handshakes = False
         self.scratch = memoryview(bytearray(RECEIVE_BUFFER))
         self.pool = Pool()
+        self.security: Security | None = None
+        """TLS for clients, where a role has it."""
         self.changes = 0
         """Grows with every batch of a client's requests that may change something, where there are other clients."""
         self._guests = 0  # clients with an export open
@@ -287,6 +292,8 @@ class Server(Keeper):
         self._guests -= connection.inside
         self._landing.lost(connection)
         self._handshakes.pop(connection.number, None)
+        if self.security is not None:
+            self.security.gone(connection)
         if reason:
             self.bad_input += 1
             self.stranger(Event.BAD_INPUT, connection.number)
