@@ -157,7 +157,8 @@ def _target(address: str) -> Target:
 
 
 def _reachable(target: Target, entry: Target) -> Target:
-    """A server of a cluster that was found at `entry`, with TLS as there; unix sockets are this machine's, and not another's to name."""
+    """A server of a cluster that was found at `entry`, with TLS as there; unix sockets are this machine's, and not
+    another's to name."""
     if target.path and not (entry.path or entry.host == "localhost" or _number_of(entry.host, "is_loopback")):
         raise ValueError(f"a server of another machine is not at {printable(str(target))}")
     if _number_of(target.host, "is_unspecified"):

@@ -44,9 +44,10 @@ def loaded(text: str, available: int = PLENTY):
 
 
 REACHED = (
-    "can be reached from other machines: listen on 127.0.0.1 or on a unix socket, or write insecure_network: true if "
+    "can be reached from other machines: listen on 127.0.0.1 or on a unix socket, {}or write insecure_network: true if "
     "whoever gets there may read and write the memory"
 )
+REACHED_DOOR, REACHED = REACHED.format("have clients use TLS (tls), "), REACHED.format("")
 CASES = [
     ("memory: 64XB", "1:9: memory: '64XB' is not a size; write 4096, 0x1000, 64KiB or 1GiB"),
     ("memory: 0", "1:9: memory must be more than 0 bytes and less than 1 EiB (got 0)"),
@@ -97,11 +98,11 @@ CASES = [
      "2:50: 127.0.0.1:10809 is the address of another already"),
     ("memory: 2MiB\nlisten: unix:/a\nservers: [{memory: 1MiB}, {memory: 1MiB, listen: 'unix:/a'}]",
      "3:50: unix:/a is the address of another already"),
-    ("memory: 1MiB\nlisten: 0.0.0.0:10809", f"2:9: 0.0.0.0:10809 {REACHED}"),
-    ("memory: 1MiB\nlisten: '[::]:0'", f"2:9: [::]:0 {REACHED}"),
-    ("memory: 1MiB\nlisten: 192.0.2.7:0", f"2:9: 192.0.2.7:0 {REACHED}"),
-    ("memory: 1MiB\nlisten: '0:1'", f"2:9: 0:1 (0.0.0.0) {REACHED}"),
-    ("memory: 1MiB\nlisten: '[::ffff:192.0.2.7]:0'", f"2:9: [::ffff:192.0.2.7]:0 (192.0.2.7) {REACHED}"),
+    ("memory: 1MiB\nlisten: 0.0.0.0:10809", f"2:9: 0.0.0.0:10809 {REACHED_DOOR}"),
+    ("memory: 1MiB\nlisten: '[::]:0'", f"2:9: [::]:0 {REACHED_DOOR}"),
+    ("memory: 1MiB\nlisten: 192.0.2.7:0", f"2:9: 192.0.2.7:0 {REACHED_DOOR}"),
+    ("memory: 1MiB\nlisten: '0:1'", f"2:9: 0:1 (0.0.0.0) {REACHED_DOOR}"),
+    ("memory: 1MiB\nlisten: '[::ffff:192.0.2.7]:0'", f"2:9: [::ffff:192.0.2.7]:0 (192.0.2.7) {REACHED_DOOR}"),
     ("memory: 1MiB\nmetrics: 0.0.0.0:9100", f"2:10: 0.0.0.0:9100 {REACHED}"),
     ("memory: 2MiB\nservers: [{memory: 1MiB}, {memory: 1MiB, listen: '0.0.0.0:0'}]",
      f"2:50: 0.0.0.0:0 {REACHED}"),

@@ -23,20 +23,28 @@ def check_addresses(config: ClusterConfig, parsed: ClusterFile) -> Iterator[Foun
     """All that is wrong with addresses that are right one by one."""
     yield from _check_choice(config, parsed)
     seen: dict[Address, str] = {}
+    secured = doors(config) if config.tls.mode == "require" else ()
     for where, address in _listening(config, parsed):
         key = str(where[0])
         if problem := _path_problem(address.path):
             yield {key}, where, problem
         if address in seen and (address.port or address.path):
             yield {key, seen[address]}, where, f"{address} is the address of another already"
-        elif not config.insecure_network and (reached := beyond(address)):
+        elif address not in secured and not config.insecure_network and (reached := beyond(address)):
             name = "" if str(reached[0]) == address.host else f" ({reached[0]})"
-            yield {key, "insecure_network"}, where, (
-                f"{address}{name} can be reached from other machines: listen on 127.0.0.1 or on a unix socket, or "
+            tls = "have clients use TLS (tls), " if address in doors(config) else ""
+            yield {key, "insecure_network", "tls"}, where, (
+                f"{address}{name} can be reached from other machines: listen on 127.0.0.1 or on a unix socket, {tls}or "
                 "write insecure_network: true if whoever gets there may read and write the memory"
             )
         seen.setdefault(address, key)
     yield from _check_advertised(config, parsed)
+
+
+def doors(config: ClusterConfig) -> list[Address]:
+    """Where clients come in, and nobody else."""
+    every = topology.load(config.topology).every_server_is_a_door
+    return [server.listen for server in (config.servers if every else config.servers[:1])]
 
 
 def _listening(config: ClusterConfig, parsed: ClusterFile) -> Iterator[tuple[Place, Address]]:
@@ -71,9 +79,8 @@ def _check_choice(config: ClusterConfig, parsed: ClusterFile) -> Iterator[Found]
 def _check_advertised(config: ClusterConfig, parsed: ClusterFile) -> Iterator[Found]:
     """What clients are told must lead somewhere."""
     every = topology.load(config.topology).every_server_is_a_door
-    doors = [server.listen for server in (config.servers if every else config.servers[:1])]
     if config.advertise:
-        if all(address.path for address in doors):
+        if all(address.path for address in doors(config)):
             message = "advertise is the host of a TCP address, and clients come to a unix socket here"
             yield {"advertise", "listen", "servers", "topology"}, ("advertise",), message
         return

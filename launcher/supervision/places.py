@@ -53,14 +53,21 @@ def advertised(config: ClusterConfig, addresses: Sequence[Address]) -> list[Addr
     ]
 
 
-def exposures(places: Sequence[Place], addresses: Sequence[Address]) -> list[str]:
+def exposures(config: ClusterConfig, places: Sequence[Place], addresses: Sequence[Address]) -> list[str]:
     """A sentence for each address that other machines reach: server 0's, server 1's …, the loggers', the metrics'."""
     count = len(places)
-    may = ["read and write the memory"] * count + ["read the log"] * count + ["read the figures"]
+    who = "whoever gets there"
+    may = [f"{who} may read and write the memory"] * count + [f"{who} may read the log"] * count
+    may += [f"{who} may read the figures"]
+    may = [f"{sentence} (insecure_network)" for sentence in may]
+    if config.tls.mode == "require":
+        doors = count if topology.load(config.topology).every_server_is_a_door else 1
+        anybody = config.tls.certificates is not None and not config.tls.verify
+        may[:doors] = [f"{who} may read and write the memory, over TLS (tls.verify)" * anybody] * doors
     return [
-        f"{address} can be reached from other machines: whoever gets there may {do} (insecure_network)"
-        for address, do in zip(addresses, may, strict=False)
-        if beyond(address)
+        f"{address} can be reached from other machines: {sentence}"
+        for address, sentence in zip(addresses, may, strict=False)
+        if sentence and beyond(address)
     ]
 
 

@@ -86,7 +86,7 @@ class Supervisor:
         self._addresses = addresses
         self.map = cluster_map(config, places, addresses)
         self.uri = str(target(config, Address.parse(self.map.servers[0].address)))
-        self.exposed = exposures(places, addresses)
+        self.exposed = exposures(config, places, addresses)
         self.layout = self.map.layout
         self._shape = topology.load(config.topology)
         self._faults = Faults(self)
