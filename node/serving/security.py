@@ -126,8 +126,12 @@ class _Shaking:
 
     def recv_into(self, _buffer: memoryview, /) -> int:
         if not self._secured.more:  # else it waits for its turn
-            if not self._secured.receive():
-                words = "TLS: it hung up in the handshake; perhaps our certificate is not for it"
+            try:
+                there = self._secured.receive()
+            except ConnectionError:
+                there = False
+            if not there:
+                words = "TLS: it hung up in the handshake; perhaps it does not accept our certificate"
                 self._security.failed(self._connection, words)
                 return 0
             self._security.can_go_on(self._connection)
