@@ -224,6 +224,23 @@ def test_who_holds_places_keeps_nobody_out(make: Callable[..., Cluster], start: 
         assert stranger.wait(TIMEOUT) == 0
 
 
+def test_without_the_secret_the_owner_is_told_what_is_missing(make: Callable[..., Cluster]) -> None:
+    """And the cluster goes on: its processes have it already."""
+    cluster = make(topology="primary-secondary")
+    (cluster.directory / "secret").rename(cluster.directory / "elsewhere")
+    for command in ("logs", "stats"):
+        told = cluster.command(command, check=False)
+        assert told.returncode == 1
+        assert told.stderr.decode().strip().endswith("secret: No such file or directory; without it no logger answers")
+    (cluster.directory / "secret").write_bytes(bytes(SECRET_SIZE))
+    told = cluster.command("logs", check=False)
+    assert told.returncode == 1
+    assert b"logger0" in told.stderr
+    cluster.command("fault", "kill", "server1")
+    with cluster.connect() as memory:
+        assert memory.pread(5, memory.size // 2) == bytes(5)
+
+
 def test_the_program_is_somebody_else() -> None:
     """Nothing of root's is his: what the other tests find he was not let have, and not just unable to try."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:

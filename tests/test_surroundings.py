@@ -181,6 +181,7 @@ def test_a_run_directory_that_is_removed_is_made_again_and_the_loss_is_told(make
     assert again.returncode == 4
     assert b"already running, but" in again.stderr
     assert cluster.memclient("read", "0", "4").stdout == b"kept"
+    assert b"WRITE" in cluster.command("logs").stdout  # by the secret, which is there again
     assert cluster.command("down").returncode == 0
     assert not cluster.directory.exists()
     said = (cluster.folder / "logs" / cluster.name / "supervisor.out").read_text()

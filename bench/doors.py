@@ -1,8 +1,9 @@
-"""What it costs to be known before one is served: connections opened one after another to a loop that asks nothing,
-to one that looks at who the kernel says it is (SO_PEERCRED, unix sockets only), and to one that wants a proof
-(node/transport/proof.py).
+"""What it costs that the cluster's own know each other, by either of two ways: a proof on TCP
+(node/transport/proof.py), or unix sockets, of which the kernel says who is at the other side (SO_PEERCRED).
 
-`python -m bench.openings` prints a table. The three take turns, for a shared machine changes its speed within seconds.
+`python -m bench.doors` prints two tables: what it takes to open a connection, and what the requests of clients cost
+when the links from the primary to the secondaries are of the one kind or the other. All take turns, for a shared
+machine changes its speed within seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from time import perf_counter_ns
 
 import click
 
-from bench.report import Rows, markdown
+from bench.cluster import cluster
+from bench.fio import measure
+from bench.peers import MEMORY
+from bench.report import Rows, markdown, number
+from bench.transports import KIB, LOADS
 from memcluster.launcher.log.reader import introduce
 from memcluster.node.transport.introduction import Doorkeeper
 from memcluster.node.transport.listener import Listener
@@ -71,9 +76,17 @@ def open_one(listener: socket.socket, *, proves: bool) -> float:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--rounds", type=click.IntRange(2), default=2000, show_default=True)
-def main(rounds: int) -> None:
+@click.option("--rounds", type=click.IntRange(2), default=2000, show_default=True, help="Of openings.")
+@click.option("--pairs", type=click.IntRange(2), default=16, show_default=True, help="Of each load.")
+@click.option("--runtime", type=click.FloatRange(0.001), default=0.5, show_default=True, help="Seconds of each load.")
+def main(rounds: int, pairs: int, runtime: float) -> None:
     """Measure what it costs to be known."""
+    click.echo(markdown(openings(rounds)))
+    click.echo(markdown(links(pairs, runtime)), nl=False)
+
+
+def openings(rounds: int) -> Rows:
+    """Until whoever has connected is let in."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         tcp, proof = (stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2))
@@ -99,7 +112,28 @@ def main(rounds: int) -> None:
     for title, times in found.items():
         low, middle, high = statistics.quantiles(times, n=4)
         rows.append((title, f"{middle:.0f}", f"{low:.0f}–{high:.0f}"))
-    click.echo(markdown(rows), nl=False)
+    return rows
+
+
+def links(pairs: int, runtime: float) -> Rows:
+    """The same cluster twice, with links of either kind; clients come on TCP to both."""
+    count = 4
+    shards = [{"memory": MEMORY // count} for _ in range(count)]
+    on_unix = [shards[0], *({**shard, "listen": f"unix:server{n}.sock"} for n, shard in enumerate(shards[1:], 1))]
+    rows: Rows = [("load", "unit", "links on TCP:", "links on unix:", "unix over TCP:", "quartiles:")]
+    with cluster(servers=shards) as tcp, cluster(servers=on_unix) as unix:
+        for title, load in LOADS.items():
+            small = load.block == 4 * KIB
+            found: tuple[list[float], list[float]] = ([], [])
+            for _ in range(pairs):
+                for service, figures in zip((tcp, unix), found, strict=True):
+                    taken = measure(service.uri, load, runtime)
+                    figures.append(taken.iops if small else taken.bytes_per_second / 1e9)
+            ratios = [other / one for one, other in zip(*found, strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            medians = map(number, map(statistics.median, found))
+            rows.append((title, "IOPS" if small else "GB/s", *medians, f"{middle:.2f}×", f"{low:.2f}–{high:.2f}"))
+    return rows
 
 
 if __name__ == "__main__":
