@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -26,8 +27,16 @@ Carrier: TypeAlias = "socket.socket | Secured"
 """What bytes go through: a socket, or TLS on it. It does not block."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
 """Seconds between two attempts to connect; each pause is twice the one before."""
+NAMESPACE = "x-memcluster:"
+PART = f"{NAMESPACE}part/"
+"""Begins the context by which a server tells that it has a part of a memory."""
 PATIENCE = 2.0
 """Seconds that all wait while one server lets itself be connected to, or tells the map; then they go on without it."""
+
+
+def is_part(contexts: Sequence[str]) -> bool:
+    """The export is one server's part of a memory."""
+    return any(context.startswith(PART) for context in contexts)
 
 
 class Handshake:

@@ -9,18 +9,17 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from memcluster.client.cluster_map import read_document
 from memcluster.client.connection import Connection
 from memcluster.client.discover import cluster_file, running_uri
-from memcluster.client.handshake import list_exports
+from memcluster.client.handshake import NAMESPACE, is_part, list_exports
 from memcluster.client.requests import Extent, Requests, as_bytes, merged
-from memcluster.client.router import NAMESPACE, Router, is_part
 from memcluster.client.units import LONGEST_WAIT
 from memcluster.client.uri import Target, parse_uri
 
 if TYPE_CHECKING:
     from memcluster.client.array import Array
     from memcluster.client.file import MemoryFile
+    from memcluster.client.router import Router
 
 STRETCH = 1 << 20
 """Bytes that are read at a time where a program goes through the memory byte by byte."""
@@ -55,6 +54,8 @@ def open_carrier(target: Target, *, timeout: float, reconnect: bool) -> Connecti
     connection = Connection(target, timeout=timeout, reconnect=reconnect, namespace=NAMESPACE)
     if not is_part(connection.session.offered):
         return connection
+    from memcluster.client.router import Router  # late: it takes a tenth of the start of a program that does not route
+
     connection.close()
     return Router(target, connection.session.offered, timeout=timeout, reconnect=reconnect)
 
@@ -63,7 +64,7 @@ def _connected(target: Target, timeout: float, reconnect: bool) -> Memory:
     return Memory(target, timeout=timeout, reconnect=reconnect)
 
 
-class Memory(Requests[Connection | Router]):
+class Memory(Requests["Connection | Router"]):
     """A flat memory of `size` bytes. Offsets count from 0; a request of any length may be made at any offset.
 
     Each call waits for its outcome; its `start_` twin returns a Future at once, so that one thread can have many
@@ -125,6 +126,8 @@ class Memory(Requests[Connection | Router]):
 
     def cluster_map(self) -> dict[str, Any]:
         """The map of the cluster: what its export cluster.json says. Raises ClusterError if there is none."""
+        from memcluster.client.cluster_map import read_document
+
         return read_document(self.target, self._carrier.timeout)
 
     def exports(self) -> list[tuple[str, str]]:

@@ -17,14 +17,20 @@ from memcluster.client.cluster_map import ClusterMap, parse_map, read_map
 from memcluster.client.connection import MAX_IN_FLIGHT, Connection
 from memcluster.client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout
 from memcluster.client.exclusive import Exclusive, exclusive
-from memcluster.client.handshake import LONGEST_PAUSE, PATIENCE, Handshake, Return, offered_contexts
+from memcluster.client.handshake import (
+    LONGEST_PAUSE,
+    NAMESPACE,
+    PART,
+    PATIENCE,
+    Handshake,
+    Return,
+    offered_contexts,
+)
 from memcluster.client.routed import Routed
 from memcluster.client.uri import Target
 from memcluster.node.layout import Layout, Piece
 from memcluster.node.nbd.wire import Buffer, Command, Rep, TransmissionFlag
 
-NAMESPACE = "x-memcluster:"
-PART = f"{NAMESPACE}part/"
 BLOCK = 1 << 16
 """Identifiers that a server lends at a time."""
 
@@ -40,11 +46,6 @@ class Facts:
     preferred: int
     maximum: int
     contexts: dict[int, str]
-
-
-def is_part(contexts: Sequence[str]) -> bool:
-    """The export is one server's part of a memory."""
-    return any(context.startswith(PART) for context in contexts)
 
 
 class Router(Exclusive):
