@@ -28,7 +28,7 @@ from memcluster.client.console import (
     wait_seconds,
 )
 from memcluster.client.discover import cluster_file, command, contents, located
-from memcluster.launcher import seecommands
+from memcluster.launcher import nodecommands, seecommands
 from memcluster.launcher.checked import load, name_of
 from memcluster.launcher.comparecommand import compare
 from memcluster.launcher.diffcommand import diff
@@ -262,6 +262,8 @@ def status(file: Path, as_json: bool, watch: bool, wide: bool) -> int:
 
 for seencommand in seecommands.COMMANDS:
     cli.add_command(seencommand)
+for nodecommand in nodecommands.COMMANDS:
+    cli.add_command(nodecommand)
 cli.add_command(fault)
 cli.add_command(compare)
 cli.add_command(watch)

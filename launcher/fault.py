@@ -36,17 +36,17 @@ def fault(file: Path, kind: str, targets: Sequence[str], seconds: float | None, 
     head = {"do": "fault", "kind": kind, "targets": list(targets), "seconds": seconds}
     if kind == "slow":
         head["delay"] = DELAY if delay is None else delay
-    done: list[str] = _ask(file, head)["done"]
+    done: list[str] = ask_supervisor(file, head)["done"]
     return done
 
 
 def faults(file: Path) -> list[dict[str, Any]]:
     """What is in force, as `status --json` has it. Raises Failure, NotRunning."""
-    found: list[dict[str, Any]] = _ask(file, {"do": "status"})["faults"]
+    found: list[dict[str, Any]] = ask_supervisor(file, {"do": "status"})["faults"]
     return found
 
 
-def _ask(file: Path, head: dict[str, Any]) -> dict[str, Any]:
+def ask_supervisor(file: Path, head: dict[str, Any]) -> dict[str, Any]:
     """What the supervisor answers. Raises Failure, NotRunning."""
     name = name_of(file)
     run_directory = RunDirectory(name)

@@ -30,6 +30,8 @@ def happening_line(happening: dict[str, Any], stop_command: str) -> str:
             return f"✔ {name:<10} stopped" if text == GRACEFUL else f"✘ {name:<10} {text}"
         case "died" | "failed" | "hung" | "late":
             return f"✘ {name:<10} {f'{event}: ' if event in ('failed', 'hung') else ''}{text}"
+        case "stopped" if name:
+            return f"✔ {name:<10} stopped, on purpose"
         case "restarting":
             return f"… {name:<10} restarting {text}"
         case "gave-up":

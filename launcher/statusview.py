@@ -64,6 +64,8 @@ def verdict(status: dict[str, Any]) -> str:
     for name, problem in (("no_space", "requests found no room"), ("records_lost", "log records were not written")):
         reasons += [f"{node['name']}: {node[name]} {problem}" for node in status["nodes"] if node.get(name)]
     reasons += status.get("missing", [])
+    if down := [node["name"] for node in status["nodes"] if node["state"] == "stopped"]:
+        reasons.append(f"`{command(Path(status['file']), ' '.join(['start', *down]))}` ends that")
     if faults:
         reasons += map(fault_words, faults)
         reasons.append(f"`{command(Path(status['file']), 'fault resume all')}` ends what was done on purpose")

@@ -75,7 +75,7 @@ class Faults:
             pair = self._pair(order.targets)
             self._partition(pair, order.seconds)
             return pair
-        names = [name for target in order.targets for name in self._resolve(target)]
+        names = self.meant(order.targets)
         if order.kind != "resume":  # all or nothing
             dead = [name for name in names if self._cluster.child(name) is None]
             if dead:
@@ -94,8 +94,8 @@ class Faults:
         return [fault.to_head() for fault in self._force.values()]
 
     def restarted(self, name: str) -> None:
-        """A node has begun a new life: what is wrong with its links and its pace is told to it again; whatever was done
-        to its old process is over."""
+        """A node has begun a new life, or has none for a while: what is wrong with its links and its pace is told to it
+        again; whatever was done to its old process is over."""
         for fault in tuple(self._force.values()):
             if name not in fault.nodes:
                 continue
@@ -216,6 +216,10 @@ class Faults:
         self._cluster.note(EVENTS[kind], name, round((seconds or 0) * 1000))
 
     # -- who is meant ------------------------------------------------------------------------------------------------
+
+    def meant(self, targets: list[str]) -> list[str]:
+        """The nodes of these targets, each once. Raises FaultError."""
+        return list(dict.fromkeys(name for target in targets for name in self._resolve(target)))
 
     def _resolve(self, target: str) -> list[str]:
         names = self._cluster.names()

@@ -10,6 +10,7 @@ The life of a node:
                   +----------+--> restarting -> starting    died; back after 0, 1, 2, 4 ... s
                   |          +--> hung -> restarting        made no progress: its stack is shown, then it is killed
                   +----------+--> failed                    died too often, or said that it cannot run
+                  +----------+--> stopping -> stopped       on purpose, until it is launched again
 
 The stop goes through stages, each begun when all processes of the one before are gone: the doors, the other servers,
 then logger 0 collects the merged log, the other loggers, logger 0. At the deadline what is late is named and killed.
@@ -36,6 +37,7 @@ class State(StrEnum):
     READY = "ready"
     STOPPING = "stopping"
     EXITED = "exited"
+    STOPPED = "stopped"
     HUNG = "hung"
     RESTARTING = "restarting"
     FAILED = "failed"
@@ -78,6 +80,10 @@ class NodeLife:
     """It said that it cannot run, and is about to exit."""
     held_until: float = 0.0
     """Killed on purpose: it stays down until then, and the death does not count."""
+    again: bool = False
+    """It is stopped only to be started again."""
+    planned: bool = False
+    """Its present life began, or its last one ended, because somebody wanted it so."""
 
     @property
     def alive(self) -> bool:
@@ -123,7 +129,7 @@ class Probe:
 @dataclass(frozen=True)
 class Say:
     """Tell people what happened: `event` is one of ready, running, hung, died, restarting, failed, gave-up, draining,
-    late, exited, stopped."""
+    late, exited, stopped (a node on purpose; without a name the cluster)."""
 
     event: str
     name: str = ""
@@ -242,6 +248,30 @@ class Lifecycle:
         node.due = None
         return self._start(node, now)
 
+    def halt(self, name: str, now: float, *, again: bool = False) -> list[Action]:
+        """Stop a node on purpose, until it is launched; with `again` that is at once. It is killed: nothing that was
+        answered is lost by that, and who waits for it sees no more than a restart."""
+        node = self.nodes[name]
+        if not node.alive:
+            if again:
+                return self.launch(name, now)
+            if node.state is State.STOPPED:
+                return []
+            node.due = None
+            return self._halted(node, now)
+        node.state, node.due, node.again = State.STOPPING, None, again
+        return [Kill(name)]
+
+    def launch(self, name: str, now: float) -> list[Action]:
+        """Start a node that is down, for whatever reason."""
+        node = self.nodes[name]
+        if node.state is State.STOPPING:
+            node.again = True
+        elif node.state in (State.STOPPED, State.FAILED, State.RESTARTING):
+            node.held_until, node.due, node.streak, node.deaths = 0.0, None, 0, []
+            return self._start(node, now)
+        return []
+
     def broken(self, name: str, reason: str) -> None:
         """A node said that it cannot run, and will exit: starting it again would not help."""
         self.nodes[name].broken = True
@@ -257,6 +287,8 @@ class Lifecycle:
                 node.reason = how
             node.state = State.EXITED
             return [Say("exited", name, how), *self._advance(now)]
+        if node.state is State.STOPPING:
+            return self._halted(node, now)
         if node.broken:
             node.state, node.broken = State.FAILED, False
             return [Say("failed", name, node.reason), *self._give_up(f"{name}: {node.reason}", now)]
@@ -328,8 +360,14 @@ class Lifecycle:
         node.state, node.started = State.STARTING, now
         return [Start(node.name)]
 
+    def _halted(self, node: NodeLife, now: float) -> list[Action]:
+        node.state, node.reason, node.planned, node.broken = State.STOPPED, "on purpose", True, False
+        again, node.again = node.again, False
+        return [Say("stopped", node.name), *(self._start(node, now) if again else [])]
+
     def _died(self, node: NodeLife, how: str, now: float) -> list[Action]:
         policy = self._restart
+        node.planned = False
         if node.held_until > now:
             node.restarts += 1
             node.state, node.due = State.RESTARTING, node.held_until
@@ -359,7 +397,7 @@ class Lifecycle:
 
     def _restart_no_more(self) -> None:
         for node in self.nodes.values():
-            if node.state in (State.PENDING, State.RESTARTING, State.FAILED):
+            if node.state in (State.PENDING, State.RESTARTING, State.FAILED, State.STOPPED):
                 node.state, node.due = State.EXITED, None
 
     @property

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from memcluster.launcher.supervision.faultkind import FaultKind
+
+Planned = Literal["stop", "start", "restart"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,15 @@ class Fault:
     delay: float = 0.0
 
 
-Order = Status | Config | Watch | Kill | Down | Fault
+@dataclass(frozen=True)
+class Plan:
+    """Some nodes are stopped, started or restarted on purpose."""
+
+    what: Planned
+    nodes: list[str]
+
+
+Order = Status | Config | Watch | Kill | Down | Fault | Plan
 ORDERS: dict[str, type[Order]] = {
     "status": Status,
     "config": Config,
@@ -58,6 +68,7 @@ ORDERS: dict[str, type[Order]] = {
     "kill": Kill,
     "down": Down,
     "fault": Fault,
+    "plan": Plan,
 }
 
 
@@ -69,8 +80,12 @@ def _is_span(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
 def _are_targets(value: Any) -> bool:
-    return isinstance(value, list) and len(value) in (1, 2) and all(isinstance(target, str) for target in value)
+    return _are_names(value) and len(value) in (1, 2)
 
 
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -78,6 +93,8 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "timeout": (lambda value: value is None or _is_span(value), "seconds, or null"),
     "kind": (lambda value: value in get_args(FaultKind), f"one of {', '.join(get_args(FaultKind))}"),
     "targets": (_are_targets, "one or two names"),
+    "what": (lambda value: value in get_args(Planned), f"one of {', '.join(get_args(Planned))}"),
+    "nodes": (lambda value: _are_names(value) and bool(value), "names"),
     "seconds": (lambda value: value is None or _is_span(value), "seconds, or null"),
     "delay": (_is_span, "seconds"),
 }

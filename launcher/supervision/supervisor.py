@@ -299,6 +299,11 @@ class Supervisor:
             self.note(event, name, (self.children[name].status or 0) if event == "died" else 0)
         if event == "failed":
             self._refuse(name)
+        if event == "stopped" and name:
+            self._faults.restarted(name)
+            self.note(event, name, 0)
+            if refusal := self._refusals.pop(name, None):  # it is to be waited for now
+                refusal.pause()
         if event == "running":
             notices = [*self.config.notices, *self.exposed]
             happening |= {"uri": self.uri, "seconds": self._now() - self._began, "notices": notices}
@@ -331,8 +336,11 @@ class Supervisor:
     def _came_back(self, name: str) -> None:
         """A node is ready: tell it what it must know of the time before."""
         self._faults.restarted(name)
-        if self.lifecycle.nodes[name].restarts:
-            self.note("restarted", name, self.lifecycle.nodes[name].restarts)
+        node = self.lifecycle.nodes[name]
+        if node.planned and self.specs[name].role == "logger":  # a server says so itself
+            self.note("ready", name, 0)
+        elif node.restarts and not node.planned:
+            self.note("restarted", name, node.restarts)
         for event in self._notes.pop(name, ()):
             self.children[name].tell(event)
 
@@ -482,9 +490,29 @@ class Supervisor:
                 self._do(self.lifecycle.kill(self._now()))
             case orders.Fault():
                 channel.send(self._break(order))
+            case orders.Plan():
+                channel.send(self._plan(order))
 
     def _break(self, order: orders.Fault) -> dict[str, Any]:
         try:
             return {"done": self._faults.apply(order)}
         except FaultError as error:
             return {"error": str(error)}
+
+    def _plan(self, order: orders.Plan) -> dict[str, Any]:
+        """The nodes, and those of them for which it is not done yet."""
+        phase, now, nodes = self.lifecycle.phase, self._now(), self.lifecycle.nodes
+        if phase is not Phase.RUNNING:
+            words = "started" if phase is Phase.STARTING else "stopped"
+            return {"error": f"the cluster is being {words} right now"}
+        try:
+            names = self._faults.meant(order.nodes)
+        except FaultError as error:
+            return {"error": str(error)}
+        for name in names:
+            if order.what == "start":
+                self._do(self.lifecycle.launch(name, now))
+            else:
+                self._do(self.lifecycle.halt(name, now, again=order.what == "restart"))
+        end = lifecycle.State.STOPPED if order.what == "stop" else lifecycle.State.READY
+        return {"done": names, "waiting": [name for name in names if nodes[name].state is not end]}
