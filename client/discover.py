@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import stat
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ class NotOurs(DiscoverError):
 
 
 FILES = ("cluster.yaml", "cluster.yml")
+STDIN = Path("-")
+"""The description is what comes from standard input."""
 
 
 def cluster_file() -> Path:
@@ -130,6 +133,8 @@ def check_folder(name: str, file: Path) -> None:
 
 def stamp(file: Path) -> str:
     """Another one after each change of the file; none ("") if it is not to be seen."""
+    if file == STDIN:
+        return ""
     try:
         found = file.stat()
     except OSError:
@@ -139,6 +144,8 @@ def stamp(file: Path) -> str:
 
 def recorded_name(file: Path) -> str | None:
     """The name of the cluster that was started from `file` as it stands now, if one was: it need not be read again."""
+    if not stamp(file):
+        return None
     written = {"file": str(located(file)), "stamp": stamp(file)}
     every = _path("*")
     for directory in every.parent.glob(every.name):
@@ -150,12 +157,12 @@ def recorded_name(file: Path) -> str | None:
 
 
 def contents(file: Path) -> bytes:
-    """What a description says. One that can be read only once, a pipe, is kept: by whoever reads it before it forks.
-    Raises OSError."""
+    """What a description says. One that can be read only once, a pipe or standard input, is kept: by whoever reads it
+    before it forks. Raises OSError."""
     if file in _read_once:
         return _read_once[file]
-    data = file.read_bytes()
-    if not file.is_file():
+    data = sys.stdin.buffer.read() if file == STDIN else file.read_bytes()
+    if file == STDIN or not file.is_file():
         _read_once[file] = data
     return data
 

@@ -27,7 +27,7 @@ from memcluster.client.console import (
     unwind,
     wait_seconds,
 )
-from memcluster.client.discover import cluster_file, command, contents, located
+from memcluster.client.discover import STDIN, cluster_file, command, contents, located
 from memcluster.launcher import nodecommands, seecommands
 from memcluster.launcher.checked import load, name_of
 from memcluster.launcher.comparecommand import compare
@@ -60,8 +60,8 @@ def _take_file(context: click.Context, file: Path) -> None:
 
 @click.group(cls=Commands, file_given=_take_file, hints=HINTS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-f", "--file", metavar="FILE", type=PATH,
-              help="The cluster's description (also MEMCLUSTER_FILE). [default: cluster.yaml or cluster.yml, here or "
-              "in a folder above]")  # fmt: skip
+              help="The cluster's description, - for standard input (also MEMCLUSTER_FILE). [default: cluster.yaml or "
+              "cluster.yml, here or in a folder above]")  # fmt: skip
 @click.version_option(package_name="memcluster", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context, file: Path | None) -> None:
@@ -98,6 +98,8 @@ def init(file: Path, /, **choices: Any) -> None:
     """Write a cluster.yaml to begin with; one that is there is not overwritten."""
     from memcluster.launcher.init import write
 
+    if file == STDIN:
+        raise click.UsageError("init writes a file: name it with -f")
     write(file, **choices)
     click.echo(f"{file} is written; `{command(file, 'up -d')}` starts the cluster")
 
@@ -132,7 +134,7 @@ def start(
     tell = _printer(file, detach)
     owner = None if pid is None else _process(pid)
     settings += (scale,) if scale else ()
-    if file.exists() and not file.is_file():
+    if file == STDIN or (file.exists() and not file.is_file()):
         with suppress(OSError):  # said when it is read
             contents(file)
     if not detach:

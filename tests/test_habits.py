@@ -181,3 +181,26 @@ def test_events_tell_what_happens_until_the_stop(make_cluster, start):
         assert each in wanted, (each, events)
     assert all(datetime.fromisoformat(each["time"]) for each in told)
     assert cluster.command("events", check=False).returncode == 3
+
+
+def test_the_file_may_come_from_standard_input(new_cluster, tmp_path):
+    """For `up`, in the background too, and for whoever asks later; what is wrong with it is told with its line."""
+    cluster = new_cluster(tmp_path)
+    text = (tmp_path / "cluster.yaml").read_bytes()
+    (tmp_path / "cluster.yaml").unlink()
+
+    def given(command: list[str], *words: str, text: bytes = text, check: bool = True):
+        return run(*command, "-f", "-", *words, cwd=tmp_path, stdin=text, check=check)
+
+    given(memcluster_command(), "up", "-d")
+    try:
+        cluster.remember()
+        given(memclient_command(), "write", "0", "from stdin")
+        assert given(memclient_command(), "read", "0", "10").stdout == b"from stdin"
+        assert json.loads(given(memcluster_command(), "status", "--json").stdout)["state"] == "running"
+    finally:
+        given(memcluster_command(), "down")
+    wrong = given(memcluster_command(), "config", text=b"memory: 1MiB\nserver: 2\n", check=False)
+    assert wrong.returncode == 2
+    assert b"-:2:1: unknown key 'server'" in wrong.stderr
+    assert given(memcluster_command(), "init", check=False).returncode == 2

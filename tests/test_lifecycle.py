@@ -386,3 +386,62 @@ def test_a_node_that_dies_again_and_again_is_started_again_for_ever():
         assert node.due is None or node.due <= number * 100.0 + 40 + 33
         life.tick(number * 100.0 + 80)
     assert node.restarts == 1099
+
+
+def test_a_planned_stop_is_no_death():
+    """It is killed, and stays down until it is launched; no restart is counted, and no death."""
+    life = running(deaths=2)
+    assert life.halt("server1", 1) == [Kill("server1")]
+    assert words(life.exited("server1", "killed by SIGKILL", 1)) == [("stopped", "server1")]
+    assert (life.nodes["server1"].state, life.health, life.wake) == (State.STOPPED, "degraded", None)
+    assert life.halt("server1", 2) == []
+    assert life.launch("server1", 3) == [Start("server1")]
+    assert life.launch("server1", 3) == []
+    life.ready("server1", 4)
+    assert (life.nodes["server1"].restarts, life.nodes["server1"].deaths, life.health) == (0, [], "running")
+
+
+def test_a_planned_restart_starts_again_at_once():
+    """Also if `start` comes while it is being stopped; of a node that is down there is nothing to stop."""
+    life = running()
+    assert life.halt("server1", 1, again=True) == [Kill("server1")]
+    assert without_words(life.exited("server1", "killed by SIGKILL", 1)) == [Start("server1")]
+    life.ready("server1", 2)
+    life.halt("server1", 3)
+    assert life.launch("server1", 3) == []
+    assert without_words(life.exited("server1", "killed by SIGKILL", 3)) == [Start("server1")]
+    life.ready("server1", 4)
+    life.halt("server1", 5)
+    life.exited("server1", "killed by SIGKILL", 5)
+    assert life.halt("server1", 6, again=True) == [Start("server1")]
+    assert life.nodes["server1"].restarts == 0
+
+
+def test_what_is_down_can_be_stopped_and_launched():
+    """A node that waits for its restart, one that has failed: a stop keeps it down, a launch has it begin anew."""
+    life = running(deaths=2)
+    life.exited("server1", "killed by SIGKILL", 1)
+    life.exited("server1", "killed by SIGKILL", 2)
+    assert life.nodes["server1"].state is State.FAILED
+    assert words(life.halt("server1", 3)) == [("stopped", "server1")]
+    assert life.launch("server1", 4) == [Start("server1")]
+    life.ready("server1", 4)
+    life.hold("server2", 100)
+    life.exited("server2", "killed by SIGKILL", 5)
+    assert words(life.halt("server2", 6)) == [("stopped", "server2")]
+    assert life.wake is None
+
+
+def test_the_stop_of_the_cluster_passes_over_what_is_stopped():
+    life = running()
+    for name in ("server0", "logger0"):
+        life.halt(name, 1)
+        life.exited(name, "killed by SIGKILL", 1)
+    assert without_words(life.stop("now", None, 2)) == [Drain("server1", "now"), Drain("server2", "now")]
+    life.exited("server1", "exited with status 0", 3)
+    assert without_words(life.exited("server2", "exited with status 0", 3)) == [
+        Drain("logger1", "now"),
+        Drain("logger2", "now"),
+    ]
+    life.exited("logger1", "exited with status 0", 4)
+    assert without_words(life.exited("logger2", "exited with status 0", 4)) == [Finish(0)]
