@@ -4,7 +4,7 @@ BIN := .venv/bin
 # This folder goes on Python's path as it is; setuptools' finder of editable packages takes 9 ms of every start of Python.
 PLAIN := --config-settings editable_mode=compat
 
-.PHONY: demo test test-newest lint bench compare install install-test install-bench clean
+.PHONY: demo test test-newest lint man bench compare install install-test install-bench clean
 
 install: .venv/installed
 install-test: .venv/installed-test
@@ -46,6 +46,10 @@ bench: install-bench
 # Measures docs/topologies.md anew, in four minutes; on a machine that does nothing else.
 compare: install
 	$(BIN)/python -m bench.topologies $(ARGS)
+
+# The man pages, after a change of what --help says.
+man: install
+	$(BIN)/python docs/manual.py
 
 clean:
 	rm -rf .venv build *.egg-info

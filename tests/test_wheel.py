@@ -85,6 +85,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(installed):
     assert not re.findall(r"^.*(?:\w+Warning\b|^warning: ).*$", installed.said, re.MULTILINE)
     names = zipfile.ZipFile(installed.wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"memcluster"}
+    pages = {name.rpartition("/")[2] for name in names if "/data/share/man/man1/" in name}
+    assert pages == {"memcluster.1", "memclient.1"}
     assert {"memcluster/py.typed", "memcluster/pytest_plugin.py"} <= set(names)
     tops = [ROOT / top for top in ("node", "client", "launcher")]
     ours = {path for top in tops for kind in ("py", "html", "css", "js") for path in top.rglob(f"*.{kind}")}
