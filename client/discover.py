@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from memcluster.client.account import Account, parse_account
 from memcluster.client.variables import substitute
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
@@ -72,15 +73,16 @@ def default_name(file: Path) -> str:
     return name or "memcluster"
 
 
-def run_directory(name: str) -> Path:
-    """Where a cluster of this user keeps what is there only while it runs, on tmpfs. Raises NotOurs."""
-    path = _path(name)
-    check_owner(path)
+def run_directory(name: str, uid: int | None = None) -> Path:
+    """Where a cluster of this user, or of the one given, keeps what is there only while it runs, on tmpfs. Raises
+    NotOurs."""
+    path = _path(name, uid)
+    check_owner(path, uid)
     return path
 
 
-def _path(name: str) -> Path:
-    return Path(f"/dev/shm/memcluster-{os.getuid()}-{name}")
+def _path(name: str, uid: int | None = None) -> Path:
+    return Path(f"/dev/shm/memcluster-{os.getuid() if uid is None else uid}-{name}")
 
 
 def run_names() -> list[str]:
@@ -99,7 +101,7 @@ def _record(directory: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def check_owner(path: Path) -> None:
+def check_owner(path: Path, uid: int | None = None) -> None:
     """Everybody may make files in /dev/shm, under any name. Raises NotOurs."""
     try:
         found = path.lstat()
@@ -107,7 +109,7 @@ def check_owner(path: Path) -> None:
         return
     if not stat.S_ISDIR(found.st_mode):
         raise NotOurs(f"{path} is no directory: remove it, or give the cluster another name")
-    if found.st_uid != os.getuid():
+    if found.st_uid != (os.getuid() if uid is None else uid):
         raise NotOurs(
             f"{path} belongs to another user (uid {found.st_uid}): nothing in it is believed; give the cluster another "
             "name, or have that user remove it"
@@ -210,11 +212,32 @@ def name_in(document: dict[str, Any], file: Path) -> str:
     return name
 
 
+def account_in(document: dict[str, Any], file: Path) -> Account | None:
+    """Who the outline of `file` says that the cluster runs as, if it says so. Raises DiscoverError."""
+    user = document.get("user")
+    if not isinstance(user, str) or not user:
+        return None
+    try:
+        return parse_account(substitute(user, os.environ))
+    except ValueError as error:
+        raise DiscoverError(f"{file}: {error}") from error
+
+
+def account_of(file: Path) -> Account | None:
+    """Who the cluster of `file` runs as, where root asks and it is not root. Raises DiscoverError."""
+    with suppress(OSError):
+        if os.getuid() == 0 and b"user" in contents(file):
+            account = account_in(outline(file), file)
+            return account if account is not None and account.uid else None
+    return None
+
+
 def running_uri(file: Path) -> str:
     """The URI of the cluster that `file` describes. Raises NotRunning, DiscoverError."""
+    account = account_of(file)
     name = cluster_name(file)
     check_folder(name, file)
     try:
-        return (run_directory(name) / "uri").read_text().strip()
+        return (run_directory(name, account.uid if account else None) / "uri").read_text().strip()
     except FileNotFoundError as error:
         raise NotRunning(f"cluster {name} is not running; `{command(file, 'up -d')}` starts it") from error

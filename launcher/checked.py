@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memcluster.client.console import EXIT_NOT_RUNNING, EXIT_USAGE, Failure
-from memcluster.client.discover import DiscoverError, check_folder, cluster_name, command
+from memcluster.client.discover import DiscoverError, account_of, check_folder, cluster_name, command
+from memcluster.launcher.privileges import become
 from memcluster.launcher.run.directory import RunDirectory, RunRecord
 
 if TYPE_CHECKING:
@@ -27,12 +28,15 @@ def load(file: Path, settings: Sequence[tuple[str, str]] = ()) -> ClusterConfig:
 
 
 def name_of(file: Path) -> str:
-    """The cluster's name, whatever else the file says. Raises Failure, and NotRunning if a cluster of another folder
-    has it."""
+    """The cluster's name, whatever else the file says; a command of root's becomes the user that the cluster runs as.
+    Raises Failure, and NotRunning if a cluster of another folder has it."""
     try:
+        account = account_of(file)
         name = cluster_name(file)
     except DiscoverError:
-        name = load(file).name  # says what is wrong with the file
+        account, name = None, load(file).name  # says what is wrong with the file
+    if account is not None:
+        become(account)
     check_folder(name, file)
     return name
 

@@ -22,7 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from memcluster.client.discover import DiscoverError
+from memcluster.client.console import EXIT_ERROR
+from memcluster.client.discover import DiscoverError, account_of
 from memcluster.client.errors import ClusterError
 from memcluster.client.memory import Memory, connect
 
@@ -107,6 +108,12 @@ class Cluster:
             if file is None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 self.file.write_text(_document(keys), encoding="utf-8")
+            if account := account_of(self.file):
+                raise LaunchError(
+                    f"{self.file}: a program stays who it is: start the cluster of user {account.name} with "
+                    "`memcluster up`, and connect to it",
+                    EXIT_ERROR,
+                )
             self._start(wait_timeout)
         except BaseException:
             self._remove_folder()

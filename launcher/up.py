@@ -10,7 +10,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memcluster.client.discover import DiscoverError, command, name_in, of_another_folder, outline, stamp, varies
+from memcluster.client.account import Account
+from memcluster.client.discover import (
+    DiscoverError,
+    account_in,
+    command,
+    name_in,
+    of_another_folder,
+    outline,
+    stamp,
+    varies,
+)
+from memcluster.launcher.privileges import CannotBecome, as_root, become, borrow, is_another
 from memcluster.launcher.run import leftovers
 from memcluster.launcher.run.directory import MemoryMismatch, NameInUse, RunDirectory, RunRecord, claim_memory
 from memcluster.launcher.run.identity import Identity
@@ -68,8 +79,16 @@ def up(
         name = name_in(document, file)
         if varies(document):
             as_read = ""  # for another environment the file as it stands describes another cluster
+        account = account_in(document, file)
     except DiscoverError:
-        document, name = {}, load().name  # says what is wrong with the file
+        document, name, account = {}, load().name, None  # says what is wrong with the file
+    try:
+        if account is not None and not is_another(account):
+            account = None
+        if account is not None:
+            borrow(account)
+    except CannotBecome as error:
+        raise CannotStart(str(error)) from error
     run = RunDirectory(name)
     # What ends this process waits while it takes the directory, and then leaves none that is empty.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -89,15 +108,19 @@ def up(
         step()
         _end_leftovers(run, tell)
         step()
-        start_fork_server(run.path, *_modules(document))
+        if account is None:  # else when this process is that user, and no more
+            start_fork_server(run.path, *_modules(document))
         step()
         try:
             from setproctitle import setproctitle  # while the fork server loads what the nodes need
 
             from memcluster.launcher.supervision.supervisor import Supervisor
 
-            config, found, listeners = _prepare(load, run)
+            config, found, listeners = _prepare(load, run, account)
             leave(config)
+            if account is not None:
+                become(account)
+                start_fork_server(run.path, *_modules(document))
         except BaseException:
             stop_fork_server()
             SPEECH.finish()
@@ -125,22 +148,25 @@ def _modules(document: dict[str, Any]) -> list[str]:
 
 
 def _prepare(
-    load: Callable[[], ClusterConfig], run: RunDirectory
+    load: Callable[[], ClusterConfig], run: RunDirectory, account: Account | None
 ) -> tuple[ClusterConfig, Sequence[Place], list[socket.socket]]:
     """Everything that can fail before the first node is started. What others may hold comes first, the claim on a
     directory last: an `up` that is refused has claimed none."""
     from memcluster.launcher.supervision.places import places
 
-    config = load()
-    found = places(config, run)
-    access = sockets.Access(config.sockets.mode, config.sockets.group, config.insecure_network)
-    listeners = sockets.bind_all(_addresses(config, found), access)
+    with as_root():
+        config = load()
+        found = places(config, run)
+        owner = account.uid if account else -1
+        access = sockets.Access(config.sockets.mode, config.sockets.group, owner, config.insecure_network)
+        listeners = sockets.bind_all(_addresses(config, found), access)
     step()
     try:
-        _prepare_directories(config, run, found)
+        _prepare_directories(config, run, found, account)
     except BaseException:
-        for sock in listeners:
-            sockets.release(sock)
+        with as_root():
+            for sock in listeners:
+                sockets.release(sock)
         raise
     step()
     return config, found, listeners
@@ -154,12 +180,14 @@ def _end_leftovers(run: RunDirectory, tell: Tell) -> None:
         run.forget()
 
 
-def _prepare_directories(config: ClusterConfig, run: RunDirectory, found: Sequence[Place]) -> None:
+def _prepare_directories(
+    config: ClusterConfig, run: RunDirectory, found: Sequence[Place], account: Account | None
+) -> None:
     directory = config.storage or run.path
+    folders = config.logs.directory, config.logs.directory / config.name, directory
     try:
-        make_folder(config.logs.directory)
-        make_folder(config.logs.directory / config.name)
-        make_folder(directory)
+        for folder in folders:
+            _make_folder(folder, account)
         claim_memory(directory, config.name, [place.memory for place in found], config.stripe)
     except MemoryMismatch as error:
         remedy = f"`{command(config.file, 'down')}` discards it"
@@ -167,8 +195,22 @@ def _prepare_directories(config: ClusterConfig, run: RunDirectory, found: Sequen
             remedy = "put back what belongs there, or choose another directory"
         raise CannotStart(f"{error}; {remedy}") from error
     except OSError as error:
-        remedy = "; choose a folder of your own" if error.errno == errno.EPERM else ""
+        remedy = ""
+        if error.errno == errno.EPERM:
+            remedy = f"; choose a folder of {account.name}'s own" if account else "; choose a folder of your own"
         raise CannotStart(f"{error.filename or directory}: {error.strerror}{remedy}") from error
+
+
+def _make_folder(folder: Path, account: Account | None) -> None:
+    """Where only root may make one, root makes it for the account, which must get there. Raises OSError."""
+    try:
+        make_folder(folder)
+    except PermissionError as error:
+        if account is None or error.errno != errno.EACCES:
+            raise
+        with as_root():
+            make_folder(folder, (account.uid, account.gid))
+        make_folder(folder)
 
 
 def _addresses(config: ClusterConfig, found: Sequence[Place]) -> list[Address]:

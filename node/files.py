@@ -16,20 +16,21 @@ MOST_LINKS = 40
 """On the way to one folder, as in Linux."""
 
 
-def open_folder(path: str | Path, *, make: bool = False) -> int:
-    """A descriptor (O_PATH) of a folder of this user; with `make`, what is missing of it is made. Raises OSError."""
-    folder = _walk(Path(path), make)
+def open_folder(path: str | Path, *, make: bool = False, owner: tuple[int, int] | None = None) -> int:
+    """A descriptor (O_PATH) of a folder of this user; with `make`, what is missing of it is made. Root may do so for an
+    `owner`, a user and a group. Raises OSError."""
+    folder = _walk(Path(path), make, owner)
     try:
-        _check_own(folder, path)
+        _check_own(folder, path, owner)
     except OSError:
         os.close(folder)
         raise
     return folder
 
 
-def make_folder(path: str | Path) -> None:
-    """Make a folder, or see that it is this user's. Raises OSError."""
-    os.close(open_folder(path, make=True))
+def make_folder(path: str | Path, owner: tuple[int, int] | None = None) -> None:
+    """Make a folder, or see that it is this user's, or the owner's. Raises OSError."""
+    os.close(open_folder(path, make=True, owner=owner))
 
 
 def open_file(path: str | Path, flags: int, mode: int = FILE) -> int:
@@ -79,7 +80,7 @@ def rename(old: Path, new: Path) -> None:
         os.close(folder)
 
 
-def _walk(path: Path, make: bool) -> int:
+def _walk(path: Path, make: bool, owner: tuple[int, int] | None) -> int:
     """From the root on, a part at a time; a link is looked at before it is followed."""
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     here = os.open("/", flags)
@@ -95,6 +96,8 @@ def _walk(path: Path, make: bool) -> int:
                     raise
                 with suppress(FileExistsError):  # somebody was faster
                     os.mkdir(part, FOLDER, dir_fd=here)
+                    if owner is not None:
+                        os.chown(part, *owner, dir_fd=here, follow_symlinks=False)
                 found = os.open(part, flags, dir_fd=here)
             if not stat.S_ISLNK(os.fstat(found).st_mode):
                 os.close(here)
@@ -126,7 +129,7 @@ def _check_link(link: int, count: int) -> None:
         raise OSError(errno.EPERM, f"is reached through a link of another user (uid {owner})")
 
 
-def _check_own(descriptor: int, path: str | Path) -> None:
-    owner = os.fstat(descriptor).st_uid
-    if owner != os.geteuid():
-        raise OSError(errno.EPERM, f"belongs to another user (uid {owner})", str(path))
+def _check_own(descriptor: int, path: str | Path, owner: tuple[int, int] | None = None) -> None:
+    found = os.fstat(descriptor).st_uid
+    if found != (os.geteuid() if owner is None else owner[0]):
+        raise OSError(errno.EPERM, f"belongs to another user (uid {found})", str(path))

@@ -113,6 +113,10 @@ CASES = [
      "a port (got '0.0.0.0')"),
     ("memory: 1MiB\nlisten: unix:s\nadvertise: nas", "3:12: advertise is the host of a TCP address, and clients come "
      "to a unix socket here"),
+    ("memory: 1MiB\nuser: nobody-at-all", "2:7: user: there is no user 'nobody-at-all' on this machine"),
+    ("memory: 1MiB\nuser: 'root:nobody-at-all'", "2:7: user: there is no group 'nobody-at-all' on this machine"),
+    ("memory: 1MiB\nuser: 99999999999", "2:7: user: '99999999999' is no number of a user or a group"),
+    ("memory: 1MiB\nuser: [1]", "2:7: user must be USER or USER:GROUP"),
     ("memory: 1MiB\nsockets: {mode: 0460}", "2:17: sockets.mode must be the permissions of a file, 0600 to 0777 "
      "(got '0460')"),
     ("memory: 1MiB\nsockets: {group: nobody-at-all}", "2:18: sockets.group must be a group of this machine "
@@ -212,6 +216,14 @@ def test_where_every_server_is_a_door_all_listen_as_the_first_does(folder):
     config = loaded(f"{text}insecure_network: true\nadvertise: nas.example")
     assert [str(server.listen) for server in config.servers] == ["[::]:4711", "[::]:0", "[::]:0"]
     assert len(problems(f"{text}advertise: nas.example")) == 1
+
+
+@pytest.mark.parametrize("written", ["root", "1000", "'1000:1000'", "1000:root"])
+def test_a_user_is_a_name_or_a_number(folder, written):
+    """As docker compose has it; and `config` writes it so that it is read again."""
+    config = loaded(f"memory: 1MiB\nuser: {written}")
+    assert config.user == written.strip("'")
+    assert loaded(dump(config)) == config
 
 
 @pytest.mark.parametrize("written", ["0660", "0o660", "'660'", "660"])

@@ -51,7 +51,7 @@ Place = tuple[int | str, ...]
 PAGE = 4096
 OWN_FILES = 1 << 20
 """Bytes of tmpfs that a run takes beside its shards."""
-AS_WRITTEN: tuple[Place, ...] = ("name",), ("sockets", "mode")
+AS_WRITTEN: tuple[Place, ...] = ("name",), ("user",), ("sockets", "mode")
 DEFAULT_LISTEN = Address("127.0.0.1", 10809)
 ANY_PORT = Address("127.0.0.1", 0)
 
@@ -131,8 +131,8 @@ def _set(document: Document, values: dict[str, Any], key: str, text: str) -> Non
         value = parse(text.encode())
     except YAMLProblem as error:
         raise ConfigError([Problem(f"--set {key}", 0, 0, error.message)]) from error
-    if where == ("name",):
-        raise ConfigError([Problem("--set name", 0, 0, "the other commands find the cluster by its name: use -f")])
+    if where in (("name",), ("user",)):
+        raise ConfigError([Problem(f"--set {key}", 0, 0, f"the other commands find the cluster by its {key}: use -f")])
     for parent in parents:
         inner = values.get(parent)
         values[parent] = dict(inner) if isinstance(inner, dict) else {}
@@ -209,6 +209,7 @@ def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
         metrics=None if parsed.metrics is None else _absolute(parsed.metrics, folder),
         sockets=SocketConfig(**parsed.sockets.model_dump()),
         insecure_network=parsed.insecure_network,
+        user=parsed.user or "",
         advertise=parsed.advertise or "",
         stop_timeout=parsed.stop_timeout,
         retry_timeout=parsed.retry_timeout,

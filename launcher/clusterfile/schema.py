@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
 
+from memcluster.client.account import parse_account
 from memcluster.client.discover import NAME
 from memcluster.client.units import MOST_SECONDS, parse_duration, parse_size
 from memcluster.node import topology
@@ -62,6 +63,12 @@ def _group(value: Any) -> str:
         return grp.getgrnam(value).gr_name
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"must be a group of this machine (got {value!r})") from None
+
+
+def _user(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be USER or USER:GROUP")
+    return parse_account(value).name
 
 
 def _host(value: Any) -> str:
@@ -134,6 +141,7 @@ Topology = Annotated[str, PlainValidator(_topology), WithJsonSchema({"type": "st
 Mode = Annotated[int, PlainValidator(_mode), WithJsonSchema(_MODE_SCHEMA)]
 Group = Annotated[str, PlainValidator(_group), WithJsonSchema({"type": "string", "minLength": 1})]
 Host = Annotated[str, PlainValidator(_host), WithJsonSchema({"type": "string", "minLength": 1})]
+User = Annotated[str, PlainValidator(_user), WithJsonSchema({"type": ["string", "integer"]})]
 Stripe = Annotated[int, PlainValidator(_stripe), WithJsonSchema(_SIZE_SCHEMA)]
 
 
@@ -230,6 +238,7 @@ def _none_is_empty(value: Any) -> Any:
 class ClusterFile(_Strict):
     """A cluster of processes on one host that serves one flat memory."""
 
+    user: User | None = Field(default=None, description="USER or USER:GROUP that root has the cluster run as.")
     name: Name | None = Field(default=None, description="What the cluster is called; by default as its folder is.")
     memory: Size = Field(description="Bytes of the whole address space.")
     servers: _Servers = Field(default=1, description="A count, or a list of {memory, listen} for unequal ones.")

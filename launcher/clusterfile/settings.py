@@ -103,6 +103,8 @@ class ClusterConfig:
     retry_timeout: float
     hang_timeout: float
     sockets: SocketConfig
+    user: str
+    """Who root has it run as; "" for the user who starts it."""
     insecure_network: bool
     advertise: str
     """The host that clients are told; "" for the one that each server listens on."""

@@ -14,6 +14,7 @@ def dump(config: ClusterConfig) -> str:
     chosen = not topology.load(config.topology).hands_over  # elsewhere only server 0's address can be
     document = {
         "name": config.name,
+        **({"user": config.user} if config.user else {}),
         "memory": format_size(config.memory),
         "servers": [
             {"memory": format_size(server.memory)} | ({"listen": str(server.listen)} if chosen or not index else {})

@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from memcluster.launcher.reach import beyond, numbers
@@ -27,10 +28,12 @@ class AddressTaken(CannotListen):
 
 @dataclass(frozen=True)
 class Access:
-    """Who may connect: by its permissions and its group to a unix socket; with `network` from other machines, too."""
+    """Who may connect: by its permissions, owner (root may choose one) and group to a unix socket; with `network` from
+    other machines, too."""
 
     mode: int = 0o600
     group: str | None = None
+    owner: int = -1
     network: bool = False
 
 
@@ -88,8 +91,8 @@ def _open_to(path: str, access: Access) -> None:
         found = os.fstat(file)
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
             raise FileExistsError(errno.EEXIST, "somebody has put another file in its place")
-        if access.group is not None:
-            os.chown(f"/proc/self/fd/{file}", -1, grp.getgrnam(access.group).gr_gid)
+        group = -1 if access.group is None else grp.getgrnam(access.group).gr_gid
+        os.chown(f"/proc/self/fd/{file}", access.owner, group)
         os.chmod(f"/proc/self/fd/{file}", access.mode)
     finally:
         os.close(file)
@@ -106,10 +109,8 @@ def release(sock: socket.socket) -> None:
     path = sock.getsockname() if sock.family == socket.AF_UNIX else ""
     sock.close()
     if path:
-        try:
+        with suppress(FileNotFoundError, PermissionError):  # in a folder of root's, who has bound it, it stays
             os.unlink(path)
-        except FileNotFoundError:
-            pass
 
 
 def remove_stale(path: str) -> None:
@@ -123,7 +124,8 @@ def remove_stale(path: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)
+            with suppress(PermissionError):
+                os.unlink(path)
         except OSError:
             pass
 
