@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from memcluster.launcher.supervision import sockets
 from memcluster.launcher.supervision.forkserver import start_fork_server, stop_fork_server
 from memcluster.node import topology
 from memcluster.node.files import make_folder
+from memcluster.node.tls.credentials import CA, SERVER_CERTIFICATE, SERVER_KEY
 from memcluster.node.transport.address import Address
 from memcluster.node.zygote import raise_descriptor_limit
 
@@ -151,7 +153,8 @@ def _prepare(
     load: Callable[[], ClusterConfig], run: RunDirectory, account: Account | None
 ) -> tuple[ClusterConfig, Sequence[Place], list[socket.socket]]:
     """Everything that can fail before the first node is started. What others may hold comes first, the claim on a
-    directory last: an `up` that is refused has claimed none."""
+    directory last: an `up` that is refused has claimed none. Nothing is read as root but cluster.yaml and what it says
+    of TLS, which servers that are started again read as the account."""
     from memcluster.launcher.supervision.places import places
 
     with as_root():
@@ -162,6 +165,8 @@ def _prepare(
         listeners = sockets.bind_all(_addresses(config, found), access)
     step()
     try:
+        if account is not None:
+            _check_keys(config, account)
         _prepare_directories(config, run, found, account)
     except BaseException:
         with as_root():
@@ -199,6 +204,15 @@ def _prepare_directories(
         if error.errno == errno.EPERM:
             remedy = f"; choose a folder of {account.name}'s own" if account else "; choose a folder of your own"
         raise CannotStart(f"{error.filename or directory}: {error.strerror}{remedy}") from error
+
+
+def _check_keys(config: ClusterConfig, account: Account) -> None:
+    """Raises CannotStart if the account cannot read what TLS needs."""
+    names = SERVER_CERTIFICATE, SERVER_KEY, *((CA,) if config.tls.verify else ())
+    files = [config.tls.certificates / name for name in names] if config.tls.certificates else []
+    for file in (*files, *([config.tls.psk] if config.tls.psk else [])):
+        if config.tls.mode != "off" and not os.access(file, os.R_OK):
+            raise CannotStart(f"{file} cannot be read by user {account.name}, who the servers run as")
 
 
 def _make_folder(folder: Path, account: Account | None) -> None:

@@ -255,3 +255,20 @@ def test_folders_of_root_are_not_given_away(theirs):
     assert refused.returncode == 1
     assert "logs: belongs to another user (uid 0); choose a folder of 65534:65534's own" in refused.stderr.decode()
     (cluster.folder / "logs").rmdir()
+
+
+@needs_root
+def test_keys_that_only_root_reads_are_told_of(theirs):
+    """Servers that are started again read them as that user; when he may, TLS works, after a restart, too."""
+    cluster = theirs(servers=1, tls={"certificates": "certificates"})
+    cluster.opened.run(*memcluster_command("certificates"), cwd=cluster.folder)
+    key = cluster.folder / "certificates" / "server-key.pem"
+    refused = cluster.command("up", "-d", check=False)
+    assert refused.returncode == 1
+    assert f"server-cert.pem cannot be read by user {USER}:{USER}" in refused.stderr.decode()
+    for path in (key.parent, *key.parent.iterdir()):
+        os.chown(path, ANOTHER, ANOTHER)
+    cluster.up()
+    cluster.command("fault", "kill", "server0")
+    cluster.wait_until_running()
+    assert cluster.memclient("read", "0", "1").stdout == b"\0"
