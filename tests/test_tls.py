@@ -16,7 +16,7 @@ from pathlib import Path
 import certificates
 import pytest
 from harness import TIMEOUT, Cluster, clusters, memclient_command, memcluster_command, need, run
-from strangers import FLAGS, GO, LIST, STRUCTURED, Stranger, option
+from strangers import FLAGS, GO, LIST, STARTTLS, STRUCTURED, Stranger, option
 
 import memcluster
 from memcluster.client.errors import Disconnected
@@ -30,7 +30,6 @@ from memcluster.node.tls.credentials import CA
 
 SIZE = 4 << 20
 DEBIAN = {"PATH": f"/usr/bin:/bin:{os.environ['PATH']}"}
-STARTTLS = option(Option.STARTTLS)
 SHAPES = {
     "primary-secondary": {"servers": 3},
     "stripes": {"servers": 3, "layout": {"stripe": "64KiB"}},
