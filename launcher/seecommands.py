@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import get_completion_class
@@ -15,7 +15,12 @@ from memcluster.client.discover import NotOurs, command, run_names
 from memcluster.launcher.checked import name_of
 from memcluster.node.nbd.printable import printable_all
 
+if TYPE_CHECKING:
+    from memcluster.launcher.run.directory import RunDirectory
+
 PROGRAMS = ("memcluster", "memclient")
+ANSWER_WITHIN = 2.0
+"""Seconds a supervisor has to say how its cluster is."""
 
 
 @click.command("ls")
@@ -53,7 +58,7 @@ def _cluster(name: str) -> dict[str, Any] | None:
     record, locked = run.record(), run.locked
     if not run.path.exists():
         return None
-    state = ("running" if run.uri.exists() else "starting") if locked else "supervisor dead"
+    state = _state(run) if locked else "supervisor dead"
     return {
         "cluster": name,
         "state": state,
@@ -61,6 +66,16 @@ def _cluster(name: str) -> dict[str, Any] | None:
         "file": record.file if record else None,
         "uptime_s": round(record.supervisor.age, 3) if record and locked else 0.0,
     }
+
+
+def _state(run: RunDirectory) -> str:
+    """As its supervisor tells it; without the word of one that does not answer, what its folder shows."""
+    from memcluster.launcher.run.control import NoAnswer, ask
+
+    try:
+        return str(ask(run.control, {"do": "status"}, ANSWER_WITHIN)["state"])
+    except (NoAnswer, KeyError):
+        return "no answer" if run.uri.exists() else "starting"
 
 
 @click.command()

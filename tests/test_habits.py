@@ -70,6 +70,9 @@ def test_commands_work_from_a_folder_below_and_with_f_behind_the_verb(new_cluste
     assert (listed["state"], listed["file"], listed["uri"]) == ("running", str(cluster.file), cluster.uri)
     assert listed["uptime_s"] > 0
     assert cluster.name in cluster.command("ls").stdout.decode()
+    cluster.command("stop", "server1")
+    [listed] = [each for each in json.loads(cluster.command("ls", "--json").stdout) if each["cluster"] == cluster.name]
+    assert listed["state"] == "degraded"
 
 
 def test_f_before_logs_is_the_file_and_behind_it_follows():
