@@ -22,7 +22,7 @@ install-bench: .venv/installed-bench
 	@touch $@
 
 .venv/installed-bench: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check honcho py-spy
+	$(BIN)/pip install --quiet --disable-pip-version-check honcho py-spy 'cryptography>=42'
 	@touch $@
 
 demo: install

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
-from bench import idle, starts
+from bench import idle, secure, starts
 from bench.ceiling import ceiling
 from bench.cluster import cluster
 from bench.fio import Figures, Load, measure, measure_all
@@ -67,6 +67,18 @@ def _load_case(name: str, title: str, servers: int, load: Load, peer: str, targe
         target=target,
         prepare=_loads(sides, load, _iops if small else _gigabytes),
         wire=_wire(load, 1 if servers == 1 else 2),
+    )
+
+
+def _tls_case(name: str, title: str, load: Load, target: float) -> Case:
+    small = load.block < MIB
+    return Case(
+        name=name,
+        title=f"over TLS, {title}",
+        unit="IOPS" if small else "GB/s",
+        peer="nbdkit memory, TLS",
+        target=target,
+        prepare=secure.loads(load, _iops if small else _gigabytes),
     )
 
 
@@ -136,6 +148,10 @@ CASES = (
     _load_case("four-write-4k-direct", "4 servers, 4 KiB writes, depth 32", 4, DEEP_WRITE, MEMORY, 1.0),
     _load_case("four-read-1m", "4 servers, 1 MiB reads", 4, LONG_READ, PROXY, 1.3),
     _load_case("four-write-1m", "4 servers, 1 MiB writes", 4, LONG_WRITE, PROXY, 1.2),
+    _tls_case("tls-read-4k-d32", "4 KiB reads, depth 32", DEEP_READ, 1.2),
+    _tls_case("tls-write-4k-d32", "4 KiB writes, depth 32", DEEP_WRITE, 1.2),
+    _tls_case("tls-read-1m", "1 MiB reads", LONG_READ, 1.0),
+    _tls_case("tls-write-1m", "1 MiB writes", LONG_WRITE, 1.0),
     Case(
         name="log",
         title="the log on, 4 KiB reads, depth 32",

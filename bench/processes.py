@@ -30,6 +30,7 @@ PACKAGES = {
     "nsenter": "util-linux",
     "perf": "linux-perf",
     "py-spy": "py-spy (pip install py-spy)",
+    "setpriv": "util-linux",
     "strace": "strace",
 }
 """What provides a command, for people; Debian's name where nothing else is said."""

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import psutil
 
 from bench.chromium import Chromium
 from bench.cluster import Cluster
@@ -25,13 +29,15 @@ READER = "import sys, urllib.request as r; [None for _ in r.urlopen(sys.argv[1])
 
 
 @contextmanager
-def watching(cluster: Cluster, how: str) -> Iterator[None]:
-    """Meanwhile somebody watches."""
+def watching(cluster: Cluster, how: str, shares: list[float]) -> Iterator[None]:
+    """Meanwhile somebody watches; adds the share of a processor that `watch` has taken, its start included."""
     if how == "nobody":
         yield
         return
+    began = time.monotonic()
     command = [sys.executable, "-m", "memcluster", "watch", "--web"]
-    with subprocess.Popen(command, cwd=cluster.folder, stdout=subprocess.PIPE, text=True) as site:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=cluster.folder, env=environment, stdout=subprocess.PIPE, text=True) as site:
         assert site.stdout is not None
         address = site.stdout.readline().split()[-1]
         try:
@@ -47,6 +53,8 @@ def watching(cluster: Cluster, how: str) -> Iterator[None]:
                     reader.kill()
             else:
                 yield
+            used = psutil.Process(site.pid).cpu_times()
+            shares.append((used.user + used.system) / (time.monotonic() - began))
         finally:
             site.terminate()
 
@@ -55,7 +63,7 @@ def reads(cluster: Cluster, span: str) -> float:
     """Requests a second: `memclient bench` as it is."""
     words = ("bench", "--runtime", span, "--json")
     found = json.loads(run(sys.executable, "-m", "memcluster.client.cli", *words, cwd=cluster.folder, root=ROOT))
-    return float(found["rate"])
+    return float(found["read"]["iops"])
 
 
 def main() -> None:
@@ -70,15 +78,17 @@ def main() -> None:
         try:
             reads(cluster, "1s")
             for how in ("idle", "reader", *(["chromium"] if options.chromium else [])):
-                ratios = []
+                ratios: list[float] = []
+                shares: list[float] = []
                 for pair in range(options.pairs):
                     rates = {}
                     for who in (("nobody", how), (how, "nobody"))[pair % 2]:
-                        with watching(cluster, who):
+                        with watching(cluster, who, shares):
                             rates[who] = reads(cluster, options.span)
                     ratios.append(rates[how] / rates["nobody"])
                 print(f"{how:<9} {statistics.median(ratios):.3f} of the rate with nobody "
-                      f"(from {min(ratios):.3f} to {max(ratios):.3f}, {options.pairs} pairs)")  # fmt: skip
+                      f"(from {min(ratios):.3f} to {max(ratios):.3f}, {options.pairs} pairs); `watch` took "
+                      f"{statistics.median(shares):.1%} of a processor")  # fmt: skip
         finally:
             cluster.down()
 

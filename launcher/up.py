@@ -101,7 +101,9 @@ def up(
         found_memory = run.holds_memory
     except NameInUse:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        raise AlreadyRunning(load(), run.record()) from None
+        with as_root():  # cluster.yaml may be root's alone
+            config = load()
+        raise AlreadyRunning(config, run.record()) from None
     except BaseException:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         raise

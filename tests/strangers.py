@@ -28,6 +28,9 @@ BORDER = SIZE // 3
 class World:
     """A cluster, and a well-behaved client of it that stays connected while strangers come and go."""
 
+    starttls = Rep.ERR_UNSUP
+    """What STARTTLS is answered."""
+
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.witness = cluster.connect(reconnect=False)
@@ -222,6 +225,7 @@ def long_request(command: int, offset: int, length: int, payload: bytes = b"") -
 FLAGS = wire.CLIENT_FLAGS.pack(3)
 STRUCTURED = option(Option.STRUCTURED_REPLY)
 LIST = option(Option.LIST)
+STARTTLS = option(Option.STARTTLS)
 
 
 def go(name: bytes) -> bytes:

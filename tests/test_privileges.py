@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from harness import ROOT, TIMEOUT, Cluster, memclient_command, memcluster_command, run
+from harness import ROOT, TIMEOUT, Cluster, environment, memclient_command, memcluster_command, run
 
 import memcluster
 from memcluster.launcher.run.directory import RunRecord
@@ -98,6 +98,12 @@ class Opened:
     def run(self, *command: str, cwd: Path, **options) -> subprocess.CompletedProcess[bytes]:
         enter = "nsenter", "--target", str(self._holder.pid), "--mount"
         return run(*enter, "sh", "-c", 'cd "$0" && exec "$@"', cwd, *command, **options)
+
+    def start(self, *command: str, cwd: Path) -> subprocess.Popen[str]:
+        words = "nsenter", "--target", str(self._holder.pid), "--mount", "sh", "-c", 'cd "$0" && exec "$@"', str(cwd)
+        return subprocess.Popen(
+            [*words, *command], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def close(self) -> None:
         self._holder.communicate("")
@@ -244,6 +250,24 @@ def test_who_cannot_be_that_user_says_so(theirs, open_folder):
     assert "only root can run a cluster as user 65534:65534; this is uid 65533" in other.stderr.decode()
     with pytest.raises(memcluster.LaunchError, match="a program stays who it is"):
         memcluster.Cluster(cluster.file)
+
+
+@needs_root
+def test_a_cluster_yaml_that_only_root_reads_will_do(theirs):
+    """It is read as root, for a second `up`, too."""
+    cluster = theirs(servers=1)
+    cluster.file.chmod(0o600)
+    process = cluster.opened.start(*memcluster_command("up"), cwd=cluster.folder)
+    try:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("ready in "):
+            assert process.poll() is None
+        assert b"already running" in cluster.command("up").stdout
+        cluster.remember()
+        cluster.command("down")
+    finally:
+        process.terminate()
+        process.communicate(timeout=TIMEOUT)
 
 
 @needs_root

@@ -17,7 +17,7 @@ from pathlib import Path
 import certificates
 import pytest
 from harness import TIMEOUT, Cluster, clusters, memclient_command, memcluster_command, need, run
-from strangers import FLAGS, GO, LIST, STRUCTURED, Stranger, option
+from strangers import FLAGS, GO, LIST, STARTTLS, STRUCTURED, Stranger, option
 
 import memcluster
 from memcluster.client.errors import Disconnected
@@ -31,7 +31,6 @@ from memcluster.node.tls.credentials import CA
 
 SIZE = 4 << 20
 DEBIAN = {"PATH": f"/usr/bin:/bin:{os.environ['PATH']}"}
-STARTTLS = option(Option.STARTTLS)
 SHAPES = {
     "primary-secondary": {"servers": 3},
     "stripes": {"servers": 3, "layout": {"stripe": "64KiB"}},
@@ -469,17 +468,22 @@ def test_shared_keys_need_a_python_that_has_them(new_cluster, tmp_path):
 
 @pytest.mark.skipif(not HAS_PSK, reason="keys shared beforehand need Python 3.13")
 def test_shared_keys_let_in_who_has_one(new_cluster, tmp_path):
-    """libnbd and memclient with the right key, and not with another or none."""
-    (tmp_path / "keys").write_text("alice:" + "12" * 32 + "\n")
+    """libnbd, qemu and memclient with the right key, and not with another or none."""
+    (tmp_path / "keys.psk").write_text("alice:" + "12" * 32 + "\n")
     (tmp_path / "other").write_text("alice:" + "13" * 32 + "\n")
-    cluster = new_cluster(tmp_path, tls={"psk": "keys"})
+    cluster = new_cluster(tmp_path, tls={"psk": "keys.psk"})
     cluster.up()
     target = parse_uri(cluster.uri)
-    right = str(replace(target, tls=Security(psk_file=str(tmp_path / "keys"), username="alice")))
+    right = str(replace(target, tls=Security(psk_file=str(tmp_path / "keys.psk"), username="alice")))
     wrong = str(replace(target, tls=Security(psk_file=str(tmp_path / "other"), username="alice")))
     need("nbdinfo", "libnbd-bin")
     assert run("nbdinfo", "--size", right).stdout == b"1048576\n"
     assert run(*memclient_command("--uri", right, "info")).stdout
+    need("qemu-img", "qemu-utils")
+    credentials = f"tls-creds-psk,id=tls0,endpoint=client,dir={tmp_path},username=alice"
+    image = f"driver=nbd,server.type=inet,server.host=127.0.0.1,server.port={target.port},tls-creds=tls0"
+    found = run("qemu-img", "info", "--output=json", "--object", credentials, "--image-opts", image).stdout
+    assert json.loads(found)["virtual-size"] == 1 << 20
     assert run("nbdinfo", "--size", wrong, check=False).returncode
     for uri in (wrong, str(replace(target, tls=Security(verify=False)))):
         with pytest.raises(Disconnected):
