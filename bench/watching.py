@@ -25,36 +25,47 @@ from bench.chromium import Chromium
 from bench.cluster import Cluster
 from bench.processes import ROOT, run
 
-READER = "import sys, urllib.request as r; [None for _ in r.urlopen(sys.argv[1])]"
+READER = "import sys, urllib.request as r; [print(len(line), flush=True) for line in r.urlopen(sys.argv[1])]"
 
 
 @contextmanager
 def watching(cluster: Cluster, how: str, shares: list[float]) -> Iterator[None]:
-    """Meanwhile somebody watches; adds the share of a processor that `watch` has taken, its start included."""
+    """Meanwhile somebody watches; adds the share of a processor that `watch` has taken."""
     if how == "nobody":
         yield
         return
-    began = time.monotonic()
     command = [sys.executable, "-m", "memcluster", "watch", "--web"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=cluster.folder, env=environment, stdout=subprocess.PIPE, text=True) as site:
         assert site.stdout is not None
         address = site.stdout.readline().split()[-1]
+
+        @contextmanager
+        def counted() -> Iterator[None]:
+            began, before = time.monotonic(), sum(psutil.Process(site.pid).cpu_times()[:2])
+            yield
+            used = sum(psutil.Process(site.pid).cpu_times()[:2]) - before
+            shares.append(used / (time.monotonic() - began))
+
         try:
             if how == "chromium":
                 with Chromium() as browser:
                     page = browser.page()
                     page.open(address)
                     page.until("document.body.dataset.state === 'running'")
-                    yield
+                    with counted():
+                        yield
             elif how == "reader":
-                with subprocess.Popen([sys.executable, "-c", READER, address.replace("/?", "/events?")]) as reader:
-                    yield
+                command = [sys.executable, "-c", READER, address.replace("/?", "/events?")]
+                with subprocess.Popen(command, stdout=subprocess.PIPE) as reader:
+                    assert reader.stdout is not None
+                    reader.stdout.readline()
+                    with counted():
+                        yield
                     reader.kill()
             else:
-                yield
-            used = psutil.Process(site.pid).cpu_times()
-            shares.append((used.user + used.system) / (time.monotonic() - began))
+                with counted():
+                    yield
         finally:
             site.terminate()
 
@@ -88,9 +99,9 @@ def main() -> None:
                     ratios.append(rates[how] / rates["nobody"])
                 print(f"{how:<9} {statistics.median(ratios):.3f} of the rate with nobody "
                       f"(from {min(ratios):.3f} to {max(ratios):.3f}, {options.pairs} pairs); `watch` took "
-                      f"{statistics.median(shares):.1%} of a processor")  # fmt: skip
+                      f"{statistics.median(shares):.1%} of a processor", flush=True)  # fmt: skip
         finally:
-            cluster.down()
+            cluster.command("down", "--timeout", "2m")  # there is much to merge
 
 
 if __name__ == "__main__":
