@@ -64,6 +64,8 @@ class Keys(TypedDict, total=False):
     advertise: str
     insecure_network: bool
     sockets: Mapping[str, object]
+    tls: Mapping[str, object]
+    user: str
     clients: Mapping[str, object]
     storage: str | os.PathLike[str]
     logs: Mapping[str, object]
