@@ -228,28 +228,28 @@ def timeline(
 @click.option("--over", metavar="TIME", type=seconds, default="10s", show_default=True, help="Of the last TIME.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
+@click.option("--wide", is_flag=True, help="Every column, however narrow the terminal is.")
 @click.option("--run", metavar="N", type=click.IntRange(min=1), help="Of the last TIME of run N.")
 @click.pass_obj
-def stats(file: Path, /, over: float, as_json: bool, watch: bool, run: int | None) -> int:
+def stats(file: Path, /, over: float, as_json: bool, watch: bool, wide: bool, run: int | None) -> int:
     """Show how often, how much and how fast: by node and operation, from the log."""
     import json
-    import shutil
 
     from memcluster.launcher.log.reader import LogsError
     from memcluster.launcher.log.source import open_log
     from memcluster.launcher.log.stats import stats_table
     from memcluster.launcher.output import show_again
+    from memcluster.launcher.table import width_of
 
     if watch and run is not None:
         raise click.UsageError("--watch is for what runs; --run is for a run that is over")
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
     def show(indent: int | None = None) -> str:
         try:
             found = open_log(file, run, follow=watch, told=_tell).stats(over)
         except LogsError as error:
             raise Failure(str(error)) from error
-        return json.dumps(found, indent=indent) if as_json else stats_table(found, width)
+        return json.dumps(found, indent=indent) if as_json else stats_table(found, width_of(wide))
 
     if watch:
         show_again(show, live=sys.stdout.isatty() and not as_json)

@@ -8,6 +8,7 @@ from typing import Any
 
 from memcluster.launcher.log.reader import RECEIVE, LogsError, connect, in_words
 from memcluster.launcher.output import format_bytes
+from memcluster.launcher.table import folded, table
 from memcluster.node.log.tally import Figures, Tally
 from memcluster.node.log.text import event_name, kind_name, operation_name
 from memcluster.node.transport.frames import Frame, FrameReader
@@ -107,49 +108,35 @@ def _ask(address: str, secret: bytes, head: dict[str, Any], timeout: float) -> d
 # -- the table ---------------------------------------------------------------------------------------------------
 
 COLUMNS = ("NODE", "KIND", "OPERATION", "RATE", "BANDWIDTH", "ERRORS", "MEAN", "P50", "P90", "P99", "P99.9", "MAX")
-_LEFT = 3
-"""Columns of words; the others are numbers and stand to the right."""
-
-
-_SPARE = ("P99.9", "MEAN", "P90", "BANDWIDTH")
-"""Columns that may be left out where there is no room for them, the first first."""
+IMPORTANCE = ("OPERATION", "RATE", "P50", "P99", "MAX", "ERRORS", "KIND", "BANDWIDTH", "P90", "MEAN", "P99.9")
+"""Which column stays longest where there is no room for all; NODE is always there."""
 
 
 def stats_table(stats: dict[str, Any], width: int = 0) -> str:
-    """The figures for people; with `width` the table has at most so many columns of text, if that is possible."""
-    table = list(zip(COLUMNS, *map(_cells, stats["operations"]), strict=True))
-    for name in _SPARE:
-        if width and sum(max(map(len, column)) + 2 for column in table) - 2 > width:
-            table = [column for column in table if column[0] != name]
-    rows = list(zip(*table, strict=True))
-    widths = [max(map(len, column)) for column in table]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column < _LEFT else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    """The figures for people; of at most `width` columns of text, if that is possible."""
+    rows = [COLUMNS, *map(_cells, stats["operations"])]
+    lines = table(rows, right=COLUMNS[3:], importance=IMPORTANCE, width=width)
     if not stats["operations"]:
         lines = [f"nothing was asked in the last {stats['seconds']:g} s"]
+    said: list[str] = []
     if stats["busiest"]:
-        lines.append("busiest ranges:")
-        lines += [
+        said.append("busiest ranges:")
+        said += [
             f"  {first:#x}-{end:#x}  {found['requests']} requests, {format_bytes(found['bytes'])}"
             for found in stats["busiest"]
             for first, end in [found["range"]]
         ]
     for node, events in stats["events"].items():
         if events:
-            lines.append(f"{node}: " + ", ".join(f"{name} {count}" for name, count in events.items()))
+            said.append(f"{node}: " + ", ".join(f"{name} {count}" for name, count in events.items()))
     for name, why in stats["missing"].items():
-        lines.append(f"{name} is missing ({why}); these figures are without its share")
+        said.append(f"{name} is missing ({why}); these figures are without its share")
     if stats["seconds"] < stats["over"]:
-        lines.append(f"of the last {stats['seconds']:.1f} s, for the cluster is no older")
-    lines += [f"{count} records of {node} are not there" for node, count in stats["records_missing"].items()]
+        said.append(f"of the last {stats['seconds']:.1f} s, for the cluster is no older")
+    said += [f"{count} records of {node} are not there" for node, count in stats["records_missing"].items()]
     if stats["sample"] > 1:
-        lines.append(f"scaled up from one request in {stats['sample']} (logs.sample)")
-    return "\n".join(lines)
+        said.append(f"scaled up from one request in {stats['sample']} (logs.sample)")
+    return "\n".join([*lines, *(folded(sentence, width) for sentence in said)])
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from memcluster.node.log.record import RECORD, Kind
+from memcluster.node.log.record import PROBE, RECORD, Kind
 
 SUB_BITS = 5
 CELLS = 256
@@ -79,9 +79,11 @@ class Tally:
         """Count records."""
         figures, unpack = self.figures, RECORD.unpack
         for slot in slots:
-            _, duration, _, offset, length, _, kind, operation, _, error, _ = unpack(slot)
+            _, duration, _, offset, length, _, kind, operation, flags, error, _ = unpack(slot)
             if kind == EVENT:
                 self.events[operation] += 1
+                continue
+            if flags & PROBE:  # by which `up` sees that all answers: nobody asked for it
                 continue
             found = figures.get((kind, operation))
             if found is None:
