@@ -1,8 +1,11 @@
-"""Writes the man pages of both commands, from the text of their --help: `make man`, after a change of that."""
+"""Writes the man pages of both commands, from the text of their --help: `make man`, after a change of that. With a
+folder as its argument it writes them there.
+"""
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +76,7 @@ def page(name: str, command: click.Group) -> str:
 
 
 if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
+    folder.mkdir(exist_ok=True)
     for name, command in COMMANDS.items():
-        (FOLDER / f"{name}.1").write_text(page(name, command))
+        (folder / f"{name}.1").write_text(page(name, command))

@@ -56,7 +56,8 @@ DIRECTIONS: dict[str, dict[str, set[str]]] = {
         "privileges": set(),
         "checked": {"clusterfile", "privileges", "run"},
         "output": set(),
-        "log": {"checked", "completing", "output", "run"},
+        "table": set(),
+        "log": {"checked", "completing", "output", "run", "table"},
         "live": {"checked", "fault", "log", "reach", "run", "status", "statusview"},
     },
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 
 import pytest
 from harness import ROOT, need, run
@@ -14,10 +15,11 @@ manual = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(manual)
 
 
-@pytest.mark.parametrize("name", manual.COMMANDS)
-def test_a_page_says_what_help_says(name):
-    """If this fails: `make man`."""
-    assert (manual.FOLDER / f"{name}.1").read_text() == manual.page(name, manual.COMMANDS[name])
+def test_a_page_says_what_help_says(tmp_path):
+    """If this fails: `make man`. Made by a process of its own: click keeps what others have asked of a command."""
+    run(sys.executable, ROOT / "docs" / "manual.py", tmp_path)
+    for name in manual.COMMANDS:
+        assert (manual.FOLDER / f"{name}.1").read_text() == (tmp_path / f"{name}.1").read_text()
 
 
 @pytest.mark.parametrize("name", manual.COMMANDS)

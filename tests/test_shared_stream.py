@@ -156,7 +156,7 @@ def test_nobody_writes_behind_half_a_reply_of_the_dispatcher(loop, tmp_path):
     """A refusal is half said when the socket is handed over: the gate is held until it is said."""
     gates = Gates(loop, tmp_path, 0, create=True)
     server = Gates(loop, tmp_path, 1, create=False)
-    connection, client = half_said(loop, SimpleNamespace(connections={}, lender=None, changes=0))
+    connection, client = half_said(loop, SimpleNamespace(connections={}, lender=None, security=None, changes=0))
     connection.gates, connection.gate = gates, 3
     link = Link()
     connection.hand_to(link)
@@ -178,7 +178,7 @@ def test_nobody_writes_behind_half_a_reply_of_the_dispatcher(loop, tmp_path):
 
 def test_a_chain_waits_for_who_has_not_taken_what_the_head_has_said(loop):
     """The tail cannot know that the head has not finished: the socket is handed along when it has."""
-    connection, client = half_said(loop, SimpleNamespace(connections={}, lender=None, changes=0))
+    connection, client = half_said(loop, SimpleNamespace(connections={}, lender=None, security=None, changes=0))
     link = Link()
     said: list[bool] = []
     connection.when_said = lambda: said.append(True)
