@@ -156,13 +156,6 @@ class Connection(Exclusive):
         except ClusterError:
             pass  # it is the outcome of all that was in flight
 
-    def close(self) -> None:
-        """Say goodbye. What is still in flight fails. In a fork this is silent: the parent's connection goes on."""
-        if self._inherited:
-            self._abandon()
-        else:
-            self._say_goodbye()
-
     @exclusive
     def _say_goodbye(self) -> None:
         if self._closed:

@@ -27,6 +27,19 @@ class Exclusive:
         self._process = os.getpid()
         _alive.add(self)
 
+    def close(self) -> None:
+        """Say goodbye. What is still in flight fails. In a fork this is silent: the parent's connection goes on."""
+        if self._inherited:
+            self._abandon()
+        else:
+            self._say_goodbye()
+
+    def _say_goodbye(self) -> None:
+        raise NotImplementedError
+
+    def _abandon(self) -> None:
+        raise NotImplementedError
+
     @property
     def _inherited(self) -> bool:
         """This process is a fork of the one whose connection it is."""

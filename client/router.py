@@ -130,13 +130,6 @@ class Router(Exclusive):
                 self._restock = time.monotonic() + LONGEST_PAUSE
         self._turn(0.0)
 
-    def close(self) -> None:
-        """Say goodbye. What is still in flight fails. In a fork this is silent: the parent's connection goes on."""
-        if self._inherited:
-            self._abandon()
-        else:
-            self._say_goodbye()
-
     @exclusive
     def _say_goodbye(self) -> None:
         if not self._closed:

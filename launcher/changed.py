@@ -3,34 +3,28 @@ that out by waiting."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memcluster.client.console import Failure
 from memcluster.client.discover import command, stamp
-from memcluster.launcher.checked import load
-from memcluster.launcher.run.control import NoAnswer, ask
-from memcluster.launcher.run.directory import RunDirectory, RunRecord
+from memcluster.launcher.checked import ask_supervisor, load
+from memcluster.launcher.run.directory import RunRecord
 from memcluster.launcher.table import folded, table
 
 if TYPE_CHECKING:
     from memcluster.launcher.clusterfile.settings import ClusterConfig
     from memcluster.launcher.difference import Change
 
-ANSWER_WITHIN = 5.0
-"""Seconds a supervisor has to answer."""
-
 
 def changes(config: ClusterConfig) -> list[Change]:
-    """What differs between the cluster that runs under this name and this description. Raises NoAnswer."""
+    """What differs between the cluster that runs under this name and this description. Raises Failure."""
     from memcluster.launcher.clusterfile.written import dump
     from memcluster.launcher.difference import differences
 
-    answer = ask(RunDirectory(config.name).control, {"do": "config"}, ANSWER_WITHIN)
-    if "config" not in answer:
-        raise NoAnswer(str(answer.get("error", "it does not say what it runs")))
-    return differences(answer["config"], dump(config))
+    return differences(ask_supervisor(config.name, config.file, {"do": "config"})["config"], dump(config))
 
 
 def explained(found: Sequence[Change], config: ClusterConfig, width: int = 0) -> list[str]:
@@ -59,14 +53,16 @@ def shown(value: Any) -> str:
 
 def note(file: Path, record: RunRecord) -> str:
     """A sentence for `status` if the file has been changed in a way that matters; else nothing."""
-    if not record.stamp or record.stamp == stamp(file):
-        return ""
+    if not record.stamp or record.stamp == stamp(file) or not os.access(file, os.R_OK):
+        return ""  # root's alone, perhaps, where the cluster is another user's: who can read it has `diff`
     try:
-        found = changes(load(file))
-    except NoAnswer:
-        return ""
+        config = load(file)
     except Failure:
         return f"{file.name} was changed and cannot be used: `{command(file, 'config')}` says why"
+    try:
+        found = changes(config)
+    except Failure:
+        return ""  # it is being stopped
     if not found:
         return ""
     keys = ", ".join(change.key for change in found)

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memcluster.client.console import EXIT_NOT_RUNNING, EXIT_USAGE, Failure
 from memcluster.client.discover import DiscoverError, account_of, check_folder, cluster_name, command
 from memcluster.launcher.privileges import become
+from memcluster.launcher.run.control import NoAnswer, ask
 from memcluster.launcher.run.directory import RunDirectory, RunRecord
 
 if TYPE_CHECKING:
     from memcluster.launcher.clusterfile.settings import ClusterConfig
+
+ANSWER_WITHIN = 10.0
+"""Seconds a supervisor has to answer."""
 
 
 def load(file: Path, settings: Sequence[tuple[str, str]] = ()) -> ClusterConfig:
@@ -54,6 +58,21 @@ def running(file: Path) -> RunRecord:
         merged = load(file).logs.directory / f"{name}.log"
         hint = f"; {starts}" + (f"; the log of its last run is {merged}" if merged.exists() else "")
     raise Failure(f"cluster {name} is not running{hint}", EXIT_NOT_RUNNING)
+
+
+def ask_supervisor(name: str, file: Path, head: dict[str, Any]) -> dict[str, Any]:
+    """What the supervisor of the cluster of this name, which `file` describes, answers. Raises Failure."""
+    run = RunDirectory(name)
+    try:
+        answer = ask(run.control, head, ANSWER_WITHIN)
+    except NoAnswer as problem:
+        if run.locked:
+            raise Failure(f"the supervisor of {name} does not answer: {problem}") from None
+        hint = f"`{command(file, 'up -d')}` starts it"
+        raise Failure(f"cluster {name} is not running; {hint}", EXIT_NOT_RUNNING) from None
+    if "error" in answer:
+        raise Failure(answer["error"])
+    return answer
 
 
 def secret_of(record: RunRecord) -> bytes:

@@ -209,11 +209,10 @@ def _supervise(
 def _told_changes(cluster: ClusterConfig) -> int:
     """Say what of the description does not hold for the cluster that runs; the exit code."""
     from memcluster.launcher.changed import changes, explained
-    from memcluster.launcher.run.control import NoAnswer
 
     try:
         found = changes(cluster)
-    except NoAnswer:
+    except Failure:
         return 0  # it is being stopped: nothing to hold against anything
     if found:
         click.echo("\n".join(["but not as it is written now:", *explained(found, cluster)]), err=True)

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import click
 
-from memcluster.client.console import EXIT_NOT_RUNNING, Failure
-from memcluster.client.discover import command
-from memcluster.launcher.checked import load
+from memcluster.launcher.checked import load, name_of
 
 
 @click.command()
@@ -23,15 +21,11 @@ def diff(file: Path, as_json: bool, wide: bool) -> int:
     The exit code is 0 if nothing does and 1 if something does, as that of diff(1).
     """
     from memcluster.launcher.changed import changes, explained
-    from memcluster.launcher.run.control import NoAnswer
     from memcluster.launcher.table import width_of
 
     config = load(file)
-    try:
-        found = changes(config)
-    except NoAnswer:
-        hint = f"`{command(file, 'up -d')}` starts it"
-        raise Failure(f"cluster {config.name} is not running; {hint}", EXIT_NOT_RUNNING) from None
+    name_of(file)  # from here on this is the user that the cluster runs as
+    found = changes(config)
     if as_json:
         click.echo(json.dumps([asdict(change) for change in found], indent=2))
     elif found:

@@ -15,6 +15,8 @@ from memcluster.client.units import parse_size
 
 SHAPE = ("memory", "servers", "topology", "layout", "storage")
 """Shards made with other values of these are not taken: the bytes have to be copied."""
+DOORS = "servers' listen"
+"""The key, which the file has not, of the addresses of the servers behind the first."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,21 @@ def differences(running: str, written: str) -> list[Change]:
 
 def reshapes(changes: Sequence[Change]) -> bool:
     """Whether the bytes have to be copied."""
-    return any(change.key.startswith(SHAPE) for change in changes)
+    return any(_is_of_shape(change.key) for change in changes)
 
 
 def _means(key: str, before: Any, after: Any) -> str:
     if key == "memory" and parse_size(after) < parse_size(before):
         return f"smaller: the bytes from {after} on are lost"
-    if key.startswith(SHAPE):
+    if _is_of_shape(key):
         return "the bytes are copied to other shards"
-    if key == "listen":
+    if key in ("listen", DOORS):
         return "clients find it at another address"
     return "from the next start on"
+
+
+def _is_of_shape(key: str) -> bool:
+    return key.partition(".")[0] in SHAPE
 
 
 def _flat(text: str) -> dict[str, Any]:
@@ -59,7 +65,7 @@ def _flat(text: str) -> dict[str, Any]:
     document["servers"] = ", ".join(server["memory"] for server in servers)
     doors = [str(server.get("listen", "")) for server in servers[1:]]  # the first one's is `listen`
     if any(doors):
-        document["servers' listen"] = ", ".join(doors)
+        document[DOORS] = ", ".join(doors)
     return dict(_leaves("", document))
 
 

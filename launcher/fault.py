@@ -6,15 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from memcluster.client.console import EXIT_NOT_RUNNING, Failure
-from memcluster.client.discover import command
-from memcluster.launcher.checked import name_of
-from memcluster.launcher.run.control import NoAnswer, ask
-from memcluster.launcher.run.directory import RunDirectory
+from memcluster.launcher.checked import ask_supervisor, name_of
 from memcluster.launcher.supervision.faultkind import FaultKind
 
-ANSWER_WITHIN = 10.0
-"""Seconds the supervisor has to answer."""
 DELAY = 0.05
 """Seconds that each reply of a slow node waits, where nobody says otherwise."""
 
@@ -36,27 +30,11 @@ def fault(file: Path, kind: str, targets: Sequence[str], seconds: float | None, 
     head = {"do": "fault", "kind": kind, "targets": list(targets), "seconds": seconds}
     if kind == "slow":
         head["delay"] = DELAY if delay is None else delay
-    done: list[str] = ask_supervisor(file, head)["done"]
+    done: list[str] = ask_supervisor(name_of(file), file, head)["done"]
     return done
 
 
 def faults(file: Path) -> list[dict[str, Any]]:
     """What is in force, as `status --json` has it. Raises Failure, NotRunning."""
-    found: list[dict[str, Any]] = ask_supervisor(file, {"do": "status"})["faults"]
+    found: list[dict[str, Any]] = ask_supervisor(name_of(file), file, {"do": "status"})["faults"]
     return found
-
-
-def ask_supervisor(file: Path, head: dict[str, Any]) -> dict[str, Any]:
-    """What the supervisor answers. Raises Failure, NotRunning."""
-    name = name_of(file)
-    run_directory = RunDirectory(name)
-    try:
-        answer = ask(run_directory.control, head, ANSWER_WITHIN)
-    except NoAnswer as problem:
-        if run_directory.locked:
-            raise Failure(f"the supervisor of {name} does not answer: {problem}") from None
-        hint = f"`{command(file, 'up -d')}` starts it"
-        raise Failure(f"cluster {name} is not running; {hint}", EXIT_NOT_RUNNING) from None
-    if "error" in answer:
-        raise Failure(answer["error"])
-    return answer

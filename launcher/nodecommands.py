@@ -21,20 +21,20 @@ AS_A_WHOLE = {
 
 def planned(file: Path, what: str, nodes: tuple[str, ...], seconds: float) -> list[str]:
     """Do it, and wait until it is done; returns the names of the nodes. Raises Failure, NotRunning."""
-    from memcluster.launcher.checked import name_of
-    from memcluster.launcher.fault import ask_supervisor
+    from memcluster.launcher.checked import ask_supervisor, name_of
     from memcluster.launcher.run.control import NoAnswer, connect
     from memcluster.launcher.run.directory import RunDirectory
 
     if not nodes:
         raise click.UsageError(f"{what} which nodes? Say server1, logger0, a role, or all; {AS_A_WHOLE[what]}")
-    ask_supervisor(file, {"do": "status"})  # and so say it well if there is none
-    stream = connect(RunDirectory(name_of(file)).control)
+    cluster = name_of(file)
+    ask_supervisor(cluster, file, {"do": "status"})  # and so say it well if there is none
+    stream = connect(RunDirectory(cluster).control)
     try:
         stream.send({"do": "watch"})
         happenings = stream.frames(time.monotonic() + seconds)
         next(happenings)  # from here on all is told
-        answer = ask_supervisor(file, {"do": "plan", "what": what, "nodes": list(nodes)})
+        answer = ask_supervisor(cluster, file, {"do": "plan", "what": what, "nodes": list(nodes)})
         waiting = dict.fromkeys(answer["waiting"])
         while waiting:
             happening = next(happenings, {"event": "gone"})

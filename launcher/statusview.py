@@ -40,8 +40,8 @@ def status_table(status: dict[str, Any], width: int = 0) -> str:
     rows = [list(COLUMNS)]
     rows += [[_cell(status, column, node) for column in COLUMNS] for node in status["nodes"]]
     lines = table(rows, right=RIGHT, importance=IMPORTANCE, width=width, paint=_paint)
-    sentences = [*status.get("exposed", []), *([status["changed"]] if "changed" in status else [])]
-    notes = [folded(f"note: {sentence}", width) for sentence in sentences]
+    sentences = [*status.get("exposed", []), status.get("changed")]
+    notes = [folded(f"note: {sentence}", width) for sentence in sentences if sentence]
     return "\n".join([*(lines if status["nodes"] else []), *notes, folded(verdict(status), width)])
 
 

@@ -13,6 +13,16 @@ from memcluster.node.nbd.wire import Command, TransmissionFlag
 from memcluster.node.transport.address import Address
 
 
+def shake_hands(sock: socket.socket, **options) -> None:
+    """Into the transmission phase; not a byte too much is read. `options` are ClientSession's."""
+    session = ClientSession("", **options)
+    while not session.ready:
+        if session.outgoing:
+            sock.sendmsg(session.outgoing)
+            session.outgoing.clear()
+        session.received(sock.recv_into(session.receive_buffer(), 1))
+
+
 class Raw:
     """`options` are ClientSession's; `received` counts the bytes that came."""
 

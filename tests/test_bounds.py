@@ -10,10 +10,10 @@ from contextlib import suppress
 import psutil
 import pytest
 from harness import Cluster, run_in_small_room
+from raw import shake_hands
 
 from memcluster import Refused
 from memcluster.node.nbd import wire
-from memcluster.node.nbd.client import ClientSession
 from memcluster.node.nbd.wire import Command
 from memcluster.node.serving.connection import ROOM
 
@@ -26,12 +26,7 @@ def raw_client(cluster: Cluster) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.settimeout(60)
     sock.connect((host, int(port)))
-    session = ClientSession("", structured=False)
-    while not session.ready:
-        if session.outgoing:
-            sock.sendmsg(session.outgoing)
-            session.outgoing.clear()
-        session.received(sock.recv_into(session.receive_buffer(), 1))
+    shake_hands(sock, structured=False)
     return sock
 
 

@@ -22,6 +22,8 @@ FILE = "name: one\nmemory: 1MiB\nservers:\n- {memory: 512KiB, listen: '127.0.0.1
         (FILE + "- {memory: 4KiB}\n", "servers", "the bytes are copied to other shards", True),
         (FILE + "layout: {stripe: 4KiB}\n", "layout.stripe", "the bytes are copied to other shards", True),
         (FILE + "listen: 127.0.0.1:2\n", "listen", "clients find it at another address", False),
+        (FILE.replace("{memory: 512KiB}", "{memory: 512KiB, listen: '127.0.0.1:3'}"), "servers' listen",
+         "clients find it at another address", False),
         (FILE + "logs: {level: errors}\n", "logs.level", "from the next start on", False),
         (FILE + "logs: {directory: a$$b}\n", "logs.directory", "from the next start on", False),
     ],

@@ -7,9 +7,9 @@ import struct
 from contextlib import suppress
 
 from harness import Cluster
+from raw import shake_hands
 
 from memcluster.node.nbd import wire
-from memcluster.node.nbd.client import ClientSession
 from memcluster.node.nbd.wire import Command, CommandFlag, Option
 from memcluster.node.transport.tcp import LOST_AFTER
 
@@ -25,12 +25,7 @@ def door(cluster: Cluster) -> socket.socket:
 def opened(cluster: Cluster) -> socket.socket:
     """In the transmission phase, with structured replies and base:allocation."""
     sock = door(cluster)
-    session = ClientSession("")
-    while not session.ready:
-        if session.outgoing:
-            sock.sendmsg(session.outgoing)
-            session.outgoing.clear()
-        session.received(sock.recv_into(session.receive_buffer(), 1))
+    shake_hands(sock)
     return sock
 
 

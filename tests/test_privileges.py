@@ -193,6 +193,7 @@ def test_a_cluster_of_root_runs_as_the_user_that_it_is_told(theirs, topology):
     cluster.wait_until_running()
     assert {seen(pid)["Uid"].split()[0] for pid in cluster.everything()} == {USER}
     assert b"WRITE" in cluster.command("logs").stdout
+    assert b"runs as cluster.yaml says" in cluster.command("diff").stdout
     for folder in ("logs", "data"):
         assert owners(cluster.folder / folder) == {ANOTHER}
     cluster.remember()

@@ -245,7 +245,7 @@ def test_who_does_not_belong_is_refused_with_a_sentence_on_both_sides(door, fold
 
 
 def test_expired_certificates_are_refused(new_cluster, tmp_path, folders):
-    """A client's by the server, and the server's by the check of the file."""
+    """The server's, by the check of the file: what its clients could not trust is not served."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     old, right = folders["old"], folders["right"]

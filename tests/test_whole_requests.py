@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 from harness import Cluster, run
+from raw import shake_hands
 
 from memcluster.node.nbd import wire
-from memcluster.node.nbd.client import ClientSession
 from memcluster.node.nbd.wire import Command
 
 MIB = 1 << 20
@@ -26,12 +26,7 @@ class Raw:
     def __init__(self, cluster: Cluster, door: str | None = None) -> None:
         host, port = (door or cluster.uri).removeprefix("nbd://").split(":")
         self.sock = socket.create_connection((host, int(port)), timeout=60)
-        session = ClientSession("", structured=False)
-        while not session.ready:
-            if session.outgoing:
-                self.sock.sendmsg(session.outgoing)
-                session.outgoing.clear()
-            session.received(self.sock.recv_into(session.receive_buffer(), 1))
+        shake_hands(self.sock, structured=False)
         self.cookie = 0
 
     def send(self, command: int, offset: int, length: int, payload: bytes = b"", flags: int = 0) -> None:
