@@ -51,6 +51,12 @@ def cluster_file() -> Path:
     return Path(FILES[0])
 
 
+def new_file() -> Path:
+    """Where a description is written if nobody says where: here, whatever lies in the folders above."""
+    found = cluster_file()
+    return Path(FILES[0]) if os.pardir in found.parts and not os.environ.get("MEMCLUSTER_FILE") else found
+
+
 def located(file: Path) -> Path:
     """Where a file lies, by whatever way it is reached: through `..`, or a link to its folder. A relative path stays as
     it is if the working directory has been removed: it is nowhere then."""

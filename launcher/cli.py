@@ -27,7 +27,7 @@ from memcluster.client.console import (
     unwind,
     wait_seconds,
 )
-from memcluster.client.discover import STDIN, cluster_file, command, contents, located
+from memcluster.client.discover import STDIN, cluster_file, command, contents, located, new_file
 from memcluster.launcher import nodecommands, seecommands
 from memcluster.launcher.checked import load, name_of
 from memcluster.launcher.comparecommand import compare
@@ -54,8 +54,13 @@ TROUBLE = ("gave-up", "died", "failed", "late", "lost", "unresponsive")
 """Happenings that are told on stderr."""
 
 
+NAMED = "memcluster.launcher.cli.named"
+"""In a context's meta: whether somebody has said which file is meant."""
+
+
 def _take_file(context: click.Context, file: Path) -> None:
     context.obj = file
+    context.meta[NAMED] = True
 
 
 @click.group(cls=Commands, file_given=_take_file, hints=HINTS, context_settings={"help_option_names": ["-h", "--help"]})
@@ -67,6 +72,7 @@ def _take_file(context: click.Context, file: Path) -> None:
 def cli(context: click.Context, file: Path | None) -> None:
     """Start, watch and stop a cluster of processes that serves one flat memory over NBD."""
     context.obj = cluster_file() if file is None else file
+    context.meta[NAMED] = file is not None
 
 
 def _setting(text: str) -> Setting:
@@ -93,11 +99,12 @@ _settings = click.option("--set", "settings", metavar="KEY=VALUE", type=_setting
 @click.option("--topology", type=click.Choice(names()), default=DEFAULT, show_default=True, help="Who answers clients.")
 @click.option("--listen", default="127.0.0.1:10809", show_default=True, metavar="ADDRESS", help="Or unix:PATH.")
 @click.option("--storage", default="memory", show_default=True, metavar="DIRECTORY", help="Where the bytes are kept.")
-@click.pass_obj
-def init(file: Path, /, **choices: Any) -> None:
+@click.pass_context
+def init(context: click.Context, /, **choices: Any) -> None:
     """Write a cluster.yaml to begin with; one that is there is not overwritten."""
     from memcluster.launcher.init import write
 
+    file: Path = context.obj if context.meta[NAMED] else new_file()
     if file == STDIN:
         raise click.UsageError("init writes a file: name it with -f")
     write(file, **choices)

@@ -31,6 +31,18 @@ def test_init_overwrites_nothing(tmp_path):
     assert (tmp_path / "cluster.yaml").read_text() == "mine"
 
 
+def test_init_writes_here_and_not_into_a_folder_above(tmp_path):
+    """Where the other commands would find that one's; -f names it all the same."""
+    below = tmp_path / "below"
+    below.mkdir()
+    (tmp_path / "cluster.yaml").write_text("name: above\nmemory: 1MiB\n")
+    for words in (["-f", "../cluster.yaml", "init"], ["init", "-f", "../cluster.yaml"]):
+        assert b"../cluster.yaml is there already" in run(*memcluster_command(*words), cwd=below, check=False).stderr
+    said = run(*memcluster_command("init"), cwd=below).stdout.decode()
+    assert said == "cluster.yaml is written; `memcluster up -d` starts the cluster\n"
+    assert yaml.safe_load((below / "cluster.yaml").read_text())["memory"] == "64MiB"
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "words"),
     [

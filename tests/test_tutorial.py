@@ -60,10 +60,12 @@ def same(expected: list[str], printed: list[str], reading: str) -> bool:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """An empty folder, after which the reader's cluster is called, and the two commands of this checkout."""
+    """An empty folder, after which the reader's cluster is called, in one with a cluster.yaml, as a clone has; and the
+    two commands of this checkout."""
     folder, commands = tmp_path / f"hello-{os.getpid()}", tmp_path / "commands"
     folder.mkdir()
     commands.mkdir()
+    (tmp_path / "cluster.yaml").write_text((ROOT / "cluster.yaml").read_text())
     for name, module in (("memcluster", "memcluster"), ("memclient", "memcluster.client.cli")):
         (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m {module} "$@"\n')
         (commands / name).chmod(0o755)
