@@ -67,3 +67,5 @@ def _write(text: str, stream: TextIO) -> None:
             data = data[os.write(stream.fileno(), data) :]
     except OSError:  # a cluster does not depend on who reads about it, or on room for that
         silence(stream)
+    except ValueError:  # closed by the program that we are in
+        pass

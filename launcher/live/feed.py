@@ -26,6 +26,9 @@ from memcluster.launcher.statusview import state_words, verdict
 
 PACE = 0.5
 """Seconds between two looks."""
+PACE_OF_SAMPLES = 2.0
+"""Seconds between two looks at the log while there is more traffic than a look takes in: sooner would show more samples
+than anybody follows, at the cost of that traffic."""
 LOG_WITHIN = 2.0
 """Seconds that logger 0 may be silent."""
 
@@ -39,6 +42,7 @@ class Looker:
         self._file = file
         self._supervisor: Identity | None = None
         self._recent = Recent("", "", "")
+        self._looked = 0.0
 
     def look(self) -> Message:
         try:
@@ -73,8 +77,12 @@ class Looker:
         loggers = [node for node in nodes if node["role"] == "logger"]
         asked = {node["name"]: node["records"] for node in loggers if node["ready"] and "records" in node}
         ends = {name.replace("logger", "server"): end for name, end in asked.items()}
-        if "logger0" not in asked or not (after := self._recent.asked(ends)):
+        now = time.monotonic()
+        if "logger0" not in asked or (self._recent.passes_over and now < self._looked + PACE_OF_SAMPLES):
             return
+        if not (after := self._recent.asked(ends)):
+            return
+        self._looked = now
         # For the share of a logger that does not answer nobody waits.
         wanted = [*ends, *asked] if len(asked) < len(loggers) else []
         at = time.time_ns()

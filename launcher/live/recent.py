@@ -50,6 +50,11 @@ class Recent:
         self._shown: dict[int, _Story] = {}
         self._events: deque[LogEntry] = deque(maxlen=EVENTS)
 
+    @property
+    def passes_over(self) -> bool:
+        """Whether there was more than the last glance took in."""
+        return bool(self._skipped)
+
     def asked(self, ends: Mapping[str, int]) -> dict[str, int]:
         """After which records to ask, where each server's log ends at `ends`; nothing if nothing is new."""
         after = {server: max(self._seen.get(server, 0), end - GLANCE) for server, end in ends.items()}
