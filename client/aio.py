@@ -7,7 +7,7 @@ time: what is written is copied first if it can change, and what is read gets in
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from memcluster.client.connection import Connection
 from memcluster.client.flow import Flow
 from memcluster.client.handshake import list_exports
 from memcluster.client.memory import meant, open_carrier
-from memcluster.client.requests import Export, Extent, Future, Requests, as_bytes, merged
+from memcluster.client.requests import Export, Extent, Future, Requests, Walk, as_bytes
 from memcluster.client.router import Router
 
 T = TypeVar("T")
@@ -108,14 +108,18 @@ class AsyncMemory(Export[Flow]):
 
     async def extents(self, length: int, offset: int) -> list[Extent]:
         """The runs of data and holes from `offset` on, `length` bytes in all. Servers that cannot tell give one run."""
+        return [extent async for extent in self.each_extent(length, offset)]
+
+    def each_extent(self, length: int, offset: int) -> AsyncIterator[Extent]:
+        """The same one by one, asking the server as it goes: `async for`."""
         self._check(length, offset)
-        runs: list[tuple[int, int]] = []
-        at, end = offset, offset + length
-        while at < end:
-            found = await self._outcome(self._requests.start_runs(end - at, at))
-            runs += found
-            at += sum(run for run, _ in found)
-        return list(merged(runs, offset))
+        return self._walk(Walk(length, offset))
+
+    async def _walk(self, walk: Walk) -> AsyncIterator[Extent]:
+        while walk.left:
+            told = await self._outcome(self._requests.start_runs(walk.left, walk.at))
+            for extent in walk.take(told):
+                yield extent
 
     async def cluster_map(self) -> dict[str, Any]:
         """The map of the cluster: what its export cluster.json says. Raises ClusterError if there is none."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from memcluster.client.connection import Connection
 from memcluster.client.errors import ClusterError
+from memcluster.client.pending import Pending
 from memcluster.client.uri import Target
 from memcluster.node.layout import Layout, make_layout
 from memcluster.node.nbd.printable import printable
@@ -40,7 +41,7 @@ def read_map(target: Target, timeout: float) -> bytes:
         size = connection.session.size
         if not 0 < size <= MAX_MAP:
             return b""
-        return bytes(connection.submit(Command.READ, 0, min(size, MAX_PAYLOAD)).wait().data or b"")
+        return bytes(connection.submit(Pending(Command.READ, 0, min(size, MAX_PAYLOAD))).wait().data or b"")
     finally:
         connection.close()
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Sequence
 from typing import NoReturn
 
 from memcluster.client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout
@@ -24,39 +23,17 @@ from memcluster.client.pending import Pending
 from memcluster.client.uri import Target
 from memcluster.node.nbd import errors as nbd
 from memcluster.node.nbd.client import ClientSession
-from memcluster.node.nbd.wire import Buffer, Command, Rep
+from memcluster.node.nbd.wire import Rep
 
 IOV_MAX = 1024
 """Buffers in one sendmsg, at most (Linux)."""
 MAX_IN_FLIGHT = 64 << 20
 """Bytes in flight, at most; `submit` waits for room."""
-REQUEST_COST = 4096
-"""Bytes that a request counts for beside its data: bounds how many small ones are in flight."""
 BATCH = 16
 """Buffers that go out together. Reads of 4 KiB, 64 in flight, from nbdkit on a unix socket: 137,000 a second on two
 cores; 115,000 if each request is sent by itself."""
 REPEATED = 1 << 15
 """The flag by which the log of a server that a router connects to knows what it may have seen before."""
-
-
-class Sent(Pending):
-    """A request in flight, with all that it takes to repeat it."""
-
-    __slots__ = ("cost", "payload")
-
-    def __init__(
-        self,
-        connection: Connection,
-        command: int,
-        offset: int,
-        length: int,
-        flags: int,
-        payload: Sequence[Buffer],
-        destination: memoryview | None,
-    ) -> None:
-        super().__init__(connection, command, offset, length, flags, destination)
-        self.payload = payload
-        self.cost = REQUEST_COST + (length if command <= Command.WRITE else 0)
 
 
 class Connection(Exclusive):
@@ -80,7 +57,7 @@ class Connection(Exclusive):
         self.reconnect = reconnect
         self._routed = routed
         self.reconnections = 0
-        self._in_flight: dict[int, Sent] = {}
+        self._in_flight: dict[int, Pending] = {}
         self._cost = 0
         self._cookie = 0
         self._closed = False
@@ -99,20 +76,8 @@ class Connection(Exclusive):
     # -- requests ----------------------------------------------------------------------------------------------------
 
     @exclusive
-    def submit(
-        self,
-        command: int,
-        offset: int,
-        length: int,
-        flags: int = 0,
-        payload: Sequence[Buffer] = (),
-        destination: memoryview | None = None,
-        cookie: int = 0,
-    ) -> Sent:
-        """Begin a request, when there is room for it. Payload and destination must stay as they are until it is done.
-
-        Raises Disconnected, Refused, Timeout.
-        """
+    def submit(self, pending: Pending, cookie: int = 0) -> Pending:
+        """Begin a request, when there is room for it. Raises Disconnected, Refused, Timeout."""
         if self._cost > MAX_IN_FLIGHT and not self._routed:
             deadline = time.monotonic() + self.timeout
             while self._cost > MAX_IN_FLIGHT:
@@ -120,7 +85,7 @@ class Connection(Exclusive):
                     raise Timeout(self.target, "room for a request", self.timeout)
         if self._closed:
             raise Disconnected(self.target, "the connection was closed by this program")
-        pending = Sent(self, command, offset, length, flags, payload, destination)
+        pending.owner = self
         alone = not self._in_flight
         if not cookie:
             self._cookie += 1
@@ -128,14 +93,24 @@ class Connection(Exclusive):
         self._in_flight[cookie] = pending
         self._cost += pending.cost
         if self._sock is not None:
-            session = self.session
-            session.submit(command, cookie, offset, length, flags, payload, destination)
-            if alone or len(session.outgoing) >= BATCH:
+            self._say(cookie, pending)
+            if alone or len(self.session.outgoing) >= BATCH:
                 self.send()
         return pending
 
+    def _say(self, cookie: int, pending: Pending, more_flags: int = 0) -> None:
+        self.session.submit(
+            pending.command,
+            cookie,
+            pending.offset,
+            pending.length,
+            pending.flags | more_flags,
+            pending.payload,
+            pending.destination,
+        )
+
     @exclusive
-    def wait_for(self, pending: Sent, timeout: float | None) -> None:
+    def wait_for(self, pending: Pending, timeout: float | None) -> None:
         """Send and receive until the outcome is known. Raises Timeout, Disconnected, Refused."""
         limit = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
@@ -218,10 +193,8 @@ class Connection(Exclusive):
         self._watch()
         self.reconnections += 1
         repeated = REPEATED if self._routed else 0
-        for cookie, sent in self._in_flight.items():
-            self.session.submit(
-                sent.command, cookie, sent.offset, sent.length, sent.flags | repeated, sent.payload, sent.destination
-            )
+        for cookie, pending in self._in_flight.items():
+            self._say(cookie, pending, repeated)
 
     # -- the socket --------------------------------------------------------------------------------------------------
 

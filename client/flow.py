@@ -23,35 +23,8 @@ from memcluster.client.pending import Pending
 from memcluster.client.requests import Session
 from memcluster.client.router import Router
 from memcluster.client.uri import Target
-from memcluster.node.nbd.wire import Buffer
 
 NEVER = float("inf")
-
-
-class Queued(Pending):
-    """A request that has not begun; when it has, its outcome is that of what was `begun`."""
-
-    __slots__ = ("begun", "payload", "unwanted")
-
-    def __init__(
-        self,
-        connection: Connection | Router,
-        command: int,
-        offset: int,
-        length: int,
-        flags: int,
-        payload: Sequence[Buffer],
-        destination: memoryview | None,
-    ) -> None:
-        super().__init__(connection, command, offset, length, flags, destination)
-        self.payload = payload
-        self.begun: Pending | None = None
-        self.unwanted = False
-
-    def take_over(self) -> None:
-        assert self.begun is not None
-        assert self.begun.outcome is not None
-        self.settle(self.begun.outcome)
 
 
 class Waiter:
@@ -79,7 +52,7 @@ class Flow:
     def __init__(self, connection: Connection | Router) -> None:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[Queued] = deque()
+        self._queue: deque[Pending] = deque()  # what has not begun, and nobody owns yet
         self._waiting: dict[Waiter, None] = {}  # whose deadline is next comes first
         self._settled: list[Waiter] = []  # once for each part that is
         self._in_thread = False  # a thread makes a step now
@@ -109,26 +82,16 @@ class Flow:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def submit(
-        self,
-        command: int,
-        offset: int,
-        length: int,
-        flags: int = 0,
-        payload: Sequence[Buffer] = (),
-        destination: memoryview | None = None,
-    ) -> Pending:
+    def submit(self, pending: Pending) -> Pending:
         """Begin a request, now or when there is room. Raises Disconnected, Misused."""
         if asyncio.get_running_loop() is not self._loop:
             raise Misused("this memory was opened in another event loop: each needs its own, by memcluster.aconnect()")
         if self._closed is not None:
             raise self._closing()
         if self._in_thread or self._queue or self._connection.full:
-            queued = Queued(self._connection, command, offset, length, flags, payload, destination)
-            self._queue.append(queued)
-            pending: Pending = queued
+            self._queue.append(pending)
         else:
-            pending = self._connection.submit(command, offset, length, flags, payload, destination)
+            self._connection.submit(pending)
         self._expect_step()
         return pending
 
@@ -147,8 +110,8 @@ class Flow:
             self._waiting.pop(waiter, None)
             if waiter.missing:  # nobody waits for them any more: what has not begun never will
                 for part in missing:
-                    if isinstance(part, Queued):
-                        part.unwanted = True
+                    if part.owner is None:
+                        part.settle(ClusterError("nobody waits for it any more"))
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -181,10 +144,9 @@ class Flow:
     def _progress(self, late: list[Waiter]) -> None:
         self._connection.progress()
         for part in [part for waiter in late for part in waiter.parts]:
-            pending = part.begun if isinstance(part, Queued) else part
-            if pending is not None and pending.outcome is None:
+            if part.owner is not None and part.outcome is None:
                 try:
-                    pending.wait(0.0)  # which gives up what waits for a lost connection
+                    part.wait(0.0)  # which gives up what waits for a lost connection
                 except ClusterError:
                     pass
 
@@ -203,21 +165,17 @@ class Flow:
         self._wake()
         for waiter in late:
             if not waiter.future.done():
-                begun = all(not isinstance(part, Queued) or part.begun is not None for part in waiter.parts)
+                begun = all(part.owner is not None for part in waiter.parts)
                 what = "answer" if begun else "room for a request"
                 waiter.future.set_exception(Timeout(self.target, what, self.timeout))
         while self._queue and not self._connection.full:
             queued = self._queue.popleft()
-            if queued.unwanted:
+            if queued.outcome is not None:
                 continue
             try:
-                queued.begun = self._connection.submit(
-                    queued.command, queued.offset, queued.length, queued.flags, queued.payload, queued.destination
-                )
+                self._connection.submit(queued)
             except ClusterError as error:
                 queued.settle(error)
-            else:
-                queued.begun.then = queued.take_over
             self._expect_step()
         self._wake()
         self._watch()

@@ -10,9 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from memcluster.client.connection import Connection
-from memcluster.client.discover import cluster_file, running_uri
 from memcluster.client.handshake import NAMESPACE, is_part, list_exports
-from memcluster.client.requests import Extent, Requests, as_bytes, merged
+from memcluster.client.requests import Extent, Requests, Walk, as_bytes
 from memcluster.client.units import LONGEST_WAIT
 from memcluster.client.uri import Target, parse_uri
 
@@ -45,7 +44,11 @@ def meant(uri: str | None, export: str | None) -> Target:
 
 def default_uri() -> str:
     """MEMCLUSTER_URI, or where the cluster of cluster.yaml, here or above, is found. Raises DiscoverError."""
-    return os.environ.get("MEMCLUSTER_URI") or running_uri(cluster_file())
+    if uri := os.environ.get("MEMCLUSTER_URI"):
+        return uri
+    from memcluster.client.discover import cluster_file, running_uri  # late: whoever names the memory needs none of it
+
+    return running_uri(cluster_file())
 
 
 def open_carrier(target: Target, *, timeout: float, reconnect: bool) -> Connection | Router:
@@ -115,14 +118,11 @@ class Memory(Requests["Connection | Router"]):
     def each_extent(self, length: int, offset: int) -> Iterator[Extent]:
         """The same one by one, asking the server as it goes."""
         self._check(length, offset)
-        return merged(self._runs(length, offset), offset)
+        return self._walk(Walk(length, offset))
 
-    def _runs(self, length: int, offset: int) -> Iterator[tuple[int, int]]:
-        end = offset + length
-        while offset < end:
-            for run, status in self.start_runs(end - offset, offset).result():
-                yield run, status
-                offset += run
+    def _walk(self, walk: Walk) -> Iterator[Extent]:
+        while walk.left:
+            yield from walk.take(self.start_runs(walk.left, walk.at).result())
 
     def cluster_map(self) -> dict[str, Any]:
         """The map of the cluster: what its export cluster.json says. Raises ClusterError if there is none."""

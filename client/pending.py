@@ -1,36 +1,50 @@
-"""A request under way: what memory.py asks and waits for, whoever carries it out."""
+"""A request of a client, from when it is asked to its outcome, whoever carries it out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from memcluster.client.errors import ClusterError, request_error
 from memcluster.node.nbd.client import Reply
-from memcluster.node.nbd.wire import Command
+from memcluster.node.nbd.wire import Buffer, Command
+
+REQUEST_COST = 4096
+"""Bytes that a request counts for beside its data: bounds how many small ones are in flight."""
 
 
 class Owner(Protocol):
-    """Who carries requests out, those of its own kind."""
+    """Who carries requests out."""
 
     def progress(self) -> None: ...
-    def wait_for(self, pending: Any, timeout: float | None) -> None: ...
+    def wait_for(self, pending: Pending, timeout: float | None) -> None: ...
 
 
 class Pending:
-    """Its owner settles it. Plain slots: this is the data path."""
+    """Its owner, once it has one, settles it. Payload and destination must stay as they are until then. Plain slots:
+    this is the data path."""
 
-    __slots__ = ("_owner", "command", "destination", "flags", "length", "offset", "outcome", "then")
+    __slots__ = (
+        "command", "cost", "destination", "flags", "length", "offset", "outcome", "owner", "payload", "then"
+    )  # fmt: skip
 
     def __init__(
-        self, owner: Owner, command: int, offset: int, length: int, flags: int, destination: memoryview | None
+        self,
+        command: int,
+        offset: int,
+        length: int,
+        flags: int = 0,
+        payload: Sequence[Buffer] = (),
+        destination: memoryview | None = None,
     ) -> None:
-        self._owner = owner
         self.command = command
         self.offset = offset
         self.length = length
         self.flags = flags
+        self.payload = payload
         self.destination = destination
+        self.cost = REQUEST_COST + (length if command <= Command.WRITE else 0)
+        self.owner: Owner | None = None
         self.outcome: Reply | ClusterError | None = None
         self.then: Callable[[], object] | None = None  # called when the outcome is known, by whoever finds it out
 
@@ -46,14 +60,15 @@ class Pending:
     @property
     def done(self) -> bool:
         """The outcome is known. Asking makes progress; only connecting to a lost server may take its time."""
-        if self.outcome is None:
-            self._owner.progress()
+        if self.outcome is None and self.owner is not None:
+            self.owner.progress()
         return self.outcome is not None
 
     def wait(self, timeout: float | None = None) -> Reply:
         """The successful reply. Raises RequestError, Disconnected, Refused, Timeout."""
         if self.outcome is None:
-            self._owner.wait_for(self, timeout)
+            assert self.owner is not None
+            self.owner.wait_for(self, timeout)
         outcome = self.outcome
         if isinstance(outcome, ClusterError):
             raise outcome

@@ -12,7 +12,7 @@ from memcluster.client.pending import Pending
 from memcluster.client.units import LONGEST_WAIT
 from memcluster.client.uri import Target
 from memcluster.node.nbd import wire
-from memcluster.node.nbd.wire import Buffer, Command, CommandFlag, Error, Status, TransmissionFlag
+from memcluster.node.nbd.wire import Command, CommandFlag, Error, Status, TransmissionFlag
 
 T = TypeVar("T")
 MAX_EFFECT = 1 << 30
@@ -69,18 +69,34 @@ def as_bytes(buffer: Any) -> memoryview:
     return view.cast("B")
 
 
-def merged(runs: Iterable[tuple[int, int]], offset: int) -> Iterator[Extent]:
-    """Neighbours of one kind become one."""
-    length, status = 0, 0
-    for run, found in runs:
-        if length and found != status:
-            yield Extent(offset, length, bool(status & Status.HOLE), bool(status & Status.ZERO))
-            offset += length
-            length = 0
-        length += run
-        status = found
-    if length:
-        yield Extent(offset, length, bool(status & Status.HOLE), bool(status & Status.ZERO))
+class Walk:
+    """Over the extents of `left` bytes from `at` on, answer by answer: neighbours of one kind become one."""
+
+    def __init__(self, length: int, offset: int) -> None:
+        self.left = length
+        self._begin = offset
+        self._length, self._status = 0, 0  # of the extent that may still go on
+
+    @property
+    def at(self) -> int:
+        """Up to here it has been told."""
+        return self._begin + self._length
+
+    def take(self, runs: Iterable[tuple[int, int]]) -> Iterator[Extent]:
+        """The extents that end with these runs of (length, Status)."""
+        for length, status in runs:
+            if self._length and status != self._status:
+                yield self._end()
+            self._status = status
+            self._length += length
+            self.left -= length
+        if not self.left:
+            yield self._end()
+
+    def _end(self) -> Extent:
+        ended = Extent(self._begin, self._length, bool(self._status & Status.HOLE), bool(self._status & Status.ZERO))
+        self._begin, self._length = self.at, 0
+        return ended
 
 
 class Session(Protocol):
@@ -113,15 +129,7 @@ class Carrier(Protocol):
     def reconnections(self) -> int: ...
     @property
     def session(self) -> Session: ...
-    def submit(
-        self,
-        command: int,
-        offset: int,
-        length: int,
-        flags: int = 0,
-        payload: Sequence[Buffer] = (),
-        destination: memoryview | None = None,
-    ) -> Pending: ...
+    def submit(self, pending: Pending) -> Pending: ...
 
 
 C = TypeVar("C", bound=Carrier)
@@ -195,7 +203,7 @@ class Requests(Export[C]):
         if not length:  # what a READ of no bytes does is unspecified; nbdkit refuses it at the end
             return Future([], lambda: b"")
         if length <= self._longest:
-            pending = self._carrier.submit(Command.READ, offset, length)
+            pending = self._carrier.submit(Pending(Command.READ, offset, length))
             return Future([pending], lambda: bytes(pending.wait().data or b""))
         whole = bytearray(length)
         filled = self.start_readinto(whole, offset)
@@ -208,7 +216,7 @@ class Requests(Export[C]):
             raise TypeError(f"a {type(buffer).__name__} cannot be read into")
         self._check(len(view), offset)
         parts = [
-            self._carrier.submit(Command.READ, offset + start, end - start, destination=view[start:end])
+            self._carrier.submit(Pending(Command.READ, offset + start, end - start, destination=view[start:end]))
             for start, end in self._cut(len(view), self._longest)
         ]
         return Future(parts, lambda: len(view))
@@ -219,7 +227,7 @@ class Requests(Export[C]):
         self._check(len(view), offset, writing=Command.WRITE)
         flags = CommandFlag.FUA if fua else 0
         parts = [
-            self._carrier.submit(Command.WRITE, offset + start, end - start, flags, (view[start:end],))
+            self._carrier.submit(Pending(Command.WRITE, offset + start, end - start, flags, (view[start:end],)))
             for start, end in self._cut(len(view), self._longest)
         ]
         return Future(parts, lambda: len(view))
@@ -230,7 +238,7 @@ class Requests(Export[C]):
             return self._start_effect(Command.WRITE_ZEROES, length, offset, flags | CommandFlag.NO_HOLE * no_hole)
         self._check(length, offset, writing=Command.WRITE_ZEROES)
         parts = [
-            self._carrier.submit(Command.WRITE, offset + start, end - start, flags, (_ZEROES[: end - start],))
+            self._carrier.submit(Pending(Command.WRITE, offset + start, end - start, flags, (_ZEROES[: end - start],)))
             for start, end in self._cut(length, min(len(_ZEROES), self._longest))
         ]
         return Future(parts, lambda: None)
@@ -250,20 +258,20 @@ class Requests(Export[C]):
     def start_flush(self) -> Future[None]:
         if not self.flags & TransmissionFlag.SEND_FLUSH:
             return Future([], lambda: None)
-        return Future([self._carrier.submit(Command.FLUSH, 0, 0)], lambda: None)
+        return Future([self._carrier.submit(Pending(Command.FLUSH, 0, 0))], lambda: None)
 
     def start_runs(self, length: int, offset: int) -> Future[list[tuple[int, int]]]:
         """(length, Status) of the runs of data and holes from `offset` on, beyond `length` never, up to there perhaps.
         Of servers that cannot tell it is one run."""
         if not self._carrier.session.contexts:
             return Future([], lambda: [(length, Status.DATA)])
-        pending = self._carrier.submit(Command.BLOCK_STATUS, offset, min(length, MAX_EFFECT))
+        pending = self._carrier.submit(Pending(Command.BLOCK_STATUS, offset, min(length, MAX_EFFECT)))
         return Future([pending], lambda: list(_cut_off(pending.wait().extents or (), length)))
 
     def _start_effect(self, command: Command, length: int, offset: int, flags: int = 0) -> Future[None]:
         self._check(length, offset, writing=None if command == Command.CACHE else command)
         parts = [
-            self._carrier.submit(command, offset + start, end - start, flags)
+            self._carrier.submit(Pending(command, offset + start, end - start, flags))
             for start, end in self._cut(length, MAX_EFFECT)
         ]
         return Future(parts, lambda: None)

@@ -1,11 +1,10 @@
-"""A request to a memory of which each server has a part: its pieces are requests on the connections of a `Router`."""
+"""A request to a memory of which each server has a part, as a `Router` sees it: a request for each piece of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from memcluster.client.connection import Connection, Sent
+from memcluster.client.connection import Connection
 from memcluster.client.errors import ClusterError
 from memcluster.client.pending import Pending
 from memcluster.node.layout import Extents, Piece, join_extents
@@ -16,28 +15,19 @@ if TYPE_CHECKING:
     from memcluster.client.router import Router
 
 
-class Routed(Pending):
+class Routed:
     """It is done when all its pieces are, or when one has failed."""
 
-    __slots__ = ("_begun", "_later", "_router", "identifier", "payload")
+    __slots__ = ("_begun", "_identifier", "_later", "_payload", "_router", "pending")
 
-    def __init__(
-        self,
-        router: Router,
-        identifier: int,
-        command: int,
-        offset: int,
-        length: int,
-        flags: int,
-        payload: Sequence[Buffer],
-        destination: memoryview | None,
-    ) -> None:
+    def __init__(self, router: Router, identifier: int, pending: Pending) -> None:
         """Its pieces have the `identifier` as their cookie."""
-        super().__init__(router, command, offset, length, flags, destination)
+        self.pending = pending
         self._router = router
-        self.identifier = identifier
-        self.payload = memoryview(payload[0] if len(payload) == 1 else b"".join(payload)) if payload else None
-        self._begun: list[tuple[Piece, Sent]] = []
+        self._identifier = identifier
+        payload = pending.payload
+        self._payload = memoryview(payload[0] if len(payload) == 1 else b"".join(payload)) if payload else None
+        self._begun: list[tuple[Piece, Pending]] = []
         self._later: list[Piece] = []
 
     def begin(self, pieces: list[Piece], *, serial: bool) -> None:
@@ -53,11 +43,11 @@ class Routed(Pending):
 
     def look(self) -> bool:
         """Whether it is done now: a piece may just have been."""
-        if self.outcome is not None:
+        if self.pending.outcome is not None:
             return True
-        if any(pending.outcome is None for _, pending in self._begun):
+        if any(part.outcome is None for _, part in self._begun):
             return False
-        failed = any(isinstance(pending.outcome, Reply) and pending.outcome.error for _, pending in self._begun)
+        failed = any(isinstance(part.outcome, Reply) and part.outcome.error for _, part in self._begun)
         if self._later and not failed:
             self._send(self._later.pop())
             return False
@@ -66,29 +56,30 @@ class Routed(Pending):
 
     def waits_for(self) -> list[Connection]:
         """The connections on which pieces are under way."""
-        return [self._router.connection(piece.server) for piece, pending in self._begun if pending.outcome is None]
+        return [self._router.connection(piece.server) for piece, part in self._begun if part.outcome is None]
 
     def _send(self, piece: Piece) -> None:
+        whole = self.pending
         payload: list[Buffer] = []
-        if self.payload is not None:
-            payload = [self.payload[start:end] for start, end in piece.spans]
+        if self._payload is not None:
+            payload = [self._payload[start:end] for start, end in piece.spans]
         place = None
-        if self.destination is not None and len(piece.spans) == 1:
-            place = self.destination[slice(*piece.spans[0])]
-        pending = self._router.connection(piece.server).submit(
-            self.command, piece.offset, piece.length, self.flags, payload, place, cookie=self.identifier
-        )
-        self._begun.append((piece, pending))
+        if whole.destination is not None and len(piece.spans) == 1:
+            place = whole.destination[slice(*piece.spans[0])]
+        part = Pending(whole.command, piece.offset, piece.length, whole.flags, payload, place)
+        self._router.connection(piece.server).submit(part, self._identifier)
+        self._begun.append((piece, part))
 
     def _finish(self) -> None:
-        self.settle(self._joined())
+        self.pending.settle(self._joined())
 
     def _joined(self) -> Reply | ClusterError:
         """What the pieces brought."""
-        reply = Reply(self.identifier)
+        whole = self.pending
+        reply = Reply(self._identifier)
         told: dict[int, Extents] = {}
-        for piece, pending in self._begun:
-            outcome = pending.outcome
+        for piece, part in self._begun:
+            outcome = part.outcome
             if not isinstance(outcome, Reply):
                 assert outcome is not None
                 return outcome
@@ -99,26 +90,26 @@ class Routed(Pending):
                 told[piece.server] = outcome.extents
         if reply.error:
             return reply
-        if self.command == Command.READ:
+        if whole.command == Command.READ:
             reply.data = self._join()
-        elif self.command == Command.BLOCK_STATUS:
-            one = bool(self.flags & CommandFlag.REQ_ONE)
-            reply.extents = join_extents(self._router.layout, self.offset, self.length, told, one=one)
+        elif whole.command == Command.BLOCK_STATUS:
+            one = bool(whole.flags & CommandFlag.REQ_ONE)
+            reply.extents = join_extents(self._router.layout, whole.offset, whole.length, told, one=one)
         return reply
 
     def _join(self) -> Buffer:
-        whole = self.destination
+        whole = self.pending.destination
         if whole is None:
             if len(self._begun) == 1 and len(self._begun[0][0].spans) == 1:
                 only = self._begun[0][1].outcome
                 assert isinstance(only, Reply)
                 return only.data or b""
-            whole = memoryview(bytearray(self.length))
-        for piece, pending in self._begun:
-            assert isinstance(pending.outcome, Reply)
-            if pending.destination is not None:
+            whole = memoryview(bytearray(self.pending.length))
+        for piece, part in self._begun:
+            assert isinstance(part.outcome, Reply)
+            if part.destination is not None:
                 continue
-            data, done = memoryview(pending.outcome.data or b""), 0
+            data, done = memoryview(part.outcome.data or b""), 0
             for start, end in piece.spans:
                 whole[start:end] = data[done : done + end - start]
                 done += end - start

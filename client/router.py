@@ -26,10 +26,11 @@ from memcluster.client.handshake import (
     Return,
     offered_contexts,
 )
+from memcluster.client.pending import Pending
 from memcluster.client.routed import Routed
 from memcluster.client.uri import Target
 from memcluster.node.layout import Layout, Piece
-from memcluster.node.nbd.wire import Buffer, Command, Rep, TransmissionFlag
+from memcluster.node.nbd.wire import Command, Rep, TransmissionFlag
 
 BLOCK = 1 << 16
 """Identifiers that a server lends at a time."""
@@ -59,7 +60,7 @@ class Router(Exclusive):
         self.reconnections = 0
         self._closed = False
         self._restock = 0.0  # when to ask for more identifiers
-        self._under_way: dict[Routed, None] = {}
+        self._under_way: dict[Pending, Routed] = {}
         self._connections: list[Connection | None] = []  # by server; not every server has a part
         self._parts: list[Connection] = []
         self._returns: dict[Connection, Return] = {}
@@ -87,15 +88,7 @@ class Router(Exclusive):
     # -- requests ----------------------------------------------------------------------------------------------------
 
     @exclusive
-    def submit(
-        self,
-        command: int,
-        offset: int,
-        length: int,
-        flags: int = 0,
-        payload: Sequence[Buffer] = (),
-        destination: memoryview | None = None,
-    ) -> Routed:
+    def submit(self, pending: Pending) -> Pending:
         """Begin a request, when there is room for it; see Connection.submit."""
         deadline = time.monotonic() + self.timeout
         while self._no_room:
@@ -103,20 +96,20 @@ class Router(Exclusive):
                 raise Timeout(self.target, "room for a request", self.timeout)
         if self._closed:
             raise Disconnected(self.target, "the connection was closed by this program")
-        identifier = self._next_identifier()
-        pending = Routed(self, identifier, command, offset, length, flags, payload, destination)
-        self._under_way[pending] = None
-        self._begin(pending)
+        routed = Routed(self, self._next_identifier(), pending)
+        pending.owner = self
+        self._under_way[pending] = routed
+        self._begin(routed)
         return pending
 
     @exclusive
-    def wait_for(self, pending: Routed, timeout: float | None) -> None:
+    def wait_for(self, pending: Pending, timeout: float | None) -> None:
         """Send and receive until the outcome is known. Raises Timeout."""
         limit = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
         while pending.outcome is None:
             if not self._turn(deadline) and pending.outcome is None:
-                self._give_up_lost(pending)
+                self._give_up_lost(self._under_way[pending])
                 if pending.outcome is None:
                     raise Timeout(self.target, "answer", limit)
 
@@ -160,13 +153,14 @@ class Router(Exclusive):
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
-    def _begin(self, pending: Routed) -> None:
+    def _begin(self, routed: Routed) -> None:
+        pending = routed.pending
         if pending.command == Command.FLUSH:
             pieces = [Piece(server, 0, 0, ()) for server, found in enumerate(self._connections) if found is not None]
         else:
             spans = pending.command <= Command.WRITE
             pieces = self._map.layout.split(pending.offset, pending.length, spans=spans)
-        pending.begin(pieces, serial=self._serial)
+        routed.begin(pieces, serial=self._serial)
         if pending.outcome is not None:
             del self._under_way[pending]
 
@@ -202,7 +196,7 @@ class Router(Exclusive):
         return descriptors, until
 
     def _look(self) -> None:
-        for pending in [pending for pending in self._under_way if pending.look()]:
+        for pending in [pending for pending, routed in self._under_way.items() if routed.look()]:
             del self._under_way[pending]
 
     def _bring_back(self) -> bool:
@@ -235,9 +229,9 @@ class Router(Exclusive):
                 return True
         return False
 
-    def _give_up_lost(self, pending: Routed) -> None:
+    def _give_up_lost(self, routed: Routed) -> None:
         """Time is up: fail what is in flight where the request waits for a connection that could not be made again."""
-        for connection in pending.waits_for():
+        for connection in routed.waits_for():
             if connection.lost:
                 back = self._returns.get(connection) or Return(connection.target)
                 words = f"the connection was lost ({connection.trouble}) and could not be made again: {back.reason}"
@@ -260,8 +254,8 @@ class Router(Exclusive):
             except ClusterError:
                 continue
             self.reconnections += 1
-            for pending in list(self._under_way):
-                self._begin(pending)
+            for routed in list(self._under_way.values()):
+                self._begin(routed)
             return True
         return False
 

@@ -14,7 +14,8 @@ from harness import Cluster
 from peers import Peer, opened, refusing, scripted, serving, wait_for_goodbye
 
 import memcluster
-from memcluster.client.connection import MAX_IN_FLIGHT, REQUEST_COST
+from memcluster.client.connection import MAX_IN_FLIGHT
+from memcluster.client.pending import REQUEST_COST
 from memcluster.launcher.run.identity import Identity
 from memcluster.node.nbd.wire import Command, Error, Rep
 
@@ -47,6 +48,7 @@ def test_every_call_does_what_memory_does(cluster):
                 for fact in ("size", "flags", "read_only", "description", "block_sizes", "target", "reconnections"):
                     assert getattr(memory, fact) == getattr(other, fact)
                 assert await memory.extents(SIZE, 0) == other.extents(SIZE, 0)
+                assert [each async for each in memory.each_extent(5000, 3000)] == other.extents(5000, 3000)
                 assert await memory.cluster_map() == other.cluster_map()
                 assert await memory.exports() == other.exports()
                 assert other[SIZE // 2 : SIZE // 2 + 8192] + other[4096:12288] == bytes(16384)
@@ -55,6 +57,8 @@ def test_every_call_does_what_memory_does(cluster):
                 await memory.pread(1, SIZE)
             with pytest.raises(IndexError, match="beyond the memory"):
                 await memory.extents(1, SIZE)
+            with pytest.raises(IndexError, match="beyond the memory"):
+                memory.each_extent(1, SIZE)
             with pytest.raises(ValueError, match="negative"):
                 await memory.pwrite(b"", -1)
             with pytest.raises(TypeError, match="cannot be read into"):
@@ -133,6 +137,34 @@ def test_what_is_begun_together_is_in_flight_together():
         async with memcluster.aconnect(uri) as memory:
             found = await asyncio.gather(*(memory.pread(4, offset) for offset in range(100)))
             assert found == [offset.to_bytes(4, "big") for offset in range(100)]
+
+    with scripted(script) as uri:
+        asyncio.run(main(uri))
+
+
+def test_extents_come_one_by_one():
+    """One is there as soon as it ends, and the server is asked for no more than that takes; neighbours of one kind are
+    one, in whatever answers they come."""
+    answers = [[(10, 0)], [(5, 0), (5, 3)], [(20, 3), (1000, 0)]]
+    asked: list[tuple[int, int]] = []
+
+    @opened
+    def script(peer: Peer) -> None:
+        for request, extents in zip(peer.serve(), answers, strict=False):
+            asked.append((request.offset, request.length))
+            peer.session.reply_extents(request, {1: extents})
+            peer.send()
+        wait_for_goodbye(peer)
+
+    async def main(uri: str) -> None:
+        async with memcluster.aconnect(uri) as memory:
+            found = memory.each_extent(50, 100)
+            assert await anext(found) == memcluster.Extent(100, 15, hole=False, zero=False)
+            assert asked == [(100, 50), (110, 40)]
+            assert [each async for each in found] == [
+                memcluster.Extent(115, 25, hole=True, zero=True),
+                memcluster.Extent(140, 10, hole=False, zero=False),
+            ]
 
     with scripted(script) as uri:
         asyncio.run(main(uri))

@@ -24,6 +24,7 @@ from memcluster.client.errors import (
     Timeout,
 )
 from memcluster.client.handshake import list_exports
+from memcluster.client.pending import Pending
 from memcluster.client.uri import Target, parse_uri
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.wire import Command, Error, Rep
@@ -39,11 +40,11 @@ def connected(uri: str, **options):
 
 
 def read(connection: Connection, offset: int, length: int = 4):
-    return connection.submit(Command.READ, offset, length)
+    return connection.submit(Pending(Command.READ, offset, length))
 
 
 def write(connection: Connection, offset: int, data: bytes):
-    return connection.submit(Command.WRITE, offset, len(data), 0, (data,))
+    return connection.submit(Pending(Command.WRITE, offset, len(data), 0, (data,)))
 
 
 def gone(_: Peer) -> None:
