@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
@@ -27,12 +25,14 @@ from memcluster.client.console import (
 )
 from memcluster.client.console import size as size_type
 from memcluster.client.copy import CHUNK, FileSink, FileSource, MemorySink, MemorySource, Sink, Source, copy
-from memcluster.client.discover import DiscoverError, NotOurs, NotRunning, running_uri
 from memcluster.client.errors import ClusterError, Disconnected, Timeout
 from memcluster.client.memory import Memory, connect, default_uri
 from memcluster.client.units import format_size, parse_size
 from memcluster.client.uri import SCHEMES
 from memcluster.node.nbd.printable import printable_all
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 T = TypeVar("T")
 MEMORY = "memory:"
@@ -94,6 +94,8 @@ def info(opened: Callable[..., Memory], as_json: bool) -> None:
             "cluster": cluster,
         }
     if as_json:
+        import json
+
         click.echo(json.dumps(found, indent=2))
         return
     cluster = printable_all(cluster)
@@ -275,21 +277,28 @@ def _within(memory: Memory, offset: int, length: int) -> None:
 
 
 def _open(uri: str | None, file: Path | None, timeout: float) -> Memory:
-    """The memory meant: that of the URI, else of the file's cluster, else of the environment or of the cluster here.
-    Nobody at the address of a cluster means that it does not run."""
+    """The memory meant. Nobody at the address of a cluster means that it does not run."""
     try:
-        return connect(uri or (default_uri() if file is None else running_uri(file)), timeout=timeout)
+        return connect(uri or _find(file), timeout=timeout)
+    except ValueError as error:
+        raise Failure(str(error), EXIT_USAGE) from error
+    except Disconnected as error:
+        refused = isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError)
+        raise Failure(str(error), EXIT_NOT_RUNNING if refused else EXIT_ERROR) from error
+
+
+def _find(file: Path | None) -> str:
+    """Where the file's cluster is, else what the environment names, or the cluster here."""
+    from memcluster.client.discover import DiscoverError, NotOurs, NotRunning, running_uri  # late: a --uri needs none
+
+    try:
+        return default_uri() if file is None else running_uri(file)
     except NotRunning as error:
         raise Failure(str(error), EXIT_NOT_RUNNING) from error
     except NotOurs as error:
         raise Failure(str(error)) from error
     except DiscoverError as error:
         raise Failure(str(error), EXIT_USAGE) from error
-    except ValueError as error:
-        raise Failure(str(error), EXIT_USAGE) from error
-    except Disconnected as error:
-        refused = isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError)
-        raise Failure(str(error), EXIT_NOT_RUNNING if refused else EXIT_ERROR) from error
 
 
 def _explain(error: Exception) -> Failure | None:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import errno
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
 from memcluster.client.units import LONGEST_WAIT, parse_duration, parse_size
 from memcluster.node.nbd.printable import printable
 
+if TYPE_CHECKING:
+    import signal
+    from pathlib import Path
+
 T = TypeVar("T")
-PATH = click.Path(path_type=Path, readable=False)
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_NOT_RUNNING = 3
@@ -45,6 +46,18 @@ class Failure(Exception):
 
 class NobodyReads(Exception):
     """The reader of our output is gone."""
+
+
+class _Path(click.Path):
+    """A Path of what is given, and pathlib, which takes its time to load, only where something is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from pathlib import Path
+
+        return Path(os.fsdecode(super().convert(value, param, ctx)))
+
+
+PATH = _Path(readable=False)
 
 
 class Commands(click.Group):
@@ -182,6 +195,8 @@ def _open_standard_streams() -> None:
 
 def unwind(*signals: signal.Signals) -> None:
     """Have these signals, if they are not ignored, end the command as Ctrl-C does: cleaned up, with a shell's code."""
+
+    import signal  # late: `memclient read` has no use for it
 
     def end(number: int, _frame: FrameType | None) -> None:
         sys.exit(128 + number)

@@ -194,7 +194,8 @@ def _connect(target: Target, deadline: float) -> socket.socket:
 
 def _connected(target: Target, deadline: float) -> socket.socket:
     if not target.path:
-        sock = socket.create_connection((target.host, target.port), _remaining(deadline))
+        host = target.host.encode() if target.host.isascii() else target.host  # what is no text needs no IDNA loaded
+        sock = socket.create_connection((host, target.port), _remaining(deadline))  # type: ignore[arg-type]
         if sock.getsockname() == sock.getpeername():  # nobody listens, and the system has chosen that very port for us
             sock.close()
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))

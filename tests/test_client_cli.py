@@ -51,8 +51,27 @@ def test_what_a_command_starts_has_the_streams_that_its_caller_closed():
     """They lead nowhere in the command's own processes, too: else a socket of theirs would be what they print to."""
     child = [sys.executable, "-c", "import sys; sys.exit(None in (sys.stdin, sys.stdout, sys.stderr))"]
     body = f"run(click.Command('start', callback=lambda: subprocess.run({child}).returncode), 'start')"
-    script = f"import click, subprocess; from client.console import run; {body}"
+    script = f"import click, subprocess; from memcluster.client.console import run; {body}"
     run("sh", "-c", f"{shlex.join([sys.executable, '-c', script])} <&- >&- 2>&-")
+
+
+LATE = (
+    *("asyncio", "encodings.idna", "getpass", "hashlib", "json", "multiprocessing", "pathlib", "rich", "signal", "ssl"),
+    *("memcluster.client.array", "memcluster.client.bench", "memcluster.client.discover", "memcluster.client.file"),
+    *("memcluster.client.router", "memcluster.client.secure", "memcluster.node.nbd.replies", "memcluster.node.tls"),
+)
+
+
+def test_a_read_loads_nothing_that_it_does_not_use(memclient):
+    """Half of its time goes into loading: it takes what click and sockets need, and of ours what a request does."""
+    script = f"""
+import sys, click, socket, urllib.parse
+before = set(sys.modules)
+from memcluster.client.cli import cli
+cli.main(["--uri", {memclient.uri!r}, "read", "0", "4"], standalone_mode=False)
+print({{*{LATE}}} & (sys.modules.keys() - before))
+"""
+    assert run(sys.executable, "-c", script).stdout == b"\0\0\0\0set()\n"
 
 
 # -- info, read, write ---------------------------------------------------------------------------------------------

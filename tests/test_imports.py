@@ -18,7 +18,7 @@ FILES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py")
 WITH_IO = {"asyncio", "multiprocessing", "os", "select", "selectors", "signal", "socket", "subprocess", "time"}
 PURE = [
     *(f"node/nbd/{name}.py" for name in ("wire", "negotiation", "server", "opening", "client", "replies")),
-    *(f"node/nbd/{name}.py" for name in ("errors", "printable")),
+    *(f"node/nbd/{name}.py" for name in ("errors", "printable", "zeroes")),
     "node/layout.py",
     *(f"node/log/{name}.py" for name in ("record", "merge", "filter", "tally")),
     *(f"node/{name}.py" for name in ("serving/budget", "serving/clearing", "serving/slots")),

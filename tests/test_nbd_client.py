@@ -14,7 +14,6 @@ from memcluster.node.nbd.client import MAX_CHUNK, ClientSession
 from memcluster.node.nbd.errors import NBDError, ProtocolError, Refused
 from memcluster.node.nbd.negotiation import Export
 from memcluster.node.nbd.opening import MAX_OPTION_REPLY
-from memcluster.node.nbd.replies import ZEROES
 from memcluster.node.nbd.server import ServerSession
 from memcluster.node.nbd.wire import (
     BASE_ALLOCATION,
@@ -27,6 +26,7 @@ from memcluster.node.nbd.wire import (
     Rep,
     TransmissionFlag,
 )
+from memcluster.node.nbd.zeroes import ZEROES
 
 SIZE = 1 << 20
 FLAGS = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH

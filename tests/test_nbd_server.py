@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.errors import NBDError, ProtocolError, Refused
 from memcluster.node.nbd.negotiation import MAX_OPTIONS, MAX_SKIP, OPTIONS_A_TURN, Export
-from memcluster.node.nbd.replies import ZEROES
 from memcluster.node.nbd.server import Request, ServerSession
 from memcluster.node.nbd.wire import Command, CommandFlag, Error, Info, Option, Rep, TransmissionFlag
+from memcluster.node.nbd.zeroes import ZEROES
 
 FLAGS = (
     TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH | TransmissionFlag.SEND_FUA | TransmissionFlag.SEND_TRIM

@@ -19,8 +19,8 @@ from memcluster.node.nbd import wire
 from memcluster.node.nbd.errors import ProtocolError
 from memcluster.node.nbd.opening import MAX_OPTION_REPLY, Opening
 from memcluster.node.nbd.printable import printable
-from memcluster.node.nbd.replies import ZEROES
 from memcluster.node.nbd.wire import Buffer, Chunk, ChunkFlag, Command, CommandFlag, Option
+from memcluster.node.nbd.zeroes import ZEROES
 
 RECEIVE_BUFFER = 1 << 18
 HEAD = 1 << 8

@@ -7,7 +7,6 @@ ZEROES.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from struct import Struct
@@ -15,15 +14,12 @@ from typing import Protocol
 
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.wire import Buffer, Chunk, ChunkFlag, Command, CommandFlag
+from memcluster.node.nbd.zeroes import ZEROES
 
 CONTEXTS = {wire.BASE_ALLOCATION: 1, wire.OWNER: 2}
 """The identifiers under which this server speaks of the contexts that a client may choose."""
 WORD = 3
 """That of one that is a word to clients which know it, and says nothing of any byte: see Exports.contexts."""
-ZEROES = memoryview(
-    mmap.mmap(-1, wire.MAX_PAYLOAD, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
-)
-"""As many zero bytes as one request can ask for; the kernel backs them all with one page."""
 
 Extents = Sequence[tuple[int, int]]
 """(length, status) of runs of like bytes, as a BLOCK_STATUS tells them."""

@@ -19,8 +19,8 @@ from typing import Any
 
 from memcluster.node.files import open_file
 from memcluster.node.layout import MAX_EXTENTS
-from memcluster.node.nbd.replies import ZEROES
 from memcluster.node.nbd.wire import Buffer, Status
+from memcluster.node.nbd.zeroes import ZEROES
 
 PAGE = 4096
 SPARSE = 16
