@@ -4,7 +4,7 @@ BIN := .venv/bin
 # This folder goes on Python's path as it is; setuptools' finder of editable packages takes 9 ms of every start of Python.
 PLAIN := --config-settings editable_mode=compat
 
-.PHONY: demo test test-newest lint man bench compare install install-test install-bench clean
+.PHONY: demo test test-newest test-least lint man bench compare install install-test install-bench clean
 
 install: .venv/installed
 install-test: .venv/installed-test
@@ -34,6 +34,10 @@ test: install-test
 # The suite on Debian unstable, in a root of its own: see tests/newest.sh.
 test-newest:
 	@sh tests/newest.sh $(ARGS)
+
+# The suite with the least version of every package that pyproject.toml allows.
+test-least:
+	@PYTHON=$(PYTHON) sh tests/least.sh $(ARGS)
 
 lint: install-test
 	$(BIN)/ruff check .

@@ -121,6 +121,14 @@ def test_help_is_not_cut(program):
     assert "..." not in shown.replace("[ARGS]...", "")
 
 
+@pytest.mark.parametrize("words", [memcluster_command(), memclient_command()], ids=["memcluster", "memclient"])
+def test_without_a_verb_the_help_is_an_error(words):
+    """A script that has lost its verb fails, and nobody takes the help for output."""
+    done = run(*words, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"Usage: mem" in done.stderr
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_of_both_programs(shell, tmp_path):
     script = run(*memcluster_command("completion", shell), cwd=tmp_path).stdout.decode()
