@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Piece(NamedTuple):
@@ -42,6 +42,9 @@ class Linear:
 
     _ends: tuple[int, ...] = ()
     _starts: tuple[int, ...] = ()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Linear, (self.sizes,)
 
     @property
     def size(self) -> int:
@@ -127,6 +130,9 @@ class Striped:
             row = rows
         object.__setattr__(self, "_phases", tuple(phases))
         object.__setattr__(self, "_starts", tuple(start for start, _, _ in phases))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Striped, (self.sizes, self.stripe)
 
     @property
     def size(self) -> int:
@@ -254,7 +260,7 @@ def make_layout(sizes: Sequence[int], stripe: int = 0) -> Layout:
 
 Extents = Sequence[tuple[int, int]]
 """(length, status) of runs of like bytes, as a BLOCK_STATUS tells them."""
-MAX_EXTENTS = 1 << 12
+MAX_EXTENTS: Final = 1 << 12
 """Extents in one answer, at most: some 3 ms of work. An answer may cover less than was asked."""
 
 

@@ -7,6 +7,7 @@ of the request is the cookie of its pieces.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from memcluster.node.forwarding.link import Link, Submission
 from memcluster.node.layout import Extents, Piece, join_extents
@@ -16,7 +17,7 @@ from memcluster.node.serving.connection import HUNG_UP, Connection
 from memcluster.node.serving.keeper import BLOCK_STATUS, READ, REQ_ONE, WRITE, Parts
 from memcluster.node.serving.server import Server
 
-PASSED_ON = 0xFFFF ^ int(CommandFlag.DF)
+PASSED_ON: Final = 0xFFFF ^ int(CommandFlag.DF)
 """The flags of a request that its pieces carry: whether the answer is cut up is the client's affair."""
 
 
@@ -84,7 +85,7 @@ class Fanout:
                 request.flags,
                 piece,
                 buffers,
-                lambda *done: self._carried_out(piece, began, *done),
+                lambda failure, parts, extents: self._carried_out(piece, began, failure, parts, extents),
                 lambda: self._connection.open,
             )
         else:

@@ -12,9 +12,10 @@ import socket
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from time import monotonic_ns
-from typing import cast
+from typing import Final, cast
 
 from memcluster.node.log.record import REPEATED
+from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.client import Awaited, ClientSession, Reply
 from memcluster.node.nbd.errors import NBDError
 from memcluster.node.nbd.wire import Buffer, Error
@@ -27,9 +28,10 @@ from memcluster.node.transport.stream import Stream
 from memcluster.node.transport.tcp import tune
 from memcluster.node.transport.traffic import TRAFFIC
 
-SHUTDOWN = int(Error.ESHUTDOWN)
+SHUTDOWN: Final = int(Error.ESHUTDOWN)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Submission(Awaited):
     """A request in flight, with all that it takes to repeat it. It becomes its own reply, and is told so once, from the
     loop, by `answered`. The payload must stay as it is until then."""
@@ -240,4 +242,6 @@ class _Wire(Stream):
             self.close()
             self.link.lost(reason)
 
-    lose = _lost
+    def lose(self, reason: str) -> None:
+        """Give it up."""
+        self._lost(reason)

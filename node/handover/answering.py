@@ -7,7 +7,8 @@ that and says what becomes of an order.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 from memcluster.node.handover.gates import BrokenStream, Gates
 from memcluster.node.handover.messages import (
@@ -24,10 +25,12 @@ from memcluster.node.handover.messages import (
 )
 from memcluster.node.handover.passage import Passage
 from memcluster.node.layout import Extents
+from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.replies import Replies, Terms
 from memcluster.node.serving.connection import TRICKLE, TURN_BUDGET
 from memcluster.node.serving.keeper import READ, Parts
-from memcluster.node.serving.server import REQUEST, Server
+from memcluster.node.serving.server import REQUEST, Report, Server
+from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.loop import Loop
 from memcluster.node.transport.stream import Lender, Stream
 from memcluster.node.transport.traffic import TRAFFIC
@@ -204,15 +207,16 @@ def end_stream(sock: socket.socket) -> None:
         pass
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Answerer(Server):
     """A server that clients do not connect to: orders come over passages, with the sockets to answer them on."""
 
-    private = True
+    private: ClassVar[bool] = True
     gates: Gates | None = None
     """Where others write to the same streams."""
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
+    def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
+        super().__init__(loop, spec, listeners, report)
         self.taker: Passage | None = None
         """Whose orders are carried out: who said HELLO last."""
         self._adopted: dict[Passage, dict[int, Answers]] = {}

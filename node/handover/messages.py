@@ -11,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 from struct import Struct
+from typing import Final
 
+from memcluster.node.nbd.replies import Asked
 from memcluster.node.nbd.server import REQUEST_COST, cost_of
 from memcluster.node.nbd.wire import MAX_PAYLOAD
 
-HEADER = Struct(">BxHHHIIQQQQQQI")
+HEADER: Final = Struct(">BxHHHIIQQQQQQI")
 """kind, command, flags, error, client, ticket, identifier, cookie, offset, start, length, sent, payload bytes."""
-IDENTIFIER = Struct(">Q")
-EXTENT = Struct(">QQ")
+IDENTIFIER: Final = Struct(">Q")
+EXTENT: Final = Struct(">QQ")
 """Length and status, in the payload of an order; a chain puts a server's number and how many follow before them."""
-LONGEST = MAX_PAYLOAD
+LONGEST: Final = MAX_PAYLOAD
 """Bytes of a payload, at most."""
 
 
@@ -40,11 +42,19 @@ class Message(IntEnum):
     LOST = 9  # client
 
 
-HELLO, WELCOME, ADOPT, DROP, DROPPED, ORDER, DONE, DATA, LOST = (int(message) for message in Message)
 # Plain numbers for the data path: looking up a member of an enum costs 65 ns (Python 3.11).
+HELLO: Final = int(Message.HELLO)
+WELCOME: Final = int(Message.WELCOME)
+ADOPT: Final = int(Message.ADOPT)
+DROP: Final = int(Message.DROP)
+DROPPED: Final = int(Message.DROPPED)
+ORDER: Final = int(Message.ORDER)
+DONE: Final = int(Message.DONE)
+DATA: Final = int(Message.DATA)
+LOST: Final = int(Message.LOST)
 
 
-class Order:
+class Order(Asked):
     """A message. Plain slots: this is the data path.
 
     Of an ORDER `offset` and `length` are the request's in the memory, `start` when it was taken (ns), `client` the
@@ -54,8 +64,7 @@ class Order:
     """
 
     __slots__ = (
-        "client", "command", "cookie", "error", "flags", "identifier", "kind", "length", "message", "offset", "owned",
-        "payload", "sent", "start", "ticket",
+        "client", "error", "identifier", "kind", "message", "owned", "payload", "sent", "start", "ticket",
     )  # fmt: skip
 
     def __init__(
@@ -109,8 +118,8 @@ class Order:
         )  # fmt: skip
 
 
-_NOTHING = memoryview(b"")
-SEND_BACK = 1 << 14
+_NOTHING: Final = memoryview(b"")
+SEND_BACK: Final = 1 << 14
 """A flag of an order beside the request's own: the bytes are to come back as DATA, and not to go to the client."""
 
 
@@ -127,7 +136,7 @@ def decode_done(order: Order) -> list[int]:
     return [identifier for (identifier,) in IDENTIFIER.iter_unpack(order.payload)]
 
 
-UNBOUNDED = 1 << 62
+UNBOUNDED: Final = 1 << 62
 
 
 def fresh(length: int) -> memoryview:
@@ -183,13 +192,17 @@ class OrderReader:
         position, end, scratch = 0, self._end, self._scratch
         unpack, header = HEADER.unpack_from, HEADER.size
         while end - position >= header:
-            *fields, length = unpack(scratch, position)
-            if not HELLO <= fields[0] <= LOST or length > LONGEST:
-                raise HandoverError(f"a message of kind {fields[0]} with {length} bytes")
+            (
+                kind, command, flags, error, client, ticket, identifier, cookie, offset, started, asked, sent, length
+            ) = unpack(scratch, position)  # fmt: skip
+            if not HELLO <= kind <= LOST or length > LONGEST:
+                raise HandoverError(f"a message of kind {kind} with {length} bytes")
             if budget <= 0:
                 self.waiting = True
                 break
-            order = Order(*fields)
+            order = Order(
+                kind, command, flags, error, client, ticket, identifier, cookie, offset, started, asked, sent
+            )
             budget -= REQUEST_COST + cost_of(order.command, order.flags, order.length)
             start = position + header
             if length:

@@ -12,8 +12,10 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from time import monotonic_ns
+from typing import Final
 
 from memcluster.node.handover.messages import HELLO, ORDER, UNBOUNDED, WELCOME, HandoverError, Order, OrderReader, fresh
+from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.wire import Buffer
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.dialer import Dialer
@@ -22,18 +24,20 @@ from memcluster.node.transport.proof import Pass
 from memcluster.node.transport.stream import IOV_MAX, Lender, Stream, drop
 from memcluster.node.transport.traffic import TRAFFIC
 
-MAX_DESCRIPTORS = 64
+MAX_DESCRIPTORS: Final = 64
 """Descriptors that one receive takes, at most; the kernel gives those of one message at a time."""
-NONE_LEFT = -1
+NONE_LEFT: Final = -1
 """In the place of a descriptor that the system had no room for."""
 
 
+@mypyc_attr(native_class=False)  # a compiled one cannot be bytes
 class _Handed(bytes):
     """A message that takes a descriptor along: one of its own, closed when it is sent."""
 
     descriptor: int
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Passage(Stream):
     """`received(passage, orders)` and `gone(passage, reason)` are called from the loop; the reason is empty when
     nothing was wrong."""
@@ -183,7 +187,9 @@ class Passage(Stream):
             self.close()
             self._gone(self, reason)
 
-    lose = _lost
+    def lose(self, reason: str) -> None:
+        """Give it up."""
+        self._lost(reason)
 
 
 class PassageLink:

@@ -11,23 +11,27 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from memcluster.node.handover.answering import end_stream
 from memcluster.node.handover.gates import BrokenStream, Gates
 from memcluster.node.handover.messages import ADOPT, DATA, DONE, DROP, DROPPED, LOST, ORDER, Order, decode_done
 from memcluster.node.handover.passage import PassageLink
 from memcluster.node.layout import Piece
+from memcluster.node.native import mypyc_attr
+from memcluster.node.nbd.negotiation import Exports
 from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
 from memcluster.node.nbd.wire import Buffer, Error
+from memcluster.node.serving.budget import Budget
 from memcluster.node.serving.connection import HUNG_UP, Connection
 from memcluster.node.serving.door import Door
-from memcluster.node.serving.server import Report
+from memcluster.node.serving.server import Report, Server
 from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.loop import Loop, Timer
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class HandedConnection(Connection):
     """A client whose socket other servers may write to, too: with `gates`, through the `gate`."""
 
@@ -39,10 +43,19 @@ class HandedConnection(Connection):
     """Called once when the client has taken all that was said to it."""
     _has_gate = False
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        owner: Server,
+        exports: Callable[[Connection], Exports],
+        number: int,
+        scratch: memoryview,
+        budget: Budget,
+    ) -> None:
         self.adopted = set()
         self._unsaid: list[Callable[[], None]] = []
-        super().__init__(*arguments, **named)
+        super().__init__(loop, sock, owner, exports, number, scratch, budget)
 
     def say(self, words: Callable[[], None]) -> None:
         """Call what queues a reply, or a part of one that others have a part in, when none of them writes; or when the
@@ -153,10 +166,11 @@ class Taken:
         )  # fmt: skip
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Taker(Door):
     """Passes requests on over `links`, by the number of the server there."""
 
-    connection_type = HandedConnection
+    connection_type: ClassVar[type[Connection]] = HandedConnection
 
     def __init__(
         self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report, to: Sequence[int]

@@ -15,26 +15,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import IntEnum
 from struct import Struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-RECORD = Struct("<QQQQQIBBHH6xQ")
-RECORD_SIZE = RECORD.size
-KEY = Struct("<Q8xQ20xB19x")
+RECORD: Final = Struct("<QQQQQIBBHH6xQ")
+RECORD_SIZE: Final = RECORD.size
+KEY: Final = Struct("<Q8xQ20xB19x")
 """What the merge needs of a record: start, identifier, kind."""
-REPEATED = 1 << 15
+REPEATED: Final = 1 << 15
 """A flag of a piece: a link sent it again after it had lost a connection, so it may be in the log already."""
 
-PROBE = 1 << 13
+PROBE: Final = 1 << 13
 """A flag of what `up` itself reads, to see that every server answers."""
 
-SERVER_BITS = 10
-INCARNATION_BITS = 20
-COUNTER_BITS = 34
-MAX_SERVERS = 1 << SERVER_BITS
-MAX_INCARNATION = (1 << INCARNATION_BITS) - 1
-MAX_COUNTER = (1 << COUNTER_BITS) - 1
-MAX_IDENTIFIER = (1 << 64) - 1
-SERVER_SHIFT = INCARNATION_BITS + COUNTER_BITS
+SERVER_BITS: Final = 10
+INCARNATION_BITS: Final = 20
+COUNTER_BITS: Final = 34
+MAX_SERVERS: Final = 1 << SERVER_BITS
+MAX_INCARNATION: Final = (1 << INCARNATION_BITS) - 1
+MAX_COUNTER: Final = (1 << COUNTER_BITS) - 1
+MAX_IDENTIFIER: Final = (1 << 64) - 1
+SERVER_SHIFT: Final = INCARNATION_BITS + COUNTER_BITS
 """`identifier >> SERVER_SHIFT` is the server that took the request."""
 
 
@@ -104,7 +104,7 @@ class Reason(IntEnum):
     TLS = 9
 
 
-LOGGER = 1 << 16
+LOGGER: Final = 1 << 16
 """Added to the number of a node where a subject is a logger and not a server."""
 
 

@@ -25,6 +25,7 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from struct import Struct
+from typing import Final
 
 from memcluster.node.files import make_folder, open_file, rename
 from memcluster.node.log.record import MAX_INCARNATION, RECORD, RECORD_SIZE, Event, Kind, Record, clamp
@@ -42,17 +43,18 @@ from memcluster.node.log.segments import (
 )
 from memcluster.node.log.takeover import set_aside, take_over
 
-MIN_SEGMENT = 4096
-SEGMENTS_KEPT = 4
+MIN_SEGMENT: Final = 4096
+SEGMENTS_KEPT: Final = 4
 """`retain` has room for this many segments at least: they are made smaller if need be."""
-GIVEN = "given"
+GIVEN: Final = "given"
 """The file that holds what was given out while the log was stopped: the last sequence number, and the incarnation."""
-_GIVEN = Struct("<QQ")
-GAP = 1 << 48
+_GIVEN: Final = Struct("<QQ")
+_pack_record: Final = RECORD.pack_into
+GAP: Final = 1 << 48
 """More than can have been lost: a `given` beyond was never written here."""
-RETRY = 4096
+RETRY: Final = 4096
 """Records lost between two attempts to write again."""
-YOUNG = 8
+YOUNG: Final = 8
 """With a `retain_age` a segment is closed after this part of it, so that it can go when its time has come."""
 
 
@@ -106,22 +108,17 @@ class LogWriter:
         self._damaged = 0  # files, not told yet
         self._created = 0
         self._lost_before = 0
-        self._pack = RECORD.pack_into
         self._number = 0
         self._descriptor = -1
         self._given = -1
         self._map: mmap.mmap | None = None
         self._slots = memoryview(bytearray())  # of the map; empty while the log is stopped
         self._position = 0
-        if not retain:
-            self.append = _no_append  # type: ignore[method-assign, assignment]
-            return
-        self._rotate()
-        self._renumbered = renumbered
-        if level == "errors":
-            self.append = self._append_error  # type: ignore[method-assign, assignment]
-        elif sample > 1:
-            self.append = self._append_sample  # type: ignore[method-assign, assignment]
+        self._errors_only = level == "errors"
+        self._choosy = not retain or self._errors_only or sample > 1  # not every record is kept
+        if retain:
+            self._rotate()
+            self._renumbered = renumbered
 
     def __repr__(self) -> str:
         state = "off" if not self.retain else f"stopped: {self.error}" if self.error else "writing"
@@ -140,16 +137,19 @@ class LogWriter:
         flags: int,
         error: int,
     ) -> None:
-        """Write a record. (The hot path: 0.4 µs, and an end of segment costs only those who meet it.)"""
+        """Write a record, if it is one of those that are kept. (The hot path: 0.4 µs, and an end of segment costs only
+        those who meet it.)"""
+        if self._choosy and not self._keeps(identifier, error):
+            return
         sequence = self.sequence + 1
         position = self._position
         try:
-            self._pack(
+            _pack_record(
                 self._slots, position, start, duration, identifier, offset, length,
                 client, kind, operation, flags, error, sequence,
             )  # fmt: skip
         except struct.error:
-            self._append_slowly(
+            self._append_record(
                 Record(start, duration, identifier, offset, length, client, kind, operation, flags, error, sequence)
             )
         else:
@@ -162,7 +162,7 @@ class LogWriter:
             now = self._clock()
             start = now if start is None else min(start, now)
             value &= (1 << 64) - 1
-            LogWriter.append(self, start, 0, 0, value, subject, client, Kind.EVENT, event, 0, 0)
+            self._append_record(Record(start, 0, 0, value, subject, client, Kind.EVENT, event, 0, 0, 0))
 
     def look(self) -> None:
         """See to the files, now and then: that the segment at hand is there and whole, as people delete and cut files,
@@ -203,16 +203,14 @@ class LogWriter:
             os.close(self._given)
             self._given = -1
 
-    def _append_error(self, *fields: int) -> None:
-        if fields[9]:
-            LogWriter.append(self, *fields)
+    def _keeps(self, identifier: int, error: int) -> bool:
+        if not self.retain:
+            return False
+        return error != 0 if self._errors_only else is_sampled(identifier, self.sample)
 
-    def _append_sample(self, *fields: int) -> None:
-        if is_sampled(fields[2], self.sample):
-            LogWriter.append(self, *fields)
-
-    def _append_slowly(self, record: Record) -> None:
-        """The record did not fit: the segment is full, the log stopped, or a number is out of its field's bounds."""
+    def _append_record(self, record: Record) -> None:
+        """Write a record, however the log stands: the segment may be full, the log stopped, or a number out of its
+        field's bounds."""
         full = self._position + RECORD_SIZE > len(self._slots)
         if full and (self.error is None or self.lost % RETRY == 0):
             self._rotate()
@@ -365,10 +363,6 @@ class LogWriter:
 
     def _cluster_name(self) -> bytes:
         return self.cluster.encode()[:96]
-
-
-def _no_append(*_: int) -> None:
-    """The log is off."""
 
 
 def is_sampled(identifier: int, sample: int) -> bool:

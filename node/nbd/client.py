@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from struct import Struct
+from typing import Final
 
+from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.errors import ProtocolError
 from memcluster.node.nbd.opening import MAX_OPTION_REPLY, Opening
@@ -22,31 +24,43 @@ from memcluster.node.nbd.printable import printable
 from memcluster.node.nbd.wire import Buffer, Chunk, ChunkFlag, Command, CommandFlag, Option
 from memcluster.node.nbd.zeroes import ZEROES
 
-RECEIVE_BUFFER = 1 << 18
-HEAD = 1 << 8
+RECEIVE_BUFFER: Final = 1 << 18
+HEAD: Final = 1 << 8
 """Bytes received at first behind a payload that was received in its place; see server.py."""
-MAX_CHUNK = 4 + 8 * (1 << 20)
+MAX_CHUNK: Final = 4 + 8 * (1 << 20)
 """Bytes of a chunk without data, at most: a million extents, which is what nbdkit sends at most."""
 
 # Plain numbers for the data path: looking up a member of an enum costs 65 ns (Python 3.11).
-_CHUNK_MAGIC, _SIMPLE_MAGIC = wire.CHUNK_MAGIC, wire.SIMPLE_REPLY_MAGIC
-_CHUNK, _SIMPLE = wire.CHUNK.size, wire.SIMPLE_REPLY.size
-_unpack_chunk, _unpack_simple = wire.CHUNK.unpack_from, wire.SIMPLE_REPLY.unpack_from
-_REQUEST_MAGIC, _pack_request = wire.REQUEST_MAGIC, wire.REQUEST.pack
-_EXTENDED_MAGIC, _EXTENDED = wire.EXTENDED_CHUNK_MAGIC, wire.EXTENDED_CHUNK.size
-_EXTENDED_REQUEST_MAGIC, _pack_extended = wire.EXTENDED_REQUEST_MAGIC, wire.EXTENDED_REQUEST.pack
-_unpack_longs, _PAYLOAD_LEN = Struct(">QQ").unpack_from, int(CommandFlag.PAYLOAD_LEN)
-_NONE, _DATA = int(Chunk.NONE), int(Chunk.OFFSET_DATA)
-_DONE = int(ChunkFlag.DONE)
-_WHOLE = _DONE << 16 | _DATA
+_CHUNK_MAGIC: Final = wire.CHUNK_MAGIC
+_SIMPLE_MAGIC: Final = wire.SIMPLE_REPLY_MAGIC
+_REQUEST_MAGIC: Final = wire.REQUEST_MAGIC
+_EXTENDED_MAGIC: Final = wire.EXTENDED_CHUNK_MAGIC
+_EXTENDED_REQUEST_MAGIC: Final = wire.EXTENDED_REQUEST_MAGIC
+_CHUNK: Final = wire.CHUNK.size
+_CHUNK_DATA: Final = wire.CHUNK_DATA.size
+_SIMPLE: Final = wire.SIMPLE_REPLY.size
+_EXTENDED: Final = wire.EXTENDED_CHUNK.size
+_unpack_chunk: Final = wire.CHUNK.unpack_from
+_unpack_simple: Final = wire.SIMPLE_REPLY.unpack_from
+_unpack_longs: Final = Struct(">QQ").unpack_from
+_unpack_extent: Final = Struct(">IQ").unpack_from
+_pack_request: Final = wire.REQUEST.pack
+_pack_extended: Final = wire.EXTENDED_REQUEST.pack
+_PAYLOAD_LEN: Final = int(CommandFlag.PAYLOAD_LEN)
+_NONE: Final = int(Chunk.NONE)
+_DATA: Final = int(Chunk.OFFSET_DATA)
+_DONE: Final = int(ChunkFlag.DONE)
+_WHOLE: Final = _DONE << 16 | _DATA
 """Flags and type of a chunk of data that is the last."""
-_CHUNK_DATA, _unpack_extent = wire.CHUNK_DATA.size, Struct(">IQ").unpack_from
-_READ, _WRITE, _BLOCK_STATUS = int(Command.READ), int(Command.WRITE), int(Command.BLOCK_STATUS)
-_U32 = Struct(">I")
-_U64 = Struct(">Q")
-_NOWHERE = memoryview(b"")
+_READ: Final = int(Command.READ)
+_WRITE: Final = int(Command.WRITE)
+_BLOCK_STATUS: Final = int(Command.BLOCK_STATUS)
+_U32: Final = Struct(">I")
+_U64: Final = Struct(">Q")
+_NOWHERE: Final = memoryview(b"")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Reply:
     """The outcome of one request. Plain slots: a link gets 100,000 a second.
 
@@ -68,6 +82,7 @@ class Reply:
         return f"<Reply to {self.cookie:#x}: {f'error {self.error} {self.message}' if self.error else 'ok'}>"
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Awaited(Reply):
     """A request whose reply is not complete, and which becomes its reply: one object for both.
 
@@ -109,6 +124,7 @@ class Awaited(Reply):
         return [*found, view[done:]] if done < len(view) else found
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ClientSession(Opening):
     """The protocol's state for one connection to `export`: the handshake with a `goal`, then requests and replies."""
 
@@ -236,11 +252,13 @@ class ClientSession(Opening):
         scratch, end, awaited = self._scratch, self._end, self._awaited
         extended, shortest = self.extended, _EXTENDED if self.extended else _SIMPLE
         while end - position >= shortest:
-            magic, word, cookie = _unpack_simple(scratch, position)
+            head: tuple[int, int, int] = _unpack_simple(scratch, position)
+            magic, word, cookie = head
             request = awaited.get(cookie)
             # What nearly all replies are: a READ's bytes in one chunk, and nothing yet of them before.
             if word == _WHOLE and magic == _CHUNK_MAGIC and request is not None and end - position >= _CHUNK_DATA:
-                length, offset = _unpack_extent(scratch, position + _SIMPLE)
+                extent: tuple[int, int] = _unpack_extent(scratch, position + _SIMPLE)
+                length, offset = extent
                 start = position + _CHUNK_DATA
                 stop = start + request.length
                 if (

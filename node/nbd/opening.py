@@ -8,24 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from struct import Struct
+from typing import Final
 
+from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.errors import ProtocolError, Refused
 from memcluster.node.nbd.printable import printable
 from memcluster.node.nbd.wire import Buffer, HandshakeFlag, Info, Option, Rep, TransmissionFlag
 
-MAX_OPTION_REPLY = 1 << 14
+MAX_OPTION_REPLY: Final = 1 << 14
 """Bytes of an option's reply, at most."""
-MAX_EXPORTS = 10_000
+MAX_EXPORTS: Final = 10_000
 """Exports that a server may list."""
-MAX_OFFERED = 100
+MAX_OFFERED: Final = 100
 """Contexts that are looked at."""
 
-_U16 = Struct(">H")
-_U32 = Struct(">I")
-_BLOCKS = Struct(">III")
+_U16: Final = Struct(">H")
+_U32: Final = Struct(">I")
+_BLOCKS: Final = Struct(">III")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Opening:
     """With the goal GO it ends up `ready`. With INFO or LIST it ends up `finished`, having learnt what the server says
     of the export or which `exports` there are, and an ABORT is in `outgoing`."""

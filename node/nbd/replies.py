@@ -10,33 +10,45 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from struct import Struct
-from typing import Protocol
+from typing import Final
 
+from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.wire import Buffer, Chunk, ChunkFlag, Command, CommandFlag
 from memcluster.node.nbd.zeroes import ZEROES
 
-CONTEXTS = {wire.BASE_ALLOCATION: 1, wire.OWNER: 2}
+CONTEXTS: Final = {wire.BASE_ALLOCATION: 1, wire.OWNER: 2}
 """The identifiers under which this server speaks of the contexts that a client may choose."""
-WORD = 3
+WORD: Final = 3
 """That of one that is a word to clients which know it, and says nothing of any byte: see Exports.contexts."""
 
 Extents = Sequence[tuple[int, int]]
 """(length, status) of runs of like bytes, as a BLOCK_STATUS tells them."""
 
-_ZEROES = ZEROES.obj
-_U32, _U64 = Struct(">I"), Struct(">Q")
+_ZEROES: Final = ZEROES.obj
+_U32: Final = Struct(">I")
+_U64: Final = Struct(">Q")
 # Plain numbers and bound methods for the data path: comparing with a member of an enum costs 90 ns (Python 3.11).
-_READ, _NONE, _OFFSET_DATA = int(Command.READ), int(Chunk.NONE), int(Chunk.OFFSET_DATA)
-_DONE, _DF = int(ChunkFlag.DONE), int(CommandFlag.DF)
-_SIMPLE_MAGIC, _pack_simple = wire.SIMPLE_REPLY_MAGIC, wire.SIMPLE_REPLY.pack
-_CHUNK_MAGIC, _pack_chunk, _pack_chunk_data = wire.CHUNK_MAGIC, wire.CHUNK.pack, wire.CHUNK_DATA.pack
-_EXTENDED_MAGIC, _pack_extended = wire.EXTENDED_CHUNK_MAGIC, wire.EXTENDED_CHUNK.pack
-_pack_extended_data = wire.EXTENDED_CHUNK_DATA.pack
+_READ: Final = int(Command.READ)
+_NONE: Final = int(Chunk.NONE)
+_OFFSET_DATA: Final = int(Chunk.OFFSET_DATA)
+_DONE: Final = int(ChunkFlag.DONE)
+_DF: Final = int(CommandFlag.DF)
+_SIMPLE_MAGIC: Final = wire.SIMPLE_REPLY_MAGIC
+_CHUNK_MAGIC: Final = wire.CHUNK_MAGIC
+_EXTENDED_MAGIC: Final = wire.EXTENDED_CHUNK_MAGIC
+_pack_simple: Final = wire.SIMPLE_REPLY.pack
+_pack_chunk: Final = wire.CHUNK.pack
+_pack_chunk_data: Final = wire.CHUNK_DATA.pack
+_pack_extended: Final = wire.EXTENDED_CHUNK.pack
+_pack_extended_data: Final = wire.EXTENDED_CHUNK_DATA.pack
 
 
-class Asked(Protocol):
-    """What a reply must know of its request."""
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Asked:
+    """What a reply must know of its request: the base of those. Plain slots: this is the data path."""
+
+    __slots__ = ("command", "cookie", "flags", "length", "offset")
 
     command: int
     flags: int

@@ -13,34 +13,39 @@ that is not `owned`) is gone when the next session receives.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.errors import ProtocolError
 from memcluster.node.nbd.negotiation import MAX_SKIP, Export, Exports, Negotiation, Security
-from memcluster.node.nbd.replies import Replies
+from memcluster.node.nbd.replies import Asked, Replies
 from memcluster.node.nbd.wire import Command, CommandFlag, Error, TransmissionFlag
 
-RECEIVE_BUFFER = 1 << 18
-HEAD = 1 << 8
+RECEIVE_BUFFER: Final = 1 << 18
+HEAD: Final = 1 << 8
 """Bytes received at first behind a payload that was received in its place: the next is most likely as large, and what
 of it lies in the receive buffer has to be copied out (up to a quarter of 1 MiB, 70 us)."""
-REQUEST_COST = 1024
+REQUEST_COST: Final = 1024
 """Bytes of a budget that a request takes up beside its data: bounds how many tiny ones are dealt with at once."""
-SYNC_COST = 1 << 16
+SYNC_COST: Final = 1 << 16
 """The same of one that may have to wait for a disk."""
-STATUS_SHIFT, CLEAR_SHIFT = 4, 8
+STATUS_SHIFT: Final = 4
+CLEAR_SHIFT: Final = 8
 """What a byte of a BLOCK_STATUS, and of a TRIM or WRITE_ZEROES, costs: a sixteenth and a 256th of one that is carried,
 as a page has an extent of its own at worst, and is given back at once. Where room is kept (NO_HOLE): as one carried."""
 
 # Plain numbers and bound methods for the data path: comparing with a member of an enum costs 90 ns (Python 3.11), of
 # which there were five in each request.
-_WRITE, _DISC, _FLUSH, _BLOCK_STATUS = (
-    int(command) for command in (Command.WRITE, Command.DISC, Command.FLUSH, Command.BLOCK_STATUS)
-)
-_FUA, _NO_HOLE, _PAYLOAD_LEN = int(CommandFlag.FUA), int(CommandFlag.NO_HOLE), int(CommandFlag.PAYLOAD_LEN)
-_COMPACT = wire.REQUEST_MAGIC, wire.REQUEST.size, wire.REQUEST.unpack_from
-_EXTENDED = wire.EXTENDED_REQUEST_MAGIC, wire.EXTENDED_REQUEST.size, wire.EXTENDED_REQUEST.unpack_from
-_NOWHERE = memoryview(b"")
+_WRITE: Final = int(Command.WRITE)
+_DISC: Final = int(Command.DISC)
+_FLUSH: Final = int(Command.FLUSH)
+_BLOCK_STATUS: Final = int(Command.BLOCK_STATUS)
+_FUA: Final = int(CommandFlag.FUA)
+_NO_HOLE: Final = int(CommandFlag.NO_HOLE)
+_PAYLOAD_LEN: Final = int(CommandFlag.PAYLOAD_LEN)
+_COMPACT: Final = wire.REQUEST_MAGIC, wire.REQUEST.size, wire.REQUEST.unpack_from
+_EXTENDED: Final = wire.EXTENDED_REQUEST_MAGIC, wire.EXTENDED_REQUEST.size, wire.EXTENDED_REQUEST.unpack_from
+_NOWHERE: Final = memoryview(b"")
 
 
 def cost_of(command: int, flags: int, length: int) -> int:
@@ -52,14 +57,14 @@ def cost_of(command: int, flags: int, length: int) -> int:
     return length >> (STATUS_SHIFT if command == _BLOCK_STATUS else CLEAR_SHIFT)
 
 
-class Request:
+class Request(Asked):
     """One request. Plain slots: one is made for each of 100,000 a second.
 
     `error` is 0 for a request that keeps to the protocol. `owned` means that `payload` is not in the receive buffer
     but where `place` said; who says so sets `placed` if that is where the bytes are to stay.
     """
 
-    __slots__ = ("command", "cookie", "error", "flags", "length", "message", "offset", "owned", "payload", "placed")
+    __slots__ = ("error", "message", "owned", "payload", "placed")
 
     def __init__(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
         self.command = command
@@ -212,7 +217,8 @@ class ServerSession(Replies):
         magic, header, unpack = self._header
         extended = self.extended
         while end - position >= header and budget > 0:
-            said, flags, command, cookie, offset, length = unpack(scratch, position)
+            fields: tuple[int, int, int, int, int, int] = unpack(scratch, position)
+            said, flags, command, cookie, offset, length = fields
             if said != magic:
                 raise ProtocolError(f"request magic {said:#010x}, not {magic:#010x}")
             request = Request(command, flags, cookie, offset, length)

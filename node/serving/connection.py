@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
+from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.errors import ProtocolError
 from memcluster.node.nbd.negotiation import Exports
 from memcluster.node.nbd.server import REQUEST_COST, Request, ServerSession
@@ -19,25 +20,25 @@ from memcluster.node.nbd.wire import MAX_PAYLOAD, Command, Error
 from memcluster.node.serving.budget import Budget
 from memcluster.node.transport.loop import Loop
 from memcluster.node.transport.peer import is_gone
-from memcluster.node.transport.stream import Lender, Stream
+from memcluster.node.transport.stream import Stream
 from memcluster.node.transport.tcp import tune
 from memcluster.node.transport.traffic import TRAFFIC
 
 if TYPE_CHECKING:
-    from memcluster.node.serving.security import Security  # else it would load OpenSSL
+    from memcluster.node.serving.server import Server
 
 ROOM = 2 * MAX_PAYLOAD
 """Bytes of a client's requests in flight and replies unsent, at most (one request may pass it)."""
-TRICKLE = 1 << 20
+TRICKLE: Final = 1 << 20
 """Bytes of replies that a client takes in its stall_timeout, at least, when more wait."""
-TURN_BUDGET = 1 << 20
+TURN_BUDGET: Final = 1 << 20
 """Bytes' worth of requests of one client that are dealt with in one turn of the loop."""
-WRITE = int(Command.WRITE)
+WRITE: Final = int(Command.WRITE)
 """Of the commands up to this one, data travels with the request or its reply."""
-CHANGING = frozenset(int(command) for command in (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES))
+CHANGING: Final = frozenset(int(command) for command in (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES))
 """The commands that change bytes."""
-HUNG_UP = "its client had hung up before it was begun, and others have made changes since"
-LINGER = 0.25
+HUNG_UP: Final = "its client had hung up before it was begun, and others have made changes since"
+LINGER: Final = 0.25
 """Seconds a closed client may take to read its last replies and close its side."""
 
 
@@ -45,24 +46,7 @@ Route = Callable[["Connection", Request, int], None]
 """Takes a request that keeps to the protocol and the time it came (ns)."""
 
 
-class Owner(Protocol):
-    """Who serves the requests."""
-
-    changes: int
-    """Grows with what clients are about to change."""
-    security: Security | None
-    """TLS, where there is any."""
-
-    @property
-    def connections(self) -> Mapping[int, Connection]: ...
-    @property
-    def lender(self) -> Lender: ...
-    def serve(self, connection: Connection, requests: list[Request]) -> None: ...
-    def lost(self, connection: Connection, reason: str) -> None: ...
-    def settled(self, connection: Connection) -> None: ...
-    def place(self, connection: Connection, request: Request, first: bool) -> memoryview | None: ...
-
-
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Connection(Stream):
     """A client. `in_flight` counts its requests that the owner has begun and not yet answered."""
 
@@ -70,7 +54,7 @@ class Connection(Stream):
         self,
         loop: Loop,
         sock: socket.socket,
-        owner: Owner,
+        owner: Server,
         exports: Callable[[Connection], Exports],
         number: int,
         scratch: memoryview,

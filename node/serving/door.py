@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from typing import Final
 
 from memcluster.node.log.record import PROBE, Kind
+from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.negotiation import Export
 from memcluster.node.nbd.server import Request
 from memcluster.node.nbd.wire import BASE_ALLOCATION, OWNER, Command, Status, TransmissionFlag
@@ -19,11 +21,11 @@ from memcluster.node.serving.server import MEMORY_FLAGS, REQUEST, Report, Server
 from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.loop import Loop
 
-MAP = int(Kind.MAP)
-MAP_EXPORT = "cluster.json"
-READ_ONLY_EXPORT = "readonly"
-CONTEXTS = (BASE_ALLOCATION, OWNER)
-READ_ONLY = (
+MAP: Final = int(Kind.MAP)
+MAP_EXPORT: Final = "cluster.json"
+READ_ONLY_EXPORT: Final = "readonly"
+CONTEXTS: Final = (BASE_ALLOCATION, OWNER)
+READ_ONLY: Final = (
     TransmissionFlag.HAS_FLAGS
     | TransmissionFlag.READ_ONLY
     | TransmissionFlag.CAN_MULTI_CONN
@@ -31,6 +33,7 @@ READ_ONLY = (
 )
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Door(Server):
     """`layout` is the whole memory's; `size` and `description` are what clients see of the export ""."""
 

@@ -15,15 +15,15 @@ import errno
 import mmap
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 from memcluster.node.files import open_file
 from memcluster.node.layout import MAX_EXTENTS
 from memcluster.node.nbd.wire import Buffer, Status
 from memcluster.node.nbd.zeroes import ZEROES
 
-PAGE = 4096
-SPARSE = 16
+PAGE: Final = 4096
+SPARSE: Final = 16
 """Pages of a hole beside data that are worth being told of as a hole; fewer are read as zeroes."""
 
 

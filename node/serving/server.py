@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from itertools import islice, takewhile
 from operator import attrgetter
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from memcluster.node.layout import MAX_EXTENTS, Extents
 from memcluster.node.log.record import Event, Kind, Reason, first_identifier, last_identifier, subject_of
+from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.errors import Refused
 from memcluster.node.nbd.negotiation import Export
 from memcluster.node.nbd.replies import CONTEXTS, WORD, Asked, Terms
@@ -42,7 +43,7 @@ from memcluster.node.transport.traffic import TRAFFIC
 if TYPE_CHECKING:
     from memcluster.node.serving.security import Security  # else it would load OpenSSL
 
-MEMORY_FLAGS = (
+MEMORY_FLAGS: Final = (
     TransmissionFlag.HAS_FLAGS
     | TransmissionFlag.SEND_FLUSH
     | TransmissionFlag.SEND_FUA
@@ -52,32 +53,34 @@ MEMORY_FLAGS = (
     | TransmissionFlag.SEND_CACHE
     | TransmissionFlag.SEND_FAST_ZERO
 )
-REQUEST, PIECE = int(Kind.REQUEST), int(Kind.PIECE)
-OWNERS = CONTEXTS[OWNER]
-MAX_OWNERS = 1 << 12
+REQUEST: Final = int(Kind.REQUEST)
+PIECE: Final = int(Kind.PIECE)
+OWNERS: Final = CONTEXTS[OWNER]
+MAX_OWNERS: Final = 1 << 12
 """Extents of the context memcluster:owner in one answer, at most: 1 us each."""
-LOOK = 1.0
+LOOK: Final = 1.0
 """Seconds between two looks at the files: people delete and cut them."""
-RESERVE = 1 << 21
+RESERVE: Final = 1 << 21
 """Identifiers that a turn may use, at most: when no more are left, the next turn begins another incarnation."""
-HANDSHAKE_CHECKS = 8
+HANDSHAKE_CHECKS: Final = 8
 """Looks at clients in their handshake in the time that they have for it."""
-CLIENTS_MEMORY = 512 << 20
+CLIENTS_MEMORY: Final = 512 << 20
 """Bytes that all clients' requests in flight and unsent replies may take up."""
-STRANGERS_A_SECOND = 100
+STRANGERS_A_SECOND: Final = 100
 """Events about clients that were refused or broke the protocol, in the log."""
-GRACE = 0.1
+GRACE: Final = 0.1
 """Seconds in which clients that are to go still get ESHUTDOWN for what they send."""
 
 Report = Callable[[dict[str, Any]], None]
 _command_of = attrgetter("command")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Server(Keeper):
     """A process that serves NBD clients. Derived classes give `exports`, `route` and `place`."""
 
-    connection_type = Connection
-    private = False
+    connection_type: ClassVar[type[Connection]] = Connection
+    private: ClassVar[bool] = False
     """Nobody comes here but the cluster's own servers."""
 
     def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:

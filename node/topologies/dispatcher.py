@@ -72,7 +72,7 @@ class Dispatcher(Taker):
             self.complete(connection, request, start, taken.identifier)
             connection.end(request)
             return
-        do_part(self, taken.order(), None, lambda *_: None)  # in the log: it was here
+        do_part(self, taken.order(), None, lambda _order, _parts, _extents: None)  # in the log: it was here
         if self._serial:
             taken.later = pieces[::-1]
             self._pass_piece(taken, taken.later.pop())
@@ -231,9 +231,11 @@ class Owner(Answerer):
         payload = order.payload if order.command == WRITE else None
         if not order.error and len(order.payload) != (piece.length if order.command == WRITE and piece else 0):
             raise HandoverError(f"{order!r} with {len(order.payload)} bytes")
-        do_part(
-            self, order, piece, lambda *said: self._carried(passage, *said), payload, lambda: passage is self.taker
-        )
+
+        def carried(order: Order, parts: Parts, extents: Extents | None) -> None:
+            self._carried(passage, order, parts, extents)
+
+        do_part(self, order, piece, carried, payload, lambda: passage is self.taker)
 
     def _carried(self, passage: Passage, order: Order, parts: Parts, extents: Extents | None) -> None:
         if order.flags & SEND_BACK:

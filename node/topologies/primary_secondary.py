@@ -6,12 +6,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Final
 
 from memcluster.node.forwarding.fanout import Fanout, PassedOn
 from memcluster.node.forwarding.link import Link
 from memcluster.node.layout import Linear, Piece
 from memcluster.node.log.record import PROBE, REPEATED, Kind
+from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.negotiation import Export
 from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
 from memcluster.node.nbd.wire import Command, Error
@@ -24,14 +25,16 @@ from memcluster.node.topology import Topology
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.loop import Loop
 
-PIECE = int(Kind.PIECE)
-FLUSH, WRITE = int(Command.FLUSH), int(Command.WRITE)
-LINK = "link"
+PIECE: Final = int(Kind.PIECE)
+FLUSH: Final = int(Command.FLUSH)
+WRITE: Final = int(Command.WRITE)
+LINK: Final = "link"
 """The export that the primary opens on a secondary."""
-LINKS = 8
+LINKS: Final = 8
 """Places at a secondary: for the link, and for those before it of which something is still under way."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Primary(Door):
     """Holds a link to each secondary; pieces travel as NBD requests whose cookie is the identifier of the request."""
 
@@ -142,10 +145,11 @@ class Primary(Door):
             self.complete(connection, request, start, identifier)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Secondary(Server):
     """Every request is a piece: the cookie is the identifier."""
 
-    private = True
+    private: ClassVar[bool] = True
 
     def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
         super().__init__(loop, spec, listeners, report)

@@ -18,15 +18,17 @@ import socket
 from collections.abc import Callable
 from time import monotonic
 from types import FrameType
-from typing import Protocol
+from typing import Final, Protocol
 
-READ = selectors.EVENT_READ
-WRITE = selectors.EVENT_WRITE
-EVENTS_A_TURN = 64
+from memcluster.node.native import mypyc_attr
+
+READ: Final = selectors.EVENT_READ
+WRITE: Final = selectors.EVENT_WRITE
+EVENTS_A_TURN: Final = 64
 """Sources dealt with in one turn, at most; epoll hands out the others in the next ones."""
-LONGEST_WAIT = 86400.0
+LONGEST_WAIT: Final = 86400.0
 """Seconds of one turn at most: epoll counts milliseconds in 31 bits."""
-LATE = 0.1
+LATE: Final = 0.1
 """Seconds by which a timer is late in a process that did not run: it was stopped, or its whole group was frozen."""
 
 
@@ -55,6 +57,7 @@ class Timer:
         return f"<Timer {'cancelled' if self.call is None else f'due in {self.due - monotonic():.3f} s'}>"
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Loop:
     """Watches file descriptors, timers and signals until `stop` is called.
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
+from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.wire import Buffer
 from memcluster.node.transport.loop import READ, WRITE, Loop
 from memcluster.node.transport.traffic import TRAFFIC
@@ -17,15 +18,15 @@ from memcluster.node.transport.traffic import TRAFFIC
 if TYPE_CHECKING:
     from memcluster.node.tls.secured import Secured  # else it would load OpenSSL
 
-IOV_MAX = 1024
+IOV_MAX: Final = 1024
 """Buffers in one sendmsg, at most (Linux)."""
 SHARE = 512 << 10
 """Bytes that a stream sends in one turn, at most, if it takes turns with others: beside a client that streams 1 MiB
 reads, 99 of 100 single reads are answered in 0.3 ms instead of 1.0. A client by itself is 1.2 times as fast without."""
-WAKE_AT = 128 << 10
+WAKE_AT: Final = 128 << 10
 """Bytes of a large payload that the loop is woken for: each wake-up is a call, and an interrupt for whoever sends. A
 client streams writes of 1 MiB at 6.4 GB/s instead of 4.8; with half of this, or four times of it, at 5."""
-RECORD_HELD = 1 << 15
+RECORD_HELD: Final = 1 << 15
 """More than a record of TLS: what may have come of one that is not all there."""
 
 
@@ -42,6 +43,7 @@ class Carrier(Protocol):
     def sendmsg(self, buffers: Sequence[Buffer], /) -> int: ...
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Stream:
     """`outgoing` is filled by the owner, `send_soon` sends it at the end of the turn, `flush` now.
 
