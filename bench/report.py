@@ -14,7 +14,7 @@ from bench.cases import in_order
 from bench.processes import ROOT
 from bench.results import Results
 
-DOCUMENTS = (ROOT / "docs" / "performance.md", ROOT / "docs" / "why-tcp.md")
+DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in ("performance", "performance-notes", "why-tcp"))
 _PLACE = re.compile(r"(<!-- bench: (?P<name>[a-z-]+) -->\n).*?(<!-- bench end -->)", re.DOTALL)
 
 Rows = list[Sequence[str]]

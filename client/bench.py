@@ -1,39 +1,31 @@
-"""`memclient bench`: a quick benchmark of a running cluster, as a Python program would use it.
+"""What `memclient bench` measures: a running cluster, as a Python program would use it.
 
 Each client is a process with one connection, which keeps `depth` requests in flight at random offsets of a region, all
-of the same length. Only reads are done unless writes are asked for, and those need a region: what is there is lost.
-The requests of a connection are awaited in the order they were sent, so one that overtakes another counts as just
-behind it.
+of the same length. The requests of a connection are awaited in the order they were sent, so one that overtakes another
+counts as just behind it.
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, suppress
 from ctypes import c_bool, c_uint64
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import RawArray, RawValue
 from typing import Any
 
-import click
-
-from memcluster.client.console import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TIMEOUT, EXIT_USAGE, Failure
-from memcluster.client.console import seconds as seconds_type
-from memcluster.client.console import size as size_type
+from memcluster.client.console import EXIT_ERROR, EXIT_TIMEOUT, Failure
 from memcluster.client.errors import ClusterError, Timeout
 from memcluster.client.memory import Memory
 from memcluster.client.requests import Future
-from memcluster.client.units import format_size
 
 BITS = 7
 """Bits of a latency that are kept: percentiles are exact to 1 in 64."""
@@ -41,8 +33,6 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 TICK = 0.1
 """Seconds between two looks at how far the clients are."""
 KINDS = ("read", "write")
-SHARES = {"read": 0.0, "write": 1.0, "mix": 0.5}
-"""The share of writes among the requests."""
 
 Opened = Callable[[], Memory]
 
@@ -101,6 +91,20 @@ class Result:
     seconds: float = 0.0
     latencies: dict[str, Histogram] = field(default_factory=lambda: {kind: Histogram() for kind in KINDS})
 
+    @property
+    def requests(self) -> int:
+        return sum(histogram.total for histogram in self.latencies.values())
+
+    def rate(self, kind: str) -> float:
+        """Requests of that kind a second."""
+        return self.latencies[kind].total / self.seconds if self.seconds else 0.0
+
+    def add(self, other: Result) -> None:
+        """What the same clients got in another turn."""
+        self.seconds += other.seconds
+        for kind, histogram in other.latencies.items():
+            self.latencies[kind].merge(histogram)
+
     def to_json(self) -> dict[str, Any]:
         load = self.load
         return {
@@ -110,18 +114,18 @@ class Result:
             "offset": load.offset,
             "length": load.length,
             "seconds": self.seconds,
-            **{kind: self._kind(histogram) for kind, histogram in self.latencies.items()},
+            **{kind: self._kind(kind, histogram) for kind, histogram in self.latencies.items()},
         }
 
-    def _kind(self, histogram: Histogram) -> dict[str, Any] | None:
+    def _kind(self, kind: str, histogram: Histogram) -> dict[str, Any] | None:
         requests = histogram.total
         if not requests:
             return None
         latency = {f"p{percent:g}": histogram.percentile(percent) / 1000 for percent in PERCENTILES}
         return {
             "requests": requests,
-            "iops": requests / self.seconds,
-            "bytes_per_second": requests * self.load.block / self.seconds,
+            "iops": self.rate(kind),
+            "bytes_per_second": self.rate(kind) * self.load.block,
             "latency_us": latency | {"max": histogram.greatest / 1000},
         }
 
@@ -264,94 +268,3 @@ def _receive(pipe: Connection) -> Any:
     if isinstance(found, Failure):
         raise found
     return found
-
-
-# -- the command -------------------------------------------------------------------------------------------------
-
-
-@click.command("bench")
-@click.option("--read", "mode", flag_value="read", default="read", help="Reads only.  [default]")
-@click.option("--write", "mode", flag_value="write", help="Writes only. Destroys what is in the region.")
-@click.option("--mix", "mode", flag_value="mix", help="As many writes as reads. Destroys what is in the region.")
-@click.option("--offset", type=size_type, help="Where the region begins.  [default: 0; to write it must be given]")
-@click.option("--length", type=size_type, help="Its length.  [default: to the end; to write it must be given]")
-@click.option("--block", type=size_type, default="4KiB", show_default=True, help="Bytes in a request.")
-@click.option("--depth", type=click.IntRange(1, 4096), default=32, show_default=True, help="In flight per client.")
-@click.option("--clients", type=click.IntRange(1, 1000), default=1, show_default=True, help="Connections.")
-@click.option("--runtime", type=seconds_type, default="5s", show_default=True, help="How long.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@click.pass_obj
-def command(
-    opened: Opened,
-    mode: str,
-    offset: int | None,
-    length: int | None,
-    block: int,
-    depth: int,
-    clients: int,
-    runtime: float,
-    as_json: bool,
-) -> int:
-    """Measure how fast the memory is: random requests, many in flight.
-
-    Reads unless --write or --mix is given, and these need --offset and --length: the bytes there are overwritten.
-    """
-    if mode != "read" and (offset is None or length is None):
-        raise Failure(
-            f"--{mode} overwrites what is in the memory: say with --offset and --length which bytes may be lost",
-            EXIT_USAGE,
-        )
-    with opened() as memory:
-        start = offset or 0
-        region = max(0, memory.size - start) if length is None else length
-        if start + region > memory.size or not 0 < block <= region:
-            raise Failure(
-                f"requests of {block} bytes do not fit {region} bytes at {start} of a memory of {memory.size} bytes",
-                EXIT_USAGE,
-            )
-        if mode != "read" and memory.read_only:
-            raise Failure(f"{memory.target} is read-only")
-        uri = str(memory.target)
-    load = Load(block, depth, SHARES[mode], start, region)
-    with _progress(runtime, shown=sys.stderr.isatty()) as progress:
-        result, interrupted = measure(opened, load, clients, runtime, progress)
-    found = {"uri": uri, "mode": mode} | result.to_json()
-    click.echo(json.dumps(found, indent=2) if as_json else describe(found))
-    return EXIT_INTERRUPTED if interrupted else 0
-
-
-def describe(found: dict[str, Any]) -> str:
-    """A result in words."""
-    clients = f"{found['clients']} client{'s' * (found['clients'] > 1)}"
-    lines = [f"{found['uri']}  {format_size(found['block'])}, {found['depth']} in flight, {clients}, "
-             f"{found['seconds']:.1f} s"]  # fmt: skip
-    for kind in KINDS:
-        if figures := found[kind]:
-            times = "  ".join(f"{name} {_milliseconds(value)}" for name, value in figures["latency_us"].items())
-            lines.append(
-                f"  {kind + 's':<7}{figures['iops']:>10,.0f} IOPS  {figures['bytes_per_second'] / 1e6:,.1f} MB/s"
-            )
-            lines.append(f"         {times}")
-    return "\n".join(lines)
-
-
-def _milliseconds(microseconds: float) -> str:
-    return f"{microseconds:.0f} µs" if microseconds < 1000 else f"{microseconds / 1000:.1f} ms"
-
-
-@contextmanager
-def _progress(runtime: float, *, shown: bool) -> Iterator[Callable[[float, int], object]]:
-    if not shown:
-        yield lambda _seconds, _requests: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    columns = BarColumn(), TextColumn("{task.completed:.0f} of {task.total:g} s  {task.fields[rate]:>9,.0f} IOPS")
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
-        task = bar.add_task("bench", total=runtime, rate=0.0)
-
-        def update(seconds: float, requests: int) -> None:
-            bar.update(task, completed=min(seconds, runtime), rate=requests / max(seconds, TICK), refresh=True)
-
-        yield update

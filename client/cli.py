@@ -29,6 +29,7 @@ from memcluster.client.errors import ClusterError, Disconnected, Timeout
 from memcluster.client.memory import Memory, connect, default_uri
 from memcluster.client.units import format_size, parse_size
 from memcluster.client.uri import SCHEMES
+from memcluster.node.native import form
 from memcluster.node.nbd.printable import printable_all
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ class _Commands(Commands):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == "bench" and "bench" not in self.commands:
-            from memcluster.client import bench
+            from memcluster.client.benchcommand import command
 
-            self.add_command(bench.command)
+            self.add_command(command)
         return super().get_command(ctx, cmd_name)
 
 
@@ -66,7 +67,7 @@ class _Commands(Commands):
 @click.option("-f", "--file", type=PATH, metavar="FILE", help="The description of the cluster meant (also "
               "MEMCLUSTER_FILE).")  # fmt: skip
 @click.option("--timeout", type=wait_seconds, default="30s", show_default=True, help="Longest wait for one answer.")
-@click.version_option(package_name="memcluster", message="%(prog)s %(version)s")
+@click.version_option(package_name="memcluster", message=f"%(prog)s %(version)s ({form()})")
 @click.pass_context
 def cli(context: click.Context, uri: str | None, file: Path | None, timeout: float) -> None:
     """Read and write the memory of a cluster. Offsets and lengths: 4096, 0x1000, 64KiB."""

@@ -41,6 +41,7 @@ from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.speech import SPEECH
 from memcluster.launcher.statusview import status_table, verdict
 from memcluster.launcher.table import width_of
+from memcluster.node.native import form
 from memcluster.node.tls.credentials import CA
 from memcluster.node.topology import DEFAULT, names
 
@@ -67,7 +68,7 @@ def _take_file(context: click.Context, file: Path) -> None:
 @click.option("-f", "--file", metavar="FILE", type=PATH,
               help="The cluster's description, - for standard input (also MEMCLUSTER_FILE). [default: cluster.yaml or "
               "cluster.yml, here or in a folder above]")  # fmt: skip
-@click.version_option(package_name="memcluster", message="%(prog)s %(version)s")
+@click.version_option(package_name="memcluster", message=f"%(prog)s %(version)s ({form()})")
 @click.pass_context
 def cli(context: click.Context, file: Path | None) -> None:
     """Start, watch and stop a cluster of processes that serves one flat memory over NBD."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 
@@ -11,8 +12,10 @@ import pytest
 from harness import TIMEOUT, memclient_command, run
 from hypothesis import given
 from hypothesis import strategies as st
+from peers import nbdkit
 
-from memcluster.client.bench import PERCENTILES, Histogram
+from memcluster.client.bench import PERCENTILES, Histogram, Load, Result
+from memcluster.client.beside import Beside
 
 SHORT = ("bench", "--runtime", "50ms", "--json")
 
@@ -103,6 +106,56 @@ def test_the_result_in_words(make_cluster):
     assert "4KiB, 32 in flight, 1 client" in said
     for word in ("reads", "IOPS", "MB/s", "p50", "p90", "p99", "p99.9", "max"):
         assert word in said
+
+
+def test_another_server_gets_the_same_load_in_turns(make_cluster):
+    """Both are told of in full, and the ratio; the region is what both have."""
+    cluster, other = make_cluster(), make_cluster(servers=1, memory="512KiB")
+    words = [*SHORT, "--mix", "--offset", "0", "--length", "64KiB", "--pairs", "2", "--against", other.uri]
+    found = json.loads(cluster.memclient(*words).stdout)
+    assert (found["uri"], found["against"]["uri"]) == (cluster.uri, other.uri)
+    for kind in ("read", "write"):
+        assert found[kind]["requests"] > 0
+        assert found["against"][kind]["requests"] > 0
+        ratio = found["ratio"][kind]
+        assert ratio["pairs"] == 2
+        assert 0 < ratio["least"] <= ratio["median"] <= ratio["greatest"]
+    assert json.loads(cluster.memclient(*SHORT, "--against", other.uri).stdout)["length"] == 512 << 10
+
+
+def test_the_ratio_is_of_pairs_and_above_1_for_the_faster():
+    """The median of the pairs, and the least and the greatest; what only one of both was asked for has none."""
+    load = Load(4096, 1, 0.0, 0, 4096)
+
+    def result(requests: int) -> Result:
+        made = Result(load, 1, seconds=2.0)
+        for _ in range(requests):
+            made.latencies["read"].add(1000)
+        return made
+
+    both = Beside(Result(load, 1), Result(load, 1))
+    for ours, theirs in ((3, 1), (1, 2), (4, 2)):
+        both.add(result(ours), result(theirs))
+    assert both.to_json() == {"read": {"median": 2.0, "least": 0.5, "greatest": 3.0, "pairs": 3}, "write": None}
+    assert (both.ours.requests, both.ours.seconds, both.theirs.rate("read")) == (8, 6.0, 5 / 6)
+
+
+def test_beside_a_server_of_another_make_in_words(make_cluster):
+    with nbdkit("memory", "1M") as uri:
+        said = make_cluster(servers=1).memclient("bench", "--runtime", "50ms", "--pairs", "1", "--against", uri)
+    *_, title, ratio = said.stdout.decode().splitlines()
+    assert title == f"this beside {uri}"
+    assert re.fullmatch(r"  reads +\d+\.\d\d×  \(\d+\.\d\d to \d+\.\d\d in 1 pair\)", ratio)
+
+
+def test_both_must_have_the_region(make_cluster):
+    cluster, other = make_cluster(servers=1), make_cluster(servers=1, memory="64KiB")
+    done = cluster.memclient(*SHORT, "--length", "128KiB", "--against", other.uri, check=False)
+    assert done.returncode == 2
+    assert f"do not fit 131072 bytes at 0 of {other.uri}, a memory of 65536 bytes" in done.stderr.decode()
+    done = cluster.memclient(*SHORT, "--against", "nbd+unix:///?socket=/nowhere", check=False)
+    assert done.returncode == 3
+    assert b"/nowhere" in done.stderr
 
 
 def test_a_client_that_is_refused_ends_them_all_and_says_why(make_cluster):
