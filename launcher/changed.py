@@ -15,25 +15,25 @@ from memcluster.launcher.run.directory import RunRecord
 from memcluster.launcher.table import folded, table
 
 if TYPE_CHECKING:
+    from memcluster.launcher.clusterfile.difference import Change
     from memcluster.launcher.clusterfile.settings import ClusterConfig
-    from memcluster.launcher.difference import Change
 
 
 def changes(config: ClusterConfig) -> list[Change]:
     """What differs between the cluster that runs under this name and this description. Raises Failure."""
+    from memcluster.launcher.clusterfile.difference import differences
     from memcluster.launcher.clusterfile.written import dump
-    from memcluster.launcher.difference import differences
 
     return differences(ask_supervisor(config.name, config.file, {"do": "config"})["config"], dump(config))
 
 
 def explained(found: Sequence[Change], config: ClusterConfig, width: int = 0) -> list[str]:
     """A table of what differs and what comes of it, and what has to be done for it to hold."""
-    from memcluster.launcher.difference import reshapes
+    from memcluster.launcher.clusterfile.difference import How, reshapes
 
-    rows = [["KEY", "RUNS", "WRITTEN", "MEANS"]]
-    rows += [[each.key, shown(each.running), shown(each.written), each.means] for each in found]
-    lines = table(rows, importance=("MEANS",), width=width)
+    lines = listed(found, width)
+    if all(change.how is How.AT_ONCE for change in found):
+        return [*lines, f"`{command(config.file, 'apply')}` applies that; clients notice nothing"]
     down, up = command(config.file, "down"), command(config.file, "up -d")
     if config.storage is not None and not reshapes(found):
         last = f"`{down}`, then `{up}` applies that; the bytes stay in {config.storage}"
@@ -44,6 +44,13 @@ def explained(found: Sequence[Change], config: ClusterConfig, width: int = 0) ->
             "copy FILE memory:` puts them back"
         )
     return [*lines, folded(last, width)]
+
+
+def listed(found: Sequence[Change], width: int = 0) -> list[str]:
+    """What differs, and what comes of it."""
+    rows = [["KEY", "RUNS", "WRITTEN", "MEANS"]]
+    rows += [[each.key, shown(each.running), shown(each.written), each.means] for each in found]
+    return table(rows, importance=("MEANS",), width=width)
 
 
 def shown(value: Any) -> str:

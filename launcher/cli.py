@@ -29,6 +29,7 @@ from memcluster.client.console import (
 )
 from memcluster.client.discover import STDIN, cluster_file, command, contents, located, new_file
 from memcluster.launcher import nodecommands, seecommands
+from memcluster.launcher.applycommand import apply_file
 from memcluster.launcher.checked import load, name_of
 from memcluster.launcher.comparecommand import compare
 from memcluster.launcher.diffcommand import diff
@@ -277,6 +278,7 @@ cli.add_command(fault)
 cli.add_command(compare)
 cli.add_command(watch)
 cli.add_command(diff)
+cli.add_command(apply_file)
 for logcommand in logcommands.COMMANDS:
     cli.add_command(logcommand)
 

@@ -47,6 +47,8 @@ def happening_line(happening: dict[str, Any], stop_command: str) -> str:
             return "stopped"
         case "leftover":
             return f"✔ {name:<10} ended: a supervisor that died had left it"
+        case "applied":
+            return f"✔ applied: {text}"
         case "lost":
             return f"✘ {text}"
         case "supervisor-dead":

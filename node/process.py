@@ -26,9 +26,9 @@ from memcluster.node.files import make_folder
 from memcluster.node.logger.logger import Logger
 from memcluster.node.privileges import drop_capabilities
 from memcluster.node.spec import NodeSpec
-from memcluster.node.transport.channel import Channel
+from memcluster.node.transport.channel import Channel, HandedChannel
 from memcluster.node.transport.frames import Frame
-from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.loop import Loop, Timer
 from memcluster.node.zygote import end_with, open_output, raise_descriptor_limit, redirect_output
 
 TURN_COMES = 60.0
@@ -49,6 +49,9 @@ class Role(Protocol):
 
     def command(self, head: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
         """Carry out a word from the supervisor that only this role understands."""
+
+    def settle_on(self, spec: NodeSpec, page: socket.socket | None) -> None:
+        """Go on with other settings, from now on; logger 0 with another listening socket for its page, if one came."""
 
     def cut(self, peer: str, cut: bool) -> None:
         """Cut the link to another node, or give it back."""
@@ -86,7 +89,8 @@ class _Node:
         self.spec = spec
         self.draining = ""
         self.loop.on_signal(signal.SIGTERM, self._terminated)
-        self.control = Channel(self.loop, control, self._told, lambda _: self._drain("now"))
+        self._beating: Timer | None = None
+        self.control = HandedChannel(self.loop, control, self._told, lambda _: self._drain("now"))
         try:
             kinds = topology.load(spec.cluster.topology).roles | {"logger": Logger}
             self.role: Role = kinds[spec.role](self.loop, spec, listeners, self.control.send)
@@ -105,7 +109,7 @@ class _Node:
     def _beat(self) -> None:
         """Only a loop that turns gets here: the beat is progress, not mere life."""
         self.control.send({"event": "beat", "turns": self.loop.turns})
-        self.loop.after(self.spec.beat, self._beat)
+        self._beating = self.loop.after(self.spec.beat, self._beat)
 
     def _terminated(self) -> None:
         """Whether the others go, too, the supervisor knows; one that says nothing does not keep us."""
@@ -123,10 +127,21 @@ class _Node:
             self._drain(head["mode"])
         elif head["do"] == "status":
             self._answer(head, self.role.status())
+        elif head["do"] == "settings":
+            self._settle_on(head)
         elif head["do"] == "fault":
             self._fault(head["kind"], head)
         else:
             self.role.command(head, lambda answer: self._answer(head, answer))
+
+    def _settle_on(self, head: dict[str, Any]) -> None:
+        """Beat at once, at the new pace: who waits for it counts in that from the answer on."""
+        self.spec = self.spec.with_settings(head["settings"])
+        self.role.settle_on(self.spec, self.control.take_socket() if head["hands"] else None)
+        if self._beating is not None:
+            self._beating.cancel()
+        self._beat()
+        self._answer(head, {})
 
     def _fault(self, kind: str, head: dict[str, Any]) -> None:
         """Do what `memcluster fault` asks of the inside of a node; its supervisor ends it again."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from memcluster.node.cluster_map import ClusterMap
 from memcluster.node.log.clock import Run
 from memcluster.node.tls.credentials import Credentials
 from memcluster.node.transport.proof import Pass, Who
+
+SETTINGS = ("log_retain", "log_retain_age", "log_level", "log_sample", "metrics", "beat")
+"""Fields of a NodeSpec that can change while the node runs, beside its bounds and the fan-out."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,18 @@ class NodeSpec:
     """For clients, where they have TLS."""
     probe: str = "probe"
     """The export that the supervisor opens: what it reads is marked in the log. A name that nobody else knows."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of this can change while the node runs, as plain data."""
+        told = {name: getattr(self, name) for name in SETTINGS}
+        return told | {"bounds": asdict(self.bounds), "fan_out": self.cluster.fan_out}
+
+    def with_settings(self, settings: dict[str, Any]) -> NodeSpec:
+        """The same node, told otherwise; `settings` are another spec's."""
+        told = {name: settings[name] for name in SETTINGS}
+        cluster = replace(self.cluster, fan_out=settings["fan_out"])
+        return replace(self, cluster=cluster, bounds=Bounds(**settings["bounds"]), **told)
 
     def pass_to(self, node: str) -> Pass:
         """What this node needs at the door of another one."""

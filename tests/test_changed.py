@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from harness import Cluster
 
-from memcluster.launcher.difference import differences, reshapes
+from memcluster.launcher.clusterfile.difference import differences, reshapes
 
 FILE = "name: one\nmemory: 1MiB\nservers:\n- {memory: 512KiB, listen: '127.0.0.1:1'}\n- {memory: 512KiB}\n"
 
@@ -24,7 +24,7 @@ FILE = "name: one\nmemory: 1MiB\nservers:\n- {memory: 512KiB, listen: '127.0.0.1
         (FILE + "listen: 127.0.0.1:2\n", "listen", "clients find it at another address", False),
         (FILE.replace("{memory: 512KiB}", "{memory: 512KiB, listen: '127.0.0.1:3'}"), "servers' listen",
          "clients find it at another address", False),
-        (FILE + "logs: {level: errors}\n", "logs.level", "from the next start on", False),
+        (FILE + "logs: {level: errors}\n", "logs.level", "at once, without a restart", False),
         (FILE + "logs: {directory: a$$b}\n", "logs.directory", "from the next start on", False),
     ],
 )
@@ -52,22 +52,24 @@ def test_an_edited_file_is_told_of_until_it_holds(make_cluster: Callable[..., Cl
     with cluster.connect() as memory:
         memory.pwrite(b"kept", 350_000)
 
-    cluster.file.write_text(before + "retry_timeout: 7s\nclients: {limit: 9}\n")
+    cluster.file.write_text(before + "sockets: {mode: 0660}\nclients: {limit: 9}\n")
     changes = cluster.command("diff", "--json", check=False)
     assert changes.returncode == 1
     assert {change["key"]: change["written"] for change in json.loads(changes.stdout)} == {
-        "retry_timeout": "7s",
+        "sockets.mode": "0660",
         "clients.limit": 9,
     }
     table = cluster.command("diff", check=False).stdout.decode()
     assert "the bytes stay in" in table
-    assert "note: cluster.yaml was changed, and what runs was not (clients.limit, retry_timeout)" in " ".join(
+    assert "note: cluster.yaml was changed, and what runs was not (sockets.mode, clients.limit)" in " ".join(
         cluster.command("status").stdout.decode().split()
     )
     again = cluster.command("up", "-d", check=False)
     assert again.returncode == 6
     assert b"but not as it is written now:" in again.stderr
 
+    cluster.file.write_text(before + "clients: {limit: 9}\n")
+    assert "`memcluster apply` applies that" in cluster.command("diff", check=False).stdout.decode()
     cluster.file.write_text(before + "retry_timeout: 7 suns\n")
     assert b"cluster.yaml was changed and cannot be used" in cluster.command("status").stdout
     assert cluster.command("diff", check=False).returncode == 2

@@ -512,3 +512,38 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     assert reader.missing == 0
     reader.close()
     assert writer(tmp_path).incarnation == 5
+
+
+def test_a_log_is_turned_on_and_off(tmp_path: Path) -> None:
+    """What is written while it is on is kept, in one row of numbers; while it is off nothing is."""
+    numbered: list[int] = []
+    log = writer(tmp_path, 0, incarnation=3, renumbered=lambda: numbered.append(log.incarnation))
+    append(log, 5)
+    assert not list(tmp_path.iterdir())
+    log.change(RETAIN, "requests", 1, 0.0)
+    assert numbered == [3]
+    append(log, SLOTS + 2)
+    log.change(0, "off", 1, 0.0)
+    log.look()
+    append(log, 5)
+    log.change(RETAIN, "requests", 1, 0.0)
+    append(log, 2)
+    log.close()
+    check(records(read_segments(tmp_path)), 1, SLOTS + 4)
+    assert numbered == [3]
+
+
+def test_another_bound_and_level_hold_at_once(tmp_path: Path) -> None:
+    """What is beyond the new bound goes when it is set; segments become smaller with it."""
+    log = writer(tmp_path, 40 * MIN_SEGMENT)
+    append(log, 20 * SLOTS)
+    log.change(8 * MIN_SEGMENT, "requests", 1, 0.0)
+    assert sum(sizes(tmp_path)) <= 8 * MIN_SEGMENT
+    last = log.sequence
+    log.change(8 * MIN_SEGMENT, "errors", 1, 0.0)
+    log.append(1, 1, 1, 1, 1, 1, 1, 1, 1, 0)
+    log.append(1, 1, 1, 1, 1, 1, 1, 1, 1, 5)
+    assert log.sequence == last + 1
+    log.change(8 * MIN_SEGMENT, "requests", 1, 0.0)
+    append(log)
+    assert log.sequence == last + 2

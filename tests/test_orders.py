@@ -37,7 +37,7 @@ def test_an_order_is_read(head, order):
 @pytest.mark.parametrize(
     ("head", "words"),
     [
-        ({}, "do must be one of status, config, watch, kill, down, fault"),
+        ({}, "do must be one of apply, status, config, watch, kill, down, fault"),
         ({"do": ["status"]}, "do must be one of"),
         ({"do": "dance"}, "got 'dance'"),
         ({"do": "status", "x": 1}, "unexpected keyword argument 'x'"),
@@ -54,6 +54,8 @@ def test_an_order_is_read(head, order):
         ({"do": "fault", "kind": "kill", "targets": [1]}, "targets must be one or two names"),
         ({"do": "fault", "kind": "kill", "targets": "server1"}, "targets must be one or two names"),
         ({"do": "fault", "kind": "slow", "targets": ["a"], "delay": None}, "delay must be seconds"),
+        ({"do": "apply", "config": {}, "stamp": "", "dry": False}, "config must have file, name, memory"),
+        ({"do": "apply", "config": 5, "stamp": 7, "dry": False}, "stamp must be a text"),
     ],
 )
 def test_what_is_no_order_is_refused_with_a_sentence(head, words):

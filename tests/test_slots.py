@@ -33,3 +33,18 @@ def test_a_slot_cannot_be_given_back_twice():
     table.give_back(slot)
     with pytest.raises(KeyError):
         table.give_back(slot)
+
+
+def test_with_another_limit_who_is_in_stays_in():
+    """And nobody comes in until there are fewer than that."""
+    table = SlotTable(3)
+    slots = [table.take() for _ in range(3)]
+    table.resize(2)
+    table.give_back(slots.pop())
+    assert table.take() is None
+    table.give_back(slots.pop())
+    again = table.take()
+    assert again is not None
+    assert again not in slots
+    table.resize(None)
+    assert all(table.take() is not None for _ in range(9))

@@ -16,7 +16,7 @@ def map_path(folder: Path, run: int) -> Path:
     return folder / f"run-{run:06d}.json"
 
 
-def keep_map(folder: Path, run: int, cluster: ClusterMap, oldest: int) -> None:
+def keep_map(folder: Path, run: int, cluster: ClusterMap, oldest: int = 0) -> None:
     """Write down the map of a run, and forget those before the oldest that is kept; as far as that can be done."""
     with suppress(OSError):
         make_folder(folder)

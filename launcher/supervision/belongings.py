@@ -39,6 +39,10 @@ class Belongings:
         self._lost = lost
         self.problems: list[str] = []
 
+    def watch_sockets(self, paths: Sequence[str]) -> None:
+        """Look for these from now on."""
+        self._sockets = {path: _inode(Path(path)) for path in paths}
+
     def start(self) -> None:
         self._loop.after(PERIOD, self._look)
 

@@ -7,11 +7,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from memcluster.launcher.clusterfile.settings import ClusterConfig
 from memcluster.launcher.supervision.child import Child
 from memcluster.launcher.supervision.lifecycle import Lifecycle, State
-from memcluster.node.cluster_map import ClusterMap
-from memcluster.node.spec import NodeSpec
+from memcluster.launcher.supervision.makeup import Makeup
 from memcluster.node.transport.loop import Loop
 
 if TYPE_CHECKING:
@@ -27,18 +25,11 @@ class Cluster(Protocol):
     """What a census needs of the supervisor."""
 
     loop: Loop
-    config: ClusterConfig
+    makeup: Makeup
     lifecycle: Lifecycle
-    map: ClusterMap
-    uri: str
-    specs: dict[str, NodeSpec]
     children: dict[str, Child]
 
-    exposed: list[str]
-    """A sentence for each address at which other machines may read and write."""
-
     def faults(self) -> list[dict[str, Any]]: ...
-    def address(self, name: str) -> str: ...
 
     @property
     def problems(self) -> list[str]:
@@ -79,7 +70,7 @@ class Census:
             finish()
 
     def _report(self, counters: dict[str, Answer]) -> Answer:
-        cluster, config = self._cluster, self._cluster.config
+        cluster, config = self._cluster, self._cluster.makeup.config
         pids = {child.pid for child in cluster.children.values()}
         self._seen = {pid: process for pid, process in self._seen.items() if pid in pids}
         nodes = [self._node(name, counters.get(name, {})) for name in cluster.lifecycle.nodes]
@@ -90,7 +81,7 @@ class Census:
         return {
             "cluster": config.name,
             "state": state,
-            "uri": cluster.uri,
+            "uri": cluster.makeup.uri,
             "topology": config.topology,
             "memory": config.memory,
             "stripe": config.stripe,
@@ -98,13 +89,13 @@ class Census:
             "supervisor": os.getpid(),
             "faults": cluster.faults(),
             "missing": list(cluster.problems),
-            "exposed": list(cluster.exposed),
+            "exposed": list(cluster.makeup.exposed),
             "nodes": nodes,
         }
 
     def _node(self, name: str, counters: Answer) -> Answer:
         cluster = self._cluster
-        node, spec = cluster.lifecycle.nodes[name], cluster.specs[name]
+        node, spec = cluster.lifecycle.nodes[name], cluster.makeup.specs[name]
         child = cluster.children.get(name) if node.alive else None
         state = "paused" if child is not None and child.identity.stopped else str(node.state)
         ready = state == State.READY and "clients" in counters
@@ -116,9 +107,9 @@ class Census:
             "state": state,
             "ready": ready,
             "pid": child.pid if child is not None else None,
-            "address": cluster.address(name),
-            "range": cluster.map.range(spec.role, spec.index),
-            "memory": cluster.map.owned(spec.role, spec.index),
+            "address": cluster.makeup.address(name),
+            "range": cluster.makeup.map.range(spec.role, spec.index),
+            "memory": cluster.makeup.map.owned(spec.role, spec.index),
             "restarts": node.restarts,
             "uptime_s": round(time.monotonic() - node.started, 3) if child is not None else 0.0,
             "clients": 0,

@@ -82,11 +82,24 @@ class Child:
         """Send a word that needs no answer."""
         self.channel.send(head)
 
-    def ask(self, head: dict[str, Any], answered: Callable[[dict[str, Any]], None]) -> None:
-        """Send a word; `answered` gets the answer, or {"error": …} if the process ends before it gives one."""
+    def ask(
+        self,
+        head: dict[str, Any],
+        answered: Callable[[dict[str, Any]], None],
+        handed: socket.socket | None = None,
+    ) -> None:
+        """Send a word, with a socket perhaps; `answered` gets the answer, or {"error": …} if the process ends before it
+        gives one. One whose channel takes no socket does not turn any more, and is ended."""
         self._asked += 1
         self._answers[self._asked] = answered
-        self.channel.send({**head, "id": self._asked})
+        head = {**head, "id": self._asked}
+        if handed is None:
+            self.channel.send(head)
+            return
+        try:
+            self.channel.hand(head, handed)
+        except OSError:
+            self.kill()
 
     def signal(self, *signums: int) -> None:
         """Send signals to this very process, if it is still there."""

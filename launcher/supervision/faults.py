@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from memcluster.client.units import parse_size
 from memcluster.launcher.supervision.child import Child
 from memcluster.launcher.supervision.faultkind import FaultKind
+from memcluster.launcher.supervision.makeup import Makeup
 from memcluster.launcher.supervision.orders import Fault
-from memcluster.node.layout import Layout
 from memcluster.node.log.record import LOGGER, subject_of
 from memcluster.node.transport.loop import Loop, Timer
 
@@ -36,11 +36,9 @@ class Cluster(Protocol):
     """What faults need of the supervisor."""
 
     loop: Loop
-    layout: Layout
+    makeup: Makeup
 
     def child(self, name: str) -> Child | None: ...
-    def names(self) -> dict[str, str]: ...
-    def links(self) -> list[tuple[str, str]]: ...
     def hold(self, name: str, seconds: float) -> None: ...
     def release(self, name: str) -> None: ...
     def note(self, event: str, about: str, value: int) -> None: ...
@@ -109,7 +107,7 @@ class Faults:
 
     def heal(self) -> None:
         """End every fault of every node, and let go on what was stopped by others."""
-        for name in self._cluster.names():
+        for name in self._cluster.makeup.roles:
             self._resume(name)
 
     # -- one fault each ----------------------------------------------------------------------------------------------
@@ -222,7 +220,7 @@ class Faults:
         return list(dict.fromkeys(name for target in targets for name in self._resolve(target)))
 
     def _resolve(self, target: str) -> list[str]:
-        names = self._cluster.names()
+        names = self._cluster.makeup.roles
         if target in names:
             return [target]
         if target.startswith("owner:"):
@@ -242,14 +240,14 @@ class Faults:
             offset = parse_size(text)
         except ValueError as error:
             raise FaultError(f"owner:{text}: {error}") from error
-        if offset >= self._cluster.layout.size:
-            raise FaultError(f"offset {offset} is beyond the memory of {self._cluster.layout.size} bytes")
-        return self._cluster.layout.owner(offset)
+        if offset >= self._cluster.makeup.layout.size:
+            raise FaultError(f"offset {offset} is beyond the memory of {self._cluster.makeup.layout.size} bytes")
+        return self._cluster.makeup.layout.owner(offset)
 
     def _pair(self, targets: list[str]) -> list[str]:
         """The two ends of a link, the one that connects first."""
         pair = {name for target in targets for name in self._resolve(target)}
-        links = self._cluster.links()
+        links = self._cluster.makeup.links()
         found = next((link for link in links if set(link) == pair), None)
         if found is None:
             known = ", ".join(f"{one}-{other}" for one, other in links) or "none"

@@ -48,6 +48,10 @@ class Heartbeats:
         self._looked = time.monotonic()
         self.loop.after(self._period, self._look)
 
+    def change(self, timeout: float) -> None:
+        """From now on; all children beat at the new pace already."""
+        self.timeout, self._period = timeout, period(timeout)
+
     def beat(self, child: Child) -> None:
         """The child's loop has turned."""
         self._last[child.pid] = time.monotonic()

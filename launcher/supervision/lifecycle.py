@@ -186,6 +186,10 @@ class Lifecycle:
         self._deadline: float | None = None
         self._last_deadline: float | None = None
 
+    def change(self, restart: RestartPolicy, stop_timeout: float) -> None:
+        """Go by another policy, from now on."""
+        self._restart, self._stop_timeout = restart, stop_timeout
+
     @property
     def wake(self) -> float | None:
         """When `tick` is to be called, if nothing happens before."""

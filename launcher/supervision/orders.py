@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from memcluster.launcher.clusterfile.plain import from_plain
+from memcluster.launcher.clusterfile.settings import ClusterConfig
 from memcluster.launcher.supervision.faultkind import FaultKind
 
 Planned = Literal["stop", "start", "restart"]
@@ -60,8 +62,20 @@ class Plan:
     nodes: list[str]
 
 
-Order = Status | Config | Watch | Kill | Down | Fault | Plan
+@dataclass(frozen=True)
+class Apply:
+    """Become the cluster that `config` describes (clusterfile/plain.py). `stamp` is that of the file it was read from.
+    """
+
+    config: ClusterConfig
+    stamp: str
+    dry: bool
+    """Only say whether it can be done."""
+
+
+Order = Apply | Status | Config | Watch | Kill | Down | Fault | Plan
 ORDERS: dict[str, type[Order]] = {
+    "apply": Apply,
     "status": Status,
     "config": Config,
     "watch": Watch,
@@ -89,6 +103,8 @@ def _are_targets(value: Any) -> bool:
 
 
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "stamp": (lambda value: isinstance(value, str), "a text"),
+    "dry": (lambda value: isinstance(value, bool), "true or false"),
     "drain": (lambda value: isinstance(value, bool), "true or false"),
     "timeout": (lambda value: value is None or _is_span(value), "seconds, or null"),
     "kind": (lambda value: value in get_args(FaultKind), f"one of {', '.join(get_args(FaultKind))}"),
@@ -111,6 +127,10 @@ def parse(head: dict[str, Any]) -> Order:
     if wrong := [f"{name} must be {words} (got {value!r})" for name, value, right, words in known if not right(value)]:
         raise OrderError("; ".join(wrong))
     try:
+        if do == "apply" and "config" in fields:
+            fields["config"] = from_plain(fields["config"])
         return ORDERS[do](**fields)
+    except ValueError as error:
+        raise OrderError(str(error)) from error
     except TypeError as error:  # a field is missing, or there is no such field
         raise OrderError(str(error)) from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from memcluster.client.uri import Security, Target
 from memcluster.launcher.clusterfile.settings import ClusterConfig
@@ -95,11 +96,9 @@ def target(config: ClusterConfig, address: Address) -> Target:
     return Target(address.host, address.port, address.path, tls=security)
 
 
-def node_specs(
-    config: ClusterConfig, run: RunDirectory, cluster: ClusterMap, secret: bytes, probe: str
-) -> list[NodeSpec]:
-    """What every node is told: the servers in the order of their numbers, then the loggers."""
-    clients = config.clients
+def node_settings(config: ClusterConfig) -> dict[str, Any]:
+    """What a node is told that can change while it runs (NodeSpec.settings)."""
+    clients, logs = config.clients, config.logs
     bounds = Bounds(
         clients=None if clients.limit == "auto" else clients.limit,
         per_address=clients.per_address,
@@ -107,6 +106,23 @@ def node_specs(
         stall_timeout=clients.stall_timeout,
         retry_timeout=config.retry_timeout,
     )
+    return {
+        "bounds": asdict(bounds),
+        "fan_out": config.fan_out,
+        "log_retain": logs.retain if logs.level != "off" else 0,
+        "log_retain_age": logs.retain_age,
+        "log_level": logs.level,
+        "log_sample": logs.sample,
+        "metrics": config.metrics is not None,
+        "beat": period(config.hang_timeout),
+    }
+
+
+def node_specs(
+    config: ClusterConfig, run: RunDirectory, cluster: ClusterMap, secret: bytes, probe: str
+) -> list[NodeSpec]:
+    """What every node is told: the servers in the order of their numbers, then the loggers."""
+    settings = node_settings(config)
     shards = config.storage or run.path
     logs = config.logs.directory / config.name
     folders = [logs / f"server{index}" for index in range(len(cluster.servers))]
@@ -123,19 +139,13 @@ def node_specs(
             shard=str(shards / f"shard{index}"),
             durable=config.storage is not None,
             log_directory=str(folders[index]),
-            log_retain=config.logs.retain if config.logs.level != "off" else 0,
+            log_retain=settings["log_retain"],
             merged_log=str(config.logs.directory / f"{config.name}.log"),
             secret=secret,
-            bounds=bounds,
-            log_retain_age=config.logs.retain_age,
-            log_level=config.logs.level,
-            log_sample=config.logs.sample,
-            metrics=config.metrics is not None,
-            beat=period(config.hang_timeout),
             run=this_run,
             tls=config.tls.credentials,
             probe=probe,
-        )
+        ).with_settings(settings)
         for kind in ("server", "logger")
         for index, server in enumerate(cluster.servers)
     ]

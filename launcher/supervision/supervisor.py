@@ -14,27 +14,29 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from memcluster.client.console import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TIMEOUT
 from memcluster.launcher.clusterfile.settings import ClusterConfig
 from memcluster.launcher.clusterfile.written import dump
-from memcluster.launcher.run.directory import NodeRecord, RunDirectory, RunRecord
+from memcluster.launcher.run.directory import RunDirectory
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.steps import step
 from memcluster.launcher.supervision import lifecycle, orders, sockets
+from memcluster.launcher.supervision.applying import Applying
 from memcluster.launcher.supervision.belongings import Belongings
 from memcluster.launcher.supervision.census import Census
 from memcluster.launcher.supervision.child import Child
 from memcluster.launcher.supervision.faults import FAULTS_TOLD, FaultError, Faults
-from memcluster.launcher.supervision.forkserver import helpers, reap_strangers
+from memcluster.launcher.supervision.forkserver import reap_strangers
 from memcluster.launcher.supervision.heartbeats import Heartbeats, where_it_stands
 from memcluster.launcher.supervision.lifecycle import Action, Lifecycle, Phase
-from memcluster.launcher.supervision.places import Place, cluster_map, exposures, node_specs, target
+from memcluster.launcher.supervision.makeup import Makeup
+from memcluster.launcher.supervision.places import Place
 from memcluster.launcher.supervision.probe import Probe
-from memcluster.node import topology
+from memcluster.launcher.supervision.recording import record
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.frames import MAX_QUESTION, Frame
@@ -66,11 +68,9 @@ class Supervisor:
         keep_memory: bool,
     ) -> None:
         self.loop = Loop()
-        self.config = config
         self.run_directory = run
         self.code = 0
         self._began = time.monotonic()
-        self._listeners = list(listeners)
         self._watchers: list[Callable[[Happening], None]] = [tell]
         self._channels: set[Channel] = set()
         self._refusals: dict[str, Listener] = {}
@@ -79,36 +79,29 @@ class Supervisor:
         self._secret_is_due = True
         self.children: dict[str, Child] = {}
         self._interrupted = False
-        self._stamp = stamp
+        self.stamp = stamp
         self._keep_memory = keep_memory  # until somebody asks for the stop
-        count = len(places)
-        addresses = [sockets.bound_address(sock) for sock in listeners]
-        self._addresses = addresses
-        self.map = cluster_map(config, places, addresses)
-        self.uri = str(target(config, Address.parse(self.map.servers[0].address)))
-        self.exposed = exposures(config, places, addresses)
-        self.layout = self.map.layout
-        self._shape = topology.load(config.topology)
-        self._faults = Faults(self)
-        self._census = Census(self)
-        self._heartbeats = Heartbeats(self.loop, config.hang_timeout, self._living_children, self._hung)
-        self._notes: dict[str, list[dict[str, Any]]] = {}  # events for the log of a server that cannot write now
         self._secret = os.urandom(SECRET_SIZE)
         self._probe = f"probe-{secrets.token_hex(16)}"
-        self.specs = {spec.name: spec for spec in node_specs(config, run, self.map, self._secret, self._probe)}
+        self.makeup = makeup = Makeup(config, run, places, listeners, self._secret, self._probe)
+        self._faults = Faults(self)
+        self._census = Census(self)
+        self._applying = Applying(self)
+        self._heartbeats = Heartbeats(self.loop, config.hang_timeout, self._living_children, self._hung)
+        self._notes: dict[str, list[dict[str, Any]]] = {}  # events for the log of a server that cannot write now
         self._belongings = Belongings(
             self.loop,
             run,
-            sockets=[address.path for address in addresses if address.path],
-            shards=[Path(self.specs[f"server{index}"].shard) for index in range(count)],
+            sockets=makeup.paths,
+            shards=[Path(makeup.specs[f"server{index}"].shard) for index in range(makeup.count)],
             logs=config.logs.directory / config.name,
             restore=self._restored,
             lost=lambda problem: self._tell({"event": "lost", "text": problem}),
         )
         self.lifecycle = Lifecycle(
-            [f"server{index}" for index in range(count)],
-            [f"logger{index}" for index in range(count)],
-            doors=count if self._shape.every_server_is_a_door else 1,
+            [f"server{index}" for index in range(makeup.count)],
+            [f"logger{index}" for index in range(makeup.count)],
+            doors=makeup.doors,
             restart=lifecycle.RestartPolicy(**asdict(config.restart)),
             stop_timeout=config.stop_timeout,
             jitter=lambda seconds: seconds * random.uniform(0.9, 1.1),
@@ -154,7 +147,7 @@ class Supervisor:
         self._secret_is_due = True
         self._write_record()
         if self.lifecycle.phase is not Phase.STARTING:
-            self.run_directory.write_uri(self.uri)
+            self.run_directory.write_uri(self.makeup.uri)
 
     @property
     def problems(self) -> list[str]:
@@ -204,7 +197,7 @@ class Supervisor:
 
     def _clean_up(self) -> None:
         """Remove everything, but not the memory that an earlier run left if this one never ran."""
-        for sock in self._listeners:
+        for sock in self.makeup.listeners:
             sockets.release(sock)
         step()
         self.run_directory.forget()
@@ -235,7 +228,7 @@ class Supervisor:
                 case lifecycle.Collect():
                     self.children["logger0"].ask({"do": "collect"}, self._collected)
                 case lifecycle.Probe():
-                    Probe(self.loop, self._probe, self._questions(), self._probed)
+                    Probe(self.loop, self._probe, self.makeup.questions(), self._probed)
                 case lifecycle.Say(event, name, text):
                     self._say(event, name, text)
                 case lifecycle.Finish(code):
@@ -244,43 +237,18 @@ class Supervisor:
             step()
         self._set_timer()
 
-    def _questions(self) -> list[tuple[str, Address, int]]:
-        """A byte of every shard, at the door where clients ask for it."""
-        owners = [(index, server) for index, server in enumerate(self.map.servers) if server.memory]
-        if self._shape.every_server_is_a_door:
-            return [(f"server{index}", self._addresses[index], 0) for index, _ in owners]
-        door = self._addresses[0]
-        return [(f"server{index}", door, self.layout.address(index, 0)) for index, _ in owners]
-
     def _start(self, name: str) -> None:
-        spec, listeners = self.specs[name], [self._listener(name)]
-        # Whatever becomes of its log, the requests of its next life must not be called as those of this one.
-        self.specs[name] = replace(spec, first=False, run=replace(spec.run, incarnation=spec.run.incarnation + 1))
-        if name == "logger0":
-            listeners += self._listeners[2 * len(self.map.servers) :]  # the one for metrics
         if refusal := self._refusals.pop(name, None):
             refusal.pause()
-        child = Child(self.loop, spec, listeners, self._told, self._gone)
+        child = Child(self.loop, self.makeup.next_life(name), self.makeup.given(name), self._told, self._gone)
         self.children[name] = child
         if not self._record_is_due:
             self._record_is_due = True
             self.loop.soon(self._write_record)
 
-    def _listener(self, name: str) -> socket.socket:
-        return self._listeners[self._place(name)]
-
-    def address(self, name: str) -> str:
-        """Where a node listens; clients may be told another host."""
-        return str(self._addresses[self._place(name)])
-
-    def _place(self, name: str) -> int:
-        """Of its listener."""
-        spec = self.specs[name]
-        return spec.index + (len(self.map.servers) if spec.role == "logger" else 0)
-
     def _refuse(self, name: str) -> None:
         """Nobody will serve those who connect to a node that has failed: they are not to wait for it."""
-        self._refusals[name] = Listener(self.loop, self._listener(name), socket.socket.close)
+        self._refusals[name] = Listener(self.loop, self.makeup.listener(name), socket.socket.close)
         self._refusals[name].start()
 
     def _set_timer(self) -> None:
@@ -305,8 +273,8 @@ class Supervisor:
             if refusal := self._refusals.pop(name, None):  # it is to be waited for now
                 refusal.pause()
         if event == "running":
-            notices = [*self.config.notices, *self.exposed]
-            happening |= {"uri": self.uri, "seconds": self._now() - self._began, "notices": notices}
+            notices = [*self.makeup.config.notices, *self.makeup.exposed]
+            happening |= {"uri": self.makeup.uri, "seconds": self._now() - self._began, "notices": notices}
         self._tell(happening)
 
     def _tell(self, happening: Happening) -> None:
@@ -337,7 +305,7 @@ class Supervisor:
         """A node is ready: tell it what it must know of the time before."""
         self._faults.restarted(name)
         node = self.lifecycle.nodes[name]
-        if node.planned and self.specs[name].role == "logger":  # a server says so itself
+        if node.planned and self.makeup.specs[name].role == "logger":  # a server says so itself
             self.note("ready", name, 0)
         elif node.restarts and not node.planned:
             self.note("restarted", name, node.restarts)
@@ -349,7 +317,7 @@ class Supervisor:
 
     def _gone(self, child: Child, how: str) -> None:
         if self.lifecycle.nodes[child.spec.name].state is lifecycle.State.HUNG:
-            place = where_it_stands(self.config.logs.directory / self.config.name / f"{child.spec.name}.out")
+            place = where_it_stands(Path(child.spec.log_directory).parent / f"{child.spec.name}.out")
             self.lifecycle.nodes[child.spec.name].reason += f" in {place}" if place else ""
         self._do(self.lifecycle.exited(child.spec.name, how, self._now(), short=child.short))
 
@@ -358,7 +326,7 @@ class Supervisor:
             self._give_up(f"the cluster does not answer as it should: {problem}")
             return
         try:
-            self.run_directory.write_uri(self.uri)
+            self.run_directory.write_uri(self.makeup.uri)
         except OSError as error:
             self._give_up(f"{self.run_directory.uri}: {error.strerror}")
         else:
@@ -378,18 +346,6 @@ class Supervisor:
         """What is broken on purpose now."""
         return self._faults.in_force()
 
-    def names(self) -> dict[str, str]:
-        """The nodes and their roles."""
-        return {name: spec.role for name, spec in self.specs.items()}
-
-    def links(self) -> list[tuple[str, str]]:
-        """Who talks to whom, the one that connects first."""
-        count = len(self.map.servers)
-        servers = self._shape.links(count)
-        return [(f"server{one}", f"server{other}") for one, other in servers] + [
-            ("logger0", f"logger{index}") for index in range(1, count)
-        ]
-
     def hold(self, name: str, seconds: float) -> None:
         """The node is to stay down for so long when it is killed."""
         self.lifecycle.hold(name, self._now() + seconds)
@@ -398,14 +354,29 @@ class Supervisor:
         """The node may come back."""
         self._do(self.lifecycle.release(name, self._now()))
 
+    # -- what apply needs --------------------------------------------------------------------------------------------
+
+    def settled(self, stamp: str, keys: Sequence[str]) -> None:
+        """All nodes go by what the makeup has; these keys were others before."""
+        config, self.stamp = self.makeup.config, stamp
+        self._heartbeats.change(config.hang_timeout)
+        self.lifecycle.change(lifecycle.RestartPolicy(**asdict(config.restart)), config.stop_timeout)
+        self._belongings.watch_sockets(self.makeup.paths)
+        self._write_record()
+        self.note("applied", "server0", len(keys))
+        self._tell({"event": "applied", "text": ", ".join(keys)})
+
+    # -- the log's -----------------------------------------------------------------------------------------------------
+
     def note(self, event: str, about: str, value: int) -> None:
         """Have an event written into the log, by the server of the same number: now, or when it is back. Of faults
         those who watch are told, too; of the rest they have been."""
         if event in FAULTS_TOLD:
             self._tell({"event": event, "name": about, "value": value})
         self._tell({"event": "noted", "name": about, "text": event})
-        server = f"server{self.specs[about].index}"
-        head = {"do": "event", "event": event, "about": about, "value": value, "time_ns": self.specs[server].run.now()}
+        spec = self.makeup.specs[about]
+        server = f"server{spec.index}"
+        head = {"do": "event", "event": event, "about": about, "value": value, "time_ns": spec.run.now()}
         dying = event == "killed" and about == server  # it would not live to read it
         if self.lifecycle.nodes[server].state is lifecycle.State.READY and not dying:
             self.children[server].tell(head)
@@ -423,40 +394,10 @@ class Supervisor:
             if self._secret_is_due:
                 self.run_directory.write_secret(self._secret)
                 self._secret_is_due = False
-            self.run_directory.write_record(self._record())
+            self.run_directory.write_record(record(self))
             self._record_is_due = False
         except OSError:
             self.loop.after(RECORD_AGAIN, self._write_record)
-
-    def _record(self) -> RunRecord:
-        own = Identity.of(os.getpid())
-        assert own is not None
-        return RunRecord(
-            cluster=self.config.name,
-            file=str(self.config.file),
-            stamp=self._stamp,
-            topology=self.config.topology,
-            memory=self.config.memory,
-            stripe=self.config.stripe,
-            uri=self.uri,
-            stop_timeout=self.config.stop_timeout,
-            sample=self.config.logs.sample,
-            fan_out=self.config.fan_out,
-            supervisor=own,
-            helpers=helpers(),
-            nodes=tuple(
-                NodeRecord(
-                    name=name,
-                    role=child.spec.role,
-                    pid=child.identity.pid,
-                    start=child.identity.start,
-                    address=self.address(name),
-                    range=self.map.range(child.spec.role, child.spec.index),
-                    memory=self.map.owned(child.spec.role, child.spec.index),
-                )
-                for name, child in self.children.items()
-            ),
-        )
 
     # -- the command line's side ---------------------------------------------------------------------------------
 
@@ -478,7 +419,9 @@ class Supervisor:
             case orders.Status():
                 self._census.take(channel.send)
             case orders.Config():
-                channel.send({"config": dump(self.config)})
+                channel.send({"config": dump(self.makeup.config)})
+            case orders.Apply():
+                self._applying.begin(order, channel.send)
             case orders.Watch():
                 self._watchers.append(channel.send)
                 channel.send({"event": "watched"})

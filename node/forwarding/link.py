@@ -131,6 +131,13 @@ class Link:
                 wire.flush()
             wire.close()
 
+    def give_up_after(self, retry_timeout: float) -> None:
+        """From now on, for what is in flight, too."""
+        self._retry_timeout = retry_timeout
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expire()
+
     def cut(self, cut: bool) -> None:
         """Lose the connection and make no other until it is given back."""
         self._dialer.cut(cut, self._wire)

@@ -316,13 +316,12 @@ class Answerer(Server):
             else:
                 passage.lose(f"{order!r} makes no sense")
 
-    def _watch_clients(self) -> None:
+    def _end_stalled(self, limit: float) -> None:
         for clients in self._adopted.values():
             for answers in list(clients.values()):
-                if answers.stalled(self.spec.bounds.stall_timeout):
+                if answers.stalled(limit):
                     self.notice(f"client {answers.client} does not take its replies")
                     answers._lost("")
-        self.loop.after(self.spec.bounds.stall_timeout / 2, self._watch_clients)
 
     def _log_request(self, order: Order) -> None:
         """The request of a client, logged by the one who answers it last."""

@@ -212,6 +212,12 @@ class Taker(Door):
         waiting = [f"server{link.number}: {link.trouble}" for link in self.links.values() if link.passage is None]
         return super().status() | {"waiting_for": waiting}
 
+    def settle_on(self, spec: NodeSpec, page: socket.socket | None) -> None:
+        super().settle_on(spec, page)
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expire()
+
     def cut(self, peer: str, cut: bool) -> None:
         for link in self.links.values():
             if peer == f"server{link.number}":

@@ -71,6 +71,7 @@ class Event(IntEnum):
     LOG_STOPPED = 19  # records lost; it is written when there is room again
     HANGING = 20  # on purpose, for how many ms; 0: until its supervisor finds out
     LOG_DAMAGED = 21  # how many of its files were cut short, or were no segments of it (any more)
+    APPLIED = 22  # how many keys of cluster.yaml hold otherwise from now on
 
 
 TROUBLE = frozenset(

@@ -144,6 +144,8 @@ def _meaning(operation: int, value: int, of_logger: bool) -> str:
             return f"the link to {'logger' if of_logger else 'server'}{value}"
         case Event.LOG_STOPPED:
             return f"{value} records lost"
+        case Event.APPLIED:
+            return f"{value} key{'s' if value > 1 else ''} of cluster.yaml"
         case Event.LOG_DAMAGED:
             return f"{value} file{'s' if value > 1 else ''} of its log"
         case _:

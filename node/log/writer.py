@@ -91,11 +91,13 @@ class LogWriter:
         self.directory = Path(directory)
         self.server = server
         self.retain = retain
-        self.segment_size = max(MIN_SEGMENT, min(segment_size, retain // SEGMENTS_KEPT)) // RECORD_SIZE * RECORD_SIZE
+        self._largest = segment_size
+        self.segment_size = self._fitting(retain)
         self.cluster = cluster
         self.sequence = 0
         self.lost = 0
         self.incarnation = incarnation if retain else 0
+        self._first_incarnation = incarnation
         self.run = run
         self.error: OSError | None = None
         """Why the log stopped, while it is stopped."""
@@ -114,11 +116,10 @@ class LogWriter:
         self._map: mmap.mmap | None = None
         self._slots = memoryview(bytearray())  # of the map; empty while the log is stopped
         self._position = 0
-        self._errors_only = level == "errors"
-        self._choosy = not retain or self._errors_only or sample > 1  # not every record is kept
+        self._choose(level)
         if retain:
             self._rotate()
-            self._renumbered = renumbered
+        self._renumbered = renumbered
 
     def __repr__(self) -> str:
         state = "off" if not self.retain else f"stopped: {self.error}" if self.error else "writing"
@@ -163,6 +164,33 @@ class LogWriter:
             start = now if start is None else min(start, now)
             value &= (1 << 64) - 1
             self._append_record(Record(start, 0, 0, value, subject, client, Kind.EVENT, event, 0, 0, 0))
+
+    def change(self, retain: int, level: str, sample: int, retain_age: float) -> None:
+        """Go on with other settings, from now on. A log that was off begins; one that is turned off keeps what it has.
+        """
+        self.sample, self.retain_age = sample, retain_age
+        was, self.retain = self.retain, retain
+        if not retain:
+            self._let_go()
+            self.error = None
+        elif not was and not self._taken_over:
+            self.incarnation, self.segment_size = self._first_incarnation, self._fitting(retain)
+            self._rotate()
+            self._renumbered()
+        elif retain != was:
+            self._let_go()  # which has to know how large it was
+            self.segment_size = self._fitting(retain)
+            self._rotate()
+        self._choose(level)
+
+    def _fitting(self, retain: int) -> int:
+        """Bytes of a segment of which there are some in `retain`."""
+        return max(MIN_SEGMENT, min(self._largest, retain // SEGMENTS_KEPT)) // RECORD_SIZE * RECORD_SIZE
+
+    def _choose(self, level: str) -> None:
+        """What is kept of what is appended."""
+        self._errors_only = level == "errors"
+        self._choosy = not self.retain or self._errors_only or self.sample > 1  # not every record is kept
 
     def look(self) -> None:
         """See to the files, now and then: that the segment at hand is there and whole, as people delete and cut files,

@@ -158,12 +158,7 @@ class Logger:
         self._running: Count | None = None
         self._censuses: set[Census] = set()  # for the page
         self._page = MetricsPage(loop, listeners[1], self._make_page) if len(listeners) > 1 else None
-        if spec.metrics:
-            try:
-                end = Filter(after=last_sequence(Path(spec.log_directory)))
-            except OSError:
-                end = Filter()
-            self._running = Count(loop, self.history, spec.cluster.memory, end, lambda _: None, follow=True)
+        self._count()
 
     def __repr__(self) -> str:
         return f"<Logger {self.spec.index}, {len(self._queries)} connections>"
@@ -197,6 +192,29 @@ class Logger:
         collection = Collection(self.loop, self.spec, self.history, answer, self._collected)
         self._collections.add(collection)
         collection.start()
+
+    def settle_on(self, spec: NodeSpec, page: socket.socket | None) -> None:
+        """Go on with other settings, from now on, and with another page."""
+        self.spec = spec
+        if self._page is not None and (page is not None or not spec.metrics):
+            self._page.close()
+            self._page = None
+        if page is not None:
+            self._page = MetricsPage(self.loop, page, self._make_page)
+        self._count()
+
+    def _count(self) -> None:
+        """Keep figures for the page, from here on; or keep none."""
+        spec = self.spec
+        if self._running is not None and not spec.metrics:
+            self._running.close()
+            self._running = None
+        elif self._running is None and spec.metrics:
+            try:
+                end = Filter(after=last_sequence(Path(spec.log_directory)))
+            except OSError:
+                end = Filter()
+            self._running = Count(self.loop, self.history, spec.cluster.memory, end, lambda _: None, follow=True)
 
     def cut(self, peer: str, cut: bool) -> None:
         """A partition from logger 0, the only one that asks: its connections are lost, new ones wait."""

@@ -69,7 +69,7 @@ class Admission:
     client comes from (transport/peer.py)."""
 
     def __init__(
-        self, limit: int | None, look: Callable[[], Usage] | None = None, *, per_address: int = 16
+        self, limit: int | None, look: Callable[[], Usage] | None = None, per_address: int = 16
     ) -> None:
         self.limit = limit
         self.per_address = per_address
@@ -82,6 +82,12 @@ class Admission:
         self._connected: Counter[str] = Counter()
         self._inside: Counter[str] = Counter()
         self._origins: dict[int, str] = {}  # of the slots of other machines
+
+    def change(self, limit: int | None, look: Callable[[], Usage] | None, per_address: int) -> None:
+        """From now on; those who are in stay."""
+        self.limit, self.per_address, self._look = limit, per_address, look
+        self._slots.resize(limit)
+        self._shortage = Shortage()
 
     def sample(self) -> None:
         """Look at the machine; to be called once a second with `auto`."""

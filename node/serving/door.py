@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from memcluster.node.log.record import PROBE, Kind
@@ -40,20 +41,29 @@ class Door(Server):
     def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
         super().__init__(loop, spec, listeners, report)
         self.layout = spec.cluster.layout
-        self._map = memoryview(spec.cluster.to_json())
         self.holders: dict[str, int] = {}
         """The exports that one server holds each, and which."""
-        self._exports = (
+        self._set_out()
+        if spec.tls is not None:
+            from memcluster.node.serving.security import Security  # late: it loads OpenSSL
+
+            self.security = Security(loop, self, spec.tls, spec.probe)
+
+    def settle_on(self, spec: NodeSpec, page: socket.socket | None) -> None:
+        super().settle_on(spec, page)
+        self._set_out()
+
+    def _set_out(self) -> None:
+        """Make what clients find here; who has opened something goes on with that."""
+        spec = self.spec
+        self._map = memoryview(spec.cluster.to_json())
+        self._exports: tuple[Export, ...] = (
             Export("", self.size, MEMORY_FLAGS, self.description, contexts=CONTEXTS),
             Export(READ_ONLY_EXPORT, self.size, READ_ONLY, f"{self.description}, to be read", contexts=CONTEXTS),
             *self.parts(),
             Export(MAP_EXPORT, len(self._map), READ_ONLY, f"the map of {spec.cluster.name}"),
             Export(spec.probe, self.size, MEMORY_FLAGS, "the same, for `up` to look", own_flags=PROBE, listed=False),
         )
-        if spec.tls is not None:
-            from memcluster.node.serving.security import Security  # late: it loads OpenSSL
-
-            self.security = Security(loop, self, spec.tls, spec.probe)
 
     @property
     def size(self) -> int:
@@ -88,14 +98,15 @@ class Door(Server):
     def route(self, connection: Connection, export: Export) -> Route:
         self.take_slot(connection)
         connection.holder = self.holders.get(export.name)
-        return self._read_map if export.name == MAP_EXPORT else self.request
+        return partial(self._read_map, self._map) if export.name == MAP_EXPORT else self.request
 
     def turn_away(self, connection: Connection, request: Request, start: int) -> None:
-        kind = MAP if connection.route == self._read_map else REQUEST
+        opened = connection.session.export
+        kind = MAP if opened is not None and opened.name == MAP_EXPORT else REQUEST
         self.complete(connection, request, start, self.next_identifier(), kind=kind)
 
-    def _read_map(self, connection: Connection, request: Request, start: int) -> None:
+    def _read_map(self, content: memoryview, connection: Connection, request: Request, start: int) -> None:
         end = request.offset + request.length
-        data = [self._map[request.offset : end]] if request.command == Command.READ and request.length else None
+        data = [content[request.offset : end]] if request.command == Command.READ and request.length else None
         extents = [(request.length, int(Status.DATA))] if request.command == Command.BLOCK_STATUS else None
         self.complete(connection, request, start, self.next_identifier(), data, extents, MAP)

@@ -22,7 +22,7 @@ from memcluster.node.nbd.negotiation import Export
 from memcluster.node.nbd.replies import CONTEXTS, WORD, Asked, Terms
 from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
 from memcluster.node.nbd.wire import OWNER, Buffer, Error, Rep, TransmissionFlag
-from memcluster.node.serving.admission import SAMPLE, Admission, look_at_the_machine
+from memcluster.node.serving.admission import SAMPLE, Admission, Usage, look_at_the_machine
 from memcluster.node.serving.budget import Budget
 from memcluster.node.serving.connection import Connection, Route
 from memcluster.node.serving.exports import ClientExports
@@ -34,7 +34,7 @@ from memcluster.node.serving.waiting import eager
 from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.introduction import Doorkeeper
 from memcluster.node.transport.listener import Listener
-from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.loop import Loop, Timer
 from memcluster.node.transport.notices import Notices
 from memcluster.node.transport.peer import origin
 from memcluster.node.transport.proof import Who
@@ -90,13 +90,13 @@ class Server(Keeper):
         """Servers and a client have no processor each."""
         loop.wait = eager(loop.wait, look=not self.crowded)
         self.event(Event.STARTED, value=self.log.incarnation)
-        limit = spec.bounds.clients
-        look = look_at_the_machine() if limit is None else None
-        self.admission = Admission(limit, look, per_address=spec.bounds.per_address)
+        self.admission = Admission(*_places(spec))
         self.budget = Budget(CLIENTS_MEMORY)
         self.connections: dict[int, Connection] = {}
         self._handshakes: dict[int, float] = {}  # when those came that came not long ago, the first one first
-        self._watches_handshakes = False
+        self._handshake_watch: Timer | None = None
+        self._client_watch: Timer | None = None
+        self._sampling: Timer | None = None
         self.scratch = memoryview(bytearray(RECEIVE_BUFFER))
         self.pool = Pool()
         self.security: Security | None = None
@@ -161,9 +161,21 @@ class Server(Keeper):
         self._watch_clients()
         self._look()
         self.event(Event.READY)
-        if self.admission.limit is None:
-            self._sample()
+        self._sample()
         self.report({"event": "ready"})
+
+    def settle_on(self, spec: NodeSpec, page: socket.socket | None) -> None:  # noqa: ARG002 - the page is a logger's
+        """Go on with other settings, from now on."""
+        self.spec = spec
+        self.log.change(spec.log_retain, spec.log_level, spec.log_sample, spec.log_retain_age)
+        if not self.private:
+            self.admission.change(*_places(spec))
+        for timer in (self._handshake_watch, self._client_watch, self._sampling):
+            if timer is not None:
+                timer.cancel()
+        self._watch_handshakes()
+        self._watch_clients()
+        self._sample()
 
     def status(self) -> dict[str, Any]:
         """The counters, for `memcluster status`."""
@@ -250,7 +262,7 @@ class Server(Keeper):
         connection.origin = whence
         self.connections[self._accepted] = connection
         self._handshakes[self._accepted] = self.loop.awake()
-        if not self._watches_handshakes:
+        if self._handshake_watch is None:
             self._watch_handshakes()
 
     def _watch_handshakes(self) -> None:
@@ -263,13 +275,16 @@ class Server(Keeper):
             del self._handshakes[number]
             if self.connections[number].session.export is None:
                 self.connections[number].cut_off(f"no end of the handshake in {limit:g} s")
-        self._watches_handshakes = bool(self._handshakes)
+        self._handshake_watch = None
         if self._handshakes:
-            self.loop.after(limit / HANDSHAKE_CHECKS, self._watch_handshakes)
+            self._handshake_watch = self.loop.after(limit / HANDSHAKE_CHECKS, self._watch_handshakes)
 
     def _sample(self) -> None:
-        self.admission.sample()
-        self.loop.after(SAMPLE, self._sample)
+        """With `clients.limit: auto`."""
+        self._sampling = None
+        if self.admission.limit is None:
+            self.admission.sample()
+            self._sampling = self.loop.after(SAMPLE, self._sample)
 
     def _look(self) -> None:
         """See to the shard's file and the log's. A shard that is not whole must not be served for another moment."""
@@ -283,10 +298,14 @@ class Server(Keeper):
 
     def _watch_clients(self) -> None:
         """Cut off those that hold memory and make no use of it; twice in the time they have, to see progress."""
+        limit = self.spec.bounds.stall_timeout
+        self._end_stalled(limit)
+        self._client_watch = self.loop.after(limit / 2, self._watch_clients)
+
+    def _end_stalled(self, limit: float) -> None:
         for connection in list(self.connections.values()):
-            if reason := connection.stalled(self.spec.bounds.stall_timeout):
+            if reason := connection.stalled(limit):
                 connection.cut_off(reason)
-        self.loop.after(self.spec.bounds.stall_timeout / 2, self._watch_clients)
 
     def lost(self, connection: Connection, reason: str) -> None:
         """A client is gone; with a reason, it had to go."""
@@ -513,3 +532,9 @@ class Server(Keeper):
         request.placed = True
         self._landing.begin(connection)
         return room
+
+
+def _places(spec: NodeSpec) -> tuple[int | None, Callable[[], Usage] | None, int]:
+    """How many clients there may be, how the machine is looked at where that says it, and how many of one address."""
+    limit = spec.bounds.clients
+    return limit, look_at_the_machine() if limit is None else None, spec.bounds.per_address

@@ -17,15 +17,19 @@ class SlotTable:
 
     def take(self) -> int | None:
         """A free slot, or None when there is none."""
+        if self.limit is not None and len(self._taken) >= self.limit:
+            return None
         if self._free:
             slot = self._free.pop()
-        elif self.limit is None or self._fresh < self.limit:
+        else:
             slot = self._fresh
             self._fresh += 1
-        else:
-            return None
         self._taken.add(slot)
         return slot
+
+    def resize(self, limit: int | None) -> None:
+        """From now on so many; who has a place keeps it."""
+        self.limit = limit
 
     def give_back(self, slot: int) -> None:
         """Raises KeyError for a slot that is not taken."""

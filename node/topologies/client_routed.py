@@ -9,7 +9,6 @@ lends it a block of them, with the word that "" is only a part (in the name of a
 from __future__ import annotations
 
 import hashlib
-import socket
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,10 +17,7 @@ from memcluster.node.nbd.negotiation import Export
 from memcluster.node.nbd.server import Request
 from memcluster.node.serving.connection import Connection, Route
 from memcluster.node.serving.door import MAP_EXPORT, Door
-from memcluster.node.serving.server import Report
-from memcluster.node.spec import NodeSpec
 from memcluster.node.topology import Topology
-from memcluster.node.transport.loop import Loop
 
 BLOCK = 1 << 16
 """Identifiers that a client is lent at a time."""
@@ -30,12 +26,12 @@ BLOCK = 1 << 16
 class Part(Door):
     """Lets clients in to its own shard. The log has the addresses of the whole memory: there people look for them."""
 
-    def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
-        super().__init__(loop, spec, listeners, report)
+    def _set_out(self) -> None:
+        super()._set_out()
         name = f"part-{hashlib.sha256(self._map).hexdigest()[:16]}"
         self._part = replace(self._exports[0], name=name, own_flags=REPEATED)
         self._exports = (*self._exports, self._part)
-        self.holders = {export.name: spec.index for export in self._exports if export.name != MAP_EXPORT}
+        self.holders = {export.name: self.spec.index for export in self._exports if export.name != MAP_EXPORT}
 
     @property
     def size(self) -> int:

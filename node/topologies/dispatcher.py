@@ -47,7 +47,6 @@ class Dispatcher(Taker):
         self._free_gates = SlotTable(MAX_GATES)
         self._free_tickets = SlotTable(MAX_TICKETS - 1)
         self._leaving: dict[int, tuple[int, set[int]]] = {}  # client -> its gate, the servers that still have it
-        self._serial = spec.cluster.fan_out == "serial"
         super().__init__(loop, spec, listeners, report, self._owners)
 
     def close(self) -> None:
@@ -73,7 +72,7 @@ class Dispatcher(Taker):
             connection.end(request)
             return
         do_part(self, taken.order(), None, lambda _order, _parts, _extents: None)  # in the log: it was here
-        if self._serial:
+        if self.spec.cluster.fan_out == "serial":
             taken.later = pieces[::-1]
             self._pass_piece(taken, taken.later.pop())
         else:

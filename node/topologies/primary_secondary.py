@@ -41,7 +41,6 @@ class Primary(Door):
     def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
         super().__init__(loop, spec, listeners, report)
         cluster = spec.cluster
-        self.serial = cluster.fan_out == "serial"
         # Below this offset every byte is in this server's shard, at the same offset there.
         alone = isinstance(self.layout, Linear) or len(cluster.servers) == 1
         self._own_end = self.shard.size if alone else 0
@@ -95,6 +94,11 @@ class Primary(Door):
         waiting = [f"server{index}: {link.trouble}" for index, link in self._links.items() if not link.ready]
         return super().status() | {"waiting_for": waiting}
 
+    def settle_on(self, spec: NodeSpec, page: socket.socket | None) -> None:
+        super().settle_on(spec, page)
+        for link in self._links.values():
+            link.give_up_after(spec.bounds.retry_timeout)
+
     def cut(self, peer: str, cut: bool) -> None:
         for index, link in self._links.items():
             if peer == f"server{index}":
@@ -130,7 +134,8 @@ class Primary(Door):
                 self._links[holder].submit(PassedOn(self, connection, request, start, identifier, holder, there))
                 return
             pieces = self.layout.split(offset, length, spans=request.command <= WRITE)
-        Fanout(self, self._links, connection, request, start, identifier).begin(pieces, serial=self.serial)
+        serial = self.spec.cluster.fan_out == "serial"
+        Fanout(self, self._links, connection, request, start, identifier).begin(pieces, serial=serial)
 
 
     def _on_part(self, connection: Connection, request: Request, start: int) -> None:

@@ -6,7 +6,10 @@ line one to the supervisor, and the loggers one another's. It knows what a frame
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +56,17 @@ class Channel(Stream):
             else:
                 self.flush()
 
+    def hand(self, head: dict[str, Any], sock: socket.socket) -> None:
+        """Send a frame that takes a socket along, over a unix socket. Raises OSError if it does not take that at once.
+        """
+        data = Frame(head).encode()
+        if self.queued:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        sent = socket.send_fds(self.sock, [data], [sock.fileno()])
+        if sent < len(data):
+            self.outgoing.append(data[sent:])
+            self.flush()
+
     def finish(self) -> None:
         """Close as soon as everything queued is out."""
         self._last = True
@@ -92,3 +106,25 @@ class Channel(Stream):
             self.close()
         else:
             self.drained(self)
+
+
+class HandedChannel(Channel):
+    """A channel over which sockets come along with frames; see Channel.hand."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self._handed: deque[int] = deque()
+        super().__init__(*arguments, **named)
+
+    def receive(self, most: int) -> bytes | None:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self.sock, most, 1)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return b""
+        self._handed.extend(descriptors)
+        return data
+
+    def take_socket(self) -> socket.socket | None:
+        """The socket that came first and was not taken; None if the system had no descriptor left for it."""
+        return socket.socket(fileno=self._handed.popleft()) if self._handed else None

@@ -1,0 +1,110 @@
+"""`memcluster apply`: what runs becomes what is written."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from memcluster.client.console import EXIT_ERROR, EXIT_TIMEOUT, Failure, wait_seconds
+from memcluster.client.discover import command, outline, stamp, varies
+from memcluster.launcher.checked import load, name_of
+
+if TYPE_CHECKING:
+    from memcluster.launcher.clusterfile.difference import Change
+    from memcluster.launcher.clusterfile.settings import ClusterConfig
+
+
+@click.command("apply")
+@click.option("--dry-run", is_flag=True, help="Only show what would be done, and whether it can be.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--timeout", type=wait_seconds, default="60s", show_default=True, help="Longest wait.")
+@click.option("--wide", is_flag=True, help="Every column, however narrow the terminal is.")
+@click.pass_obj
+def apply_file(file: Path, dry_run: bool, yes: bool, as_json: bool, timeout: float, wide: bool) -> None:
+    """Have the cluster that runs be as cluster.yaml says now.
+
+    All that is written, or nothing: what cannot be changed while the cluster runs is refused. `memcluster diff` shows
+    what would change, too.
+    """
+    from memcluster.launcher.changed import changes, listed
+    from memcluster.launcher.table import width_of
+
+    as_read = stamp(file)
+    config = load(file)
+    if varies(outline(file)):
+        as_read = ""
+    name_of(file)  # from here on this is the user that the cluster runs as
+    found = changes(config)
+    _refuse(file, found)
+    if not as_json and found:
+        click.echo("\n".join(listed(found, width_of(wide))))
+    if not dry_run and found and not yes:
+        _confirm(config.name)
+    answer = _order(config, {"stamp": as_read, "dry": dry_run}, timeout) if found else {"applied": []}
+    if as_json:
+        told = {"cluster": config.name, "changes": [asdict(change) for change in found], "applied": not dry_run}
+        click.echo(json.dumps(told, indent=2))
+    elif not found:
+        click.echo(f"cluster {config.name} runs as {file.name} says")
+    elif dry_run:
+        click.echo(f"nothing was changed; `{command(file, 'apply')}` changes that")
+    else:
+        click.echo(f"applied: {', '.join(answer['applied'])}")
+
+
+def _refuse(file: Path, found: Sequence[Change]) -> None:
+    """Raises Failure, with a line for each key that cannot be changed while the cluster runs."""
+    from memcluster.client.discover import contents
+    from memcluster.launcher.clusterfile.config import Problem
+    from memcluster.launcher.clusterfile.difference import REASONS, How
+    from memcluster.launcher.clusterfile.positions import parse
+
+    places = parse(contents(file)).values
+    problems = []
+    for change in found:
+        if change.how is How.NEXT_START:
+            where = tuple(change.key.split("."))
+            line, column = places.get(where) or places.get(where[:1]) or (0, 0)
+            reason = REASONS.get(where[0], "it cannot be changed while the cluster runs")
+            problems.append(Problem(str(file), line, column, f"{change.key}: {reason}"))
+    if problems:
+        down, up = command(file, "down"), command(file, "up -d")
+        lines = [*map(str, sorted(problems)), f"nothing was changed; `{down}`, then `{up}`, starts it as it is written"]
+        raise Failure("\n".join(lines), EXIT_ERROR, prefix="")
+
+
+def _confirm(name: str) -> None:
+    """Raises Failure, and UsageError where nobody can be asked."""
+    if not sys.stdin.isatty():
+        raise click.UsageError("nobody can be asked here whether it shall be done: say --yes")
+    if not click.confirm(f"apply this to {name}, which runs?"):
+        raise Failure("nothing was changed")
+
+
+def _order(config: ClusterConfig, words: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Have the supervisor do it, and wait until it is done. Raises Failure."""
+    from memcluster.launcher.clusterfile.plain import to_plain
+    from memcluster.launcher.run.control import NoAnswer, connect
+    from memcluster.launcher.run.directory import RunDirectory
+
+    try:
+        with closing(connect(RunDirectory(config.name).control)) as stream:
+            stream.send({"do": "apply", "config": to_plain(config), **words})
+            answer = next(stream.frames(time.monotonic() + seconds), None)
+    except NoAnswer as problem:
+        hint = f"it goes on; `{command(config.file, 'diff')}` says what is left"
+        raise Failure(f"not applied within {seconds:g} s ({problem}): {hint}", EXIT_TIMEOUT) from None
+    if answer is None:
+        raise Failure("the supervisor ended before it was done")
+    if "error" in answer:
+        raise Failure(answer["error"], answer.get("code", EXIT_ERROR))
+    return answer
