@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ class Belongings:
         self._sockets = {path: _inode(Path(path)) for path in sockets}
         self._shards = {path: _inode(path) for path in shards}
         self._logs = logs
+        self._log_folder = os.open(logs, os.O_PATH | os.O_DIRECTORY)  # held, so that no other gets its number
         self._restore = restore
         self._lost = lost
         self.problems: list[str] = []
@@ -61,8 +63,8 @@ class Belongings:
         for path, inode in self._sockets.items():
             if _inode(Path(path)) != inode:
                 self.problems.append(f"the socket {path} is gone: nobody can connect there now; restart the cluster")
-        if not self._logs.is_dir():
-            self.problems.append(f"{self._logs} is gone, and with it the log up to now")
+        if not _leads_to(self._logs, self._log_folder):  # or to one that a node made again for what it has to write
+            self.problems.append(f"{self._logs} was removed, and with it the log up to then")
         for problem in self.problems:
             if problem not in before:
                 self._lost(problem)
@@ -82,3 +84,10 @@ def _inode(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) or stat.S_ISSOCK(found.st_mode) else None
+
+
+def _leads_to(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
