@@ -18,6 +18,7 @@ from memcluster.node.serving import keeper
 from memcluster.node.spec import Bounds, NodeSpec
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.system import KERNEL, System
 
 SHARD = 1 << 20
 """Bytes of each server that owns memory."""
@@ -31,8 +32,16 @@ def cut_slices(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
 class Nodes:
     """Three servers that own memory, and the one before them if the topology has it. Doors are on TCP."""
 
-    def __init__(self, folder: Path, kind: str, *, fan_out: str = "parallel", bounds: Bounds | None = None) -> None:
-        self.loop = Loop()
+    def __init__(
+        self,
+        folder: Path,
+        kind: str,
+        *,
+        fan_out: str = "parallel",
+        bounds: Bounds | None = None,
+        system: System = KERNEL,
+    ) -> None:
+        self.loop = Loop(system)
         self.folder = folder
         self.bounds = bounds or Bounds()
         self.shape = shape = topology.load(kind)

@@ -10,39 +10,47 @@ from pathlib import Path
 import pytest
 from nodes import SHARD, Nodes
 
-from memcluster.node.log import clock
 from memcluster.node.nbd.wire import Command, Error
-from memcluster.node.serving import server
 from memcluster.node.spec import Bounds
-from memcluster.node.transport import loop
+from memcluster.node.transport.system import Kernel
 
 PATIENCE = 5.0
 FROZEN = 60.0
 """Seconds."""
 
 
+class Later(Kernel):
+    """Its clocks can be put on, as they are for a process that goes on after a while."""
+
+    def __init__(self) -> None:
+        passed = 0.0
+
+        def pass_time(seconds: float) -> None:
+            nonlocal passed
+            passed += seconds
+
+        self.pass_time = pass_time
+        self.monotonic = lambda: time.monotonic() + passed
+        self.monotonic_ns = lambda: time.monotonic_ns() + int(passed * 1e9)
+
+
 @pytest.fixture
-def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Puts the clocks of the nodes on, as they are for a process that goes on after a while."""
-    passed = 0.0
-
-    def put_on(seconds: float) -> None:
-        nonlocal passed
-        passed += seconds
-
-    monkeypatch.setattr(loop, "monotonic", lambda: time.monotonic() + passed)
-    for module in (clock, server):
-        monkeypatch.setattr(module, "monotonic_ns", lambda: time.monotonic_ns() + int(passed * 1e9))
-    return put_on
+def system() -> Later:
+    return Later()
 
 
 @pytest.fixture
-def make_nodes(tmp_path: Path, pass_time: object) -> Iterator[Callable[[str], Nodes]]:
+def pass_time(system: Later) -> Callable[[float], None]:
+    return system.pass_time
+
+
+@pytest.fixture
+def make_nodes(tmp_path: Path, system: Later) -> Iterator[Callable[[str], Nodes]]:
     made: list[Nodes] = []
     bounds = Bounds(retry_timeout=PATIENCE, stall_timeout=PATIENCE, handshake_timeout=PATIENCE)
 
     def make(kind: str) -> Nodes:
-        nodes = Nodes(tmp_path, kind, bounds=bounds)
+        nodes = Nodes(tmp_path, kind, bounds=bounds, system=system)
         made.append(nodes)
 
         def beat() -> None:

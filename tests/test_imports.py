@@ -13,7 +13,7 @@ from harness import run
 import memcluster
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("launcher", "node", "client")
+PACKAGES = ("launcher", "node", "client", "simulator")
 FILES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 WITH_IO = {"asyncio", "multiprocessing", "os", "select", "selectors", "signal", "socket", "subprocess", "time"}
 PURE = [
@@ -45,7 +45,8 @@ DIRECTIONS: dict[str, dict[str, set[str]]] = {
         "forwarding": {"layout", "log", "nbd", "serving", "transport"},
         "handover": {"layout", "log", "nbd", "serving", "spec", "transport"},
         "topologies": {"forwarding", "handover", "layout", "log", "nbd", "serving", "spec", "topology", "transport"},
-        "process": {"files", "logger", "privileges", "spec", "topology", "transport", "zygote"},
+        "node": {"logger", "spec", "topology", "transport"},
+        "process": {"files", "node", "privileges", "spec", "transport", "zygote"},
         "zygote": {"files", "privileges", "process"},  # in a function, when it has been started
     },
     "launcher": {
@@ -90,7 +91,8 @@ def module(path: Path) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=module)
 def test_a_module_imports_only_what_its_place_allows(path):
-    """node knows neither launcher nor client; client only the codec and the layout; topologies not one another."""
+    """node knows neither launcher nor client; client only the codec and the layout; topologies not one another. The
+    simulator knows nodes, clients and the supervisor's policy, and nobody knows it but its command."""
     name = module(path)
     for other in ours(path):
         top = other.split(".")[0]
@@ -100,6 +102,11 @@ def test_a_module_imports_only_what_its_place_allows(path):
             assert top == "client" or other == "node" or other.startswith(CODEC), f"{name} imports {other}"
         if name.startswith("launcher/"):
             assert top != "memcluster"
+            assert not other.startswith("node.topologies"), f"{name} looks inside a topology: {other}"
+            assert top != "simulator" or name == "launcher/simulatecommand.py", f"{name} imports {other}"
+        if name.startswith("simulator/"):
+            lifecycle = other.startswith("launcher.supervision.lifecycle")
+            assert top in ("simulator", "node", "client") or lifecycle, f"{name} imports {other}"
             assert not other.startswith("node.topologies"), f"{name} looks inside a topology: {other}"
         if name.startswith("node/"):
             assert not other.startswith("node.topologies"), f"{name} knows a topology: {other}"

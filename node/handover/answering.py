@@ -240,7 +240,7 @@ class Answerer(Server):
             return
         self._adopted[passage][order.client] = Answers(
             self.loop,
-            socket.socket(fileno=descriptor),
+            self.loop.system.socket_of(descriptor),
             order.client,
             terms=Terms.decode(order.flags),
             tell=self.tell,

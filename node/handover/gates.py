@@ -53,7 +53,7 @@ class Gates:
         self._memory = mmap.mmap(self._fd, _SIZE)
         self._chunks: set[int] = set()  # those that have room: touching a page that finds none would be a SIGBUS
         self._waiting: dict[int, Callable[[], None]] = {}
-        self._bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._bell = loop.system.make_socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._bell.setblocking(False)
         own = self._bell_of(writer)
         Path(own).unlink(missing_ok=True)
@@ -136,7 +136,7 @@ class Gates:
     def _make_room(self, place: int) -> None:
         chunk = place // _CHUNK
         if chunk not in self._chunks:
-            os.posix_fallocate(self._fd, chunk * _CHUNK, _CHUNK)
+            self._loop.system.allocate(self._fd, chunk * _CHUNK, _CHUNK)
             self._chunks.add(chunk)
 
     def _lock(self, gate: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from time import monotonic_ns
 
 from memcluster.node.handover.messages import EXTENT, SEND_BACK, Order
 from memcluster.node.layout import Extents, Layout, Piece
@@ -43,7 +42,7 @@ def do_part(
     piece's bytes of a WRITE. What takes several turns is given up when it is not `wanted` any more. A failure is set in
     the order."""
     began = max(server.now(), order.start)  # never before its request, whatever the two processes' clocks say
-    travelled = monotonic_ns() - order.sent if order.sent else 0
+    travelled = server.monotonic_ns() - order.sent if order.sent else 0
     here = piece or Piece(server.spec.index, 0, 0, ())
 
     def done(failure: OSError | None, parts: Parts, extents: Extents | None) -> None:

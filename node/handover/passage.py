@@ -7,11 +7,9 @@ connects again. They know the messages (messages.py), not what is done with them
 from __future__ import annotations
 
 import array
-import os
 import socket
 from collections import deque
 from collections.abc import Callable
-from time import monotonic_ns
 from typing import Final
 
 from memcluster.node.handover.messages import HELLO, ORDER, UNBOUNDED, WELCOME, HandoverError, Order, OrderReader, fresh
@@ -72,7 +70,7 @@ class Passage(Stream):
         if self.open:
             TRAFFIC.messages_out += 1
             if order.kind == ORDER:
-                order.sent = monotonic_ns()
+                order.sent = self.loop.system.monotonic_ns()
             self.outgoing.append(order.encode(sum(map(len, buffers))))
             self.outgoing += buffers
             self.send_soon()
@@ -87,7 +85,7 @@ class Passage(Stream):
     def hand(self, order: Order, descriptor: int) -> None:
         """Queue a message that takes a descriptor along, which is given away with it."""
         if not self.open:
-            os.close(descriptor)
+            self.loop.system.close(descriptor)
             return
         message = _Handed(order.encode())
         message.descriptor = descriptor
@@ -109,7 +107,7 @@ class Passage(Stream):
                 if isinstance(first, _Handed):
                     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [first.descriptor]))]
                     sent = self.sock.sendmsg([first], rights)
-                    os.close(first.descriptor)
+                    self.loop.system.close(first.descriptor)
                     self._handed -= 1
                 else:
                     until = next(at for at, buffer in enumerate(outgoing) if isinstance(buffer, _Handed))
@@ -133,10 +131,10 @@ class Passage(Stream):
         if self.open:
             for message in self.outgoing:
                 if isinstance(message, _Handed):
-                    os.close(message.descriptor)
+                    self.loop.system.close(message.descriptor)
             while self._descriptors:
                 if (descriptor := self.take_descriptor()) is not None:
-                    os.close(descriptor)
+                    self.loop.system.close(descriptor)
             super().close()
 
     def _readable(self) -> None:

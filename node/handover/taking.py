@@ -7,7 +7,6 @@ it came with the replies: the clients that wait for it lose their connection, an
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -86,7 +85,7 @@ class HandedConnection(Connection):
             self.adopted.add(link.number)
         if self.open:
             try:
-                descriptor = os.dup(self.sock.fileno())
+                descriptor = self.loop.system.duplicate(self.sock.fileno())
             except OSError as error:
                 self.cut_off(f"its socket cannot be handed to server{link.number}: {error.strerror}")
                 return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic_ns, time_ns
 
@@ -27,3 +28,8 @@ class Run:
     def now(self) -> int:
         """The time as the log has it, ns since 1970."""
         return self.epoch + monotonic_ns()
+
+    def clock(self, monotonic_ns: Callable[[], int]) -> Callable[[], int]:
+        """The same, as a function, by a monotonic clock that is given."""
+        epoch = self.epoch
+        return lambda: epoch + monotonic_ns()

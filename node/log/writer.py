@@ -85,9 +85,10 @@ class LogWriter:
         run: int = 1,
         incarnation: int = 1,
         renumbered: Callable[[], object] = lambda: None,
+        allocate: Callable[[int, int, int], None] = os.posix_fallocate,
     ) -> None:
-        """`incarnation` is the least that this process may be; `renumbered` is called when it has become another. What
-        the directory holds can stop the log, but not its server."""
+        """`incarnation` is the least that this process may be; `renumbered` is called when it has become another;
+        `allocate(file, offset, length)` makes room. What the directory holds can stop the log, but not its server."""
         self.directory = Path(directory)
         self.server = server
         self.retain = retain
@@ -104,6 +105,7 @@ class LogWriter:
         self.sample = sample
         self.retain_age = retain_age
         self._clock = clock
+        self._allocate = allocate
         self._renumbered: Callable[[], object] = lambda: None
         self._taken_over = False
         self._empty: Path | None = None  # a segment that may go once there is another
@@ -295,7 +297,7 @@ class LogWriter:
         """See what was lost and not written down, and reserve the room to say so should the log stop."""
         with suppress(OSError):  # no room even for that: then the count lives as long as the process
             self._given = open_file(self.directory / GIVEN, os.O_RDWR | os.O_CREAT)
-            os.posix_fallocate(self._given, 0, _GIVEN.size)
+            self._allocate(self._given, 0, _GIVEN.size)
             given, incarnation = _GIVEN.unpack(os.pread(self._given, _GIVEN.size, 0))
             lost = given - (self.sequence - self.lost)
             if lost >= GAP or incarnation > MAX_INCARNATION:
@@ -320,7 +322,7 @@ class LogWriter:
             self._drop_oldest()
             descriptor = open_file(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             try:
-                os.posix_fallocate(descriptor, 0, self.segment_size)
+                self._allocate(descriptor, 0, self.segment_size)
                 mapped = mmap.mmap(descriptor, self.segment_size)
                 HEADER.pack_into(
                     mapped, 0, MAGIC, VERSION, self.server, self.incarnation, self.sequence + 1, created, self.run,

@@ -65,7 +65,7 @@ class Gathering:
         self.wanted = wanted
         self.follow = follow
         self.output = output
-        self._now = spec.run.now
+        self._now = spec.run.clock(loop.system.monotonic_ns)
         self.live = False
         """The histories are given; now it is news."""
         self._trouble: dict[str, str] = {}

@@ -144,7 +144,11 @@ class Logger:
         self.spec = spec
         self.report = report
         self.history = History(
-            spec.log_directory, spec.index, spec.cluster.layout, clock=spec.run.now, run=spec.run.number
+            spec.log_directory,
+            spec.index,
+            spec.cluster.layout,
+            clock=spec.run.clock(loop.system.monotonic_ns),
+            run=spec.run.number,
         )
         self.answered = 0
         self._queries: set[Query] = set()
@@ -152,7 +156,7 @@ class Logger:
         self._drained: Callable[[], None] | None = None
         self._deadline: Timer | None = None
         self.strangers = 0
-        self._notices = Notices(spec.name)
+        self._notices = Notices(loop.system, spec.name)
         self._doorkeeper = Doorkeeper(loop, spec.secret, spec.name, PLACES, self._admit, self._turned_away)
         self._listeners = [Listener(loop, sock, self._doorkeeper.take) for sock in listeners[:1]]
         self._running: Count | None = None
@@ -166,6 +170,9 @@ class Logger:
     def busy(self, who: Who) -> int:
         """Queries of this kind of asker that are being answered."""
         return sum(query.answer is not None and query.who is who for query in self._queries)
+
+    def tune_process(self) -> None:
+        """A logger's process is as it was started."""
 
     def start(self) -> None:
         """Let askers in."""

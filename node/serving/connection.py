@@ -19,7 +19,6 @@ from memcluster.node.nbd.server import REQUEST_COST, Request, ServerSession
 from memcluster.node.nbd.wire import MAX_PAYLOAD, Command, Error
 from memcluster.node.serving.budget import Budget
 from memcluster.node.transport.loop import Loop
-from memcluster.node.transport.peer import is_gone
 from memcluster.node.transport.stream import Stream
 from memcluster.node.transport.tcp import tune
 from memcluster.node.transport.traffic import TRAFFIC
@@ -73,7 +72,7 @@ class Connection(Stream):
         self._held = 0  # bytes that the budget counts for this client
         self._seen: tuple[float, int, Request | None] | None = None  # for `stalled`: when, bytes sent, payload's
         # The owner's, when this client was last known to be there: it may have gone before it was accepted.
-        self._changes = -1 if is_gone(self.sock) else owner.changes
+        self._changes = -1 if loop.system.is_gone(self.sock) else owner.changes
         self._late = False
         self.slot: int | None = None
         self.origin = ""
@@ -123,7 +122,7 @@ class Connection(Stream):
         if command not in CHANGING:
             return self.open
         if self.owner.changes != self._changes and not self._late:
-            self._late = not self.open or is_gone(self.sock)
+            self._late = not self.open or self.loop.system.is_gone(self.sock)
             self._changes = self.owner.changes
         return not self._late
 

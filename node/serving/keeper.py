@@ -52,11 +52,15 @@ class Keeper:
     def __init__(self, loop: Loop, spec: NodeSpec) -> None:
         self.loop = loop
         self.spec = spec
-        self.shard = Shard(spec.shard, spec.cluster.servers[spec.index].memory, durable=spec.durable)
+        system = loop.system
+        self.shard = Shard(
+            spec.shard, spec.cluster.servers[spec.index].memory, durable=spec.durable, allocate=system.allocate
+        )
         self.under_way: list[Clearing] = []
         """Long TRIMs and WRITE_ZEROES that are not at their end."""
         self._epoch = spec.run.epoch
-        self.now = spec.run.now
+        self.monotonic_ns = system.monotonic_ns
+        self.now = spec.run.clock(system.monotonic_ns)
         self.log = LogWriter(
             spec.log_directory,
             spec.index,
@@ -69,6 +73,7 @@ class Keeper:
             run=spec.run.number,
             incarnation=spec.run.incarnation,
             renumbered=self.renumbered,
+            allocate=system.allocate,
         )
         self.no_space = 0
         """Requests that found no room."""

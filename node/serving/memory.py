@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from memcluster.node.files import open_file
@@ -25,6 +25,9 @@ from memcluster.node.nbd.zeroes import ZEROES
 PAGE: Final = 4096
 SPARSE: Final = 16
 """Pages of a hole beside data that are worth being told of as a hole; fewer are read as zeroes."""
+
+
+Allocate = Callable[[int, int, int], None]
 
 
 class ShardError(Exception):
@@ -38,10 +41,14 @@ class Shard:
     With `durable`, `sync` reaches the disk. Offsets and lengths must lie within the shard: callers have checked.
     """
 
-    def __init__(self, path: str, size: int, *, durable: bool = False) -> None:
+    def __init__(
+        self, path: str, size: int, *, durable: bool = False, allocate: Allocate = os.posix_fallocate
+    ) -> None:
+        """`allocate(file, offset, length)` makes room."""
         self.path = path
         self.size = size
         self.durable = durable
+        self._allocate = allocate
         try:
             self._fd = open_file(path, os.O_RDWR)
         except FileNotFoundError:
@@ -105,7 +112,7 @@ class Shard:
         first, last = offset // PAGE, (offset + length - 1) // PAGE + 1
         if not self._pages[first] or (last - first > 1 and self._pages.find(0, first, last) >= 0):
             start = first * PAGE
-            os.posix_fallocate(self._fd, start, min(last * PAGE, self.size) - start)
+            self._allocate(self._fd, start, min(last * PAGE, self.size) - start)
             self._pages[first:last] = b"\1" * (last - first)
         return self._view[offset : offset + length]
 

@@ -11,7 +11,6 @@ import socket
 from collections.abc import Callable, Sequence
 from itertools import islice, takewhile
 from operator import attrgetter
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from memcluster.node.layout import MAX_EXTENTS, Extents
@@ -86,9 +85,6 @@ class Server(Keeper):
     def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
         super().__init__(loop, spec)
         self.report = report
-        self.crowded = len(spec.cluster.servers) >= len(os.sched_getaffinity(0))
-        """Servers and a client have no processor each."""
-        loop.wait = eager(loop.wait, look=not self.crowded)
         self.event(Event.STARTED, value=self.log.incarnation)
         self.admission = Admission(*_places(spec))
         self.budget = Budget(CLIENTS_MEMORY)
@@ -114,7 +110,7 @@ class Server(Keeper):
         self.refused = 0
         self._unlogged = 0  # events about strangers that were too many for the log
         self._strangers = (0, 0)  # the second, and the events in it
-        self._notices = Notices(spec.name)
+        self._notices = Notices(loop.system, spec.name)
         self.renumbered()
         self._accepted = 0
         self._drained: Callable[[], None] | None = None
@@ -151,6 +147,15 @@ class Server(Keeper):
     def lender(self) -> Shard:
         """Whose bytes the clients are sent."""
         return self.shard
+
+    def tune_process(self) -> None:
+        """Make a process fit in which nothing else runs."""
+        self.loop.wait = eager(self.loop.wait, look=not self.crowded)
+
+    @property
+    def crowded(self) -> bool:
+        """Servers and a client have no processor each."""
+        return len(self.spec.cluster.servers) >= len(os.sched_getaffinity(0))
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -351,7 +356,7 @@ class Server(Keeper):
     def stranger(self, event: Event, client: int, value: int = 0) -> None:
         """Write down what anybody can bring about, without a place and as often as it likes: not more than so many a
         second, or the owner's records would be rotated away by them. The others are counted."""
-        second = monotonic_ns() // 1_000_000_000
+        second = self.monotonic_ns() // 1_000_000_000
         count = self._strangers[1] + 1 if self._strangers[0] == second else 1
         self._strangers = second, count
         if count <= STRANGERS_A_SECOND:
@@ -372,7 +377,7 @@ class Server(Keeper):
 
     def serve(self, connection: Connection, requests: list[Request]) -> None:
         """Answer the requests of one client and turn, or begin to."""
-        now = self._epoch + monotonic_ns()
+        now = self._epoch + self.monotonic_ns()
         route = connection.route
         self.requests += len(requests)
         TRAFFIC.messages_in += len(requests)
@@ -416,7 +421,7 @@ class Server(Keeper):
         error = request.error
         self.log.append(
             start,
-            self._epoch + monotonic_ns() - start,
+            self._epoch + self.monotonic_ns() - start,
             identifier,
             request.offset if connection.holder is None or kind != REQUEST else self._address(connection, request),
             request.length,

@@ -12,7 +12,6 @@ While there is no chain, nobody else writes to a client: then the head answers w
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Sequence
 from itertools import islice
@@ -32,7 +31,6 @@ from memcluster.node.spec import NodeSpec
 from memcluster.node.topology import Topology
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.loop import Loop
-from memcluster.node.transport.peer import is_gone
 
 
 class Head(Taker):
@@ -155,9 +153,9 @@ class Member(Answerer):
             passage.send(Order(LOST, client=order.client))
         else:
             try:
-                self._sockets[order.client] = socket.socket(fileno=os.dup(descriptor))
+                self._sockets[order.client] = self.loop.system.socket_of(self.loop.system.duplicate(descriptor))
             except OSError:  # no descriptor left
-                os.close(descriptor)
+                self.loop.system.close(descriptor)
                 passage.send(Order(LOST, client=order.client))
             else:
                 self._next.passage.hand(order, descriptor)
@@ -202,7 +200,7 @@ class Member(Answerer):
         if order.command not in CHANGING or order.identifier == self._newest:
             return False
         sock = self._sockets.get(order.client)
-        return sock is None or is_gone(sock)
+        return sock is None or self.loop.system.is_gone(sock)
 
     def _expected(self, order: Order) -> int:
         """Bytes that come along with an order: of a read from those before, of a write for those from here on."""

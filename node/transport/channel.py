@@ -127,4 +127,4 @@ class HandedChannel(Channel):
 
     def take_socket(self) -> socket.socket | None:
         """The socket that came first and was not taken; None if the system had no descriptor left for it."""
-        return socket.socket(fileno=self._handed.popleft()) if self._handed else None
+        return self.loop.system.socket_of(self._handed.popleft()) if self._handed else None

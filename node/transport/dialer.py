@@ -55,7 +55,7 @@ class Dialer:
             if self._key is not None:
                 self._introduction = introduce(self._loop, self.address, self._key, self._met, self.lost)
                 return
-            sock = connecting(self.address)
+            sock = connecting(self._loop.system, self.address)
         except OSError as error:  # no descriptors left, perhaps: there may be one the next time
             self.lost(error.strerror or str(error))
             return

@@ -4,7 +4,6 @@ for those who have not proved themselves yet: anybody can take one of these, and
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Collection
 
@@ -99,7 +98,8 @@ def introduce(
         else:
             met(introduction.sock)
 
-    introduction = Introduction(loop, connecting(address), Opener(key, os.urandom(NONCE_SIZE)), over)
+    sock = connecting(loop.system, address)
+    introduction = Introduction(loop, sock, Opener(key, loop.system.random(NONCE_SIZE)), over)
     return introduction
 
 
@@ -132,7 +132,7 @@ class Doorkeeper:
         """Somebody has connected."""
         if len(self._waiting) >= PLACES:
             next(iter(self._waiting)).lose(f"no proof, and {PLACES} others came after it")
-        side = Server(self._secret, self._node, os.urandom(NONCE_SIZE))
+        side = Server(self._secret, self._node, self._loop.system.random(NONCE_SIZE))
         introduction = Introduction(self._loop, sock, side, lambda reason: self._over(introduction, side, reason))
         self._waiting[introduction] = self._loop.awake()
         introduction.begin()

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import os
 import select
-import selectors
 import signal
 import socket
 from collections.abc import Callable
-from time import monotonic
+from contextlib import suppress
 from types import FrameType
 from typing import Final, Protocol
 
 from memcluster.node.native import mypyc_attr
+from memcluster.node.transport.system import KERNEL, System
 
-READ: Final = selectors.EVENT_READ
-WRITE: Final = selectors.EVENT_WRITE
+READ: Final = 1
+WRITE: Final = 2
+_EVENTS: Final = (0, select.EPOLLIN, select.EPOLLOUT, select.EPOLLIN | select.EPOLLOUT)
+"""What epoll is asked for, by the mask of the two."""
 EVENTS_A_TURN: Final = 64
 """Sources dealt with in one turn, at most; epoll hands out the others in the next ones."""
 LONGEST_WAIT: Final = 86400.0
@@ -54,7 +55,7 @@ class Timer:
         self.call = None
 
     def __repr__(self) -> str:
-        return f"<Timer {'cancelled' if self.call is None else f'due in {self.due - monotonic():.3f} s'}>"
+        return f"<Timer {'cancelled' if self.call is None else f'due at {self.due:.3f} s'}>"
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -64,11 +65,11 @@ class Loop:
     `turns` counts the turns made: a supervisor that sees it grow knows that the process makes progress.
     """
 
-    def __init__(self) -> None:
-        self._selector = selectors.EpollSelector()
-        # The selector keeps the sources; they are asked for without it: its `select` makes objects, at 1.2 us a turn.
-        self._epoll = select.epoll.fromfd(os.dup(self._selector.fileno()))
-        self.wait: Wait = self._epoll.poll
+    def __init__(self, system: System = KERNEL) -> None:
+        self.system = system
+        self._monotonic = system.monotonic
+        self._poller = system.poller()
+        self.wait: Wait = self._poller.poll
         """How it waits; others may put their own way around this one."""
         self._watched: dict[int, tuple[Callable[[int], None], int]] = {}
         self._fresh: set[int] = set()  # watched since this turn began, perhaps under a number that was another's
@@ -102,28 +103,29 @@ class Loop:
         descriptor = _descriptor(source)
         known = self._watched.get(descriptor)
         if known is None:
-            self._selector.register(descriptor, mask)
+            self._poller.register(descriptor, _EVENTS[mask])
             self._fresh.add(descriptor)
         elif known[1] != mask:
-            self._selector.modify(descriptor, mask)
+            self._poller.modify(descriptor, _EVENTS[mask])
         self._watched[descriptor] = ready, mask
 
     def unwatch(self, source: Source) -> None:
         """Stop watching; no error if it was not watched. To be called before the source is closed."""
         if self._watched.pop(descriptor := _descriptor(source), None) is not None:
-            self._selector.unregister(descriptor)
+            with suppress(OSError):  # it was closed before
+                self._poller.unregister(descriptor)
 
     # -- time --------------------------------------------------------------------------------------------------------
 
     def after(self, seconds: float, call: Callable[[], None]) -> Timer:
         """Call once, `seconds` from now."""
-        timer = Timer(monotonic() + seconds, call)
+        timer = Timer(self._monotonic() + seconds, call)
         heapq.heappush(self._timers, (timer.due, next(self._order), timer))
         return timer
 
     def awake(self) -> float:
         """Seconds from any time, without those in which this process did not run."""
-        return monotonic() - self.missed / 1e9
+        return self._monotonic() - self.missed / 1e9
 
     def slow(self, seconds: float) -> None:
         """Have `lag` be this from now on; what is held up goes on at once."""
@@ -145,6 +147,13 @@ class Loop:
     def soon(self, call: Callable[[], None]) -> None:
         """Call once at the end of this turn."""
         self._soon.append(call)
+
+    @property
+    def wake(self) -> float | None:
+        """When there is something to do without any source, by the monotonic clock; None: never."""
+        if self._soon:
+            return 0.0
+        return self._timers[0][0] if self._timers else None
 
     # -- signals -----------------------------------------------------------------------------------------------------
 
@@ -179,12 +188,17 @@ class Loop:
         """Let `run` return at the end of this turn."""
         self._stopped = True
 
+    @property
+    def stopped(self) -> bool:
+        """No other turn is to come."""
+        return self._stopped
+
     def turn(self, timeout: float | None = None) -> None:
         """Wait for something to do, at most `timeout` seconds, and do it."""
         if self._soon:
             timeout = 0
         elif self._timers:
-            until_timer = self._timers[0][0] - monotonic()
+            until_timer = self._timers[0][0] - self._monotonic()
             if timeout is None or until_timer < timeout:
                 timeout = 0 if until_timer < 0 else until_timer if until_timer < LONGEST_WAIT else LONGEST_WAIT
         self.turns += 1
@@ -200,7 +214,7 @@ class Loop:
                 ready(READ)
             else:  # an error or the other side's end makes a source ready for whatever is asked of it
                 ready(mask & ((READ if events & ~select.EPOLLOUT else 0) | (WRITE if events & ~select.EPOLLIN else 0)))
-        if self._timers and self._timers[0][0] <= monotonic():
+        if self._timers and self._timers[0][0] <= self._monotonic():
             self._run_timers()
         if self._soon:
             calls, self._soon = self._soon, []
@@ -208,7 +222,7 @@ class Loop:
                 call()
 
     def _run_timers(self) -> None:
-        now = monotonic()
+        now = self._monotonic()
         late = now - self._timers[0][0]
         if late > LATE:
             self.missed += int(late * 1e9)
@@ -223,8 +237,7 @@ class Loop:
             signal.set_wakeup_fd(-1)
             for end in self._wakeup:
                 end.close()
-        self._epoll.close()
-        self._selector.close()
+        self._poller.close()
 
 
 def _descriptor(source: Source) -> int:

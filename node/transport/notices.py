@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 from memcluster.node.nbd.printable import printable
+from memcluster.node.transport.system import System
 
 MOST = 1000
 """Lines of one process: whoever sends rubbish must not fill the disk."""
@@ -14,7 +12,8 @@ MOST = 1000
 class Notices:
     """Of the node of this name."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, system: System, node: str) -> None:
+        self._system = system
         self._node = node
         self._count = 0
 
@@ -22,7 +21,4 @@ class Notices:
         self._count += 1
         if self._count <= MOST:
             last = "; this was the last of these lines" if self._count == MOST else ""
-            try:
-                os.write(sys.stderr.fileno(), f"{self._node}: {printable(text)}{last}\n".encode())
-            except OSError:
-                pass  # the disk is full: no reason to stop serving
+            self._system.complain(f"{self._node}: {printable(text)}{last}\n".encode())

@@ -8,6 +8,7 @@ import errno
 import socket
 
 from memcluster.node.transport.address import Address
+from memcluster.node.transport.system import System
 
 LOST_AFTER = 60
 """Seconds after which the other side of a connection is taken for gone: it does not answer, or takes nothing."""
@@ -20,9 +21,9 @@ OPTIONS = (
 )
 
 
-def connecting(address: Address) -> socket.socket:
+def connecting(system: System, address: Address) -> socket.socket:
     """A socket on its way to `address`; whether it arrives shows in what is sent or received there. Raises OSError."""
-    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    sock = system.make_socket(address.family, socket.SOCK_STREAM)
     sock.setblocking(False)
     try:
         sock.connect(address.sockaddr)

@@ -1,0 +1,367 @@
+"""A simulated process: its descriptors, what it needs of the system, its turns on its loop, and how it ends.
+
+A process runs when something is ready for it, a moment later than it could: the dice say how much. Each of its calls
+of the system is a step, and it may be killed at any step: within a gathered send, or when the bytes are in the shard
+and the record is not in the log. What it has mapped then stays as it is, and the kernel closes its descriptors.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from collections.abc import Callable
+from typing import Any, cast
+
+from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.system import Poller
+from memcluster.simulator.sockets import UNIX, Datagrams, Description, Listener, Socket, Stream, failure, make_name
+from memcluster.simulator.world import US, World
+
+SEND_BUFFERS = (4 << 10, 64 << 10, 1 << 20)
+RECEIVE_BUFFERS = (4 << 10, 32 << 10, 256 << 10)
+BACKLOG = 64
+DELAY = 40 * US
+"""Until a process runs that has something to do, at most; sometimes ten times of it."""
+
+
+class Killed(BaseException):
+    """It is over, between two steps: no handler of the process may see this."""
+
+
+class Process:
+    """One process of the world. Who makes it gives it a loop, with `system`, and sees to what is left of it: `ended` is
+    called once, with why (nothing, if its loop was stopped)."""
+
+    def __init__(self, world: World, name: str, ended: Callable[[str], None]) -> None:
+        self.world = world
+        self.name = name
+        self.system = System(self)
+        self.loop = Loop(self.system)
+        self.alive = True
+        self.stopped = False
+        """By a signal, until it is sent another."""
+        self.slow = 0
+        """ns by which each of its turns comes later."""
+        self.steps = 0
+        self.dies_at = -1
+        """The step at which it is killed."""
+        self.at_exit: Callable[[], None] = lambda: None
+        """Called when its loop was stopped."""
+        self._ended = ended
+        self._descriptors: dict[int, Description] = {}
+        self._due = -1
+
+    def __repr__(self) -> str:
+        state = "dead" if not self.alive else "stopped" if self.stopped else "alive"
+        return f"<Process {self.name} {state}, step {self.steps}, {len(self._descriptors)} descriptors>"
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """A call of the system."""
+        self.steps += 1
+        if self.steps == self.dies_at:
+            raise Killed
+
+    def portion(self, count: int) -> int:
+        """How much of what could be sent or received is: often all of it, but not none."""
+        roll = self.world.dice.roll()
+        if roll > 0.2 or count < 2:
+            return count
+        return 1 + int(roll * 5 * (count - 1)) if roll > 0.02 else 1
+
+    def note(self, what: str) -> None:
+        self.world.note(f"{self.name} {what}")
+
+    def next_port(self) -> int:
+        self.world.port += 1
+        return self.world.port
+
+    # -- turns -------------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """There is something to do: now, and a moment later it runs."""
+        if 0 <= self._due - self.world.now <= DELAY:
+            return
+        delay = self.world.dice.below(DELAY)
+        if delay > DELAY * 0.95:
+            delay *= 10
+        self._turn_at(self.world.now + 1 * US + delay + self.slow)
+
+    def _turn_at(self, time: int) -> None:
+        if self.alive and (self._due < 0 or time < self._due):
+            self._due = time
+            self.world.at(time, lambda: self._turn(time))
+
+    def _turn(self, time: int) -> None:
+        if time != self._due or not self.alive:
+            return  # another turn was sooner
+        self._due = -1
+        if not self.stopped:
+            self.run(self.loop.turn)
+
+    def run(self, call: Callable[[], object]) -> None:
+        """Have the process do something, then what follows from it."""
+        if not self.alive:
+            return
+        self._do(call)
+        if not self.alive:
+            return
+        if self.loop.stopped:
+            self._do(self.at_exit)
+            self.end("")
+        elif self.system.is_anything_ready():
+            self.wake()
+        else:
+            self._sleep()
+
+    def _do(self, call: Callable[[], object]) -> None:
+        self.world.inside = self
+        try:
+            call()
+        except Killed:
+            self.end("killed")
+        except Exception as error:  # as a process goes that does not understand itself
+            where = error.__traceback__
+            while where is not None and where.tb_next is not None:
+                where = where.tb_next
+            line = f"{where.tb_frame.f_code.co_filename.rpartition('/')[2]}:{where.tb_lineno}" if where else ""
+            self.end(f"{type(error).__name__}: {error} ({line})")
+        finally:
+            self.world.inside = None
+
+    def _sleep(self) -> None:
+        """Run when the next timer is due."""
+        wake = self.loop.wake
+        if wake is not None:
+            time = max(int(wake * 1e9) + 1, self.world.now + 1 * US)
+            self._turn_at(time + self.slow)
+
+    # -- signals -----------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """SIGSTOP."""
+        if self.alive:
+            self.note("is stopped")
+            self.stopped = True
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        if self.alive and self.stopped:
+            self.note("goes on")
+            self.stopped = False
+            self.wake()
+
+    def end(self, why: str) -> None:
+        """It is gone, whatever it was at; the kernel takes back what it had."""
+        if not self.alive:
+            return
+        self.note(f"ends: {why or 'at its end'}")
+        self.alive = False
+        self.system.forget_all()
+        descriptors, self._descriptors = self._descriptors, {}
+        for description in descriptors.values():
+            description.release()
+        self._ended(why)
+
+    # -- descriptors -------------------------------------------------------------------------------------------------
+
+    def give_descriptor(self, description: Description) -> int:
+        """The least number that is free."""
+        number = 3
+        while number in self._descriptors:
+            number += 1
+        self._descriptors[number] = description
+        description.hold()
+        return number
+
+    def description(self, descriptor: int) -> Description:
+        """Raises OSError."""
+        if descriptor not in self._descriptors:
+            raise failure(errno.EBADF)
+        return self._descriptors[descriptor]
+
+    def close(self, descriptor: int) -> None:
+        if not self.alive:
+            return
+        self.step()
+        description = self.description(descriptor)
+        del self._descriptors[descriptor]
+        self.note(f"closes {descriptor}")
+        description.release()
+
+    @property
+    def descriptors(self) -> int:
+        """How many there are."""
+        return len(self._descriptors)
+
+    # -- files and sockets ---------------------------------------------------------------------------------------------
+
+    def allocate(self, file: int, offset: int, length: int) -> None:
+        """Raises OSError."""
+        self.step()
+        os.posix_fallocate(file, offset, length)
+
+    def stream(self, family: int) -> Stream:
+        dice = self.world.dice
+        return Stream(
+            self.world,
+            family,
+            send_buffer=SEND_BUFFERS[dice.below(3)],
+            receive_buffer=RECEIVE_BUFFERS[dice.below(3)],
+        )
+
+    def listen(self, address: str | tuple[str, int]) -> Socket:
+        """A listening socket: a path, or a host and a port (0: any)."""
+        family = UNIX if isinstance(address, str) else socket.AF_INET
+        name: Any = address
+        if isinstance(address, str):
+            make_name(address)
+        elif not address[1]:
+            name = (address[0], self.next_port())
+        listener = Listener(self.world, family, name, lambda: self.stream(family), BACKLOG)
+        self.world.names[name] = listener
+        return Socket(self, listener)
+
+    def pair(self) -> tuple[Socket, Socket]:
+        """Two ends of a unix stream."""
+        one, other = self.stream(UNIX), self.stream(UNIX)
+        one.peer, other.peer = other, one
+        return Socket(self, one), Socket(self, other)
+
+
+class System:
+    """What memcluster.node.transport.system.System asks for, for one process."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._world = process.world
+        self._pollers: list[_Poller] = []
+
+    def monotonic(self) -> float:
+        self._process.step()
+        return self._world.tick() / 1e9
+
+    def monotonic_ns(self) -> int:
+        self._process.step()
+        return self._world.tick()
+
+    def poller(self) -> Poller:
+        made = _Poller(self._process)
+        self._pollers.append(made)
+        return made
+
+    def make_socket(self, family: int, kind: int) -> socket.socket:
+        self._process.step()
+        made = Datagrams(self._world) if kind == socket.SOCK_DGRAM else self._process.stream(family)
+        return cast(socket.socket, Socket(self._process, made))
+
+    def socket_of(self, descriptor: int) -> socket.socket:
+        made = Socket(self._process, self._process.description(descriptor))
+        self._process.close(descriptor)
+        return cast(socket.socket, made)
+
+    def duplicate(self, descriptor: int) -> int:
+        self._process.step()
+        return self._process.give_descriptor(self._process.description(descriptor))
+
+    def close(self, descriptor: int) -> None:
+        self._process.close(descriptor)
+
+    def is_gone(self, sock: socket.socket) -> bool:
+        self._process.step()
+        found = self._process.description(sock.fileno())
+        assert isinstance(found, Stream)
+        return found.is_gone()
+
+    def random(self, count: int) -> bytes:
+        self._process.step()
+        return self._world.dice.bits(8 * count).to_bytes(count, "little")
+
+    def allocate(self, file: int, offset: int, length: int) -> None:
+        self._process.allocate(file, offset, length)
+
+    def complain(self, line: bytes) -> None:
+        self._process.note(f"says {line.decode(errors='replace').strip()}")
+
+    def is_anything_ready(self) -> bool:
+        return any(poller.is_anything_ready() for poller in self._pollers)
+
+    def forget_all(self) -> None:
+        for poller in self._pollers:
+            poller.close()
+
+
+class _Poller:
+    """As epoll: who may be ready stands in a list, and leaves it when it is found not to be."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._world = process.world
+        self._watched: dict[int, tuple[Description, Callable[[], None], int]] = {}
+        self._maybe: dict[int, None] = {}
+
+    def register(self, descriptor: int, events: int) -> None:
+        description = self._process.description(descriptor)
+
+        def changed() -> None:
+            self._look(descriptor)
+
+        self._watched[descriptor] = description, changed, events
+        description.watchers.append(changed)
+        self._look(descriptor)
+
+    def modify(self, descriptor: int, events: int) -> None:
+        description, changed, _ = self._watched[descriptor]
+        self._watched[descriptor] = description, changed, events
+        self._look(descriptor)
+
+    def unregister(self, descriptor: int) -> None:
+        found = self._watched.pop(descriptor, None)
+        self._maybe.pop(descriptor, None)
+        if found is None:
+            raise failure(errno.ENOENT)
+        found[0].watchers.remove(found[1])
+
+    def close(self) -> None:
+        for descriptor in list(self._watched):
+            self.unregister(descriptor)
+
+    def poll(self, timeout: float | None, most: int) -> list[tuple[int, int]]:
+        self._process.step()
+        found = self._ready()
+        if not found and timeout != 0 and self._world.inside is None:  # nobody else makes the world turn
+            until = self._world.now + (1 << 62 if timeout is None else int(timeout * 1e9))
+            while not found and (due := self._world.next) is not None and due <= until:
+                self._world.go_on()
+                found = self._ready()
+        if len(found) > 1:
+            first = self._world.dice.below(len(found))
+            found = found[first:] + found[:first]
+        return found[:most]
+
+    def is_anything_ready(self) -> bool:
+        return bool(self._ready())
+
+    def _ready(self) -> list[tuple[int, int]]:
+        found = []
+        for descriptor in list(self._maybe):
+            description, _, mask = self._watched[descriptor]
+            events = description.ready() & (mask | _ALWAYS)
+            if events:
+                found.append((descriptor, events))
+            else:
+                del self._maybe[descriptor]
+        return found
+
+    def _look(self, descriptor: int) -> None:
+        description, _, mask = self._watched[descriptor]
+        if description.ready() & (mask | _ALWAYS):
+            self._maybe[descriptor] = None
+            if self._world.inside is not self._process:
+                self._process.wake()
+
+
+_ALWAYS = select.EPOLLERR | select.EPOLLHUP

@@ -1,0 +1,96 @@
+"""The simulated world: virtual time, what happens when, the dice, and the trace of it all.
+
+Everything that the real world leaves to chance is drawn from one seed, in one order, so that a seed is a run: on
+another machine, with another version of Python, byte for byte. Time moves when something happens, and a little with
+each look at a clock, so that no two looks show the same. Nothing here knows a socket or a role.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from hashlib import blake2b
+from random import Random
+
+US, MS, S = 1_000, 1_000_000, 1_000_000_000
+"""Nanoseconds of them."""
+BEGINNING = 1_000 * S
+TICK = 97
+"""ns that pass between two looks at a clock, at least."""
+
+
+class Dice:
+    """Chance. Only what gives the same numbers in every version of Python is asked of its generator."""
+
+    def __init__(self, seed: int) -> None:
+        generator = Random(seed)
+        self.bits = generator.getrandbits
+        self.roll = generator.random
+        """From 0 up to 1."""
+
+    def below(self, end: int) -> int:
+        """A number from 0 on, below `end`."""
+        return int(self.roll() * end)
+
+    def between(self, first: int, last: int) -> int:
+        return first + int(self.roll() * (last - first + 1))
+
+    def chance(self, part: float) -> bool:
+        return self.roll() < part
+
+
+class World:
+    """`now` is the monotonic clock of all processes, in ns; `trace` has a line for each thing that happened."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.dice = Dice(seed)
+        self.now = BEGINNING
+        self.trace: list[str] = []
+        self.names: dict[object, object] = {}
+        """What listens, or takes datagrams, by its address."""
+        self.port = 40_000
+        """The last one given to a socket that asked for none."""
+        self.inside: object = None
+        """The process that runs."""
+        self._events: list[tuple[int, int, Callable[[], None]]] = []
+        self._order = 0
+
+    def __repr__(self) -> str:
+        return f"<World {self.seed} at {(self.now - BEGINNING) / S:.6f} s, {len(self._events)} events to come>"
+
+    def tick(self) -> int:
+        """Somebody looks at the clock."""
+        self.now += TICK
+        return self.now
+
+    def note(self, line: str) -> None:
+        """Something happened."""
+        self.trace.append(f"{self.now - BEGINNING} {line}")
+
+    def at(self, time: int, call: Callable[[], None]) -> None:
+        """Call when it is that time; what is due at the same time comes in the order in which it was asked for."""
+        self._order += 1
+        heapq.heappush(self._events, (time, self._order, call))
+
+    def after(self, delay: int, call: Callable[[], None]) -> None:
+        """Call in so many ns."""
+        self.at(self.now + delay, call)
+
+    @property
+    def next(self) -> int | None:
+        """When the next thing happens, if anything does."""
+        return self._events[0][0] if self._events else None
+
+    def go_on(self) -> bool:
+        """Let the next thing happen; false if there is none."""
+        if not self._events:
+            return False
+        time, _, call = heapq.heappop(self._events)
+        self.now = max(self.now, time)
+        call()
+        return True
+
+    def digest(self) -> str:
+        """Of all that has happened."""
+        return blake2b("\n".join(self.trace).encode(), digest_size=16).hexdigest()
