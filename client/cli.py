@@ -120,11 +120,16 @@ def _cluster_lines(cluster: dict[str, Any]) -> Iterator[str]:
     words = f"stripes of {format_size(layout['stripe'])}" if "stripe" in layout else said(layout, "kind")
     shape = f"{said(cluster, 'topology')}, fan-out {said(cluster, 'fan_out')}, {words}"
     yield f"  cluster {said(cluster, 'cluster')}: {shape}"
+    rows = []
     for server in cluster["servers"]:
+        holds = server.get("memory", 0)
         where = "{:#x}-{:#x}".format(*server["range"]) if server.get("range") else "striped"
+        names = (said(server, "name"), said(server, "role"), said(server, "address"))
+        rows.append((*names, format_size(holds) if holds else "-", where if holds else "-"))
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, role, address, memory, where in rows:
         yield (
-            f"    {said(server, 'name'):<9} {said(server, 'role'):<10} {said(server, 'address'):<22} "
-            f"{format_size(server.get('memory', 0)):>9}  {where}"
+            f"    {name:<{sizes[0]}}  {role:<{sizes[1]}}  {address:<{sizes[2]}}  {memory:>{sizes[3]}}  {where}"
         )
 
 
@@ -173,7 +178,7 @@ def copy_command(
 
     \b
     memclient copy disk.img memory:          a file into the memory
-    memclient copy memory:64KiB - | xxd      the memory, from an offset on, to a pipe
+    memclient copy memory:64KiB - | xxd      from an offset on, to a pipe
     memclient copy memory: nbd://host:10809  one memory into another
     """
     with contextlib.ExitStack() as stack:

@@ -30,14 +30,14 @@ def fault(
     these, all for every node, or owner:OFFSET, the server that holds a byte.
 
     \b
-    memcluster fault pause server1 --for 5s     stop a process, and let it go on
-    memcluster fault kill owner:0x100000        kill -9; with --for it stays down so long
-    memcluster fault slow server --delay 20ms
+    memcluster fault pause server1 --for 5s     stop a process for 5 s
+    memcluster fault kill owner:0x100000        kill -9; with --for, down so long
+    memcluster fault slow server --delay 20ms   let each reply wait
     memcluster fault partition server0 server2  cut the link between two
-    memcluster fault hang server1               its loop stops turning: the supervisor finds out
+    memcluster fault hang server1               its loop stops turning
     memcluster fault resume server1             end every fault of a node
     memcluster fault resume all                 end every fault
-    memcluster fault list                       what is in force, and for how long
+    memcluster fault list                       what is in force, how long
     """
     if kind == "list":
         _list(file, targets, as_json)
@@ -59,7 +59,8 @@ def fault(
 
 def _list(file: Path, targets: tuple[str, ...], as_json: bool) -> None:
     from memcluster.launcher.fault import faults
-    from memcluster.launcher.statusview import fault_words
+    from memcluster.launcher.statusview import fault_sentences
+    from memcluster.launcher.table import folded, width_of
 
     if targets:
         raise click.UsageError("list takes no target")
@@ -67,7 +68,5 @@ def _list(file: Path, targets: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    for each in found:
-        click.echo(printable(fault_words(each)))
-    if not found:
-        click.echo("no fault is in force")
+    for sentence in fault_sentences(found) or ["no fault is in force"]:
+        click.echo(folded(printable(sentence), width_of()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,6 +66,12 @@ def stopped_logs(status: dict[str, Any]) -> list[str]:
         for node in status["nodes"]
         if node.get("log_trouble")
     ]
+
+
+def listed(words: Sequence[str]) -> str:
+    """`one`, `one and other`, `one, other and third`."""
+    *before, last = words
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def format_uptime(seconds: float) -> str:

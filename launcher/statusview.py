@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from memcluster.client.discover import command
-from memcluster.launcher.output import format_bytes, format_uptime, stopped_logs
+from memcluster.launcher.output import format_bytes, format_uptime, listed, stopped_logs
 from memcluster.launcher.table import coloured, folded, table
 from memcluster.node.nbd.printable import printable_all
 
@@ -30,6 +31,8 @@ IMPORTANCE = (
     "ROLE", "ADDRESS", "RANGE", "CLIENTS", "RESTARTS", "PID", "UPTIME", "REQUESTS", "READY", "RSS", "CPU%"
 )  # fmt: skip
 """Which column stays longest where there is no room for all; NAME and STATE are always there."""
+OWN_SOCKET = r"^unix:/dev/shm/memcluster-[^/]*/"
+"""Where nobody but the cluster's own is let in; `--json` has the whole path."""
 COLOURS = {"ready": "green", "failed": "red", "exited": "red"}
 DOING = {"pause": "paused", "kill": "killed", "slow": "slow", "hang": "hanging"}
 
@@ -55,10 +58,11 @@ def verdict(status: dict[str, Any]) -> str:
         return f"{head}: {status['problem']}"
     if status["state"] == "stopped":
         return f"{head}; `{command(Path(status['file']), 'up')}` starts it"
+    told = {(name, DOING.get(fault["kind"])) for fault in faults for name in fault["nodes"]}
     reasons = [
         f"{node['name']} is {node['state']}" + (f" ({node['reason']})" if node.get("reason") else "")
         for node in status["nodes"]
-        if not node["ready"]
+        if not node["ready"] and (node["name"], node["state"]) not in told
     ]
     reasons += [f"{sentence}, the service goes on" for sentence in stopped_logs(status)]
     for name, problem in (("no_space", "requests found no room"), ("records_lost", "log records were not written")):
@@ -67,22 +71,30 @@ def verdict(status: dict[str, Any]) -> str:
     if down := [node["name"] for node in status["nodes"] if node["state"] == "stopped"]:
         reasons.append(f"`{command(Path(status['file']), ' '.join(['start', *down]))}` ends that")
     if faults:
-        reasons += map(fault_words, faults)
+        reasons += fault_sentences(faults)
         reasons.append(f"`{command(Path(status['file']), 'fault resume all')}` ends what was done on purpose")
     served = f"{status['topology']}, {_servers(status)}, {format_bytes(status['memory'])}"
     return f"{head}: {served} at {status['uri']}" + (f"; {', '.join(reasons)}" if reasons else "")
 
 
-def fault_words(fault: dict[str, Any]) -> str:
-    """A fault in force, as a sentence has it: `server1 is slow (50 ms a reply, 12.0s left)`."""
-    names, left = fault["nodes"], fault["left_s"]
-    until = "until it is resumed" if left is None else f"{format_uptime(left)} left"
-    if fault["kind"] == "hang" and left is None:
-        until = "until it is found and ended"
-    if fault["kind"] == "partition":
-        return f"{' and '.join(names)} are cut off from each other ({until})"
-    pace = f"{fault['delay_s'] * 1000:g} ms a reply, " if fault["kind"] == "slow" else ""
-    return f"{names[0]} is {DOING[fault['kind']]} ({pace}{until})"
+def fault_sentences(faults: list[dict[str, Any]]) -> list[str]:
+    """Faults in force, as sentences have them: `server1 is slow (50 ms a reply, 12.0s left)`. What was done alike to
+    several nodes is one."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for fault in faults:
+        kind, left, names = fault["kind"], fault["left_s"], fault["nodes"]
+        until = "until it is resumed" if left is None else f"{format_uptime(left)} left"
+        if kind == "hang" and left is None:
+            until = "until it is found and ended"
+        pace = f"{fault['delay_s'] * 1000:g} ms a reply, " if kind == "slow" else ""
+        cut = listed(names) if kind == "partition" else ""  # each cut is a sentence of its own
+        alike.setdefault((cut or kind, f"({pace}{until})"), []).extend(names)
+    return [
+        f"{what} are cut off from each other {until}"
+        if what not in DOING
+        else f"{listed(names)} {'is' if len(names) == 1 else 'are'} {DOING[what]} {until}"
+        for (what, until), names in alike.items()
+    ]
 
 
 def _servers(status: dict[str, Any]) -> str:
@@ -114,6 +126,8 @@ def _cell(status: dict[str, Any], column: str, node: dict[str, Any]) -> str:
     match column:
         case "STATE":
             return state_words(status, node)
+        case "ADDRESS":
+            return re.sub(OWN_SOCKET, "unix:…/", value) if value else "-"
         case "READY":
             return "yes" if value else "no"
         case "RANGE":

@@ -100,6 +100,16 @@ def test_info_describes_a_cluster(make_cluster):
     assert cluster.memclient("read", str(border - 3), "6").stdout == b"border"
 
 
+@pytest.mark.parametrize("topology", ["dispatcher", "client-routed"])
+def test_info_stands_in_columns(make_cluster, topology):
+    """However long an address is; who owns nothing has no part of the memory."""
+    cluster = make_cluster(topology=topology, layout={"stripe": "64KiB"}, memory="1MiB")
+    lines = cluster.memclient("info").stdout.decode().splitlines()
+    rows = [line for line in lines if line.startswith("    server")]
+    assert len({len(row.removesuffix("striped").removesuffix("-")) for row in rows}) == 1
+    assert [row.split()[-2:] for row in rows if "dispatcher" in row] == [["-", "-"]] * (topology == "dispatcher")
+
+
 def test_what_write_writes_read_reads(memclient, tmp_path):
     """DATA is text in UTF-8; sizes may be hexadecimal or have units; -o names a file."""
     memclient("write", "0x1000", "grüße", "--fua")

@@ -348,6 +348,22 @@ def test_faults_in_force_are_visible(make_cluster):
     assert b"on purpose" not in cluster.command("status").stdout
 
 
+def test_what_was_done_alike_to_many_is_one_sentence(make_cluster):
+    """And nobody is said to be paused twice."""
+    cluster = make_cluster()
+    cluster.command("fault", "slow", "server", "--delay", "1ms")
+    cluster.command("fault", "pause", "logger1")
+    sentences = [
+        "server0, server1 and server2 are slow (1 ms a reply, until it is resumed)",
+        "logger1 is paused (until it is resumed)",
+    ]
+    assert cluster.command("fault", "list").stdout.decode().splitlines() == sentences
+    last = cluster.command("status", check=False).stdout.decode().splitlines()[-1]
+    assert "with 4 faults on purpose" in last
+    assert all(sentence in last for sentence in sentences)
+    assert last.count("logger1 is paused") == 1
+
+
 def test_a_fault_of_a_process_is_over_with_it(make_cluster):
     """Who was paused or kept down is a new process afterwards: nothing is told of the old one."""
     cluster = make_cluster()

@@ -129,6 +129,16 @@ def test_without_a_verb_the_help_is_an_error(words):
     assert b"Usage: mem" in done.stderr
 
 
+@pytest.mark.parametrize("program", [memcluster, memclient])
+def test_help_fits_80_columns(program):
+    """Examples, too, which are not folded."""
+    context = click.Context(program, info_name="program", terminal_width=80)
+    for name in program.list_commands(context):
+        command = program.get_command(context, name)
+        shown = command.get_help(click.Context(command, context, name, terminal_width=80)).splitlines()
+        assert [line for line in shown if len(line) > 80] == [], name
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_of_both_programs(shell, tmp_path):
     script = run(*memcluster_command("completion", shell), cwd=tmp_path).stdout.decode()

@@ -58,6 +58,18 @@ def test_status_fits_the_terminal(make_cluster, width):
     assert "64KiB stripes" in piped[1]
 
 
+def test_sockets_of_the_clusters_own_leave_room(make_cluster):
+    """Their folder, the same for all, is left out; who asks by --json has the whole path. And a wider terminal shows
+    no less than a narrow one."""
+    cluster = make_cluster(topology="dispatcher")
+    shown = on_terminal(cluster, 100, "status")
+    assert {"ADDRESS", "RANGE", "CLIENTS", "RESTARTS", "PID"} <= set(shown[0].split())
+    assert "unix:…/server1.sock" in shown[2]
+    whole = cluster.status()["nodes"][1]["address"]
+    assert whole.startswith("unix:/dev/shm/")
+    assert whole.endswith("/server1.sock")
+
+
 def test_status_is_coloured_by_state_on_a_terminal_alone(make_cluster):
     """Green is ready, yellow is on its way or broken on purpose."""
     cluster = make_cluster()
