@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 Setting = tuple[str, str]
 """A key of cluster.yaml and its value, as they are written on the command line."""
-TROUBLE = ("gave-up", "died", "failed", "late", "lost", "unresponsive")
+TROUBLE = ("gave-up", "died", "failed", "late", "lost", "unresponsive", "uncollected")
 """Happenings that are told on stderr."""
 
 
@@ -321,7 +321,7 @@ def _printer(file: Path, detach: bool) -> Callable[[dict[str, Any]], None]:
 
     def tell(happening: dict[str, Any]) -> None:
         if line := happening_line(happening, stop_command):
-            stream = sys.stderr if happening["event"] in TROUBLE else sys.stdout
+            stream = sys.stderr if happening["event"] in TROUBLE or "error" in happening else sys.stdout
             if detach:
                 try:
                     click.echo(line, file=stream)

@@ -11,6 +11,7 @@ from typing import Any
 from memcluster.node.nbd.printable import printable_all
 
 GRACEFUL = "exited with status 0"
+UNCOLLECTED = "the merged log was not written: {}; `memcluster logs` shows what is kept"
 
 
 def happening_line(happening: dict[str, Any], stop_command: str) -> str:
@@ -38,9 +39,11 @@ def happening_line(happening: dict[str, Any], stop_command: str) -> str:
             return f"gave up: {text}"
         case "draining":
             return "stopping"
+        case "uncollected":
+            return f"✘ {UNCOLLECTED.format(text)}"
         case "collected":
             if "error" in happening:
-                return f"✘ the merged log was not written: {happening['error']}"
+                return f"✘ {UNCOLLECTED.format(happening['error'])}"
             missing = f"; without {', '.join(happening['missing'])}" if happening["missing"] else ""
             return f"✔ {happening['collected']} log records merged into {happening['path']}{missing}"
         case "gone":

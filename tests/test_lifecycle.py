@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memcluster.launcher.supervision.lifecycle import (
+    COLLECTING,
     EVIDENCE,
     LAST_STAGES,
     Collect,
@@ -83,12 +84,37 @@ def test_the_stop_has_an_order():
     assert without_words(life.stop("now", None, 1)) == [Drain("server0", "now")]
     assert without_words(life.exited("server0", "", 1)) == [Drain("server1", "now"), Drain("server2", "now")]
     assert without_words(life.exited("server2", "", 1)) == []
-    assert without_words(life.exited("server1", "", 1)) == [Collect()]
+    assert without_words(life.exited("server1", "", 1)) == [Collect(COLLECTING * 10)]
     assert life.collected(1) == [Drain("logger1", "now"), Drain("logger2", "now")]
     assert without_words(life.exited("logger1", "", 1)) == []
     assert without_words(life.exited("logger2", "", 1)) == [Drain("logger0", "now")]
     assert without_words(life.exited("logger0", "", 1)) == [Finish(0)]
     assert life.phase is Phase.STOPPED
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_log_that_nobody_merges_is_told(when):
+    """Logger 0 was stopped on purpose, or dies while it writes; of a cluster that never ran no log is expected."""
+    life = running()
+    if when == "before":
+        life.halt("logger0", 0)
+        life.exited("logger0", "killed by SIGKILL", 0)
+    life.stop("now", None, 1)
+    life.exited("server0", "", 1)
+    life.exited("server1", "", 1)
+    actions = life.exited("server2", "", 1)
+    if when == "meanwhile":
+        assert without_words(actions) == [Collect(COLLECTING * 10)]
+        actions = life.exited("logger0", "killed by SIGKILL", 1)
+    assert Say("uncollected", "logger0", "logger0 is not there") in actions
+    assert without_words(actions) == [Drain("logger1", "now"), Drain("logger2", "now")]
+    life = make()
+    life.begin(0)
+    life.broken("logger0", "no room")
+    said = words(life.exited("logger0", "exited with status 1", 1))
+    for name in SERVERS:
+        said += words(life.exited(name, "", 1))
+    assert ("uncollected", "logger0") not in said
 
 
 def test_what_is_late_is_named_and_killed_and_the_log_is_still_collected():
@@ -105,7 +131,7 @@ def test_what_is_late_is_named_and_killed_and_the_log_is_still_collected():
         Drain("server2", "now"),
     ]
     life.exited("server1", "", 105)
-    assert without_words(life.exited("server2", "", 105)) == [Collect()]
+    assert without_words(life.exited("server2", "", 105)) == [Collect(COLLECTING * LAST_STAGES)]
     assert life.wake == 105 + LAST_STAGES
     killed = without_words(life.tick(105 + LAST_STAGES))
     assert killed == [Kill(name) for name in LOGGERS]
@@ -315,7 +341,7 @@ def test_where_every_server_is_a_door_all_of_them_let_their_clients_finish():
     assert without_words(life.stop("finish", None, 1)) == [Drain(name, "finish") for name in SERVERS]
     assert without_words(life.exited("server0", "", 2)) == []
     assert without_words(life.exited("server2", "", 2)) == []
-    assert without_words(life.exited("server1", "", 2)) == [Collect()]
+    assert without_words(life.exited("server1", "", 2)) == [Collect(COLLECTING * 10)]
 
 
 def test_a_node_that_hangs_before_it_is_ready_is_found_too():

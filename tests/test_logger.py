@@ -302,6 +302,22 @@ def test_a_merged_log_that_cannot_be_written_is_told(make_loggers: MakeLoggers) 
     assert answers[0]["error"] == f"{loggers.folder / 'logs' / 'demo.log'}: Not a directory"
 
 
+def test_a_merged_log_that_takes_too_long_is_told(make_loggers: MakeLoggers) -> None:
+    """Nothing half-done is left, and the one of an earlier time stays."""
+    loggers = make_loggers(3)
+    loggers.request(1, 1, 2)
+    path = Path(loggers.specs[0].merged_log)
+    path.parent.mkdir()
+    path.write_text("an earlier log")
+    answers: list[dict[str, Any]] = []
+    loggers.loggers[0].command({"do": "collect", "within": 0.0}, answers.append)
+    loggers.turn_until(lambda: answers)
+    [answer] = answers
+    assert (answer["collected"], answer["error"]) == (0, "it was not done within 0.0 s")
+    assert path.read_text() == "an earlier log"
+    assert os.listdir(path.parent) == [path.name]
+
+
 def test_another_logger_does_not_collect(make_loggers: MakeLoggers) -> None:
     answers: list[dict[str, Any]] = []
     make_loggers(2).loggers[1].command({"do": "collect"}, answers.append)

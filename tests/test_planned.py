@@ -73,8 +73,10 @@ def test_what_is_stopped_is_drawn_as_planned_and_the_cluster_goes_down_with_it(m
     down = {lane["name"]: [planned for _, _, planned in lane["down"]] for lane in json.loads(page[1])["lanes"]}
     assert (down["server1"], down["logger1"], down["server2"]) == ([True], [True], [])
     cluster.command("stop", "server1", "logger0")
-    cluster.down()
+    said = cluster.command("down")
+    assert "the merged log was not written: logger0 is not there; `memcluster logs` shows" in said.stderr.decode()
     assert cluster.left_behind() == []
+    assert "server1  • stopped" in cluster.command("logs").stdout.decode()
 
 
 def test_it_can_be_stopped_whatever_was_done_to_it(make_cluster):

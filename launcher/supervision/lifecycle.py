@@ -27,6 +27,8 @@ from memcluster.launcher.supervision.patience import LAST_STAGES
 
 EVIDENCE = 0.5
 """Seconds a hung process has to show its stack before it is killed."""
+COLLECTING = 0.7
+"""Of the time that is left, for the merged log: the loggers have to end, too."""
 
 
 class State(StrEnum):
@@ -118,7 +120,9 @@ class ShowStack:
 
 @dataclass(frozen=True)
 class Collect:
-    """Let logger 0 write the merged log."""
+    """Let logger 0 write the merged log, unless that takes longer than `within`."""
+
+    within: float | None
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class Probe:
 @dataclass(frozen=True)
 class Say:
     """Tell people what happened: `event` is one of ready, running, hung, died, restarting, failed, gave-up, draining,
-    late, exited, stopped (a node on purpose; without a name the cluster)."""
+    late, exited, uncollected, stopped (a node on purpose; without a name the cluster)."""
 
     event: str
     name: str = ""
@@ -183,6 +187,7 @@ class Lifecycle:
         ]
         self._doors = frozenset(servers[:doors])
         self._mode = "now"
+        self._ran = False
         self._deadline: float | None = None
         self._last_deadline: float | None = None
 
@@ -224,7 +229,7 @@ class Lifecycle:
     def probed(self) -> list[Action]:
         """The cluster answered as a client expects."""
         if self.phase is Phase.STARTING:
-            self.phase = Phase.RUNNING
+            self.phase, self._ran = Phase.RUNNING, True
             return [Say("running")]
         return []
 
@@ -430,9 +435,12 @@ class Lifecycle:
 
     def _enter_stage(self, now: float) -> list[Action]:
         """Begin the first stage that has something to do."""
+        said: list[Action] = []
         if self._collecting:
             if all(self.nodes[name].state is State.READY for name in self._current()):
-                return [Collect()]
+                ends = [time for time in (self._deadline, self._last_deadline) if time is not None]
+                return [Collect(COLLECTING * max(0.0, min(ends) - now) if ends else None)]
+            said = self._uncollected()
             del self._stages[0]
         actions: list[Action] = []
         for name in self._alive():
@@ -440,18 +448,23 @@ class Lifecycle:
             if node.state is not State.HUNG:  # that one is killed when it is due
                 node.state = State.STOPPING
             actions.append(Drain(name, self._mode if name in self._doors else "now"))
-        return actions or self._advance(now)
+        return [*said, *(actions or self._advance(now))]
+
+    def _uncollected(self) -> list[Action]:
+        """Logger 0 is not there to write the merged log; of a cluster that never ran nobody expects one."""
+        return [Say("uncollected", name, f"{name} is not there") for name in self._current() if self._ran]
 
     def _advance(self, now: float) -> list[Action]:
         """Go on if everything of the present stage is gone."""
         if self._alive():
             return []
+        said = self._uncollected() if self._collecting else []
         del self._stages[:1]
         if self._finishing:  # the clients are gone: the rest has the time of any stop
             self._mode, self._deadline = "now", now + self._stop_timeout
             self._restart_no_more()
         if self._stages:
-            return self._enter_stage(now)
+            return [*said, *self._enter_stage(now)]
         if self.phase is Phase.STOPPED:
             return []
         self.phase = Phase.STOPPED

@@ -225,8 +225,8 @@ class Supervisor:
                     self.children[name].kill()
                 case lifecycle.ShowStack(name):
                     self.children[name].signal(signal.SIGUSR1)
-                case lifecycle.Collect():
-                    self.children["logger0"].ask({"do": "collect"}, self._collected)
+                case lifecycle.Collect(within):
+                    self.children["logger0"].ask({"do": "collect", "within": within}, self._collected)
                 case lifecycle.Probe():
                     Probe(self.loop, self._probe, self.makeup.questions(), self._probed)
                 case lifecycle.Say(event, name, text):

@@ -21,9 +21,12 @@ from memcluster.node.transport.loop import Loop
 COLLECTED = 600_000
 """Records in the merged log that is written at the stop, at most: some 3 s of the time that a stop may take."""
 
+LATE = "it was not done within {:.1f} s"
+
 
 class Collection:
-    """Writes the merged log to a file, as text; the file has its name only when it is whole."""
+    """Writes the merged log to a file, as text; the file has its name only when it is whole. It gives up after `within`
+    seconds: a stop does not wait for a log that can be read from its segments, too."""
 
     ready = True
 
@@ -34,6 +37,7 @@ class Collection:
         history: History,
         answer: Callable[[dict[str, Any]], None],
         done: Callable[[Collection], None],
+        within: float | None = None,
     ) -> None:
         self.loop = loop
         self.spec = spec
@@ -45,6 +49,7 @@ class Collection:
         self._new = self.path.with_name(f".{self.path.name}.{os.getpid()}.{id(self):x}")
         self._file: TextIO | None = None
         self._gathering: Gathering | None = None
+        self._patience = None if within is None else loop.after(within, lambda: self._fail(LATE.format(within)))
 
     def start(self) -> None:
         servers = range(len(self.spec.cluster.servers))
@@ -54,7 +59,7 @@ class Collection:
             new = open_file(self._new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             self._file = open(new, "w", encoding="utf-8", buffering=1 << 20)  # noqa: SIM115 - until `finish`
         except OSError as error:
-            self._fail(error)
+            self._fail(f"{self.path}: {error.strerror}")
         else:
             self._gathering = Gathering(
                 self.loop, self.spec, self.history, wanted, servers, False, self, last_of_each=True
@@ -69,7 +74,7 @@ class Collection:
         try:
             self._file.write("\n".join(lines) + "\n")
         except OSError as error:
-            self._fail(error)
+            self._fail(f"{self.path}: {error.strerror}")
         else:
             self._count += len(lines)
 
@@ -82,13 +87,14 @@ class Collection:
             self._file.close()
             rename(self._new, self.path)
         except OSError as error:
-            self._fail(error)
+            self._fail(f"{self.path}: {error.strerror}")
             return
-        self._answer({"collected": self._count, "path": str(self.path), **head})
-        self._done(self)
+        self._end({"collected": self._count, "path": str(self.path), **head})
 
     def close(self) -> None:
         """Give up. What an earlier collection wrote stays as it is."""
+        if self._patience is not None:
+            self._patience.cancel()
         if self._gathering is not None:
             self._gathering.close()
         if self._file is not None:
@@ -96,7 +102,12 @@ class Collection:
                 self._file.close()
             self._new.unlink(missing_ok=True)
 
-    def _fail(self, error: OSError) -> None:
+    def _fail(self, why: str) -> None:
         self.close()
-        self._answer({"collected": 0, "path": str(self.path), "missing": [], "error": f"{self.path}: {error.strerror}"})
+        self._end({"collected": 0, "path": str(self.path), "missing": [], "error": why})
+
+    def _end(self, answer: dict[str, Any]) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+        self._answer(answer)
         self._done(self)

@@ -192,11 +192,11 @@ class Logger:
         return counters | {"metrics": self._page.address} if self._page is not None else counters
 
     def command(self, head: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
-        """{"do": "collect"}: write the merged log to `spec.merged_log`."""
+        """{"do": "collect", "within": seconds}: write the merged log to `spec.merged_log`, if there is time for it."""
         if head.get("do") != "collect" or self.spec.index:
             answer({"error": f"{self.spec.name} does not understand {head.get('do')!r}"})
             return
-        collection = Collection(self.loop, self.spec, self.history, answer, self._collected)
+        collection = Collection(self.loop, self.spec, self.history, answer, self._collected, head.get("within"))
         self._collections.add(collection)
         collection.start()
 
