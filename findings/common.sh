@@ -83,6 +83,70 @@ between_hosts() {
         '"$1"
 }
 
+# slurm_lab NODES: Slurm 22.05.8 of Debian 12, in $work/root, as a cluster of so many nodes (n0, n1, …) on this machine: see in_slurm_lab.
+# `controller` and `node N` start a daemon, and keep its pid in $ctl and $nodeN.
+slurm_lab() {
+    debian_packages bookworm slurm-wlm=22.05.8-4+deb12u3 slurm-wlm-basic-plugins=22.05.8-4+deb12u3 munge=0.5.15-2+deb12u1 \
+        util-linux mount grep
+    last=$(($1 - 1))
+    for name in slurmctld slurmd slurmstepd; do ln -s "$name-wlm" "root/usr/sbin/$name"; done
+    mkdir -p root/etc/slurm root/etc/munge root/run/munge root/var/lib/munge root/var/log/munge root/var/spool/state
+    for n in $(seq 0 "$last"); do mkdir "root/var/spool/n$n"; done
+    echo 'root:x:0:0::/root:/bin/sh' >root/etc/passwd
+    echo 'root:x:0:' >root/etc/group
+    echo '127.0.0.1 localhost' >root/etc/hosts
+    head -c 1024 /dev/urandom >root/etc/munge/munge.key
+    chmod 600 root/etc/munge/munge.key
+    printf 'CgroupPlugin=cgroup/v1\nCgroupMountpoint=/run/none\n' >root/etc/slurm/cgroup.conf
+    cat >root/etc/slurm/slurm.conf <<CONF
+ClusterName=lab
+SlurmctldHost=localhost
+SlurmctldPort=26817
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation=/var/spool/state
+SlurmdSpoolDir=/var/spool/%n
+SlurmctldPidFile=/run/ctld.pid
+SlurmdPidFile=/run/%n.pid
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+MpiDefault=none
+ReturnToService=2
+SlurmdTimeout=6
+InactiveLimit=0
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+NodeName=n[0-$last] NodeHostname=localhost Port=[26820-$((26820 + last))] CPUs=1 State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+CONF
+    cat >root/lab <<LAB
+mount -t proc proc /proc
+controller() { slurmctld -D >>/ctld.log 2>&1 & ctl=\$!; }
+node() { slurmd -D -N "n\$1" >>"/n\$1.log" 2>&1 & eval "node\$1=\$!"; }
+until_node() {  # STATES NODES NUMBER: until sinfo has so many of NODES in one of STATES
+    for _ in \$(seq 90); do
+        [ "\$(sinfo -h -N -n "\$2" -o %T | grep -cxE "\$1")" = "\$3" ] && return
+        sleep 1
+    done
+    echo "never \$1: \$(sinfo -h -N)" >&2; exit 3
+}
+begin() {
+    munged --force -F >/munged.log 2>&1 &
+    until [ -S /run/munge/munge.socket.2 ]; do sleep 0.2; done
+    controller
+    for n in \$(seq 0 $last); do node "\$n"; done
+    until_node idle "n[0-$last]" $1
+}
+LAB
+}
+# in_slurm_lab <SCRIPT: runs the commands of standard input there, the cluster begun; what they print, in one line.
+in_slurm_lab() {
+    { cat root/lab; echo begin; cat; } >root/script
+    in_root unshare --pid --fork --kill-child sh /script >seen 2>lab.log ||
+        { cat seen; tail -n 20 lab.log; tail -n 6 root/ctld.log; skip "the cluster did not come to be"; }
+    tr '\n' '|' <seen
+}
+
 # expect WHAT RECORDED SEEN
 expect() {
     if [ "$2" = "$3" ]; then
