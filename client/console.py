@@ -108,8 +108,8 @@ class Commands(click.Group):
         if self.get_command(ctx, word) is None and not word.startswith("-") and not ctx.resilient_parsing:
             import difflib  # late: few mistype
 
-            near = difflib.get_close_matches(word, self.list_commands(ctx), n=1)
-            hint = self._hints.get(word) or (f"did you mean {near[0]!r}?" if near else "")
+            near = map(repr, difflib.get_close_matches(word, self.list_commands(ctx), n=2))
+            hint = self._hints.get(word) or (f"did you mean {guess}?" if (guess := " or ".join(near)) else "")
             hint = hint or f"there are {', '.join(self.list_commands(ctx))}"
             raise click.UsageError(f"there is no command {word!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)

@@ -229,7 +229,8 @@ def _told_changes(cluster: ClusterConfig) -> int:
 
 
 @cli.command()
-@click.option("--timeout", type=wait_seconds, help="Longest time for the stop; then SIGKILL. [default: stop_timeout]")
+@click.option("-t", "--timeout", type=wait_seconds, help="Longest time for the stop; then SIGKILL. "
+              "[default: stop_timeout]")  # fmt: skip
 @click.option("--drain", is_flag=True, help="Let present clients go on until they leave; let no new ones in.")
 @click.pass_obj
 def down(file: Path, timeout: float | None, drain: bool) -> int:

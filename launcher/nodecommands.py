@@ -57,7 +57,7 @@ def planned(file: Path, what: str, nodes: tuple[str, ...], seconds: float) -> li
 def _command(what: str, text: str) -> click.Command:
     @click.command(what, help=text)
     @click.argument("nodes", nargs=-1, metavar="NODE...", shell_complete=completing.targets)
-    @click.option("--timeout", type=wait_seconds, default="60s", show_default=True, help="Longest wait.")
+    @click.option("-t", "--timeout", type=wait_seconds, default="60s", show_default=True, help="Longest wait.")
     @click.pass_obj
     def command(file: Path, nodes: tuple[str, ...], timeout: float) -> None:
         done = planned(file, what, nodes, timeout)

@@ -98,7 +98,7 @@ def test_words_of_compose_get_a_hint(words):
     verb, _, flag = words.partition(" ")
     if verb.startswith("-"):
         verb, flag = "up", verb
-    arguments = [verb, flag] if flag else [verb]
+    arguments = [word for word in (verb, flag) if word not in ("", "memcluster")]
     with pytest.raises(click.UsageError) as told:
         memcluster.main(arguments, prog_name="memcluster", standalone_mode=False)
     assert HINTS[words] in told.value.message
@@ -108,6 +108,15 @@ def test_words_of_compose_get_a_hint(words):
 def test_a_verb_that_is_nearly_right_gets_a_guess():
     with pytest.raises(click.UsageError, match="there is no command 'confg'; did you mean 'config'"):
         memcluster.main(["confg"], standalone_mode=False)
+    with pytest.raises(click.UsageError, match="did you mean .*'status'"):
+        memcluster.main(["stauts"], standalone_mode=False)
+
+
+def test_a_time_to_stop_in_may_be_as_short_as_with_compose():
+    """`-t 5`, in seconds."""
+    for verb in ("down", "stop", "restart"):
+        given = next(each for each in memcluster.commands[verb].params if "-t" in each.opts)
+        assert given.type_cast_value(click.Context(memcluster.commands[verb]), "5") == 5.0
 
 
 @pytest.mark.parametrize("program", [memcluster, memclient])
