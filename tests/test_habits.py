@@ -108,7 +108,7 @@ def test_words_of_compose_get_a_hint(words):
 def test_a_verb_that_is_nearly_right_gets_a_guess():
     with pytest.raises(click.UsageError, match="there is no command 'confg'; did you mean 'config'"):
         memcluster.main(["confg"], standalone_mode=False)
-    with pytest.raises(click.UsageError, match="did you mean .*'status'"):
+    with pytest.raises(click.UsageError, match=r"did you mean .*'status'"):
         memcluster.main(["stauts"], standalone_mode=False)
 
 

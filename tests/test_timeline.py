@@ -6,12 +6,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.chromium import Chromium
+from memcluster.client.router import BLOCK
 from memcluster.launcher.log.timeline import Timeline, make_page
 from memcluster.launcher.log.trace import Tracks, write_trace
 from memcluster.node.log.record import Event, Kind, Record, make_identifier
@@ -287,6 +289,30 @@ def test_lanes_of_eight_servers_and_many_clients_have_room_for_their_names(brows
         assert float(said["least"]) >= 15
 
 
+def test_labels_do_not_overlap_and_trouble_has_its_own(browser: Browser) -> None:
+    """With eight servers, also on a phone: no name of an event stands on another or sticks out; a death between two
+    other events is named, and so is what stands at the right edge."""
+    events = [event(server, Event.STARTED, server) for server in range(8)]
+    events += [event(server, Event.READY, 20 + server) for server in range(8)]
+    events += [event(0, Event.CONNECTED, 40 * number, client=number) for number in range(1, 30)]
+    events += [event(3, Event.DIED, 600, -9), event(3, Event.STARTED, 610), event(3, Event.READY, 620)]
+    events += [event(5, Event.LEFT, 1000), event(6, Event.DIED, 1200, -9)]
+    story = [entry for number in range(1, 8) for entry in request(number, *range(1, 8))]
+    then = """
+        const named = labels.map(([lane, ...rest]) => [lanes[lane].name, ...rest]);
+        Object.assign(document.body.dataset, { labels: JSON.stringify(named), from: `${GUTTER}`, to: `${width}` });
+    """
+    for size in ((1400, 800), (390, 800)):
+        said = browser.open(page(*sorted([*events, *story], key=lambda one: one.record.start)), then=then, size=size)
+        labels = json.loads(said["labels"])
+        assert all(float(said["from"]) <= left < right <= float(said["to"]) for _, left, right, _ in labels)
+        for lane in range(8):
+            places = sorted((left, right) for name, left, right, _ in labels if name == f"server{lane}")
+            assert all(one[1] < other[0] for one, other in pairwise(places)), places
+        named = {(name, text.split()[0]) for name, _, _, text in labels}
+        assert {("server3", "died"), ("server6", "died"), ("server5", "left"), ("server0", "connected")} <= named
+
+
 def test_a_keyboard_and_a_finger_are_enough(browser: Browser) -> None:
     """From request to request, closer, and from the time of day to that since the beginning; two fingers zoom."""
     then = """
@@ -363,6 +389,28 @@ def test_a_client_that_routes_has_one_lane(make_cluster: Callable) -> None:
     data = re.search(r"const DATA = (\{.*\});", (cluster.folder / "out.html").read_text())
     assert data is not None
     assert [lane["kind"] for lane in json.loads(data[1])["lanes"]].count("client") == 2
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_client_that_routes_has_its_own_lane_though_a_server_counts_anew(told: bool) -> None:
+    """After a restart a server's first client has the number of another one from before; the restart need not be among
+    what is drawn."""
+    timeline = Timeline("demo", "client-routed")
+
+    def write(server: int, client: int, block: int, start: int) -> None:
+        identifier, begin = make_identifier(0, 1, block * BLOCK), START + start * US
+        record = Record(begin, US, identifier, 0, 512, client, Kind.REQUEST, Command.WRITE, 0, 0, 1)
+        timeline.add(LogEntry(server, record))
+
+    for server, client in ((0, 5), (1, 1)):
+        write(server, client, 1, 0)
+    if told:
+        timeline.add(event(1, Event.STARTED, 10))
+    for server, client in ((0, 6), (1, 1)):
+        write(server, client, 2, 20)
+    found = timeline.data()
+    names = [lane["name"] for lane in found["lanes"]]
+    assert [names[bar[0]] for bar in found["bars"] if bar[4] == "wait"] == ["client 5"] * 2 + ["client 6"] * 2
 
 
 def test_each_arrow_is_where_and_when_the_log_says(make_cluster: Callable, browser: Browser, topology: str) -> None:

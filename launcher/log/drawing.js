@@ -11,7 +11,7 @@ const canvas = document.getElementById("canvas"), paint = canvas.getContext("2d"
 const OVERVIEW = canvas.hasAttribute("data-overview") ? 46 : 0;  // of all there is, below the diagram
 let lanes = [], bars = [], arrows = [], marks = [], origin = 0n, BEGIN = 0, END = 1;
 let rows = [], stories = new Map(), longest = [], density = [], busiest = 1;
-let view = [0, 1], chosen = null, width = 0, height = 0, tops = [], talls = [], rowHeight = 12, due = false, drawn = [];
+let view = [0, 1], chosen = null, width = 0, height = 0, tops = [], talls = [], rowHeight = 12, due = false, drawn = [], labels = [];
 
 // -- numbers for people -----------------------------------------------------------------------------------------------
 function span(us) {
@@ -166,25 +166,34 @@ function drawFaults() {
     const left = Math.max(GUTTER, x(from)), right = Math.min(width, Math.max(x(to), left + 3)), top = tops[index] + 1, tall = talls[index] - 2;
     paint.globalAlpha = 0.16; paint.fillStyle = style("--fault"); paint.fillRect(left, top, right - left, tall);
     paint.globalAlpha = 1; paint.strokeStyle = style("--fault"); paint.strokeRect(left + 0.5, top + 0.5, right - left - 1, tall - 1);
-    if (right - left > paint.measureText(label).width + 10) { paint.fillStyle = style("--fault"); paint.fillText(label, left + 5, top + 2, right - left - 8); }
+    const fitting = [label, label.replace(/ (by|for|from) .*/, "")].find(words => paint.measureText(words).width + 10 < right - left);
+    if (fitting) { paint.fillStyle = style("--fault"); paint.fillText(fitting, left + 5, top + 2); }
   }));
 }
 function drawMarks() {
-  paint.textAlign = "left"; paint.textBaseline = "top";
-  const ends = new Map();
-  for (const [lane, at, name, detail, trouble] of marks) {
-    if (at < view[0] || at > view[1]) continue;
+  paint.textAlign = "left"; paint.textBaseline = "top"; paint.lineJoin = "round";
+  const shown = marks.filter(mark => mark[1] >= view[0] && mark[1] <= view[1]), taken = new Map();
+  const ink = trouble => style(trouble ? "--trouble" : "--soft");
+  for (const [lane, at, , , trouble] of shown) {
     const place = x(at), top = tops[lane] + 1, tall = talls[lane] - 2;
-    paint.strokeStyle = paint.fillStyle = trouble ? style("--trouble") : style("--soft");
-    paint.lineWidth = trouble ? 2 : 1;
+    paint.strokeStyle = paint.fillStyle = ink(trouble); paint.lineWidth = trouble ? 2 : 1;
     paint.beginPath(); paint.moveTo(place, top); paint.lineTo(place, top + tall); paint.stroke();
     paint.beginPath(); paint.arc(place, top + 3, trouble ? 4 : 2.5, 0, 7); paint.fill();
-    const text = trouble && detail ? `${name} ${detail}` : name, long = paint.measureText(text).width;
-    const spanned = lanes[lane].faults.some(([from]) => from === at);  // the span has its own name
-    if (!spanned && place > (ends.get(lane) || 0) && place + long < width) {
-      paint.lineWidth = 4; paint.strokeStyle = style("--lane"); paint.lineJoin = "round";  // readable on bars and arrows
-      paint.strokeText(text, place + 6, top + tall - 13); paint.fillText(text, place + 6, top + tall - 13);
-      ends.set(lane, place + long + 14);
+  }
+  labels = [];  // what means trouble has its name first; a name for which there is no room is left out
+  for (const [lane, at, name, detail, trouble] of [...shown.filter(mark => mark[4]), ...shown.filter(mark => !mark[4])]) {
+    if (lanes[lane].faults.some(([from]) => from === at)) continue;  // the span has its own name
+    const here = taken.get(lane) || [], words = trouble && detail ? [`${name} ${detail}`, name] : [name];
+    for (const text of words) {
+      const long = paint.measureText(text).width, beyond = x(at) + 6 + long > width - 4;  // at the edge it stands before its event
+      const left = beyond ? x(at) - 6 - long : x(at) + 6, right = left + long;
+      if (left < GUTTER || here.some(([from, to]) => left < to + 8 && right > from - 8)) continue;
+      taken.set(lane, [...here, [left, right]]);
+      labels.push([lane, left, right, text]);
+      const level = tops[lane] + talls[lane] - 14;
+      paint.lineWidth = 4; paint.strokeStyle = style("--lane"); paint.strokeText(text, left, level);  // readable on bars and arrows
+      paint.fillStyle = ink(trouble); paint.fillText(text, left, level);
+      break;
     }
   }
   paint.lineWidth = 1;

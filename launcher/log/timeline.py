@@ -8,6 +8,7 @@ by stories.py.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import resources
@@ -71,7 +72,8 @@ class Timeline:
         self.topology = topology
         self._zero: int | None = None
         self._end = 0
-        self._clients: dict[tuple[int, int], Lane] = {}  # by (server and incarnation, client)
+        self._clients: dict[tuple[tuple[int, int], int], Lane] = {}  # by ((server, its life), client)
+        self._lives: Counter[int] = Counter()  # of each server, as far as the log tells of them
         self._blocks: dict[int, tuple[Lane, set[int]]] = {}  # whose identifiers these are, and on which servers
         self._processes: dict[str, Lane] = {}
         self._marks: list[tuple[Lane, int, str, str, bool]] = []
@@ -148,6 +150,8 @@ class Timeline:
     def _add_event(self, entry: LogEntry) -> None:
         record = entry.record
         event, at = record.operation, record.start
+        if event == Event.STARTED:
+            self._lives[entry.server] += 1
         lane = self._process(subject_name(record.length))
         if event in DOWN and lane.dead is None:
             lane.dead = at, event == Event.STOPPED
@@ -173,19 +177,19 @@ class Timeline:
         on each server, and a block of identifiers that is its own."""
         server, record = entry
         routed = shape_of(self.topology).every_server_is_a_door
-        key = (server if routed else record.identifier >> COUNTER_BITS), record.client
-        if key not in self._clients:
-            block = self._blocks.get(record.identifier // BLOCK) if routed else None
-            if block is not None and server not in block[1]:
-                self._clients[key] = block[0]
-            elif len({id(known) for known in self._clients.values()}) >= MAX_CLIENTS:
-                key = -1, -1
+        key = ((server, self._lives[server]) if routed else (record.identifier >> COUNTER_BITS, 0)), record.client
+        block = self._blocks.get(record.identifier // BLOCK) if routed else None
+        if block is not None and server not in block[1]:
+            self._clients[key] = block[0]
+        elif key not in self._clients:
+            if len({id(known) for known in self._clients.values()}) >= MAX_CLIENTS:
+                key = (-1, -1), -1
                 self._clients.setdefault(key, Lane("other clients", "client"))
             else:
                 name = f"client {record.client}"
                 taken = any(known.name == name for known in self._clients.values())
                 self._clients[key] = Lane(f"{name} of server{server}" if taken else name, "client")
-            self._blocks.setdefault(record.identifier // BLOCK, (self._clients[key], set()))[1].add(server)
+        self._blocks.setdefault(record.identifier // BLOCK, (self._clients[key], set()))[1].add(server)
         return self._clients[key]
 
     def _time(self, at: int) -> float:
