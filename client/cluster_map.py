@@ -12,7 +12,7 @@ from memcluster.client.errors import ClusterError
 from memcluster.client.pending import Pending
 from memcluster.client.uri import Target
 from memcluster.node.layout import Layout, make_layout
-from memcluster.node.nbd.printable import printable
+from memcluster.node.nbd.printable import printable, shown
 from memcluster.node.nbd.wire import MAX_PAYLOAD, Command
 
 MAX_MAP = 1 << 20
@@ -73,6 +73,8 @@ def parse_map(content: bytes, entry: Target) -> ClusterMap:
     document = parse_document(content, entry)
     try:
         servers = document["servers"]
+        if not servers:
+            raise ValueError("it has no servers")
         layout = make_layout([server["memory"] for server in servers], document["layout"].get("stripe", 0))
         targets = tuple(_reachable(_target(server["address"]), entry) for server in servers)
     except KeyError as error:
@@ -90,7 +92,7 @@ def _check(document: dict[str, Any]) -> None:
         _check_text(key, document.get(key, ""))
     layout = document.get("layout", {})
     if not isinstance(layout, dict):
-        raise ValueError(f"its layout is {_shown(layout)}")
+        raise ValueError(f"its layout is {shown(layout)}")
     _check_text("layout", layout.get("kind", ""))
     stripe = layout.get("stripe", 0)
     _check_number("stripe", stripe)
@@ -98,7 +100,7 @@ def _check(document: dict[str, Any]) -> None:
         raise ValueError(f"stripes of {stripe} bytes are no power of two")
     servers = document["servers"]
     if not isinstance(servers, list) or len(servers) > MAX_SERVERS or not all(isinstance(one, dict) for one in servers):
-        raise ValueError(f"its servers are {_shown(servers)}")
+        raise ValueError(f"its servers are {shown(servers)}")
     for index, server in enumerate(servers):
         _check_server(f"server {index}'s", server)
     total = sum(server.get("memory", 0) for server in servers)
@@ -119,29 +121,19 @@ def _check_server(whose: str, server: dict[str, Any]) -> None:
     span = server.get("range")
     if span is not None:
         if not isinstance(span, list) or len(span) != 2:
-            raise ValueError(f"{whose} range is {_shown(span)}")
+            raise ValueError(f"{whose} range is {shown(span)}")
         for end in span:
             _check_number(f"{whose} range", end)
 
 
 def _check_text(what: str, text: object) -> None:
     if not isinstance(text, str) or len(text) > MAX_TEXT:
-        raise ValueError(f"{what} is {_shown(text)}")
+        raise ValueError(f"{what} is {shown(text)}")
 
 
 def _check_number(what: str, number: object) -> None:
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MAX_MEMORY:
-        raise ValueError(f"{what} is {_shown(number)}")
-
-
-def _shown(value: object) -> str:
-    """A value as a sentence can have it, however long or deep it is."""
-    if isinstance(value, list | dict):
-        return f"a {type(value).__name__} of {len(value)}"
-    try:
-        return printable(repr(value)[:60])
-    except ValueError:  # a number of more digits than Python writes
-        return "a number beyond all measure"
+        raise ValueError(f"{what} is {shown(number)}")
 
 
 def _target(address: str) -> Target:
@@ -154,7 +146,7 @@ def _target(address: str) -> Target:
         host = host.removeprefix("[").removesuffix("]")
         if host and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 1 << 16 and len(port) < 6:
             return Target(host, int(port))
-    raise ValueError(f"{_shown(address)} is no address")
+    raise ValueError(f"{shown(address)} is no address")
 
 
 def _reachable(target: Target, entry: Target) -> Target:

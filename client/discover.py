@@ -102,7 +102,7 @@ def _record(directory: Path) -> dict[str, Any]:
     check_owner(directory)
     try:
         record = json.loads((directory / "state.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -40,7 +40,7 @@ DIRECTIONS: dict[str, dict[str, set[str]]] = {
         "privileges": {"files"},
         "transport": {"nbd", "tls"},
         "log": {"files", "layout", "nbd"},
-        "logger": {"files", "log", "spec", "topology", "transport"},
+        "logger": {"files", "log", "nbd", "spec", "topology", "transport"},
         "serving": {"files", "layout", "log", "nbd", "spec", "tls", "transport"},
         "forwarding": {"layout", "log", "nbd", "serving", "transport"},
         "handover": {"layout", "log", "nbd", "serving", "spec", "transport"},

@@ -24,6 +24,7 @@ from memcluster.client.errors import Disconnected
 from memcluster.client.uri import Security, Target, parse_uri
 from memcluster.launcher.run.control import ask
 from memcluster.node.nbd import wire
+from memcluster.node.nbd.negotiation import MAX_OPTION
 from memcluster.node.nbd.wire import Option, Rep
 from memcluster.node.serving.security import AT_ONCE
 from memcluster.node.tls.context import HAS_PSK, client_context
@@ -308,10 +309,11 @@ def secured(cluster: Cluster, folder: Path, before: bytes = b"") -> Stranger:
 def test_before_tls_there_is_only_starttls_and_abort(door):
     """Every other option is refused, and EXPORT_NAME is the end."""
     with stranger(door) as one:
-        one.send(FLAGS + LIST + STRUCTURED + GO + option(4711, b"x") + option(Option.ABORT))
-        replies = [one.option_reply() for _ in range(5)]
-        assert [reply[1] for reply in replies] == [Rep.ERR_TLS_REQD] * 4 + [Rep.ACK]
-        assert all(b"nbds://" in reply[2] for reply in replies[:4])
+        long = option(Option.GO, bytes(MAX_OPTION + 1))
+        one.send(FLAGS + LIST + STRUCTURED + GO + option(4711, b"x") + long + option(Option.ABORT))
+        replies = [one.option_reply() for _ in range(6)]
+        assert [reply[1] for reply in replies] == [Rep.ERR_TLS_REQD] * 5 + [Rep.ACK]
+        assert all(b"nbds://" in reply[2] for reply in replies[:5])
     with stranger(door) as one:
         one.send(FLAGS + option(Option.EXPORT_NAME))
         assert one.until_closed() == b""

@@ -22,6 +22,7 @@ from typing import Any
 from memcluster.client.console import NobodyReads
 from memcluster.node.log.record import RECORD_SIZE, Kind, format_identifier, subject_of, unpack
 from memcluster.node.log.text import COLOURS, LogEntry, format_json, format_text
+from memcluster.node.nbd.printable import shown
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.frames import Frame, FrameError, FrameReader
 from memcluster.node.transport.proof import NONCE_SIZE, Opener, Pass, ProofError, Who
@@ -207,6 +208,7 @@ def _ask(
         patience: float | None = timeout
         while data := _receive(sock, output, patience):
             for frame in reader.receive(data):
+                check_answer(frame)
                 head = frame.head
                 if "error" in head:
                     raise LogsError(f"logger0: {head['error']}")
@@ -325,9 +327,46 @@ def introduce(sock: socket.socket, key: Pass) -> None:
         side.outgoing = b""
 
 
+def check_answer(frame: Frame) -> None:
+    """What a logger says, and nothing else. Raises FrameError."""
+    for name, value in frame.head.items():
+        if name in _ANSWER and not _ANSWER[name](value):
+            raise FrameError(f"it says {name}: {shown(value)}")
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _are_reasons(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(why, str) for why in value.values())
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(number) is int for number in value.values())
+
+
+def _are_gaps(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(gap, dict) and isinstance(gap.get("node"), str) and type(gap.get("records")) is int for gap in value
+    )
+
+
+_ANSWER: dict[str, Callable[[Any], bool]] = {
+    "error": lambda value: isinstance(value, str),
+    "back": _are_names,
+    "missing": _are_names,
+    "trouble": _are_reasons,
+    "gaps": _are_gaps,
+    "after": _are_numbers,
+    "stats": lambda value: isinstance(value, dict),
+}
+"""What the parts of an answer must be."""
+
+
 def _entries(frame: Frame) -> list[LogEntry]:
     count = frame.head.get("records", 0)
-    if type(count) is not int or len(frame.body) != count * (RECORD_SIZE + 2):
+    if type(count) is not int or count < 0 or len(frame.body) != count * (RECORD_SIZE + 2):
         raise FrameError("the records are not of the size that was announced")
     cut = count * RECORD_SIZE
     servers = struct.unpack_from(f"<{count}H", frame.body, cut)

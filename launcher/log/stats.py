@@ -6,7 +6,7 @@ import math
 import socket
 from typing import Any
 
-from memcluster.launcher.log.reader import RECEIVE, LogsError, connect, in_words
+from memcluster.launcher.log.reader import RECEIVE, LogsError, check_answer, connect, in_words
 from memcluster.launcher.output import format_bytes
 from memcluster.launcher.table import folded, table
 from memcluster.node.log.tally import Figures, Tally
@@ -98,6 +98,7 @@ def _ask(address: str, secret: bytes, head: dict[str, Any], timeout: float) -> d
         sock.sendall(Frame(head).encode())
         while data := sock.recv(RECEIVE):
             for frame in reader.receive(data):
+                check_answer(frame)
                 if "error" in frame.head:
                     raise LogsError(f"logger0: {frame.head['error']}")
                 sock.shutdown(socket.SHUT_RDWR)

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from memcluster.client.discover import NotOurs, check_owner, run_directory
+from memcluster.client.units import MOST_SECONDS
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.steps import step
 from memcluster.node.files import open_file, replace_file
@@ -32,6 +33,8 @@ from memcluster.node.nbd.printable import printable
 
 MOST_SHOWN = 64
 """Shards that an error names."""
+MAX_PID = 1 << 22
+"""More than any process has (proc_sys_kernel(5), pid_max)."""
 
 
 class NameInUse(Exception):
@@ -99,7 +102,28 @@ class RunRecord:
         fields["nodes"] = tuple(
             NodeRecord(**{**node, "range": tuple(node["range"]) if node["range"] else None}) for node in fields["nodes"]
         )
-        return cls(**fields)
+        record = cls(**fields)
+        if not record._is_sound():
+            raise ValueError("a value of it cannot be right")
+        return record
+
+    def _is_sound(self) -> bool:
+        """Whether every value is what it must be: the file may be damaged, and what it says is believed."""
+        nodes = self.nodes
+        identities = (self.supervisor, *self.helpers, *(node.identity for node in nodes))
+        texts = [self.cluster, self.file, self.topology, self.uri, self.fan_out, self.stamp]
+        texts += [text for node in nodes for text in (node.name, node.role, node.address)]
+        numbers = [self.memory, self.sample, self.stripe, *(one.start for one in identities)]
+        numbers += [number for node in nodes for number in (node.memory, *(node.range or (0, 0)))]
+        return (
+            all(type(text) is str for text in texts)
+            and all(type(number) is int and number >= 0 for number in numbers)
+            and all(type(one.pid) is int and 0 < one.pid <= MAX_PID for one in identities)
+            and all(node.range is None or len(node.range) == 2 for node in nodes)
+            and type(self.stop_timeout) in (int, float)
+            and 0 <= self.stop_timeout <= MOST_SECONDS
+            and any(node.name == "logger0" for node in nodes)
+        )
 
 
 class RunDirectory:

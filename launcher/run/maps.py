@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,12 +28,16 @@ def keep_map(folder: Path, run: int, cluster: ClusterMap, oldest: int = 0) -> No
 
 def read_map(folder: Path, run: int) -> ClusterMap | None:
     """None if there is none that makes sense."""
+    from memcluster.client.cluster_map import parse_document  # late: it loads what connects
+    from memcluster.client.errors import ClusterError
+    from memcluster.client.uri import Target
+
     try:
-        found = json.loads(map_path(folder, run).read_bytes())
-        servers = tuple(ServerEntry(one["address"], "", int(one["memory"]), one["role"]) for one in found["servers"])
-        stripe = int(found["layout"].get("stripe", 0))
-        cluster = ClusterMap(str(found["cluster"]), str(found["topology"]), str(found["fan_out"]), stripe, servers)
+        found = parse_document(map_path(folder, run).read_bytes(), Target(path=str(folder)))
+        servers = tuple(ServerEntry(one["address"], "", one["memory"], one["role"]) for one in found["servers"])
+        stripe = found["layout"].get("stripe", 0)
+        cluster = ClusterMap(found["cluster"], found["topology"], found["fan_out"], stripe, servers)
         _ = cluster.layout
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+    except (OSError, ClusterError, ValueError, KeyError):
         return None
-    return cluster
+    return cluster if servers else None

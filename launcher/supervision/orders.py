@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from memcluster.client.units import MOST_SECONDS
 from memcluster.launcher.clusterfile.plain import from_plain
 from memcluster.launcher.clusterfile.settings import ClusterConfig
 from memcluster.launcher.supervision.faultkind import FaultKind
+from memcluster.node.nbd.printable import printable, shown
 
 Planned = Literal["stop", "start", "restart"]
 
@@ -86,12 +88,16 @@ ORDERS: dict[str, type[Order]] = {
 }
 
 
+LONGEST = 300
+"""Characters of what is said of a field that nobody knows."""
+
+
 class OrderError(Exception):
     """The order is none; says what is wrong with it."""
 
 
 def _is_span(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST_SECONDS
 
 
 def _are_names(value: Any) -> bool:
@@ -122,9 +128,10 @@ def parse(head: dict[str, Any]) -> Order:
     fields = dict(head)
     do = fields.pop("do", None)
     if not isinstance(do, str) or do not in ORDERS:
-        raise OrderError(f"do must be one of {', '.join(ORDERS)} (got {do!r})")
+        raise OrderError(f"do must be one of {', '.join(ORDERS)} (got {shown(do)})")
     known = [(name, value, *CHECKS[name]) for name, value in fields.items() if name in CHECKS]
-    if wrong := [f"{name} must be {words} (got {value!r})" for name, value, right, words in known if not right(value)]:
+    wrong = [f"{name} must be {words} (got {shown(value)})" for name, value, right, words in known if not right(value)]
+    if wrong:
         raise OrderError("; ".join(wrong))
     try:
         if do == "apply" and "config" in fields:
@@ -133,4 +140,4 @@ def parse(head: dict[str, Any]) -> Order:
     except ValueError as error:
         raise OrderError(str(error)) from error
     except TypeError as error:  # a field is missing, or there is no such field
-        raise OrderError(str(error)) from error
+        raise OrderError(printable(str(error))[:LONGEST]) from error

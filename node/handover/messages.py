@@ -173,7 +173,7 @@ class OrderReader:
 
     def received(self, count: int, budget: int = UNBOUNDED) -> list[Order]:
         """The messages that are complete after `count` more bytes; when they are worth `budget`, others are left, and
-        `waiting` is true: the next call, with no bytes, goes on. Raises HandoverError."""
+        `waiting` is true: the next call, after `receive_buffer`, goes on with no bytes. Raises HandoverError."""
         self.waiting = False
         if self._sink is not None:
             self._sunk += count

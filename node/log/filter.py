@@ -12,6 +12,7 @@ from typing import Any
 from memcluster.node.layout import Layout
 from memcluster.node.log.merge import Entry
 from memcluster.node.log.record import MAX_IDENTIFIER, RECORD, TROUBLE, Event, Kind, Summary
+from memcluster.node.nbd.printable import shown
 from memcluster.node.nbd.wire import Command
 
 MAX_LAST = 1_000_000
@@ -154,7 +155,7 @@ class Filter:
 def _number(head: Mapping[str, Any], name: str, default: int, most: int, least: int = 0) -> int:
     value = head.get(name, default)
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+        raise ValueError(f"{name} must be a whole number from {least} to {most}, not {shown(value)}")
     return value
 
 
@@ -165,7 +166,7 @@ def subject(entry: Entry) -> int:
 
 def _subjects(found: Any) -> tuple[int, ...]:
     if not isinstance(found, list | tuple) or not all(type(one) is int for one in found):
-        raise ValueError(f"subjects must be a list of numbers, not {found!r}")
+        raise ValueError(f"subjects must be a list of numbers, not {shown(found)}")
     return tuple(found)
 
 
@@ -173,7 +174,7 @@ def flag(head: Mapping[str, Any], name: str) -> bool:
     """A switch in a query. Raises ValueError with a sentence."""
     value = head.get(name, False)
     if type(value) is not bool:
-        raise ValueError(f"{name} must be true or false, not {value!r}")
+        raise ValueError(f"{name} must be true or false, not {shown(value)}")
     return value
 
 
@@ -184,9 +185,9 @@ def known_operations() -> tuple[str, ...]:
 
 def _operations(names: Any) -> tuple[str, ...]:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"operations must be a list of names, not {names!r}")
+        raise ValueError(f"operations must be a list of names, not {shown(names)}")
     for name in names:
         if name not in _COMMANDS and name not in _EVENTS:
             known = ", ".join(map(str.lower, known_operations()))
-            raise ValueError(f"there is no operation {name.lower()!r}; there are {known}")
+            raise ValueError(f"there is no operation {shown(name.lower())}; there are {known}")
     return tuple(names)

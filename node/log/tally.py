@@ -17,6 +17,9 @@ SUB_BITS = 5
 CELLS = 256
 """Ranges into which the memory is cut to see which are busy, at most."""
 MIN_CELL = 4096
+MAX_DURATION = (1 << 64) - 1
+MAX_NUMBER = 1 << 100
+"""More than any sum of what 64 bits can say."""
 REQUEST, PIECE, EVENT = int(Kind.REQUEST), int(Kind.PIECE), int(Kind.EVENT)
 
 
@@ -139,10 +142,26 @@ class Tally:
     def from_head(cls, head: Mapping[str, Any]) -> Tally:
         """Raises ValueError, KeyError or TypeError if that is none."""
         tally = cls()
-        tally.cell, tally.missing, tally.age = int(head["cell"]), int(head["missing"]), int(head["age"])
+        tally.cell, tally.missing = _number(head["cell"], 1), _number(head["missing"])
+        tally.age = _number(head["age"], -MAX_NUMBER)
         for kind, operation, count, size, errors, time, longest, latency in head["figures"]:
-            tally.figures[kind, operation] = Figures(count, size, errors, time, longest, Counter(dict(latency)))
-        tally.events = Counter(dict(head["events"]))
+            buckets = _counter(latency)
+            if max(buckets, default=0) > bucket(MAX_DURATION):
+                raise ValueError("a duration beyond all bounds")
+            tally.figures[_number(kind), _number(operation)] = Figures(
+                _number(count, 1), _number(size), _number(errors), _number(time), _number(longest), buckets
+            )
+        tally.events = _counter(head["events"])
         for index, count, size in head["cells"]:
-            tally.cells[index], tally.cell_bytes[index] = count, size
+            tally.cells[_number(index)], tally.cell_bytes[index] = _number(count), _number(size)
         return tally
+
+
+def _number(found: Any, least: int = 0) -> int:
+    if type(found) is not int or not least <= found <= MAX_NUMBER:
+        raise ValueError("a figure that cannot be right")
+    return found
+
+
+def _counter(found: Any) -> Counter[int]:
+    return Counter({_number(key): _number(count) for key, count in found})

@@ -19,6 +19,7 @@ from memcluster.node.log.tally import Tally
 from memcluster.node.logger.gathering import Gathering
 from memcluster.node.logger.shares import BATCH, LocalShare
 from memcluster.node.logger.tallying import Census
+from memcluster.node.nbd.printable import shown
 from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.loop import Loop, Timer
@@ -54,7 +55,7 @@ class ShareAnswer:
         wanted = Filter.from_head(head)
         window = head.get("window")
         if window is not None and (type(window) is not int or window < 1):
-            raise QueryError(f"window must be a whole number from 1, not {window!r}")
+            raise QueryError(f"window must be a whole number from 1, not {shown(window)}")
         self.follow = flag(head, "follow")
         self.channel = channel
         self._done = done
@@ -150,7 +151,7 @@ class MergedAnswer:
         follow = flag(head, "follow")
         after = head.get("after", {})
         if not isinstance(after, dict) or not all(name in names and type(after[name]) is int for name in after):
-            raise QueryError(f"after must be sequence numbers by the names of servers, not {after!r}")
+            raise QueryError(f"after must be sequence numbers by the names of servers, not {shown(after)}")
         wanted = Filter.from_head({name: value for name, value in head.items() if name != "after"})
         self.channel = channel
         self._done = done

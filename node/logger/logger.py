@@ -19,6 +19,7 @@ from memcluster.node.logger.answers import ANSWERS, Answer, QueryError
 from memcluster.node.logger.collection import Collection
 from memcluster.node.logger.metrics import MetricsPage, Page, exposition
 from memcluster.node.logger.tallying import Census, Count
+from memcluster.node.nbd.printable import shown
 from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.frames import MAX_QUESTION, Frame
@@ -85,7 +86,7 @@ class Query:
         kind = ANSWERS.get(ask) if isinstance(ask, str) else None
         if kind is None:
             *most, last = ANSWERS
-            raise QueryError(f"ask must be {', '.join(most)} or {last}, not {ask!r}")
+            raise QueryError(f"ask must be {', '.join(most)} or {last}, not {shown(ask)}")
         self.answer = kind(self.logger, self.channel, head, self._done)
         if self._over:  # the asker was gone when the first word was to be sent
             self._let_go()
@@ -194,7 +195,7 @@ class Logger:
     def command(self, head: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
         """{"do": "collect", "within": seconds}: write the merged log to `spec.merged_log`, if there is time for it."""
         if head.get("do") != "collect" or self.spec.index:
-            answer({"error": f"{self.spec.name} does not understand {head.get('do')!r}"})
+            answer({"error": f"{self.spec.name} does not understand {shown(head.get('do'))}"})
             return
         collection = Collection(self.loop, self.spec, self.history, answer, self._collected, head.get("within"))
         self._collections.add(collection)

@@ -34,6 +34,7 @@ NEXT_ANSWER = 10.0
 """Seconds between its answers."""
 RETRY_AT_MOST = 2.0
 """Seconds between two attempts to reach a lost logger, at most, while somebody follows."""
+NO_SENSE = "does not keep to the protocol"
 POLL = 0.05
 """Seconds between two looks at the segments while somebody follows."""
 
@@ -196,9 +197,9 @@ class RemoteShare:
     def _received(self, _channel: Channel, frame: Frame) -> None:
         head = frame.head
         if "error" in head:
-            self._fail(str(head["error"]))
+            self._fail(reason_of(head["error"]))
         elif not _is_sound(frame) or len(self._frames) > AHEAD:
-            self._fail("does not keep to the protocol")
+            self._fail(NO_SENSE)
         else:
             if self._lost:
                 self._lost = False
@@ -273,6 +274,11 @@ class RemoteShare:
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
+
+
+def reason_of(found: Any) -> str:
+    """What another logger says that it could not do."""
+    return found if isinstance(found, str) else NO_SENSE
 
 
 def _is_sound(frame: Frame) -> bool:

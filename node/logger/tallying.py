@@ -15,7 +15,7 @@ from memcluster.node.log.filter import Filter
 from memcluster.node.log.history import History
 from memcluster.node.log.merge import Entry
 from memcluster.node.log.tally import Tally
-from memcluster.node.logger.shares import LocalShare
+from memcluster.node.logger.shares import LocalShare, reason_of
 from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.channel import Channel
@@ -155,7 +155,7 @@ class _Call:
         try:
             tally = Tally.from_head(frame.head["tally"])
         except (KeyError, TypeError, ValueError):
-            self._end(None, str(frame.head.get("error", "does not keep to the protocol")))
+            self._end(None, reason_of(frame.head.get("error")))
         else:
             self._end(tally, "")
 

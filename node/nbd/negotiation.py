@@ -128,12 +128,18 @@ class Negotiation:
                 raise ProtocolError(f"option magic {magic:#018x}, not IHAVEOPT")
             if self._options == MAX_OPTIONS:
                 raise ProtocolError(f"more than {MAX_OPTIONS} options, and no export opened")
+            data = b""
             if length > MAX_OPTION:
                 yield from self._skip_option(option, length)
-                continue
-            data = (yield length) if length else b""
+            elif length:
+                data = yield length
             self._options += 1
             if self._wants_tls(option, data):
+                continue
+            if length > MAX_OPTION:
+                self._option_error(
+                    option, Rep.ERR_TOO_BIG, f"{length} bytes of option data; the maximum is {MAX_OPTION}"
+                )
                 continue
             answer = self._OPTIONS.get(option)
             if answer is None:
@@ -160,11 +166,9 @@ class Negotiation:
     def _skip_option(self, option: int, length: int) -> Generator[int, bytes, None]:
         if length > MAX_SKIP or option == Option.EXPORT_NAME:
             raise ProtocolError(f"option {option} with {length} bytes of data")
-        self._options += 1
         remaining = length
         while remaining:
             remaining -= len((yield min(remaining, wire.MAX_STRING)))
-        self._option_error(option, Rep.ERR_TOO_BIG, f"{length} bytes of option data; the maximum is {MAX_OPTION}")
 
     def _option_reply(self, option: int, reply: int, data: bytes = b"") -> None:
         self.outgoing.append(wire.OPTION_REPLY.pack(wire.OPTION_REPLY_MAGIC, option, reply, len(data)) + data)

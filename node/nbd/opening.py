@@ -129,7 +129,7 @@ class Opening:
         self.outgoing.append(_option(Option.STARTTLS))
         kind, data = yield from self._option_reply(Option.STARTTLS)
         if kind & wire.REP_ERROR:
-            raise Refused(kind, data.decode(errors="replace") or "TLS")
+            raise Refused(kind, _words(data) or "TLS")
         if kind != Rep.ACK:
             raise ProtocolError(f"a reply of type {kind:#x} to STARTTLS")
         self.securing = True

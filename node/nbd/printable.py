@@ -13,6 +13,16 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
+def shown(value: object) -> str:
+    """A value as a sentence can have it, however long or deep it is."""
+    if isinstance(value, list | tuple | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    try:
+        return printable(repr(value)[:60])
+    except ValueError:  # a number of more digits than Python writes
+        return "a number beyond all measure"
+
+
 def printable_lines(text: str) -> str:
     """The same of text in lines, which are ended by \\n alone."""
     return "\n".join(map(printable, text.split("\n")))
