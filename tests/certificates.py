@@ -51,13 +51,15 @@ def folders(parent: Path) -> dict[str, Path]:
     make(old, days=1, begin=LONG_AGO)
     expired = authority.folder(parent / "expired", client=OVER)
     outdated = authority.folder(parent / "outdated-server", server=OVER)
+    stranger = mixed(parent / "stranger", {right: CA, other: CLIENT})
+    with (stranger / CA[0]).open("ab") as file:  # it trusts both: qemu comes with nothing that it would not trust
+        file.write((other / CA[0]).read_bytes())
     return {
         "right": right,
         "other": other,
         "old": old,
-        "another authority": mixed(parent / "mistrusts", {right: CLIENT, other: CA}),
         "no certificate": mixed(parent / "bare", {right: CA}),
-        "a stranger's certificate": mixed(parent / "stranger", {right: CA, other: CLIENT}),
+        "a stranger's certificate": stranger,
         "an expired certificate": mixed(parent / "late", {right: CA, expired: CLIENT}),
         "another key": mixed(parent / "keyless", {right: (*CA, *CLIENT[:1]), other: CLIENT[1:]}),
         "misnamed server": authority.folder(parent / "misnamed", names=["nas.example"]),

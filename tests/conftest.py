@@ -6,7 +6,9 @@ import itertools
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
+import certificates
 import pytest
 from harness import Cluster, clusters, commands, need
 from hypothesis import settings
@@ -75,6 +77,22 @@ def standing(tmp_path_factory) -> Iterator[World]:
         world = World(cluster)
         yield world
         world.witness.close()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """Of certificates: see certificates.folders."""
+    return certificates.folders(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory, folders) -> Iterator[Cluster]:
+    """A cluster whose clients must have certificates of its authority."""
+    with clusters() as new:
+        tls = {"certificates": str(folders["right"])}
+        cluster = new(tmp_path_factory.mktemp("door"), memory="4MiB", tls=tls)
+        cluster.up()
+        yield cluster
 
 
 @pytest.fixture

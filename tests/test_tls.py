@@ -9,7 +9,6 @@ import random
 import socket
 import ssl
 import struct
-import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,16 +17,15 @@ import certificates
 import pytest
 from harness import TIMEOUT, Cluster, clusters, memclient_command, memcluster_command, need, run
 from strangers import FLAGS, GO, LIST, STARTTLS, STRUCTURED, Stranger, option
+from tlsdoor import coming_with, refused, said, server0
 
 import memcluster
-from memcluster.client.errors import Disconnected
 from memcluster.client.uri import Security, Target, parse_uri
-from memcluster.launcher.run.control import ask
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.negotiation import MAX_OPTION
 from memcluster.node.nbd.wire import Option, Rep
 from memcluster.node.serving.security import AT_ONCE
-from memcluster.node.tls.context import HAS_PSK, client_context
+from memcluster.node.tls.context import client_context
 from memcluster.node.tls.credentials import CA
 
 SIZE = 4 << 20
@@ -40,11 +38,6 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    return certificates.folders(tmp_path_factory.mktemp("certificates"))
-
-
 @pytest.fixture(scope="module", params=SHAPES)
 def shaped(request, tmp_path_factory, folders) -> Cluster:
     with clusters() as new:
@@ -54,36 +47,9 @@ def shaped(request, tmp_path_factory, folders) -> Cluster:
         yield cluster
 
 
-@pytest.fixture(scope="module")
-def door(tmp_path_factory, folders) -> Cluster:
-    """A cluster at whose door clients are refused."""
-    with clusters() as new:
-        tls = {"certificates": str(folders["right"])}
-        cluster = new(tmp_path_factory.mktemp("door"), memory="4MiB", tls=tls)
-        cluster.up()
-        yield cluster
-
-
 @pytest.fixture
 def content() -> bytes:
     return random.Random(1).randbytes(SIZE)
-
-
-def server0(cluster: Cluster) -> dict:
-    return ask(cluster.directory / "control", {"do": "status"}, TIMEOUT)["nodes"][0]
-
-
-def refused(cluster: Cluster, before: int) -> int:
-    """How many server 0 has refused, as soon as that is more than it was: a client may say no first."""
-    deadline = time.monotonic() + TIMEOUT
-    while (count := server0(cluster)["refused"]) <= before:
-        assert time.monotonic() < deadline, "nobody was refused"
-    return count
-
-
-def said(cluster: Cluster) -> str:
-    """What server 0 has said for people."""
-    return (cluster.folder / "logs" / cluster.name / "server0.out").read_text()
 
 
 # -- what clients do -------------------------------------------------------------------------------------------------
@@ -203,68 +169,13 @@ def test_a_server_that_is_killed_is_found_again(new_cluster, tmp_path, folders):
         assert memory.pread(4, 0) == b"kept"
 
 
-# -- who is refused --------------------------------------------------------------------------------------------------
-
-REFUSED = {
-    "another authority": ("certificate is not accepted: self-signed certificate", "TLS: "),
-    "no certificate": ("wants a certificate of ours", "the other side has no certificate, and must have one"),
-    "a stranger's certificate": ("TLS: ", "the other side's certificate is not accepted: "),
-    "another name": ("elsewhere", "TLS: "),
-    "no TLS": ("this server speaks to nobody without TLS", ""),
-}
-
-
-def coming_with(cluster: Cluster, what: str, folders: dict[str, Path]) -> str:
-    """The URI of a client with something the matter."""
-    target = parse_uri(cluster.uri)
-    if what == "no TLS":
-        return str(replace(target, tls=None))
-    if what == "another name":
-        return str(replace(target, tls=Security(str(folders["right"]), hostname="elsewhere")))
-    return str(replace(target, tls=Security(str(folders[what]))))
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_who_does_not_belong_is_refused_with_a_sentence_on_both_sides(door, folders, what):
-    """memclient says why, server 0 too; it is counted, and stands in the log."""
-    theirs, ours = REFUSED[what]
-    before, told = server0(door)["refused"], said(door)
-    uri = coming_with(door, what, folders)
-    done = run(*memclient_command("--uri", uri, "info"), check=False)
-    assert done.returncode == 1
-    assert theirs in done.stderr.decode()
-    assert b"Traceback" not in done.stderr
-    counted = refused(door, before)
-    if what != "another name":  # libnbd 1.14 knows no tls-hostname
-        need("nbdinfo", "libnbd-bin")
-        assert run("nbdinfo", uri, check=False).returncode
-        refused(door, counted)
-    assert ours in said(door).removeprefix(told)
-    assert b"no TLS, or none that both sides accept" in door.command("logs", "-n", "20").stdout
-    with door.connect() as memory:  # whoever belongs is let in
-        assert memory.size == SIZE
-
-
-def test_expired_certificates_are_refused(new_cluster, tmp_path, folders):
-    """The server's, by the check of the file: what its clients could not trust is not served."""
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-    old, right = folders["old"], folders["right"]
-    both = certificates.mixed(tmp_path / "both", {right: certificates.SERVER, old: certificates.CA})
-    cluster = new_cluster(tmp_path / "a", tls={"certificates": str(both), "verify": True})
-    done = cluster.command("up", "-d", check=False)
-    assert done.returncode == 2
-    assert b"no client that trusts ca-cert.pem would accept it" in done.stderr
-    cluster = new_cluster(tmp_path / "b", tls={"certificates": str(old)})
-    done = cluster.command("config", check=False)
-    assert done.returncode == 2
-    assert b"server-cert.pem: no client that trusts ca-cert.pem would accept it: certificate has expired" in done.stderr
+# -- modes ---------------------------------------------------------------------------------------------------------
 
 
 def test_without_verify_no_certificate_is_asked_for(new_cluster, tmp_path, folders):
     cluster = new_cluster(tmp_path, tls={"certificates": str(folders["right"]), "verify": False})
     cluster.up()
-    uri = coming_with(cluster, "no certificate", folders)
+    uri = coming_with(cluster, folders["no certificate"])
     with memcluster.connect(uri) as memory:
         assert memory.size == 1 << 20
     unverified = replace(parse_uri(uri), tls=Security(verify=False))
@@ -274,15 +185,9 @@ def test_without_verify_no_certificate_is_asked_for(new_cluster, tmp_path, folde
 def test_where_tls_is_allowed_both_come_in(new_cluster, tmp_path, folders):
     cluster = new_cluster(tmp_path, tls={"certificates": str(folders["right"]), "mode": "allow"})
     cluster.up()
-    with cluster.connect() as memory, memcluster.connect(coming_with(cluster, "no TLS", folders)) as plain:
+    with cluster.connect() as memory, memcluster.connect(coming_with(cluster, None)) as plain:
         memory.pwrite(b"both", 0)
         assert plain.pread(4, 0) == b"both"
-
-
-def test_a_server_without_tls_says_so(make_cluster):
-    cluster = make_cluster(servers=1)
-    with pytest.raises(memcluster.Refused, match="there is no TLS here"):
-        memcluster.connect(str(replace(parse_uri(cluster.uri), tls=Security(verify=False))))
 
 
 # -- strangers at the door -------------------------------------------------------------------------------------------
@@ -459,37 +364,6 @@ def test_topologies_that_hand_sockets_over_have_no_tls(new_cluster, tmp_path, fo
     done = cluster.command("config", check=False)
     assert done.returncode == 2
     assert f"topology {topology} hands its clients' sockets from server to server" in done.stderr.decode()
-
-
-@pytest.mark.skipif(HAS_PSK, reason="this Python has keys shared beforehand")
-def test_shared_keys_need_a_python_that_has_them(new_cluster, tmp_path):
-    (tmp_path / "keys").write_text("alice:00ff\n")
-    done = new_cluster(tmp_path, tls={"psk": "keys"}).command("config", check=False)
-    assert (done.returncode, b"need Python 3.13 or later" in done.stderr) == (2, True)
-
-
-@pytest.mark.skipif(not HAS_PSK, reason="keys shared beforehand need Python 3.13")
-def test_shared_keys_let_in_who_has_one(new_cluster, tmp_path):
-    """libnbd, qemu and memclient with the right key, and not with another or none."""
-    (tmp_path / "keys.psk").write_text("alice:" + "12" * 32 + "\n")
-    (tmp_path / "other").write_text("alice:" + "13" * 32 + "\n")
-    cluster = new_cluster(tmp_path, tls={"psk": "keys.psk"})
-    cluster.up()
-    target = parse_uri(cluster.uri)
-    right = str(replace(target, tls=Security(psk_file=str(tmp_path / "keys.psk"), username="alice")))
-    wrong = str(replace(target, tls=Security(psk_file=str(tmp_path / "other"), username="alice")))
-    need("nbdinfo", "libnbd-bin")
-    assert run("nbdinfo", "--size", right).stdout == b"1048576\n"
-    assert run(*memclient_command("--uri", right, "info")).stdout
-    need("qemu-img", "qemu-utils")
-    credentials = f"tls-creds-psk,id=tls0,endpoint=client,dir={tmp_path},username=alice"
-    image = f"driver=nbd,server.type=inet,server.host=127.0.0.1,server.port={target.port},tls-creds=tls0"
-    found = run("qemu-img", "info", "--output=json", "--object", credentials, "--image-opts", image).stdout
-    assert json.loads(found)["virtual-size"] == 1 << 20
-    assert run("nbdinfo", "--size", wrong, check=False).returncode
-    for uri in (wrong, str(replace(target, tls=Security(verify=False)))):
-        with pytest.raises(Disconnected):
-            memcluster.connect(uri)
 
 
 def test_certificates_are_made_once_and_for_their_user(tmp_path):

@@ -1,33 +1,15 @@
-"""Clusters at whose doors clients come with TLS, and what those say and count of who is refused."""
+"""Clients that come with TLS, and what server 0 says and counts of those that it refuses."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import certificates
-import pytest
-from harness import TIMEOUT, Cluster, clusters
+from harness import TIMEOUT, Cluster
 
 from memcluster.client.uri import Security, parse_uri
 from memcluster.launcher.run.control import ask
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    return certificates.folders(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture(scope="module")
-def door(tmp_path_factory, folders) -> Iterator[Cluster]:
-    """One that wants certificates of its authority."""
-    with clusters() as new:
-        tls = {"certificates": str(folders["right"])}
-        cluster = new(tmp_path_factory.mktemp("door"), memory="4MiB", tls=tls)
-        cluster.up()
-        yield cluster
 
 
 def server0(cluster: Cluster) -> dict:

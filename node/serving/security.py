@@ -75,7 +75,7 @@ class Security:
         self._waiting.append(connection)
 
     def failed(self, connection: Connection, reason: str) -> None:
-        """The handshake has come to nothing."""
+        """The client is none, or not any more; why is said for people."""
         self.turn_away(connection)
         self.host.notice(f"client {connection.number}: {reason}")
 
@@ -160,4 +160,4 @@ class ClientSecurity:
         """A client without TLS tries one option after the other: that is one refusal."""
         if not self._told:
             self._told = True
-            self._security.turn_away(self._connection)
+            self._security.failed(self._connection, "it came without TLS, which is required here")
