@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,14 +158,18 @@ def _prepare(
     """Everything that can fail before the first node is started. What others may hold comes first, the claim on a
     directory last: an `up` that is refused has claimed none. Nothing is read as root but cluster.yaml and what it says
     of TLS, which servers that are started again read as the account."""
-    from memcluster.launcher.supervision.places import places
+    from memcluster.launcher.supervision.places import door_count, places
 
     with as_root():
         config = load()
         found = places(config, run)
         owner = account.uid if account else -1
         access = sockets.Access(config.sockets.mode, config.sockets.group, owner, config.insecure_network)
-        listeners = sockets.bind_all(_addresses(config, found), access)
+        over_tls = door_count(config, len(found)) if config.tls.mode == "require" else 0
+        listeners = sockets.bind_all(
+            (address, replace(access, network=True) if index < over_tls else access)
+            for index, address in enumerate(_addresses(config, found))
+        )
     step()
     try:
         if account is not None:

@@ -40,8 +40,9 @@ def connect(address: list[str | int] | str) -> socket.socket:
     return sock
 
 
-def hear(address: list[str | int] | str, words: bytes) -> str:
-    """What is answered to these words until the other side closes, in hex; or the name of the error."""
+def hear(address: list[str | int] | str, words: bytes, stay: bool = False) -> str:
+    """What is answered to these words until the other side closes, in hex; or the name of the error. To who stays more
+    may be said."""
     heard = b""
     try:
         sock = connect(address)
@@ -50,7 +51,8 @@ def hear(address: list[str | int] | str, words: bytes) -> str:
     with sock:
         with suppress(OSError):  # it is cut off in the middle, perhaps
             sock.sendall(words)
-            sock.shutdown(socket.SHUT_WR)
+            if not stay:
+                sock.shutdown(socket.SHUT_WR)
         with suppress(ConnectionResetError):
             while len(heard) < MOST and (part := sock.recv(MOST)):
                 heard += part
@@ -92,7 +94,8 @@ def main() -> None:
         sys.stdin.read()  # until the test has seen enough
         return
     words = [bytes.fromhex(one) for one in orders["words"]] * orders.get("times", 1)
-    heard = [[address, [hear(address, one) for one in words]] for address in orders["addresses"]]
+    stay = orders.get("stay", False)
+    heard = [[address, [hear(address, one, stay) for one in words]] for address in orders["addresses"]]
     print(json.dumps({"heard": heard, "took": [one for path in orders.get("paths", []) for one in took(path)]}))
 
 

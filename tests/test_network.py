@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import certificates
 import pytest
 from harness import memclient_command, memcluster_command, need, run
 
@@ -99,6 +100,38 @@ def test_a_client_that_routes_finds_every_server_at_the_host_that_is_advertised(
     data = bytes(range(256)) * 4096
     memclient(network, cluster, "write", "0", stdin=data)
     assert memclient(network, cluster, "read", "0", str(len(data))) == data
+
+
+def test_with_tls_required_other_machines_come_in_by_a_certificate(network, new_cluster, tmp_path):
+    """Nothing more has to be written, and nothing is said of it; by another name, or without, nobody comes in."""
+    need("nbdinfo", "libnbd-bin")
+    certificates.Authority().folder(tmp_path / "certs", names=["nas"])
+    keys = {"listen": "0.0.0.0:0", "advertise": "nas", "tls": {"certificates": "certs"}}
+    cluster, said = up(network, new_cluster, tmp_path, **keys)
+    assert "can be reached from other machines" not in said
+    assert cluster.status()["exposed"] == []
+    assert cluster.uri.startswith("nbds://nas:")
+    memclient(network, cluster, "write", "0", "far")
+    assert memclient(network, cluster, "read", "0", "3") == b"far"
+    assert network.run("nbdinfo", "--size", cluster.uri, cwd=tmp_path).stdout == b"1048576\n"
+    by_number = cluster.uri.replace("nas", "192.0.2.1")
+    for uri, words in (
+        (by_number, "certificate is not valid for '192.0.2.1'"),
+        (by_number.partition("?")[0].replace("nbds:", "nbd:"), "speaks to nobody without TLS"),
+    ):
+        done = network.run(*memclient_command("--uri", uri, "info"), cwd=tmp_path, check=False)
+        assert (done.returncode, words in done.stderr.decode()) == (1, True)
+        assert network.run("nbdinfo", "--size", uri, cwd=tmp_path, check=False).returncode == 1
+
+
+def test_tls_that_asks_nobody_who_he_is_is_told_of(network, new_cluster, tmp_path):
+    """At the start and by `status`: encrypted, and for everybody."""
+    certificates.Authority().folder(tmp_path / "certs", names=["nas"])
+    keys = {"listen": "0.0.0.0:0", "advertise": "nas", "tls": {"certificates": "certs", "verify": False}}
+    cluster, said = up(network, new_cluster, tmp_path, **keys)
+    sentence = "whoever gets there may read and write the memory, over TLS (tls.verify)"
+    assert sentence in said
+    assert sentence in cluster.status()["exposed"][0]
 
 
 CROWD = """

@@ -3,6 +3,7 @@ clients he may have where it is on TCP, and nothing else; and who is there befor
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import socket
@@ -17,11 +18,13 @@ import psutil
 import pytest
 from harness import ROOT, TIMEOUT, Cluster
 from second_user import NOBODY
-from strangers import FLAGS, LIST, go, request
+from strangers import FLAGS, LIST, go, option, request
 
+from memcluster.launcher.certificates import make as make_certificates
 from memcluster.node import topology as shapes
 from memcluster.node.handover.messages import HELLO, Order
-from memcluster.node.nbd.wire import Command
+from memcluster.node.nbd import wire
+from memcluster.node.nbd.wire import Command, Option, Rep
 from memcluster.node.topologies.primary_secondary import LINK
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.frames import Frame
@@ -168,6 +171,64 @@ def test_behind_a_unix_socket_a_second_user_gets_nothing_at_all(
             assert set(answers) == {"EACCES"}, address
         else:
             assert {len(bytes.fromhex(answer)) for answer in answers} == {CHALLENGE.size}, address
+
+
+@pytest.mark.parametrize("topology", ["primary-secondary", "client-routed"])
+def test_a_second_user_without_a_certificate_gets_nothing_at_the_clients_door(
+    make: Callable[..., Cluster], open_folder: Path, topology: str
+) -> None:
+    """Where TLS is required: whatever he says before it is refused for want of it; and the keys are not his to read."""
+    make_certificates(open_folder / "certs")
+    cluster = make(topology=topology, tls={"certificates": "certs"})
+    addresses = [Address.parse(door).sockaddr for door in doors(cluster)]
+    assert len(addresses) == (3 if topology == "client-routed" else 1)
+    words = [FLAGS + LIST, FLAGS + option(Option.EXPORT_NAME), *(FLAGS + go(name.encode()) for name in EXPORTS)]
+    found = tries(addresses=addresses, words=[one.hex() for one in words], paths=[str(open_folder / "certs")])
+    assert not found["took"]
+    for _, answers in found["heard"]:
+        heard = [bytes.fromhex(answer) for answer in answers]
+        assert {len(answer[: wire.GREETING.size]) for answer in heard} == {wire.GREETING.size}
+        kinds = [kind for answer in heard for kind in replies(answer[wire.GREETING.size :])]
+        assert len(kinds) == len(words) - 1  # EXPORT_NAME is the end
+        assert set(kinds) == {Rep.ERR_TLS_REQD}
+    for node in cluster.status()["nodes"]:
+        assert node["role"] == "logger" or node["refused"] or node["address"] not in doors(cluster)
+
+
+def replies(said: bytes) -> Iterator[int]:
+    """The types of the option replies that this is, to the last byte."""
+    at = 0
+    while at < len(said):
+        magic, _, kind, length = wire.OPTION_REPLY.unpack_from(said, at)
+        assert magic == wire.OPTION_REPLY_MAGIC
+        at += wire.OPTION_REPLY.size + length
+        yield kind
+    assert at == len(said)
+
+
+def test_a_unix_socket_is_opened_to_a_group_and_nothing_else_is(make: Callable[..., Cluster]) -> None:
+    """Whoever is of it comes in by the clients' door; the cluster's own stay shut."""
+    group = grp.getgrgid(NOBODY).gr_name
+    cluster = make(topology="dispatcher", listen="unix:door.sock", sockets={"mode": "0660", "group": group})
+    _, unix = listening(cluster)
+    heard = dict(tries(addresses=sorted(unix), words=[(FLAGS + go(b"") + READ).hex()])["heard"])
+    [answer] = heard.pop(str(cluster.folder / "door.sock"))
+    assert SECRET_IS.encode() in bytes.fromhex(answer)
+    assert heard
+    assert all(answers == ["EACCES"] for answers in heard.values())
+
+
+def test_a_page_of_figures_is_for_everybody_on_this_machine_and_has_no_bytes(make: Callable[..., Cluster]) -> None:
+    """As docs/security.md says: numbers, and what the cluster is called."""
+    cluster = make(metrics="127.0.0.1:0")
+    (page,) = [node["metrics"] for node in cluster.status()["nodes"] if "metrics" in node]
+    address = Address.parse(page).sockaddr
+    get = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+    [(_, [figures])] = tries(addresses=[address], words=[get.hex()], stay=True)["heard"]
+    assert b"memcluster_" in bytes.fromhex(figures)
+    assert SECRET_IS.encode() not in bytes.fromhex(figures)
+    [(_, others)] = tries(addresses=[address], words=[one.hex() for one in WORDS])["heard"]
+    assert set(others) == {""}
 
 
 def test_who_opens_links_in_a_loop_ends_none(make: Callable[..., Cluster], start: Callable[..., Any]) -> None:

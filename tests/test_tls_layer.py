@@ -95,6 +95,16 @@ def test_nothing_is_kept_to_resume_a_session(folder):
     assert server.unsent() == b""
 
 
+def test_who_asks_for_new_keys_and_takes_none_is_cut_off(folder):
+    """What TLS itself has to say and nobody takes is bounded: OpenSSL would keep an answer to each. (Python cannot ask
+    for new keys; what would be said of them is put where OpenSSL puts it.)"""
+    server, client = shaken(folder)
+    server.received(client.seal(b"x"))
+    server._outgoing.write(bytes(PIECE + 1))
+    with pytest.raises(TLSError, match="asks for new keys again and again"):
+        server.open_into(memoryview(bytearray(10)))
+
+
 buffers = st.lists(
     st.one_of(st.binary(max_size=50), st.integers(RECORD - 2, 3 * PIECE).map(bytes)), max_size=8
 )

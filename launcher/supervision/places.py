@@ -44,10 +44,15 @@ def places(config: ClusterConfig, run: RunDirectory) -> tuple[Place, ...]:
     return tuple(Place(shape.role(index, len(found)), memory, listen) for index, (memory, listen) in enumerate(found))
 
 
+def door_count(config: ClusterConfig, servers: int) -> int:
+    """How many of the addresses, the first ones, are the clients' doors."""
+    return servers if topology.load(config.topology).every_server_is_a_door else 1
+
+
 def advertised(config: ClusterConfig, addresses: Sequence[Address]) -> list[Address]:
     """Where clients are told to find each server, of the addresses that they are bound to: the doors on TCP are at the
     host that cluster.yaml advertises."""
-    doors = len(addresses) if topology.load(config.topology).every_server_is_a_door else 1
+    doors = door_count(config, len(addresses))
     return [
         replace(address, host=config.advertise) if config.advertise and index < doors and not address.path else address
         for index, address in enumerate(addresses)
@@ -62,7 +67,7 @@ def exposures(config: ClusterConfig, places: Sequence[Place], addresses: Sequenc
     may += [f"{who} may read the figures"]
     may = [f"{sentence} (insecure_network)" for sentence in may]
     if config.tls.mode == "require":
-        doors = count if topology.load(config.topology).every_server_is_a_door else 1
+        doors = door_count(config, count)
         anybody = config.tls.certificates is not None and not config.tls.verify
         may[:doors] = [f"{who} may read and write the memory, over TLS (tls.verify)" * anybody] * doors
     return [

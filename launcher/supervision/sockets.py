@@ -8,7 +8,7 @@ import ipaddress
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -40,11 +40,11 @@ class Access:
 PRIVATE = Access()
 
 
-def bind_all(addresses: Sequence[Address], access: Access = PRIVATE) -> list[socket.socket]:
+def bind_all(wanted: Iterable[tuple[Address, Access]]) -> list[socket.socket]:
     """Listening sockets for the addresses, in order. Raises CannotListen, naming every one that is not to be had."""
     sockets: list[socket.socket] = []
     problems: list[CannotListen] = []
-    for address in addresses:
+    for address, access in wanted:
         try:
             sockets.append(bind(address, access))
         except CannotListen as error:
