@@ -4,7 +4,6 @@ certificates is better said now than by a server that cannot start, or to a clie
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from memcluster.launcher.clusterfile.settings import ClusterConfig
 from memcluster.node import topology
@@ -25,14 +24,17 @@ def check_tls(config: ClusterConfig) -> Iterator[tuple[set[str], tuple[int | str
         yield {"tls"}, ("tls",), (
             "tls needs certificates, a folder (`memcluster certificates` makes one to try), or psk, a file of keys"
         )
+    if credentials.certificates and credentials.psk:
+        yield {"tls"}, ("tls", "psk"), (
+            "tls.psk stands instead of tls.certificates: a server that has a certificate agrees with its clients on "
+            "ciphers with which OpenSSL takes no shared key"
+        )
+        return
     from memcluster.node.tls.context import check  # late: it loads OpenSSL
 
-    for key, alone in (
-        ("certificates", replace(credentials, psk="")),
-        ("psk", replace(credentials, certificates="")),
-    ):
+    for key in ("certificates", "psk"):
         if getattr(credentials, key):
             try:
-                check(alone)
+                check(credentials)
             except BadCredentials as error:
                 yield {"tls"}, ("tls", key), f"tls.{key}: {error}"

@@ -191,7 +191,7 @@ class Restart(_Strict):
 
 class TLS(_Strict):
     """TLS for clients. `mode` require: nobody gets anything without; allow: whoever asks for it has it. `certificates`
-    is a folder with the files that qemu, libnbd and nbdkit know; `psk` a file of shared keys, NAME:KEY a line."""
+    is a folder with the files that qemu, libnbd and nbdkit know; `psk`, instead of them, a file of shared keys."""
 
     mode: Literal["require", "allow", "off"] = Field(default="require", description="Who must have it.")
     certificates: Directory | None = Field(

@@ -16,8 +16,8 @@ class BadCredentials(Exception):
 
 @dataclass(frozen=True)
 class Credentials:
-    """A folder of certificates, or a file of shared keys, or both. With `verify` a client must have a certificate that
-    ca-cert.pem has signed, or a shared key."""
+    """A folder of certificates, or a file of shared keys. With `verify` a client must have a certificate that
+    ca-cert.pem has signed."""
 
     certificates: str = ""
     psk: str = ""
