@@ -6,6 +6,7 @@ Only TLS 1.3, which has neither renegotiation nor compression, and whose ciphers
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,7 +42,8 @@ def server_context(credentials: Credentials) -> ssl.SSLContext:
     if credentials.psk:
         keys = read_keys(Path(credentials.psk))
         _need_psk()
-        context.set_psk_server_callback(lambda name: keys.get(name or "", b""))  # type: ignore[attr-defined,unused-ignore]
+        nobodys = os.urandom(32)  # who is not in the file fails as one who has another key: no name is given away
+        context.set_psk_server_callback(lambda name: keys.get(name or "", nobodys))  # type: ignore[attr-defined,unused-ignore]
     return context
 
 
