@@ -15,9 +15,11 @@ sys.path.insert(0, str(ROOT))  # `bench` is not installed
 
 from bench.fuzz.engine import by_chance, replay
 from bench.fuzz.files import a_segment
+from bench.fuzz.messages import a_config
 from bench.fuzz.target import joined
 from bench.fuzz.targets import TARGETS
 from memcluster.client import cluster_map
+from memcluster.launcher.clusterfile import plain
 from memcluster.launcher.run.directory import RunRecord
 from memcluster.launcher.supervision import orders
 from memcluster.node.handover import messages
@@ -70,6 +72,7 @@ STRUCTURED, STARTTLS = (
 GO = wire.OPTION.pack(wire.IHAVEOPT, Option.GO, 6) + bytes(6)
 BEYOND = {"servers": [{"address": "h:1", "memory": -1}], "layout": {}}
 BEYOND_END = wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, Command.READ, 9, 1 << 40, 512)
+TOO_LARGE = {"do": "apply", "config": a_config() | {"stop_timeout": 10**400}, "stamp": "", "dry": True}
 STATE = TARGETS["run-files"].seeds[0]
 PLANTED = {
     "lets in without TLS": (
@@ -119,6 +122,14 @@ PLANTED = {
         orders,
         "_is_span",
         lambda _: True,
+        "too large",
+    ),
+    "a number that is none": (
+        "frames",
+        Frame(TOO_LARGE).encode(),
+        plain,
+        "BEYOND",
+        float("inf"),
         "too large",
     ),
     "identifiers that are lost": (

@@ -11,6 +11,8 @@ from typing import Any
 
 from bench.fuzz.target import CUT, LONG, Target, joined, parts
 from memcluster.launcher.certificates import make
+from memcluster.launcher.clusterfile.config import load
+from memcluster.launcher.clusterfile.plain import to_plain
 from memcluster.launcher.log.reader import _entries, _sentences, check_answer
 from memcluster.launcher.log.stats import figures, stats_table
 from memcluster.launcher.supervision.orders import OrderError, parse
@@ -256,6 +258,15 @@ def shake_hands(data: bytes) -> None:
 
 # -- seeds ---------------------------------------------------------------------------------------------------------
 
+
+def a_config() -> dict[str, Any]:
+    """A cluster.yaml as a command sends it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cluster.yaml"
+        path.write_text("memory: 1MiB\nname: x\n")
+        return to_plain(load(path))
+
+
 HEADS: list[dict[str, Any]] = [
     {"ask": "merged", "follow": True, "since": -5, "until": 1 << 60, "last": 10, "run": -1, "news": False},
     {"ask": "share", "window": 3, "operations": ["READ", "DIED"], "subjects": [0, 65536], "client": 1, "request": 9},
@@ -263,6 +274,8 @@ HEADS: list[dict[str, Any]] = [
     {"do": "down", "drain": True, "timeout": 1.5},
     {"do": "fault", "kind": "pause", "targets": ["server0"], "seconds": 2, "delay": 0.5},
     {"do": "plan", "what": "restart", "nodes": ["server1"]},
+    {"do": "apply", "config": {"name": "x", "servers": 3}, "stamp": "", "dry": True},
+    {"do": "apply", "config": a_config(), "stamp": "1 2", "dry": False},
     {
         "records": 1,
         "after": {"server0": 3},

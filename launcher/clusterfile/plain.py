@@ -13,6 +13,10 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from memcluster.launcher.clusterfile.settings import ClusterConfig
+from memcluster.node.nbd.printable import shown
+
+BEYOND = 1e18
+"""No number of cluster.yaml that is not whole comes near."""
 
 
 def to_plain(config: ClusterConfig) -> dict[str, Any]:
@@ -47,8 +51,8 @@ def _made(kind: Any, value: Any, where: str) -> Any:
                 continue
     elif kind is Path and isinstance(value, str):
         return Path(value)
-    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < BEYOND:
         return float(value)
     elif kind in (int, str, bool, NoneType) and type(value) is kind:
         return value
-    raise ValueError(f"{where} cannot be {value!r}"[:200])
+    raise ValueError(f"{where} cannot be {shown(value)}")
