@@ -243,7 +243,7 @@ TARGETS = (
         read_a_map,
         [bytes([which]) + _a_map(stripe) for which, stripe in ((0, 0), (1, 4096), (2, 0))],
         [*_words, *_values],
-        share=20,
+        share=32,
     ),
     Target(
         "segments",
@@ -259,7 +259,7 @@ TARGETS = (
             )
         ],
         [CUT, MAGIC, a_segment(1, 0), a_segment(7, 0)],
-        share=2,
+        share=1,
     ),
     Target(
         "run-files",
@@ -267,6 +267,6 @@ TARGETS = (
         read_a_file,
         _seeds(),
         [*_words, *_values],
-        share=5,
+        share=2,
     ),
 )

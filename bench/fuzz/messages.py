@@ -353,7 +353,7 @@ TARGETS = (
         read_orders,
         _orders(),
         [CUT, LONG, *(bytes([kind, 0]) for kind in Message), HEADER.pack(*[0] * 13)],
-        share=20,
+        share=24,
     ),
     Target(
         "proof",
@@ -361,7 +361,7 @@ TARGETS = (
         prove,
         _proofs(),
         [CUT, MAGIC],
-        share=20,
+        share=24,
     ),
     Target(
         "tls",
@@ -369,6 +369,6 @@ TARGETS = (
         shake_hands,
         _tls_flights(),
         [CUT, b"\x16\x03\x01", b"\x16\x03\x03", b"\x17\x03\x03", b"\x15\x03\x03", b"\x14\x03\x03\0\1\1"],
-        share=2,
+        share=1,
     ),
 )
