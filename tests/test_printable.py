@@ -119,11 +119,15 @@ def test_what_a_server_says_of_an_error_is_shown_as_text():
     assert SHOWN in err[0]
 
 
-@given(st.binary(max_size=100), st.sampled_from([Rep.ERR_POLICY, Rep.ERR_UNKNOWN, Rep.ACK, 0x80000099, 7]))
-def test_no_handshake_makes_an_error_that_cannot_be_shown(data, kind):
+@given(
+    st.binary(max_size=100),
+    st.sampled_from([Rep.ERR_POLICY, Rep.ERR_UNKNOWN, Rep.ACK, 0x80000099, 7]),
+    st.sampled_from([Option.STARTTLS, Option.STRUCTURED_REPLY]),
+)
+def test_no_handshake_makes_an_error_that_cannot_be_shown(data, kind, first):
     """Whatever a server answers to the first option, and says with it."""
-    session = ClientSession("")
-    reply = wire.OPTION_REPLY.pack(wire.OPTION_REPLY_MAGIC, Option.STRUCTURED_REPLY, kind, len(data)) + data
+    session = ClientSession("", tls=first == Option.STARTTLS)
+    reply = wire.OPTION_REPLY.pack(wire.OPTION_REPLY_MAGIC, first, kind, len(data)) + data
     told = ""
     try:
         for part in (wire.GREETING.pack(wire.NBDMAGIC, wire.IHAVEOPT, 3), reply, data):

@@ -13,7 +13,7 @@ CUT = b"\xf0CUT\xf0"
 LONG = b"\xf0LNG\xf0"
 MOST_ZEROES = (1 << 16) - 1
 """Of a part that begins with LONG."""
-MOST = 4096
+MOST = 1500
 """Bytes of an input, at most."""
 
 
