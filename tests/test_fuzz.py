@@ -193,7 +193,7 @@ def test_every_target_has_a_rule_that_can_be_broken():
 
 
 def fuzz(*words: str, check: bool = True) -> str:
-    return run(sys.executable, "-m", "bench.fuzz", *words, cwd=ROOT, check=check).stdout.decode()
+    return run(sys.executable, "-m", "bench.fuzz", *words, cwd=ROOT, check=check, timeout=110).stdout.decode()
 
 
 def test_the_program_counts_what_it_runs_and_runs_one_again(tmp_path):
@@ -208,8 +208,8 @@ def test_the_program_counts_what_it_runs_and_runs_one_again(tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
 def test_the_engine_is_guided_by_what_inputs_reach(tmp_path):
     """It keeps inputs that reach something new."""
-    said = fuzz("--runs", "3000", "frames", "--folder", str(tmp_path))
+    said = fuzz("--runs", "500", "frames", "--folder", str(tmp_path))
     _, _, row, _ = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines()]
-    assert int(row[2].replace(",", "")) >= 3000
+    assert int(row[2].replace(",", "")) >= 500
     assert int(row[4].replace(",", "")) > 100
     assert int(row[5].replace(",", "")) > len(TARGETS["frames"].seeds)
