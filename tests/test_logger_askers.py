@@ -18,7 +18,7 @@ from memcluster.node.transport.proof import Who
         ({}, "ask must be merged, share, stats or tally, not None"),
         ({"ask": "everything"}, "ask must be merged, share, stats or tally, not 'everything'"),
         ({"ask": "more"}, "ask must be merged, share, stats or tally, not 'more'"),
-        ({"ask": ["merged"]}, "ask must be merged, share, stats or tally, not ['merged']"),
+        ({"ask": ["merged"]}, "ask must be merged, share, stats or tally, not a list of 1"),
         ({"ask": "merged", "since": "yesterday"}, "since must be a whole number from -"),
         ({"ask": "merged", "after": {"server9": 1}}, "after must be sequence numbers by the names of servers"),
         ({"ask": "merged", "after": 7}, "after must be sequence numbers by the names of servers"),
@@ -28,7 +28,7 @@ from memcluster.node.transport.proof import Who
         ({"ask": "merged", "request": 1 << 64}, "request must be a whole number"),
         ({"ask": "merged", "follow": 1}, "follow must be true or false, not 1"),
         ({"ask": "merged", "subjects": [9]}, "there is no node 9; there are 2"),
-        ({"ask": "merged", "subjects": {}}, "subjects must be a list of numbers, not {}"),
+        ({"ask": "merged", "subjects": {}}, "subjects must be a list of numbers, not a dict of 0"),
         ({"ask": "share", "window": 0}, "window must be a whole number from 1, not 0"),
     ],
 )
