@@ -10,8 +10,8 @@ set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
 suite=${SUITE:-sid}
 root=${ROOT:-/var/tmp/memcluster-newest-$suite}
-packages=ca-certificates,python3,python3-venv,python3-dev,make,gcc,libc6-dev,procps,iproute2,openssl
-clients=libnbd-bin,python3-libnbd,qemu-utils,fio,nbdkit,nbd-client,chromium
+packages="ca-certificates python3 python3-venv python3-dev make gcc libc6-dev procps iproute2 openssl"
+clients="libnbd-bin python3-libnbd qemu-utils fio nbdkit nbd-client chromium"
 
 [ "$(id -u)" = 0 ] || { echo "test-newest needs root: it makes a root of its own and mounts into it" >&2; exit 2; }
 command -v debootstrap >/dev/null || { echo "test-newest needs debootstrap: apt-get install debootstrap" >&2; exit 2; }
@@ -19,8 +19,16 @@ command -v debootstrap >/dev/null || { echo "test-newest needs debootstrap: apt-
 if [ ! -e "$root/made" ]; then
     # The mirror that this machine's own apt uses.
     mirror=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | head -n 1)}
-    debootstrap --variant=minbase --include="$packages,$clients" "$suite" "$root" "$mirror" >"$root.log" 2>&1 ||
-        { tail -n 5 "$root.log" >&2; exit 1; }
+    debootstrap --variant=minbase "$suite" "$root" "$mirror" >"$root.log" 2>&1 || { tail -n 5 "$root.log" >&2; exit 1; }
+    cp -L /etc/resolv.conf "$root/etc/resolv.conf"
+    # By apt, which knows virtual packages and alternatives; debootstrap does not.
+    # shellcheck disable=SC2016,SC2086 # for the inner shell; words
+    unshare --mount sh -euc '
+        root=$1; shift
+        mount -t proc proc "$root/proc"
+        chroot "$root" apt-get -o Acquire::Check-Valid-Until=false update  # a mirror may lag
+        exec chroot "$root" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+    ' sh "$root" $packages $clients >>"$root.log" 2>&1 || { tail -n 5 "$root.log" >&2; exit 1; }
     touch "$root/made"
 fi
 # How this machine reaches its package index.
