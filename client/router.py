@@ -282,7 +282,7 @@ class Router(Exclusive):
         self._facts = Facts(
             found.layout.size,
             flags,
-            f"the memory of {name}: {found.layout.size} bytes over {len(parts)} servers",
+            f"the memory of {name}: {found.layout.size} bytes over {len(parts)} server{'s' * (len(parts) > 1)}",
             max(session.minimum for session in sessions),
             max(session.preferred for session in sessions),
             min(session.maximum for session in sessions),

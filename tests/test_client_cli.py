@@ -103,10 +103,11 @@ def test_info_describes_a_cluster(make_cluster):
 @pytest.mark.parametrize("topology", ["dispatcher", "client-routed"])
 def test_info_stands_in_columns(make_cluster, topology):
     """However long an address is; who owns nothing has no part of the memory."""
-    cluster = make_cluster(topology=topology, layout={"stripe": "64KiB"}, memory="1MiB")
+    cluster = make_cluster(topology=topology, servers=1, layout={"stripe": "64KiB"}, memory="1MiB")
     lines = cluster.memclient("info").stdout.decode().splitlines()
     rows = [line for line in lines if line.startswith("    server")]
     assert len({len(row.removesuffix("striped").removesuffix("-")) for row in rows}) == 1
+    assert lines[1].endswith(" 1048576 bytes over 1 server")
     assert [row.split()[-2:] for row in rows if "dispatcher" in row] == [["-", "-"]] * (topology == "dispatcher")
 
 

@@ -87,6 +87,20 @@ def test_every_run_has_a_number(make_cluster: Make) -> None:
     assert json.loads(cluster.command("stats", "--run", "1", "--json").stdout)["operations"]
 
 
+def test_figures_of_a_run_that_is_over_are_of_all_of_it(make_cluster: Make) -> None:
+    """Of what runs they are of the last 10 s, of what is over not of its stop alone; --over says otherwise."""
+    cluster = make_cluster()
+    write(cluster, 1, 2, 3)
+    assert json.loads(cluster.command("stats", "--json").stdout)["over"] == 10
+    cluster.down()
+    [run] = runs(cluster)
+    for words in ((), ("--run", "1")):
+        figures = json.loads(cluster.command("stats", "--json", *words).stdout)
+        assert figures["over"] == figures["seconds"] == round((run["end_ns"] - run["begin_ns"]) / 1e9, 3)
+        assert sum(row["count"] for row in figures["operations"] if row["operation"] == "WRITE") >= 3
+    assert json.loads(cluster.command("stats", "--json", "--over", "1ms").stdout)["seconds"] == 0.001
+
+
 def test_a_folder_that_is_damaged_gives_what_it_has(make_cluster: Make) -> None:
     """One server's log deleted, another's segment emptied, the maps rubbish: sentences, and the rest of the log."""
     cluster = make_cluster()

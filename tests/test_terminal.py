@@ -58,6 +58,17 @@ def test_status_fits_the_terminal(make_cluster, width):
     assert "64KiB stripes" in piped[1]
 
 
+@pytest.mark.parametrize("width", [40, 80])
+def test_lists_fit_the_terminal(make_cluster, width):
+    """The runs that are kept, the clusters that run, and the faults in force."""
+    cluster = make_cluster(topology="client-routed")
+    cluster.command("fault", "slow", "all", "--delay", "1ms", "--for", "500s")
+    for words in (("logs", "--runs"), ("fault", "list")):
+        shown = on_terminal(cluster, width, *words)
+        assert max(map(len, shown)) <= width, shown
+    assert on_terminal(cluster, width, "logs", "--runs")[0].split()[:2] == ["RUN", "FROM"]
+
+
 def test_sockets_of_the_clusters_own_leave_room(make_cluster):
     """Their folder, the same for all, is left out; who asks by --json has the whole path. And a wider terminal shows
     no less than a narrow one."""

@@ -225,13 +225,14 @@ def timeline(
 
 
 @click.command()
-@click.option("--over", metavar="TIME", type=seconds, default="10s", show_default=True, help="Of the last TIME.")
+@click.option("--over", metavar="TIME", type=seconds, help="Of the last TIME. [default: 10s; of a run that is over, "
+              "all of it]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
 @click.option("--wide", is_flag=True, help="Every column, however narrow the terminal is.")
-@click.option("--run", metavar="N", type=click.IntRange(min=1), help="Of the last TIME of run N.")
+@click.option("--run", metavar="N", type=click.IntRange(min=1), help="Of run N; `logs --runs` lists them.")
 @click.pass_obj
-def stats(file: Path, /, over: float, as_json: bool, watch: bool, wide: bool, run: int | None) -> int:
+def stats(file: Path, /, over: float | None, as_json: bool, watch: bool, wide: bool, run: int | None) -> int:
     """Show how often, how much and how fast: by node and operation, from the log."""
     import json
 

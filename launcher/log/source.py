@@ -15,10 +15,14 @@ from memcluster.launcher.log.kept import KeptLog
 from memcluster.launcher.log.reader import read_batches
 from memcluster.launcher.log.stats import figures, read_stats
 from memcluster.launcher.run.directory import RunRecord
+from memcluster.launcher.table import table, width_of
 from memcluster.node.log.text import LogEntry
 
 Told = Callable[[str], object]
 NEWEST = -1
+OVER = 10.0
+"""Seconds of which the figures of what runs are, where nobody says otherwise."""
+RUN_COLUMNS = ("RUN", "FROM", "TO", "TOPOLOGY", "SERVERS", "RECORDS")
 
 
 class Source:
@@ -35,8 +39,8 @@ class Source:
         """The merged log; see launcher.log.reader.read_batches."""
         raise NotImplementedError
 
-    def stats(self, over: float) -> dict[str, Any]:
-        """The figures of its last seconds."""
+    def stats(self, over: float | None) -> dict[str, Any]:
+        """The figures of its last seconds; without a number, those of 10 s of what runs, and of all of what is over."""
         raise NotImplementedError
 
     def checked(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -64,8 +68,8 @@ class _Running(Source):
     def read_batches(self, **wanted: Any) -> Iterator[list[LogEntry]]:
         return read_batches(self._record.logger0.address, self._secret, run=self._run, told=self._told, **wanted)
 
-    def stats(self, over: float) -> dict[str, Any]:
-        record = self._record
+    def stats(self, over: float | None) -> dict[str, Any]:
+        record, over = self._record, OVER if over is None else over
         return read_stats(record.logger0.address, self._secret, over, age=record.supervisor.age, sample=record.sample)
 
 
@@ -85,10 +89,12 @@ class _Kept(Source):
         wanted.pop("output", None)
         return self._log.read_batches(self._run, told=self._told, **wanted)
 
-    def stats(self, over: float) -> dict[str, Any]:
+    def stats(self, over: float | None) -> dict[str, Any]:
         run = next(one for one in self._log.runs if one.number == self._run)
-        seconds = min(over, max((run.end - run.begin) / 1e9, 1e-3))
-        return figures(self._log.tallies(self._run, run.end - int(seconds * 1e9)), over, seconds)
+        whole = max((run.end - run.begin) / 1e9, 1e-3)
+        seconds = whole if over is None else min(over, whole)
+        tallies = self._log.tallies(self._run, run.end - int(seconds * 1e9))
+        return figures(tallies, round(whole, 3) if over is None else over, seconds)
 
 
 def open_log(
@@ -141,14 +147,20 @@ def runs_table(file: Path, *, as_json: bool) -> str:
     ]
     if as_json:
         return json.dumps(found, indent=2)
-    lines = [f"{'RUN':>4}  {'FROM':<19}  {'TO':<19}  {'TOPOLOGY':<17}  SERVERS  RECORDS"]
-    for one in found:
-        until = "now" if one["state"] == "running" else _time(one["end_ns"])
-        lines.append(
-            f"{one['run']:>4}  {_time(one['begin_ns'])}  {until:<19}  {one['topology']:<17}  "
-            f"{one['servers']:>7}  {one['records']:>7}"
+    rows = [RUN_COLUMNS]
+    rows += [
+        (
+            str(one["run"]),
+            _time(one["begin_ns"]),
+            "now" if one["state"] == "running" else _time(one["end_ns"]),
+            one["topology"],
+            str(one["servers"]),
+            str(one["records"]),
         )
-    return "\n".join(lines)
+        for one in found
+    ]
+    right, importance = ("RUN", "SERVERS", "RECORDS"), ("FROM", "RECORDS", "TO", "TOPOLOGY", "SERVERS")
+    return "\n".join(table(rows, right=right, importance=importance, width=width_of()))
 
 
 def _kept(file: Path) -> KeptLog:

@@ -118,7 +118,7 @@ def stats_table(stats: dict[str, Any], width: int = 0) -> str:
     rows = [COLUMNS, *map(_cells, stats["operations"])]
     lines = table(rows, right=COLUMNS[3:], importance=IMPORTANCE, width=width)
     if not stats["operations"]:
-        lines = [f"nothing was asked in the last {stats['seconds']:g} s"]
+        lines = [f"nothing was asked in the last {round(stats['seconds'], 1):g} s"]
     said: list[str] = []
     if stats["busiest"]:
         said.append("busiest ranges:")
@@ -132,7 +132,7 @@ def stats_table(stats: dict[str, Any], width: int = 0) -> str:
             said.append(f"{node}: " + ", ".join(f"{name} {count}" for name, count in events.items()))
     for name, why in stats["missing"].items():
         said.append(f"{name} is missing ({why}); these figures are without its share")
-    if stats["seconds"] < stats["over"]:
+    if round(stats["seconds"], 1) < round(stats["over"], 1):
         said.append(f"of the last {stats['seconds']:.1f} s, for the cluster is no older")
     said += [f"{count} records of {node} are not there" for node, count in stats["records_missing"].items()]
     if stats["sample"] > 1:

@@ -74,7 +74,7 @@ class Door(Server):
     def description(self) -> str:
         cluster = self.spec.cluster
         owners = sum(server.memory > 0 for server in cluster.servers)
-        return f"the memory of {cluster.name}: {cluster.memory} bytes over {owners} servers"
+        return f"the memory of {cluster.name}: {cluster.memory} bytes over {owners} server{'s' * (owners > 1)}"
 
     def request(self, connection: Connection, request: Request, start: int) -> None:
         """Take a request on the memory that keeps to the protocol."""
