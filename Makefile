@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 # This folder goes on Python's path as it is; setuptools' finder of editable packages takes 9 ms of every start of Python.
 PLAIN := --config-settings editable_mode=compat
 
-.PHONY: demo test test-newest test-least lint man bench compare fuzz install install-test install-bench clean
+.PHONY: demo test test-compiled test-newest test-least lint man bench compare fuzz compile pure fresh install install-test \
+    install-bench clean
 
 install: $(VENV)/installed
 install-test: $(VENV)/installed-test
@@ -31,11 +32,33 @@ $(VENV)/installed-fuzz: $(VENV)/installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check 'atheris>=3.0'
 	@touch $@
 
-demo: install
+demo: install fresh
 	@sh docs/demo.sh $(BIN)
 
-test: install-test
+test: install-test pure
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# What mypyc makes of the data path (see setup.py): a wheel, and what is compiled in it beside its source, where every
+# command and test of this checkout then finds it.
+compile: install-test pure
+	rm -rf build/compiled build/lib*
+	MEMCLUSTER_COMPILE=1 $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/compiled .
+	$(BIN)/python -c 'import glob, zipfile; [path] = glob.glob("build/compiled/*.whl"); wheel = zipfile.ZipFile(path); \
+	wheel.extractall(members=[name for name in wheel.namelist() if name.endswith(".so")])'
+
+# Be rid of what is compiled; `fresh` only if a source has changed since.
+pure:
+	@find -L memcluster -name '*.so' -delete
+
+fresh:
+	@for library in $$(find -L memcluster -name 'compiled__mypyc*.so'); do \
+	    [ -z "$$(find -L memcluster/node -name '*.py' -newer $$library)" ] || $(MAKE) --no-print-directory pure; \
+	done
+
+# The suite with the compiled data path, but for what never meets it: see tests/forms.py. The checkout is left as it was.
+test-compiled: compile
+	@MEMCLUSTER_FORM=compiled MEMCLUSTER_TESTS=nodes $(BIN)/python -m pytest -n 2 $(ARGS); said=$$?; \
+	$(MAKE) --no-print-directory pure; exit $$said
 
 # The suite on Debian unstable, in a root of its own: see tests/newest.sh.
 test-newest:
@@ -50,11 +73,11 @@ lint: install-test
 	$(BIN)/mypy
 
 # ARGS="--quick" shows that it works, ARGS="--all --write-docs" makes docs/performance.md anew; --help has the rest.
-bench: install-bench
+bench: install-bench fresh
 	$(BIN)/python -m bench $(ARGS)
 
 # Measures docs/topologies.md anew, in four minutes; on a machine that does nothing else.
-compare: install
+compare: install fresh
 	$(BIN)/python -m bench.topologies $(ARGS)
 
 # Twenty million inputs that nobody would send, in an hour on one processor: see docs/security.md.
@@ -65,5 +88,5 @@ fuzz: $(VENV)/installed-fuzz
 man: install
 	$(BIN)/python docs/manual.py
 
-clean:
+clean: pure
 	rm -rf $(VENV) build *.egg-info

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import certificates
 import pytest
+from forms import NO_NODES
 from harness import Cluster, clusters, commands, need
 from hypothesis import settings
 from loggers import Loggers, MakeLoggers
 from strangers import SIZE, World, proved
 
 from bench.chromium import Chromium
+from memcluster.node.native import form
 from memcluster.node.topology import names
 
 # Who is started in the background, or with nohup, ignores these, and so would every command that the tests start.
@@ -24,6 +26,20 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # No deadline: a shared machine may be slow at any moment. In CI the same examples each time.
 settings.register_profile("memcluster", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("memcluster")
+
+
+def pytest_report_header() -> str:
+    """Which form of the data path is tested; MEMCLUSTER_FORM says which one must be."""
+    wanted = os.environ.get("MEMCLUSTER_FORM", form())
+    if form() != wanted:
+        pytest.exit(f"the data path is {form()}, not {wanted}", returncode=1)
+    return f"data path: {form()}"
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """With MEMCLUSTER_TESTS=nodes, what has none."""
+    left_out = os.environ.get("MEMCLUSTER_TESTS") == "nodes" and collection_path.stem in NO_NODES
+    return True if left_out else None
 
 
 @pytest.fixture(params=names())

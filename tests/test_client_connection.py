@@ -293,10 +293,17 @@ def test_an_interrupt_in_the_middle_of_a_receive_loses_nothing(monkeypatch):
     with scripted(serving(memory), serving(memory)) as uri, connected(uri) as connection:
         pending = read(connection, 0)
 
-        def interrupted(_: int):
-            raise KeyboardInterrupt
+        class Interrupted:
+            """The session, but for what it is told of a receive."""
 
-        monkeypatch.setattr(connection.session, "received", interrupted)
+            def __getattr__(self, name: str):
+                return getattr(session, name)
+
+            def received(self, _: int):
+                raise KeyboardInterrupt
+
+        session = connection.session
+        monkeypatch.setattr(connection, "session", Interrupted())
         with pytest.raises(KeyboardInterrupt):
             pending.wait()
         assert pending.wait().data == b"abcd"

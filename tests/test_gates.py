@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,21 +50,30 @@ def test_who_finds_it_held_is_woken_when_it_is_given_back(loop, two):
     second.give_back(5)
 
 
-def test_no_wake_up_is_lost_between_the_try_and_the_mark(two, monkeypatch):
-    """Given back just before the mark is set, nobody would ring: the second try finds it free."""
-    first, second = two
-    assert first.take(5, lambda: None)
-    lock = second._lock
+class Overtaken(Gates):
+    """After its first try something else happens."""
 
-    def then_given_back(gate: int) -> bool:
-        monkeypatch.undo()
-        found = lock(gate)
-        first.give_back(gate)
+    meanwhile: Callable[[int], None] | None = None
+
+    def _lock(self, gate: int) -> bool:
+        found = super()._lock(gate)
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile(gate)
         return found
 
-    monkeypatch.setattr(second, "_lock", then_given_back)
+
+def test_no_wake_up_is_lost_between_the_try_and_the_mark(loop, tmp_path):
+    """Given back just before the mark is set, nobody would ring: the second try finds it free."""
+    first = Gates(loop, tmp_path, 0, create=True)
+    second = Overtaken(loop, tmp_path, 1, create=False)
+    assert first.take(5, lambda: None)
+    second.meanwhile = first.give_back
     assert second.take(5, lambda: pytest.fail("nobody can have rung"))
+    assert second.meanwhile is None
     second.give_back(5)
+    first.close()
+    second.close()
 
 
 def test_who_forgot_is_not_called(loop, two):

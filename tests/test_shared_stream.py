@@ -16,14 +16,16 @@ import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from harness import Cluster, run_in_small_room
+from nodes import Nodes
 
 from memcluster.launcher.run.identity import Identity
 from memcluster.node.handover.gates import Gates
-from memcluster.node.handover.messages import ADOPT, DROP, HELLO, WELCOME, Order
-from memcluster.node.handover.passage import Passage
+from memcluster.node.handover.messages import ADOPT, DROP, HELLO, WELCOME, Order, OrderReader, fresh
+from memcluster.node.handover.passage import Passage, PassageLink
 from memcluster.node.handover.taking import HandedConnection
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.client import ClientSession, Reply
@@ -126,41 +128,63 @@ def test_a_client_that_asks_and_goes_before_the_answer_harms_nobody(make_cluster
     assert pids(cluster) == before
 
 
-class Link:
+class Taken(Passage):
     """Takes what a connection hands over, instead of a server."""
 
-    number = 1
+    def __init__(self, loop: Loop) -> None:
+        ours, self.theirs = socket.socketpair()
+        super().__init__(loop, ours, memoryview(bytearray(1000)), lambda *_: None, lambda *_: None)
+        self.handed = 0
 
-    def __init__(self) -> None:
-        self.passage = self
-        self.handed: list[int] = []
-
-    def hand(self, _order: Order, descriptor: int) -> None:
+    def hand(self, order: Order, descriptor: int) -> None:  # noqa: ARG002
         os.close(descriptor)
-        self.handed.append(descriptor)
+        self.handed += 1
+
+    def close(self) -> None:
+        super().close()
+        self.theirs.close()
 
 
-def half_said(loop: Loop, owner: SimpleNamespace) -> tuple[HandedConnection, socket.socket]:
+class Link(PassageLink):
+    """Is there already."""
+
+    def __init__(self, passage: Passage) -> None:
+        self.number = 1
+        self.passage = passage
+
+
+def half_said(server: Any) -> tuple[HandedConnection, socket.socket]:
     """A connection in the middle of what its own server says to a client that takes nothing."""
     ours, theirs = socket.socketpair()
     exports = SimpleNamespace(names=lambda: [], contexts=lambda _: (), find=None, open=None)
     scratch = memoryview(bytearray(1 << 18))
-    connection = HandedConnection(loop, ours, owner, lambda _: exports, 1, scratch, Budget(1 << 30))
+    connection = HandedConnection(server.loop, ours, server, lambda _: exports, 1, scratch, Budget(1 << 30))
     connection.outgoing.append(b"x" * (4 * MiB))
     connection.flush()
     assert connection.queued
     return connection, theirs
 
 
-def test_nobody_writes_behind_half_a_reply_of_the_dispatcher(loop, tmp_path):
+@pytest.fixture
+def nodes(tmp_path, kind):
+    folder = tmp_path / "nodes"
+    folder.mkdir()
+    made = Nodes(folder, kind)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("kind", ["dispatcher"])
+def test_nobody_writes_behind_half_a_reply_of_the_dispatcher(nodes, tmp_path):
     """A refusal is half said when the socket is handed over: the gate is held until it is said."""
+    loop = nodes.loop
     gates = Gates(loop, tmp_path, 0, create=True)
     server = Gates(loop, tmp_path, 1, create=False)
-    connection, client = half_said(loop, SimpleNamespace(connections={}, lender=None, security=None, changes=0))
+    connection, client = half_said(nodes.servers[0])
     connection.gates, connection.gate = gates, 3
-    link = Link()
-    connection.hand_to(link)
-    assert len(link.handed) == 1
+    passage = Taken(loop)
+    connection.hand_to(Link(passage))
+    assert passage.handed == 1
     free: list[bool] = []
     assert not server.take(3, lambda: free.append(True))
     client.settimeout(10)
@@ -172,24 +196,27 @@ def test_nobody_writes_behind_half_a_reply_of_the_dispatcher(loop, tmp_path):
         loop.turn(1)
     assert taken == 4 * MiB + 18  # the greeting, and all of it
     assert server.take(3, lambda: None)
-    for one in (connection, server, gates, client):
+    for one in (connection, server, gates, client, passage):
         one.close()
 
 
-def test_a_chain_waits_for_who_has_not_taken_what_the_head_has_said(loop):
+@pytest.mark.parametrize("kind", ["chain"])
+def test_a_chain_waits_for_who_has_not_taken_what_the_head_has_said(nodes):
     """The tail cannot know that the head has not finished: the socket is handed along when it has."""
-    connection, client = half_said(loop, SimpleNamespace(connections={}, lender=None, security=None, changes=0))
-    link = Link()
+    loop = nodes.loop
+    connection, client = half_said(nodes.servers[0])
+    passage = Taken(loop)
+    link = Link(passage)
     said: list[bool] = []
     connection.when_said = lambda: said.append(True)
     assert not connection.hand_to(link)
-    assert not link.handed
+    assert not passage.handed
     while not said:
         client.recv(1 << 20)
         loop.turn(1)
     assert connection.hand_to(link)
-    assert len(link.handed) == 1
-    for one in (connection, client):
+    assert passage.handed == 1
+    for one in (connection, client, passage):
         one.close()
 
 
@@ -364,31 +391,38 @@ def test_a_server_without_room_for_a_socket_loses_that_client_only(make_cluster,
     assert pids(cluster) == before
 
 
+class ShortReader(OrderReader):
+    """Takes so many bytes at a time, as at the end of a full buffer; 0: as many as there are."""
+
+    most = 0
+
+    def receive_buffer(self) -> memoryview:
+        whole = super().receive_buffer()
+        return whole[: self.most] if self.most else whole
+
+
 def test_a_descriptor_that_did_not_come_is_missed_by_its_own_message(loop):
     """The message is received in two parts, the next one behind it: it must not take the next one's descriptor."""
     near, far = socket.socketpair()
     got: list[int | None] = []
-    room = len(Order(ADOPT).encode()) - 10
-    scratch = memoryview(bytearray(room))
+    scratch = memoryview(bytearray(1000))
     sender = Passage(loop, far, memoryview(bytearray(1000)), lambda *_: None, lambda *_: None)
     receiver = Passage(loop, near, scratch, lambda one, orders: got.extend(one.take_descriptor() for _ in orders),
                        lambda *_: None)  # fmt: skip
-    receiver._reader._scratch = memoryview(bytearray(1000))
+    receiver._reader = reader = ShortReader(scratch, fresh)
     first, second = os.pipe()
     inode = os.fstat(second).st_ino
     sender.hand(Order(ADOPT, client=1), first)
     sender.hand(Order(ADOPT, client=2), second)
     sender.flush()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    reader = receiver._reader
-    whole = reader.receive_buffer
-    reader.receive_buffer = lambda: whole()[:room]  # as at the end of a full buffer
+    reader.most = len(Order(ADOPT).encode()) - 10
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
         receiver._readable()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    reader.receive_buffer = whole
+    reader.most = 0
     assert got == []
     while len(got) < 2:
         receiver._readable()

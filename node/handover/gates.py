@@ -22,6 +22,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from memcluster.node.native import mypyc_attr
 from memcluster.node.transport.loop import READ, Loop
 
 MAX_WRITERS = 127
@@ -35,6 +36,7 @@ _CHUNK = 1 << 16
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of Linux on 64 bits: type, whence, start, length, pid
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Gates:
     """The gates of one cluster, as one process (`writer`, a server's number) sees them. `directory` is on tmpfs."""
 

@@ -13,12 +13,14 @@ from enum import IntEnum
 from struct import Struct
 from typing import Final
 
+from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.replies import Asked
 from memcluster.node.nbd.server import REQUEST_COST, cost_of
 from memcluster.node.nbd.wire import MAX_PAYLOAD
 
 HEADER: Final = Struct(">BxHHHIIQQQQQQI")
 """kind, command, flags, error, client, ticket, identifier, cookie, offset, start, length, sent, payload bytes."""
+_Fields = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int]
 IDENTIFIER: Final = Struct(">Q")
 EXTENT: Final = Struct(">QQ")
 """Length and status, in the payload of an order; a chain puts a server's number and how many follow before them."""
@@ -144,6 +146,7 @@ def fresh(length: int) -> memoryview:
     return memoryview(bytearray(length))
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class OrderReader:
     """Bytes in, messages out; the same calls as an NBD session's (see nbd/server.py).
 
@@ -192,9 +195,10 @@ class OrderReader:
         position, end, scratch = 0, self._end, self._scratch
         unpack, header = HEADER.unpack_from, HEADER.size
         while end - position >= header:
+            fields: _Fields = unpack(scratch, position)
             (
                 kind, command, flags, error, client, ticket, identifier, cookie, offset, started, asked, sent, length
-            ) = unpack(scratch, position)  # fmt: skip
+            ) = fields  # fmt: skip
             if not HELLO <= kind <= LOST or length > LONGEST:
                 raise HandoverError(f"a message of kind {kind} with {length} bytes")
             if budget <= 0:

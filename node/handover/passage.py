@@ -190,6 +190,7 @@ class Passage(Stream):
         self._lost(reason)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PassageLink:
     """The way to a server that is to answer: `joined`, `answered(orders)` and `lost` are called from the loop.
 

@@ -1,0 +1,18 @@
+"""Which tests `make test-compiled` leaves out: those whose subject is no node, and so the same in both forms."""
+
+from __future__ import annotations
+
+NO_NODES = frozenset(
+    f"test_{name}"
+    for name in (
+        # commands, files and pages
+        "background", "changed", "compare", "config", "console", "files", "habits", "init", "live", "manual", "plain",
+        "rundir", "terminal", "timeline", "tutorial", "units",
+        # what starts, watches and ends the nodes
+        "kill_sweep", "lifecycle", "privileges", "sockets", "supervision", "surroundings",
+        # what stands around all of it
+        "bench", "chaos", "harness", "imports", "pytest_plugin", "python_cluster", "python_docs", "wheel",
+        # parts of a node that are not compiled
+        "admission", "frames", "peer", "pool", "slots",
+    )
+)  # fmt: skip
