@@ -39,6 +39,7 @@ from memcluster.launcher.live.watchcommand import watch
 from memcluster.launcher.log import commands as logcommands
 from memcluster.launcher.output import happening_line, show_again
 from memcluster.launcher.run.identity import Identity
+from memcluster.launcher.simulatecommand import simulate
 from memcluster.launcher.speech import SPEECH
 from memcluster.launcher.statusview import status_table, verdict
 from memcluster.launcher.table import width_of
@@ -279,6 +280,7 @@ cli.add_command(fault)
 cli.add_command(compare)
 cli.add_command(watch)
 cli.add_command(diff)
+cli.add_command(simulate)
 cli.add_command(apply_file)
 for logcommand in logcommands.COMMANDS:
     cli.add_command(logcommand)

@@ -454,6 +454,11 @@ class Socket:
             extra.append((int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS), descriptors.tobytes()))
         return len(data), extra, 0, None
 
+    def recvmsg(self, most: int, _space: int = 0) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
+        buffer = memoryview(bytearray(most))
+        count, extra, flags, _ = self.recvmsg_into([buffer])
+        return bytes(buffer[:count]), extra, flags, None
+
     def _receive(self, most: int) -> tuple[bytes, Rights]:
         process, stream = self._process, self._stream
         process.step()

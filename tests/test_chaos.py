@@ -16,13 +16,13 @@ from harness import ROOT, need, run
 sys.path.insert(0, str(ROOT))  # `bench` is not installed
 
 from bench.chaos import places
-from bench.chaos.checker import Verdict, check
-from bench.chaos.history import BLOCK, Operation, identify, pattern, read_operations, write_operations, zeroes
 from bench.chaos.logcheck import LogVerdict, check_log, logged_at, routed
 from bench.chaos.report import Report
 from bench.chaos.schedule import PHASE, QUIET, WEIGHTS, plan
 from memcluster.node.layout import Linear, Striped
 from memcluster.node.topology import names
+from memcluster.simulator.history import BLOCK, Operation, identify, pattern, read_operations, write_operations, zeroes
+from memcluster.simulator.rules import Verdict, check
 
 A, B, C, ZERO = 0xA, 0xB, 0xC, 0
 MIXED = "mixed"
@@ -473,7 +473,7 @@ def test_a_short_run_loses_nothing_and_leaves_nothing(tmp_path: Path, combinatio
 SABOTAGE = """
 from bench.chaos import run
 from bench.chaos.__main__ import main
-from bench.chaos.history import read_operations
+from memcluster.simulator.history import read_operations
 
 look = run._look_at_the_end
 

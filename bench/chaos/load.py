@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import memcluster
-from bench.chaos.history import (
+from bench.chaos.places import WIDE, Places, Region
+from memcluster.client.memory import Memory
+from memcluster.client.requests import Future
+from memcluster.simulator.history import (
     ACKNOWLEDGED,
     BLOCK,
     ERROR,
@@ -30,9 +33,6 @@ from bench.chaos.history import (
     write_operations,
     zeroes,
 )
-from bench.chaos.places import WIDE, Places, Region
-from memcluster.client.memory import Memory
-from memcluster.client.requests import Future
 
 DEEPEST = 32
 """Operations in one round, at most."""

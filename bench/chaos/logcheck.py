@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
-from bench.chaos.history import Operation
 from bench.chaos.places import Region
 from memcluster.node.layout import Layout
+from memcluster.simulator.history import Operation
 
 SLACK = 50_000_000
 """ns by which the clocks of processes may disagree."""

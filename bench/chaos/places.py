@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import NamedTuple
 
-from bench.chaos.history import BLOCK
 from memcluster.node.layout import Layout, Linear
+from memcluster.simulator.history import BLOCK
 
 REGION = 256 << 10
 WIDE = 4 << 20

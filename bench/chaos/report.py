@@ -9,10 +9,10 @@ from itertools import pairwise
 from typing import Any
 
 from bench.chaos.breaker import Breaker
-from bench.chaos.checker import MAX_TOLD, Verdict
-from bench.chaos.history import ACKNOWLEDGED, EARLY, ERROR, UNKNOWN, Operation
 from bench.chaos.logcheck import LogVerdict
 from bench.chaos.realclients import Tally
+from memcluster.simulator.history import ACKNOWLEDGED, EARLY, ERROR, UNKNOWN, Operation
+from memcluster.simulator.rules import MAX_TOLD, Verdict
 
 
 @dataclass

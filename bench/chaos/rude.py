@@ -20,13 +20,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import memcluster
-from bench.chaos.history import ACKNOWLEDGED, BLOCK, EARLY, ERROR, UNKNOWN, Operation, pattern, write_operations
 from bench.chaos.load import TAG_SHIFT, what_was_seen
 from bench.chaos.places import PAGE, WIDE, Places, Region
 from bench.chaos.wire import Lost, Wire
 from memcluster.client.memory import Memory
 from memcluster.node.layout import Layout
 from memcluster.node.nbd.wire import REQUEST, REQUEST_MAGIC, Command, CommandFlag
+from memcluster.simulator.history import (
+    ACKNOWLEDGED,
+    BLOCK,
+    EARLY,
+    ERROR,
+    UNKNOWN,
+    Operation,
+    pattern,
+    write_operations,
+)
 
 PATIENCE = 8.0
 """Seconds to wait for an answer; nobody is owed one here."""

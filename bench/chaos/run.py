@@ -18,8 +18,6 @@ import memcluster
 from bench.chaos import load, rude
 from bench.chaos.agreement import disagreements
 from bench.chaos.breaker import Breaker
-from bench.chaos.checker import NEVER, check
-from bench.chaos.history import Operation, read_operations
 from bench.chaos.logcheck import SLACK, check_log, logged_at, routed
 from bench.chaos.places import Places, Region, choose
 from bench.chaos.realclients import Copy, Fio, RealClient
@@ -30,6 +28,8 @@ from memcluster.launcher.clusterfile import config
 from memcluster.node import topology
 from memcluster.node.layout import Layout, make_layout
 from memcluster.node.topology import Topology
+from memcluster.simulator.history import Operation, read_operations
+from memcluster.simulator.rules import NEVER, check
 
 NO_LONGER = b"no longer kept"
 """What is said of records that had to make room."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-BLOCK = 1024
+BLOCK = 512
 CELL = 16
 ACKNOWLEDGED, UNKNOWN, ERROR = "acknowledged", "unknown", "error"
 EARLY = "early"

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, permutations
 from typing import NamedTuple
 
-from bench.chaos.history import BLOCK, EARLY, UNKNOWN, WRITING, Operation, pattern
+from memcluster.simulator.history import BLOCK, EARLY, UNKNOWN, WRITING, Operation, pattern
 
 NEVER = 1 << 63
 MAX_TOLD = 20
@@ -118,6 +118,10 @@ class _Shown(NamedTuple):
         return self.other if value == self.value else self.invoked
 
 
+def _later(one: _Write, other: _Write) -> _Write:
+    return other if other.invoked > one.invoked else one
+
+
 class _Block:
     """The writes to one block, and what was read there."""
 
@@ -134,7 +138,7 @@ class _Block:
             own.sort(key=lambda write: write.operation.number)
         acknowledged = sorted((write for write in self.writes if write.until != NEVER), key=lambda write: write.until)
         self._ends = [write.until for write in acknowledged]
-        self._latest = list(accumulate(acknowledged, lambda one, other: other if other.invoked > one.invoked else one))
+        self._latest: list[_Write] = list(accumulate(acknowledged, _later))
         whole = sorted((look for look in looks if isinstance(look.value, int)), key=lambda look: look.read.returned)
         self._returns = [look.read.returned for look in whole]
         self._shown = list(accumulate(whole, _Shown.and_also, initial=_Shown()))
@@ -195,13 +199,13 @@ def check(
             for block in places[bisect_left(places, first) : bisect_left(places, end)]:
                 writes[block].append(write)
     blocks = {offset: _Block(writes[offset], looks[offset]) for offset in places}
-    for offset, block in blocks.items():
-        for look in block.looks:
+    for offset, of in blocks.items():
+        for look in of.looks:
             verdict.blocks_read += 1
             if isinstance(look.value, str):
-                _check_mix(block, offset, bytes.fromhex(look.value), look.read, verdict, ordered, whole(look.read))
+                _check_mix(of, offset, bytes.fromhex(look.value), look.read, verdict, ordered, whole(look.read))
             else:
-                _check_value(block, offset, look.value, look.read, verdict, ordered)
+                _check_value(of, offset, look.value, look.read, verdict, ordered)
     for read in operations:
         if read.acknowledged and read.kind == "READ":
             _check_whole(read, blocks, by_tag, verdict, at_once=whole(read))

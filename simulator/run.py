@@ -1,0 +1,298 @@
+"""One run: a plan carried out in a world, from the start of the cluster to its stop, and all that it showed checked."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from memcluster.node.layout import Layout
+from memcluster.node.log.filter import Filter
+from memcluster.node.log.history import History
+from memcluster.node.log.merge import Merger
+from memcluster.node.log.record import RECORD, Record
+from memcluster.node.transport.address import Address
+from memcluster.simulator.client import Client, Door
+from memcluster.simulator.history import BLOCK, Operation, identify
+from memcluster.simulator.logrules import Entry, check_log, logged_at, routed, unrest
+from memcluster.simulator.plan import Ask, Fault, Plan
+from memcluster.simulator.plan import Client as Errand
+from memcluster.simulator.rules import check
+from memcluster.simulator.supervisor import EPOCH, Supervisor
+from memcluster.simulator.world import BEGINNING, MS, S, World
+
+MOST_EVENTS = 300_000
+"""Of a stage of a run: more is a world that turns and gets nowhere."""
+STARTS_WITHIN, DONE_WITHIN, HEALS_WITHIN, RESTS_WITHIN, STOPS_WITHIN = 30 * S, 120 * S, 30 * S, 30 * S, 30 * S
+"""Of virtual time."""
+SLOWED = 2 * MS
+WHOLE = {"TRIM": 64 << 20, "WRITE_ZEROES": 4 << 20}
+"""Bytes of the longest request that the README promises to carry out whole; without a bound for others."""
+
+
+@dataclass
+class Outcome:
+    """What a run has shown. `broken` are sentences, each with the rule before it; none if all is well."""
+
+    plan: Plan
+    digest: str = ""
+    broken: list[str] = field(default_factory=list)
+    history: list[Operation] = field(default_factory=list)
+    log: list[Entry] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    """Those that took place, by kind."""
+    seconds: float = 0.0
+    """Of virtual time."""
+    steps: int = 0
+
+    @property
+    def rule(self) -> str:
+        """The first one that was broken."""
+        return self.broken[0].partition(":")[0] if self.broken else ""
+
+
+def simulate(plan: Plan) -> Outcome:
+    """Carry a plan out. The files of the cluster lie in memory, and are gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="memcluster-simulate-", dir="/dev/shm"))
+    gc.disable()
+    gc.freeze()  # what was there before need not be looked at
+    try:
+        return _Run(plan, folder).go()
+    finally:
+        gc.collect()  # what the dead had mapped
+        gc.unfreeze()
+        gc.enable()
+        _close_files_of(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Stuck(Exception):
+    """The run got nowhere; says what it waited for."""
+
+
+class _Run:
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.world = World(plan.seed)
+        self.outcome = Outcome(plan)
+        self.history = self.outcome.history
+        self.clients: list[Client] = []
+        self._left = len(plan.clients)
+        self._runs = self._stopped = False
+        self.supervisor = Supervisor(self.world, plan.shape, folder, self._is_running, self._has_stopped)
+        self.layout: Layout = self.supervisor.map.layout
+
+    def go(self) -> Outcome:
+        outcome, world = self.outcome, self.world
+        try:
+            self._stages()
+        except Stuck as error:
+            outcome.broken.append(f"progress: {error}")
+        outcome.broken += [
+            f"crash: {name} ended by itself: {why}"
+            for name, why in self.supervisor.deaths
+            if why and not why.startswith("killed")
+        ]
+        outcome.trace = world.trace
+        outcome.seconds = (world.now - BEGINNING) / S
+        outcome.digest = world.digest(str(self.folder))
+        return outcome
+
+    def _stages(self) -> None:
+        plan, world, supervisor = self.plan, self.world, self.supervisor
+        supervisor.start()
+        self._until(lambda: self._runs, STARTS_WITHIN, "the start of the cluster")
+        began = world.now
+        self.doors = self._doors()
+        for number, errand in enumerate(plan.clients):
+            client = self._client(number, errand)
+            world.after(1 + world.dice.below(MS), client.start)
+        for fault in plan.faults:
+            world.at(began + fault.at, partial(self._begin, fault))
+        self._until(lambda: not self._left, DONE_WITHIN, "the clients")
+        over = max((began + fault.at + fault.span for fault in plan.faults), default=0)
+        self._until(lambda: world.now > over and supervisor.healthy, HEALS_WITHIN + over, "the cluster to be whole")
+        for name in supervisor.children:  # who was to die at a step that has not come
+            self._process(name).dies_at = -1
+        self._look_at_all()
+        self._until(lambda: not self._unrest(), RESTS_WITHIN, lambda: "; ".join(self._unrest()))
+        supervisor.stop()
+        self._until(lambda: self._stopped, STOPS_WITHIN, "the stop")
+        self._check()
+
+    def _until(self, fact: Callable[[], object], within: int, what: str | Callable[[], str]) -> None:
+        world, deadline = self.world, self.world.now + within
+        for _ in range(MOST_EVENTS):
+            if fact():
+                return
+            if world.now > deadline or not world.go_on():
+                break
+        if not fact():
+            words = what if isinstance(what, str) else what()
+            raise Stuck(f"{words}: not in {(world.now - deadline + within) / S:.1f} s")
+
+    def _is_running(self) -> None:
+        self._runs = True
+
+    def _has_stopped(self) -> None:
+        self._stopped = True
+
+    # -- clients -----------------------------------------------------------------------------------------------------
+
+    def _doors(self) -> list[Door]:
+        entries = self.supervisor.map.servers
+        if not self.supervisor.shape.every_server_is_a_door:
+            return [Door(Address.parse(entries[0].address), None)]
+        return [Door(Address.parse(entry.address), index) for index, entry in enumerate(entries)]
+
+    def _client(self, number: int, errand: Errand) -> Client:
+        client = Client(self.world, number, errand, self.doors, self.layout, self.history, self._client_is_done)
+        self.clients.append(client)
+        return client
+
+    def _client_is_done(self, _client: Client) -> None:
+        self._left -= 1
+
+    def _look_at_all(self) -> None:
+        """Nobody writes any more: what is there is read, and asked for zeroes, and must be what lies in the shards."""
+        step = 64 * BLOCK
+        asks = [
+            Ask(kind, at, min(step, self.layout.size - at), 0, 0)
+            for at in range(0, self.layout.size, step)
+            for kind in ("READ", "BLOCK_STATUS")
+        ]
+        self._left = 1
+        reader = self._client(len(self.clients), Errand(4, True, tuple(asks)))
+        reader.start()
+        self._until(lambda: not self._left, DONE_WITHIN, "the last look")
+        shards = [self.supervisor.shard(index).read_bytes() for index in range(len(self.layout.sizes))]
+        for operation in self.history:
+            if operation.client == reader.name and operation.kind == "READ" and operation.acknowledged:
+                stored = bytearray(operation.length)
+                for piece in self.layout.split(operation.offset, operation.length):
+                    data, done = shards[piece.server][piece.offset : piece.offset + piece.length], 0
+                    for start, end in piece.spans:
+                        stored[start:end] = data[done : done + end - start]
+                        done += end - start
+                if identify(bytes(stored), operation.offset) != operation.seen:
+                    self.outcome.broken.append(f"shards: {operation.offset:#x} reads otherwise than it lies there")
+            elif operation.client == reader.name and not operation.acknowledged:
+                self.outcome.broken.append(f"progress: the last look: {operation.why}")
+
+    # -- faults ------------------------------------------------------------------------------------------------------
+
+    def _begin(self, fault: Fault) -> None:
+        world, supervisor = self.world, self.supervisor
+        if self._stopped:
+            return
+        if fault.kind == "partition":
+            self._count(fault)
+            head = {"do": "fault", "kind": "cut", "peer": fault.other}
+            supervisor.tell(fault.target, {**head, "cut": True})
+            world.after(fault.span, lambda: supervisor.tell(fault.target, {**head, "cut": False}))
+            return
+        process = self._process(fault.target)
+        if process is None or not process.alive:
+            return
+        self._count(fault)
+        if fault.kind == "kill":
+            process.dies_at = process.steps + fault.step
+        elif fault.kind == "pause":
+            process.stop()
+            world.after(fault.span, process.go_on)
+        elif fault.kind == "slow":
+            process.slow = SLOWED
+            world.after(fault.span, partial(setattr, process, "slow", 0))
+
+    def _count(self, fault: Fault) -> None:
+        self.outcome.faults[fault.kind] += 1
+        self.world.note(f"fault: {fault}")
+
+    def _process(self, target: str) -> Any:
+        if target.startswith("client"):
+            number = int(target.removeprefix("client"))
+            return self.clients[number].process if number < len(self.clients) else None
+        child = self.supervisor.children.get(target)
+        return None if child is None else child.process
+
+    # -- checks ------------------------------------------------------------------------------------------------------
+
+    def _unrest(self) -> list[str]:
+        found = []
+        for name, child in self.supervisor.children.items():
+            if name.startswith("server") and child.node is not None:
+                found += unrest(name, child.node.role)
+        return found
+
+    def _check(self) -> None:
+        outcome, plan = self.outcome, self.plan
+        for name, child in self.supervisor.children.items():
+            if child.process.alive:
+                outcome.broken.append(f"left: {name} is still there")
+        for line in self.history:
+            self.world.trace.append(repr(line))
+        ordered = plan.shape.fan_out == "parallel"
+        verdict = check(self.history, ordered=ordered, whole=partial(_whole, self.layout))
+        outcome.broken += verdict.told
+        outcome.log = self._merged()
+        self.world.trace += map(repr, outcome.log)
+        operations = self.history
+        if self.supervisor.shape.every_server_is_a_door:
+            operations = [part for operation in operations for part in routed(self.layout, operation)]
+        nodes = partial(logged_at, plan.shape.topology, self.layout)
+        outcome.broken += check_log(outcome.log, operations, nodes, EPOCH)
+        said = self.supervisor.collected.get("collected")
+        if said != len(outcome.log) and not self.supervisor.collected.get("missing"):
+            outcome.broken.append(f"log: logger0 wrote {said} records of {len(outcome.log)}")
+
+    def _merged(self) -> list[Entry]:
+        """The merged log, from the segments as they lie there."""
+        servers = range(len(self.supervisor.map.servers))
+        readings = {
+            server: History(
+                self.folder / "logs" / f"server{server}", server, self.layout, clock=lambda: EPOCH + self.world.now
+            ).read(Filter())
+            for server in servers
+        }
+        batches = {server: iter(reading) for server, reading in readings.items()}
+        merger = Merger(readings, one_clock=self.supervisor.shape.hands_over)
+        found: list[Entry] = []
+        while not merger.finished:
+            for server in tuple(merger.wanting):
+                batch = next(batches[server], None)
+                if batch is None:
+                    merger.end(server)
+                else:
+                    merger.feed(server, batch, readings[server].run)
+            found += [(entry[3], Record._make(RECORD.unpack(entry[4]))) for entry in merger.take(4096)]
+        for server, reading in readings.items():
+            for after, count in reading.gaps:
+                self.outcome.broken.append(f"log: {count} records of server{server} are missing after {after}")
+        return found
+
+
+def _whole(layout: Layout, operation: Operation) -> bool:
+    """The README promises that it is carried out whole: nobody sees it in part, if it is acknowledged."""
+    long = operation.length > WHOLE.get(operation.kind, operation.length)
+    return not long and len(layout.split(operation.offset, operation.length)) == 1
+
+
+def _close_files_of(folder: Path) -> None:
+    """Those that simulated processes had open when they died: nobody else is there to close them."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}").startswith(f"{folder}/"):
+                os.close(int(name))
+        except OSError:
+            pass
+
+

@@ -1,0 +1,280 @@
+"""The simulated supervisor: carries out what the real one's policy (launcher/supervision/lifecycle.py) decides.
+
+It binds the sockets, starts the nodes, hears from them over channels as they are, and starts again what has died. Its
+children are simulated processes; each runs a node as the fork server would have started it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from memcluster.launcher.supervision.lifecycle import (
+    Action,
+    Collect,
+    Drain,
+    Finish,
+    Kill,
+    Lifecycle,
+    Phase,
+    Probe,
+    RestartPolicy,
+    Say,
+    Start,
+    State,
+)
+from memcluster.node import topology
+from memcluster.node.cluster_map import ClusterMap, ServerEntry
+from memcluster.node.log.clock import Run
+from memcluster.node.node import Node
+from memcluster.node.spec import Bounds, NodeSpec
+from memcluster.node.transport.channel import Channel
+from memcluster.node.transport.frames import Frame
+from memcluster.simulator.plan import Shape
+from memcluster.simulator.process import Process
+from memcluster.simulator.sockets import Socket
+from memcluster.simulator.world import MS, S, World
+
+SECRET = b"s" * 32
+NAME = "sim"
+EPOCH = 1_700_000_000 * S
+"""What the monotonic clock is behind the wall clock."""
+RETAIN = 64 << 10
+"""Bytes of a server's log: segments of 256 records."""
+BOUNDS = Bounds(handshake_timeout=5.0, stall_timeout=5.0, retry_timeout=2.0)
+POLICY = RestartPolicy(cap=2.0, reset=60.0, deaths=6, within=60.0)
+STOP_TIMEOUT = 10.0
+BEAT = 2.0
+FORK = 3 * MS
+"""Until a process runs that was started, at most; and until it is known that one is gone."""
+
+
+class Child:
+    """A node's process, and this side of the channel to it. `node` is there when it has got as far as that."""
+
+    def __init__(self, process: Process, channel: Channel) -> None:
+        self.process = process
+        self.channel = channel
+        self.node: Node | None = None
+        self.asked: dict[int, Callable[[dict[str, Any]], None]] = {}
+
+
+class Supervisor:
+    """Runs a cluster of this shape, whose files lie in `folder`; `running` is called when it serves, `stopped` when it
+    has come to its end. `deaths` has each child that ended, and how."""
+
+    def __init__(
+        self,
+        world: World,
+        shape: Shape,
+        folder: Path,
+        running: Callable[[], None],
+        stopped: Callable[[], None],
+    ) -> None:
+        self.world = world
+        self.folder = folder
+        self.children: dict[str, Child] = {}
+        self.deaths: list[tuple[str, str]] = []
+        self.collected: dict[str, Any] = {}
+        self._running = running
+        self._stopped = stopped
+        self._questions = 0
+        self._ticks = False
+        self.shape = topology.load(shape.topology)
+        self.process = Process(world, "supervisor", lambda _: None)
+        sizes = [0] * self.shape.dispatches + list(shape.sizes)
+        count = len(sizes)
+        doors = count if self.shape.every_server_is_a_door else 1
+        self._sockets = [
+            self._listen(f"server{index}.sock" if self.shape.hands_over and index >= doors else "")
+            for index in range(count)
+        ] + [self._listen("") for _ in range(count)]
+        addresses = [_address(sock) for sock in self._sockets]
+        self.map = ClusterMap(
+            NAME,
+            shape.topology,
+            shape.fan_out,
+            shape.stripe,
+            tuple(
+                ServerEntry(addresses[index], addresses[count + index], size, self.shape.role(index, count))
+                for index, size in enumerate(sizes)
+            ),
+        )
+        for index, size in enumerate(sizes):
+            with self.shard(index).open("wb") as file:
+                file.truncate(size)
+        self.specs = self._make_specs()
+        self.first = dict.fromkeys(self.specs, True)
+        servers, loggers = [name for name in self.specs if "server" in name], [n for n in self.specs if "logger" in n]
+        self.lifecycle = Lifecycle(servers, loggers, doors=doors, restart=POLICY, stop_timeout=STOP_TIMEOUT)
+
+    def shard(self, index: int) -> Path:
+        return self.folder / f"shard{index}"
+
+    def start(self) -> None:
+        self.process.run(lambda: self._do(self.lifecycle.begin(self._now())))
+
+    def stop(self) -> None:
+        """Gracefully."""
+        self.process.run(lambda: self._do(self.lifecycle.stop("now", None, self._now())))
+
+    def tell(self, name: str, head: dict[str, Any]) -> None:
+        """Say something to a node, if it is there."""
+        child = self.children.get(name)
+        if child is not None and child.process.alive:
+            self.process.run(lambda: child.channel.send(head))
+
+    @property
+    def healthy(self) -> bool:
+        """Everybody serves."""
+        return self.lifecycle.phase is Phase.RUNNING and all(
+            node.state is State.READY for node in self.lifecycle.nodes.values()
+        )
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _listen(self, name: str) -> Socket:
+        return self.process.listen(str(self.folder / name) if name else ("127.0.0.1", 0))
+
+    def _make_specs(self) -> dict[str, NodeSpec]:
+        run = Run(number=1, epoch=EPOCH, incarnation=1)
+        found = [
+            NodeSpec(
+                name=f"{kind}{index}",
+                role="logger" if kind == "logger" else server.role,
+                index=index,
+                cluster=self.map,
+                shard=str(self.shard(index)),
+                durable=False,
+                log_directory=str(self.folder / "logs" / f"server{index}"),
+                log_retain=RETAIN,
+                merged_log=str(self.folder / "merged.log"),
+                secret=SECRET,
+                bounds=BOUNDS,
+                beat=BEAT,
+                run=run,
+            )
+            for kind in ("server", "logger")
+            for index, server in enumerate(self.map.servers)
+        ]
+        return {spec.name: spec for spec in found}
+
+    def _now(self) -> float:
+        return self.process.system.monotonic()
+
+    def _do(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Start(name):
+                    self._start(name)
+                case Drain(name, mode):
+                    self.children[name].channel.send({"do": "drain", "mode": mode})
+                case Kill(name):
+                    self.children[name].process.end("killed by the supervisor")
+                case Collect():
+                    self._ask("logger0", {"do": "collect"}, self._has_collected)
+                case Probe():
+                    self._do(self.lifecycle.probed())
+                case Say(event, name, text):
+                    self.world.note(f"supervisor: {event} {name} {text}")
+                    if event == "running":
+                        self._running()
+                case Finish():
+                    self._stopped()
+                    self.process.loop.stop()
+        self._see_to_time()
+
+    def _see_to_time(self) -> None:
+        wake = self.lifecycle.wake
+        if wake is not None and not self._ticks:
+            self._ticks = True
+            self.process.loop.after(max(0.0, wake - self._now()) + 0.001, self._tick)
+
+    def _tick(self) -> None:
+        self._ticks = False
+        self._do(self.lifecycle.tick(self._now()))
+
+    def _ask(self, name: str, head: dict[str, Any], answered: Callable[[dict[str, Any]], None]) -> None:
+        self._questions += 1
+        child = self.children[name]
+        child.asked[self._questions] = answered
+        child.channel.send({**head, "id": self._questions})
+
+    def _has_collected(self, answer: dict[str, Any]) -> None:
+        self.collected = answer
+        self._do(self.lifecycle.collected(self._now()))
+
+    # -- children ----------------------------------------------------------------------------------------------------
+
+    def _start(self, name: str) -> None:
+        spec = self.specs[name]
+        if not self.first[name]:
+            spec = replace(spec, first=False)
+        self.first[name] = False
+        ours, theirs = self.process.pair()
+        process = Process(self.world, name, lambda why: self._gone(child, name, why))
+        control = Socket(process, theirs.description)
+        theirs.close()
+        listeners = [Socket(process, self._listener(name).description)]
+        channel = Channel(
+            self.process.loop, cast(socket.socket, ours), lambda _, frame: self._told(child, name, frame)
+        )
+        child = Child(process, channel)
+        self.children[name] = child
+
+        def live() -> None:
+            child.node = Node(
+                process.loop, spec, cast(list[socket.socket], listeners), cast(socket.socket, control)
+            )
+            process.at_exit = child.node.close
+            child.node.start()
+
+        self.world.after(1 + self.world.dice.below(FORK), lambda: process.run(live))
+
+    def _listener(self, name: str) -> Socket:
+        spec = self.specs[name]
+        return self._sockets[spec.index + (len(self.map.servers) if spec.role == "logger" else 0)]
+
+    def _told(self, child: Child, name: str, frame: Frame) -> None:
+        head = frame.head
+        if (answered := child.asked.pop(head.get("answer", 0), None)) is not None:
+            answered(head)
+        elif head.get("event") == "ready":
+            self._do(self.lifecycle.ready(name, self._now()))
+        elif head.get("event") == "failed":
+            self.lifecycle.broken(name, head["reason"])
+
+    def _gone(self, child: Child, name: str, why: str) -> None:
+        """The kernel tells a moment later."""
+        self.deaths.append((name, why))
+        if child.node is not None:
+            if why:
+                _unlock(child.node)
+            child.node = None
+
+        def heard() -> None:
+            child.channel.close()
+            asked, child.asked = child.asked, {}
+            for answered in asked.values():
+                answered({"error": f"{name} ended"})
+            self._do(self.lifecycle.exited(name, why or "exited with status 0", self._now()))
+
+        self.world.after(1 + self.world.dice.below(FORK), lambda: self.process.run(heard))
+
+
+def _address(sock: Socket) -> str:
+    name = sock.getsockname()
+    return f"unix:{name}" if isinstance(name, str) else f"{name[0]}:{name[1]}"
+
+
+def _unlock(node: Node) -> None:
+    """The locks of a process go with it; what it has mapped stays as it is."""
+    role: Any = node.role
+    for gates in (getattr(role, "_gates", None), getattr(role, "gates", None)):
+        if gates is not None and not gates._memory.closed:
+            gates._memory.close()
+            os.close(gates._fd)

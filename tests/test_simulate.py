@@ -1,0 +1,250 @@
+"""The cluster in one process: no seed breaks a rule, a seed is a run wherever it runs, and what is wrong is found."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from memcluster.launcher.cli import cli
+from memcluster.node.log.writer import LogWriter
+from memcluster.node.serving.memory import Shard
+from memcluster.node.serving.slots import SlotTable
+from memcluster.node.topologies.primary_secondary import Primary
+from memcluster.simulator import run
+from memcluster.simulator.logrules import check_log
+from memcluster.simulator.many import Sum, run_seeds
+from memcluster.simulator.plan import FAULTS, TOPOLOGIES, Plan, Wish, make_plan
+from memcluster.simulator.run import simulate
+from memcluster.simulator.shrink import shrink
+
+ROOT = Path(__file__).parent.parent
+SEEDS = 12
+FOUND_WITHIN = 60
+"""Seeds in which what is planted here is found."""
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_no_seed_breaks_a_rule(topology: str) -> None:
+    """The nodes' own code, with faults of all kinds; CI runs more seeds."""
+    total = Sum()
+    for result in run_seeds(range(SEEDS), Wish(topology)):
+        total.add(result)
+    assert not [(one.seed, one.broken) for one in total.failed]
+    assert total.acknowledged > 0.9 * 60 * SEEDS
+    assert total.faults.keys() >= {"kill", "pause", "slow"}
+
+
+DIGESTS = """
+from memcluster.simulator.many import run_seed
+from memcluster.simulator.plan import Wish
+print(*(run_seed(seed, Wish()).digest for seed in range(4)))
+"""
+
+
+def digests(python: str, hash_seed: str) -> str:
+    environment = {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    found = subprocess.run([python, "-c", DIGESTS], env=environment, capture_output=True, timeout=100, check=True)
+    return found.stdout.decode()
+
+
+def pythons() -> list[str]:
+    """Those of this machine that could run memcluster, beside this one."""
+    beside = Path(sys.base_prefix).parent.glob("3.*/bin/python3")
+    known = [Path(f"/usr/bin/python3.{minor}") for minor in (11, 12, 13, 14)]
+    others = {path.resolve() for path in (*beside, *known) if path.exists()}
+    names = ("python3.11", "python3.12", "python3.13", "python3.14")
+    return sorted(str(path) for path in others if path.name in names and str(path) != os.path.realpath(sys.executable))
+
+
+def test_a_seed_is_a_run_whatever_python_runs_it() -> None:
+    """Byte for byte: with other hashes, and with the other versions that are here."""
+    first = digests(sys.executable, "1")
+    assert len(set(first.split())) == 4
+    assert digests(sys.executable, "2") == first
+    for python in pythons():
+        assert digests(python, "3") == first, python
+
+
+def test_the_same_seed_again_is_the_same_run() -> None:
+    plan = make_plan(5, Wish())
+    assert simulate(plan).digest == simulate(plan).digest != simulate(replace(plan, seed=6)).digest
+
+
+def test_nothing_is_left_of_a_run() -> None:
+    """No file, and no descriptor, however many processes were killed in it."""
+    wish = Wish(faults=("kill",))
+    simulate(make_plan(3, wish))
+    before = len(os.listdir("/proc/self/fd"))
+    outcome = [simulate(make_plan(seed, wish)) for seed in range(8)]
+    assert sum(one.faults["kill"] for one in outcome) > 3
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# -- planted faults --------------------------------------------------------------------------------------------------
+
+
+def no_flush_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FLUSH reaches the primary alone."""
+    begin = Primary.__init__
+
+    def made(self: Primary, *arguments: object) -> None:
+        begin(self, *arguments)  # type: ignore[arg-type]
+        del self._everywhere[1:]
+
+    monkeypatch.setattr(Primary, "__init__", made)
+
+
+def extents_that_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What holds data is told as zeroes."""
+    monkeypatch.setattr(Shard, "extents", lambda _self, _offset, length, *_: [(length, 3)])
+
+
+def slots_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that has gone keeps its place."""
+    monkeypatch.setattr(SlotTable, "give_back", lambda *_: None)
+
+
+def pages_that_keep_their_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A TRIM forgets the bytes beside whole pages."""
+    monkeypatch.setattr(Shard, "_clear", lambda *_: None)
+
+
+def records_that_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece is done and stands nowhere."""
+    whole = LogWriter.append
+
+    def append(self: LogWriter, *fields: int) -> None:
+        if fields[2] % 16:
+            whole(self, *fields)
+
+    monkeypatch.setattr(LogWriter, "append", append)
+
+
+@pytest.mark.parametrize(
+    ("plant", "rules"),
+    [
+        (no_flush_elsewhere, {"once"}),
+        (extents_that_lie, {"lost", "wrong", "back"}),
+        (slots_that_are_kept, {"progress"}),
+        (pages_that_keep_their_ends, {"lost", "shards", "back"}),
+        (records_that_are_lost, {"once", "log"}),
+    ],
+)
+def test_what_is_planted_is_found(
+    monkeypatch: pytest.MonkeyPatch, plant: Callable[[pytest.MonkeyPatch], None], rules: set[str]
+) -> None:
+    plant(monkeypatch)
+    found = next(result for result in run_seeds(range(FOUND_WITHIN), Wish("primary-secondary")) if result.broken)
+    assert {sentence.partition(":")[0] for sentence in found.broken} & rules
+
+
+# -- plans and stories -----------------------------------------------------------------------------------------------
+
+
+def test_a_plan_can_be_kept() -> None:
+    for seed in range(20):
+        plan = make_plan(seed, Wish())
+        assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_a_plan_is_what_was_wished_for() -> None:
+    plans = [make_plan(seed, Wish("chain", "stripe", 4, 5, 33, ("pause",))) for seed in range(20)]
+    for plan in plans:
+        assert plan.shape.topology == "chain"
+        assert plan.shape.stripe
+        assert len(plan.shape.sizes) == 4
+        assert len(plan.clients) == 5
+        assert plan.requests == 33
+    assert {fault.kind for plan in plans for fault in plan.faults} == {"pause"}
+    kinds = {fault.kind for seed in range(40) for fault in make_plan(seed, Wish()).faults}
+    assert kinds == set(FAULTS)
+
+
+def test_shrinking_leaves_what_matters() -> None:
+    """A rule that is broken by one certain request of one client and by one fault."""
+    plan = next(plan for seed in range(99) if len((plan := make_plan(seed, Wish())).faults) > 2)
+    wanted, fault = plan.clients[1].asks[7], plan.faults[1]
+
+    def breaks(candidate: Plan) -> bool:
+        return fault in candidate.faults and any(ask is wanted for ask in candidate.clients[1].asks)
+
+    small = shrink(plan, breaks)
+    assert small.requests == 1
+    assert small.faults == (fault,)
+
+
+def invoke(*words: str) -> Result:
+    """What the command says and returns, or raises."""
+    return CliRunner().invoke(cli, ["simulate", *words], standalone_mode=False)
+
+
+def test_a_failure_is_a_story(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It tells the rule, makes the run smaller, and writes what runs it again, its log and its timeline."""
+    extents_that_lie(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    told = invoke("--seed", "4", "--topology", "chain", "--requests", "12")
+    assert told.return_value == 1
+    assert "BROKEN" in told.output
+    assert "The smallest run that breaks this rule (12 requests" in told.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["simulate-4.html", "simulate-4.json", "simulate-4.log"]
+    small = Plan.from_json(json.loads((tmp_path / "simulate-4.json").read_text()))
+    assert small.requests < 12
+    again = invoke("--replay", "simulate-4.json")
+    assert again.return_value == 1
+    assert "BROKEN" in again.output
+    assert " ms  client" in again.output
+
+
+def test_seeds_are_summed_up() -> None:
+    told = invoke("--seeds", "1..4", "--requests", "20", "--faults", "pause,slow", "--json")
+    assert told.return_value == 0
+    found = json.loads(told.output)
+    assert found["seeds"] == 4
+    assert not found["failed"]
+    assert set(found["faults"]) <= {"pause", "slow"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--seeds", "9..3"], "'9..3' is not A..B"),
+        (["--faults", "kill,fire"], "'fire' is none of kill, pause"),
+        (["--replay", "nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_words_that_make_no_sense_are_told(words: list[str], sentence: str) -> None:
+    assert sentence in str(invoke(*words).exception)
+
+
+def test_a_world_that_gets_nowhere_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "MOST_EVENTS", 50)
+    assert simulate(make_plan(1, Wish())).rule == "progress"
+
+
+# -- the rules of the log --------------------------------------------------------------------------------------------
+
+
+def test_the_rules_of_the_log() -> None:
+    """A record that is missing, that is there twice, that nobody asked for, and a piece before its request."""
+    outcome = simulate(make_plan(2, Wish("primary-secondary", faults=())))
+
+    def nodes(*_: object) -> list[int]:
+        return []
+
+    epoch = run.EPOCH
+    log, history = outcome.log, outcome.history
+    assert check_log(log, history, nodes, epoch) == []
+    at = next(index for index, (_, record) in enumerate(log) if record.kind == 1 and not record.error)
+    assert any("no record of" in told for told in check_log(log[:at] + log[at + 1 :], history, nodes, epoch))
+    assert any("2 times" in told for told in check_log([*log, log[at]], history, nodes, epoch))
+    assert any("one record too many" in told for told in check_log([*log, log[at]], history, nodes, epoch))
+    piece = next(entry for entry in log if entry[1].kind == 2)
+    assert any("stands before it" in told for told in check_log([piece, *log], history, nodes, epoch))
