@@ -83,5 +83,6 @@ def guided(target: Target, count: int, seed: int, folder: Path) -> Outcome:
     places = _DONE.findall(said) or _LAST.findall(said)
     edges, kept = map(int, places[-1]) if places else (0, 0)
     executions = int(counted[1]) if (counted := _COUNT.search(said)) else 0
-    found = (done.stdout.strip() or done.stderr)[-6000:] if done.returncode or not executions else ""
+    failed = (done.returncode and "run interrupted" not in said) or not executions  # else somebody has ended it
+    found = (done.stdout.strip() or done.stderr)[-6000:] if failed else ""
     return Outcome(target.name, executions, taken, edges, kept, found)
