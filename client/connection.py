@@ -308,6 +308,12 @@ class Connection(Exclusive):
             return
         if handshake is not None:
             self._back = None
+            if handshake.session.size < self.session.size:
+                handshake.sock.close()
+                sizes = f"{handshake.session.size} bytes now, {self.session.size} before"
+                smaller = Disconnected(self.target, f"the memory there is another one: {sizes}; connect anew")
+                self.give_up(smaller)
+                raise smaller
             self.come_back(handshake.sock, handshake.session)
 
     def _surrender(self, back: Return) -> NoReturn:

@@ -245,7 +245,7 @@ class Router(Exclusive):
                 fresh = parse_map(read_map(target, PATIENCE), target)
                 if fresh.export == self._map.export:
                     return False
-                if fresh.layout.size != self._map.layout.size:
+                if fresh.layout.size < self._map.layout.size:
                     sizes = f"{self._map.layout.size} bytes before, {fresh.layout.size} now"
                     self._fail(ClusterError(f"{self.target}: the memory is another one: {sizes}"))
                     return True

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memcluster.client.console import EXIT_ERROR, EXIT_TIMEOUT, Failure, wait_seconds
+from memcluster.client.console import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TIMEOUT, Failure, wait_seconds
 from memcluster.client.discover import command, outline, stamp, varies
 from memcluster.launcher.checked import load, name_of
+from memcluster.launcher.output import moving
 
 if TYPE_CHECKING:
     from memcluster.launcher.clusterfile.difference import Change
@@ -23,13 +24,17 @@ if TYPE_CHECKING:
 
 
 @click.command("apply")
+@click.option("--abort", is_flag=True, help="Go back to what there was before the apply that is under way.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be done, and whether it can be.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--discard", is_flag=True, help="Where memory becomes smaller, give up what lies in the part that goes.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--timeout", type=wait_seconds, default="60s", show_default=True, help="Longest wait.")
 @click.option("--wide", is_flag=True, help="Every column, however narrow the terminal is.")
 @click.pass_obj
-def apply_file(file: Path, dry_run: bool, yes: bool, as_json: bool, timeout: float, wide: bool) -> None:
+def apply_file(
+    file: Path, abort: bool, dry_run: bool, yes: bool, discard: bool, as_json: bool, timeout: float, wide: bool
+) -> None:
     """Have the cluster that runs be as cluster.yaml says now.
 
     All that is written, or nothing: what cannot be changed while the cluster runs is refused. `memcluster diff` shows
@@ -38,6 +43,9 @@ def apply_file(file: Path, dry_run: bool, yes: bool, as_json: bool, timeout: flo
     from memcluster.launcher.changed import changes, listed
     from memcluster.launcher.table import width_of
 
+    if abort:
+        _abort(file, timeout)
+        return
     as_read = stamp(file)
     config = load(file)
     if varies(outline(file)):
@@ -49,7 +57,8 @@ def apply_file(file: Path, dry_run: bool, yes: bool, as_json: bool, timeout: flo
         click.echo("\n".join(listed(found, width_of(wide))))
     if not dry_run and found and not yes:
         _confirm(config.name)
-    answer = _order(config, {"stamp": as_read, "dry": dry_run}, timeout) if found else {"applied": []}
+    words = {"stamp": as_read, "dry": dry_run, "discard": discard}
+    answer = _order(config, words, timeout) if found else {"applied": []}
     if as_json:
         told = {"cluster": config.name, "changes": [asdict(change) for change in found], "applied": not dry_run}
         click.echo(json.dumps(told, indent=2))
@@ -96,15 +105,41 @@ def _order(config: ClusterConfig, words: dict[str, Any], seconds: float) -> dict
     from memcluster.launcher.run.control import NoAnswer, connect
     from memcluster.launcher.run.directory import RunDirectory
 
+    left = f"it goes on; `{command(config.file, 'status')}` shows how far it is"
     try:
-        with closing(connect(RunDirectory(config.name).control)) as stream:
+        with closing(connect(RunDirectory(config.name).control)) as stream, moving() as show:
             stream.send({"do": "apply", "config": to_plain(config), **words})
-            answer = next(stream.frames(time.monotonic() + seconds), None)
+            for answer in stream.frames(time.monotonic() + seconds):
+                if "progress" in answer:
+                    show(answer["progress"])
+                elif "error" in answer:
+                    raise Failure(answer["error"], answer.get("code", EXIT_ERROR))
+                else:
+                    return answer
     except NoAnswer as problem:
-        hint = f"it goes on; `{command(config.file, 'diff')}` says what is left"
-        raise Failure(f"not applied within {seconds:g} s ({problem}): {hint}", EXIT_TIMEOUT) from None
-    if answer is None:
-        raise Failure("the supervisor ended before it was done")
-    if "error" in answer:
-        raise Failure(answer["error"], answer.get("code", EXIT_ERROR))
-    return answer
+        raise Failure(f"not applied within {seconds:g} s ({problem}): {left}", EXIT_TIMEOUT) from None
+    except KeyboardInterrupt:
+        back = f"`{command(config.file, 'apply --abort')}` goes back as long as bytes are moved"
+        raise Failure(f"{left}, {back}", EXIT_INTERRUPTED) from None
+    raise Failure(f"the supervisor ended before it was done; `{command(config.file, 'up -d')}` goes on with it")
+
+
+def _abort(file: Path, seconds: float) -> None:
+    """Have it go back, and wait until the cluster runs again. Raises Failure."""
+    from memcluster.launcher.checked import ask_supervisor
+    from memcluster.launcher.run.control import NoAnswer, connect
+    from memcluster.launcher.run.directory import RunDirectory
+
+    name = name_of(file)
+    ask_supervisor(name, file, {"do": "status"})  # and so say it well if there is none
+    try:
+        with closing(connect(RunDirectory(name).control)) as stream:
+            stream.send({"do": "watch"})
+            happenings = stream.frames(time.monotonic() + seconds)
+            next(happenings)  # from here on all is told
+            ask_supervisor(name, file, {"do": "abort"})
+            if not any(happening["event"] == "running" for happening in happenings):
+                raise Failure("the supervisor ended before it was done")
+    except NoAnswer as problem:
+        raise Failure(f"it is not back within {seconds:g} s ({problem})", EXIT_TIMEOUT) from None
+    click.echo(f"cluster {name} is what it was before")

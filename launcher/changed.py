@@ -32,8 +32,12 @@ def explained(found: Sequence[Change], config: ClusterConfig, width: int = 0) ->
     from memcluster.launcher.clusterfile.difference import How, reshapes
 
     lines = listed(found, width)
-    if all(change.how is How.AT_ONCE for change in found):
-        return [*lines, f"`{command(config.file, 'apply')}` applies that; clients notice nothing"]
+    ways = {change.how for change in found}
+    if How.NEXT_START not in ways:
+        sees = "clients notice nothing"
+        if ways - {How.AT_ONCE}:
+            sees = "every node is started anew; who is connected connects again, and nothing that was answered is lost"
+        return [*lines, folded(f"`{command(config.file, 'apply')}` applies that; {sees}", width)]
     down, up = command(config.file, "down"), command(config.file, "up -d")
     if config.storage is not None and not reshapes(found):
         last = f"`{down}`, then `{up}` applies that; the bytes stay in {config.storage}"

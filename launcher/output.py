@@ -133,3 +133,27 @@ def steps(count: int) -> Iterator[Callable[[str], None]]:
             bar.update(task, completed=done, description=text)
 
         yield step
+
+
+@contextmanager
+def moving() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Call what it gives with how far bytes are moved: a bar on a terminal, with bytes, rate and time left; nothing
+    elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(told: dict[str, Any]) -> None:
+            words = "moving back" if told["back"] else "moving"
+            bar.update(task, description=words, total=told["total"], completed=told["moved"])
+
+        yield show

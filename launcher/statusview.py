@@ -56,6 +56,8 @@ def verdict(status: dict[str, Any]) -> str:
         head += f", with {len(faults)} fault{'s' if len(faults) > 1 else ''} on purpose"
     if status.get("problem"):
         return f"{head}: {status['problem']}"
+    if status.get("applying"):
+        return f"{head}: {progress_words(status['applying'])}"
     if status["state"] == "stopped":
         return f"{head}; `{command(Path(status['file']), 'up')}` starts it"
     told = {(name, DOING.get(fault["kind"])) for fault in faults for name in fault["nodes"]}
@@ -75,6 +77,15 @@ def verdict(status: dict[str, Any]) -> str:
         reasons.append(f"`{command(Path(status['file']), 'fault resume all')}` ends what was done on purpose")
     served = f"{status['topology']}, {_servers(status)}, {format_bytes(status['memory'])}"
     return f"{head}: {served} at {status['uri']}" + (f"; {', '.join(reasons)}" if reasons else "")
+
+
+def progress_words(progress: dict[str, Any]) -> str:
+    """How far bytes are moved: `12MiB of 1GiB are moved, 1.1GiB a second, 0.9s left`."""
+    moved, total, seconds = progress["moved"], progress["total"], max(progress["seconds"], 1e-3)
+    words = f"{format_bytes(moved)} of {format_bytes(total)} {'are still' if progress['back'] else 'are'} moved"
+    if progress["back"] or not moved:
+        return words
+    return f"{words}, {format_bytes(moved / seconds)} a second, {format_uptime((total - moved) * seconds / moved)} left"
 
 
 def fault_sentences(faults: list[dict[str, Any]]) -> list[str]:

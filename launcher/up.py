@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,10 @@ from memcluster.client.discover import (
 )
 from memcluster.launcher.privileges import CannotBecome, as_root, become, borrow, is_another
 from memcluster.launcher.run import leftovers
-from memcluster.launcher.run.directory import MemoryMismatch, NameInUse, RunDirectory, RunRecord, claim_memory
+from memcluster.launcher.run.claiming import claim_memory
+from memcluster.launcher.run.directory import NameInUse, RunDirectory, RunRecord
 from memcluster.launcher.run.identity import Identity
+from memcluster.launcher.run.memory import MemoryMismatch, Shape
 from memcluster.launcher.run.steps import step
 from memcluster.launcher.speech import SPEECH
 from memcluster.launcher.supervision import sockets
@@ -34,7 +35,6 @@ from memcluster.launcher.supervision.forkserver import start_fork_server, stop_f
 from memcluster.node import topology
 from memcluster.node.files import make_folder
 from memcluster.node.tls.credentials import CA, SERVER_CERTIFICATE, SERVER_KEY
-from memcluster.node.transport.address import Address
 from memcluster.node.zygote import raise_descriptor_limit
 
 if TYPE_CHECKING:  # they take a while to load, and the fork server need not wait for it
@@ -121,7 +121,7 @@ def up(
 
             from memcluster.launcher.supervision.supervisor import Supervisor
 
-            config, found, listeners = _prepare(load, run, account)
+            config, found, listeners, shape = _prepare(load, run, account)
             leave(config)
             if account is not None:
                 become(account)
@@ -138,7 +138,7 @@ def up(
     gc.freeze()
     gc.enable()
     try:
-        supervisor = Supervisor(config, run, found, listeners, tell, stamp=as_read, keep_memory=found_memory)
+        supervisor = Supervisor(config, run, found, listeners, shape, tell, stamp=as_read, keep_memory=found_memory)
         return supervisor.run(wait_timeout, owner)
     finally:
         stop_fork_server()
@@ -154,34 +154,28 @@ def _modules(document: dict[str, Any]) -> list[str]:
 
 def _prepare(
     load: Callable[[], ClusterConfig], run: RunDirectory, account: Account | None
-) -> tuple[ClusterConfig, Sequence[Place], list[socket.socket]]:
+) -> tuple[ClusterConfig, Sequence[Place], list[socket.socket], Shape]:
     """Everything that can fail before the first node is started. What others may hold comes first, the claim on a
     directory last: an `up` that is refused has claimed none. Nothing is read as root but cluster.yaml and what it says
     of TLS, which servers that are started again read as the account."""
-    from memcluster.launcher.supervision.places import door_count, places
+    from memcluster.launcher.supervision.places import listening, places
 
     with as_root():
         config = load()
         found = places(config, run)
-        owner = account.uid if account else -1
-        access = sockets.Access(config.sockets.mode, config.sockets.group, owner, config.insecure_network)
-        over_tls = door_count(config, len(found)) if config.tls.mode == "require" else 0
-        listeners = sockets.bind_all(
-            (address, replace(access, network=True) if index < over_tls else access)
-            for index, address in enumerate(_addresses(config, found))
-        )
+        listeners = sockets.bind_all(listening(config, found, account.uid if account else -1))
     step()
     try:
         if account is not None:
             _check_keys(config, account)
-        _prepare_directories(config, run, found, account)
+        shape = _prepare_directories(config, run, found, account)
     except BaseException:
         with as_root():
             for sock in listeners:
                 sockets.release(sock)
         raise
     step()
-    return config, found, listeners
+    return config, found, listeners, shape
 
 
 def _end_leftovers(run: RunDirectory, tell: Tell) -> None:
@@ -194,13 +188,13 @@ def _end_leftovers(run: RunDirectory, tell: Tell) -> None:
 
 def _prepare_directories(
     config: ClusterConfig, run: RunDirectory, found: Sequence[Place], account: Account | None
-) -> None:
+) -> Shape:
     directory = config.storage or run.path
     folders = config.logs.directory, config.logs.directory / config.name, directory
     try:
         for folder in folders:
             _make_folder(folder, account)
-        claim_memory(directory, config.name, [place.memory for place in found], config.stripe)
+        return claim_memory(directory, config.name, [place.memory for place in found], config.stripe)
     except MemoryMismatch as error:
         remedy = f"`{command(config.file, 'down')}` discards it"
         if config.storage:
@@ -232,9 +226,3 @@ def _make_folder(folder: Path, account: Account | None) -> None:
         with as_root():
             make_folder(folder, (account.uid, account.gid))
         make_folder(folder)
-
-
-def _addresses(config: ClusterConfig, found: Sequence[Place]) -> list[Address]:
-    """The servers' addresses, then one on loopback for each logger, then that of the metrics if there is one."""
-    loggers = [Address("127.0.0.1", 0)] * len(found)
-    return [place.listen for place in found] + loggers + ([config.metrics] if config.metrics else [])

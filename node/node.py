@@ -32,7 +32,8 @@ class Role(Protocol):
         """Counters, for people."""
 
     def drain(self, mode: str, done: Callable[[], None]) -> None:
-        """Stop gracefully: mode "now", or "finish" to let present clients go on until they leave."""
+        """Stop gracefully: mode "now", "again" for clients that will come back to another one, or "finish" to let
+        present clients go on until they leave."""
 
     def command(self, head: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
         """Carry out a word from the supervisor that only this role understands."""

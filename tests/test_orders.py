@@ -37,7 +37,7 @@ def test_an_order_is_read(head, order):
 @pytest.mark.parametrize(
     ("head", "words"),
     [
-        ({}, "do must be one of apply, status, config, watch, kill, down, fault"),
+        ({}, "do must be one of abort, apply, status, config, watch, kill, down, fault"),
         ({"do": ["status"]}, "do must be one of"),
         ({"do": "dance"}, "got 'dance'"),
         ({"do": "status", "x": 1}, "unexpected keyword argument 'x'"),

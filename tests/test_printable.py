@@ -20,7 +20,8 @@ from memcluster.client.errors import ClusterError
 from memcluster.client.uri import Target
 from memcluster.launcher.log.timeline import make_page
 from memcluster.launcher.output import happening_line
-from memcluster.launcher.run.directory import MemoryMismatch, claim_memory
+from memcluster.launcher.run.claiming import claim_memory
+from memcluster.launcher.run.memory import MemoryMismatch
 from memcluster.launcher.statusview import status_table
 from memcluster.node.cluster_map import ClusterMap, ServerEntry
 from memcluster.node.log.record import RECORD, RECORD_SIZE, Event, Record

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from memcluster.launcher.run.directory import MemoryMismatch, claim_memory
+from memcluster.launcher.run.claiming import claim_memory
+from memcluster.launcher.run.memory import MemoryMismatch
 
 SIZES = [8192, 4096]
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from memcluster.client.units import parse_size
+from memcluster.client.units import format_size, parse_size
+from memcluster.node.layout import Layout, make_layout, same_places
 from memcluster.node.topology import DEFAULT, load
 
-SHAPE = ("memory", "servers", "topology", "layout", "storage")
+SHAPE = ("memory", "servers", "layout", "storage")
 """Shards made with other values of these are not taken: the bytes have to be copied."""
 DOORS = "servers' listen"
 """The key, which the file has not, of the addresses of the servers behind the first."""
@@ -25,6 +26,10 @@ AT_ONCE = {
 }
 """What running nodes can be told."""
 
+ANEW = {"topology", "listen", DOORS, "advertise", "sockets.mode", "sockets.group"} | {
+    f"tls.{key}" for key in ("mode", "certificates", "verify", "psk")
+}
+"""What takes every node a new start; the bytes stay where they are."""
 REASONS = {
     "storage": "the bytes are copied to a memory that begins empty: `memclient copy` does that",
     "user": "no process that runs becomes another user's",
@@ -37,6 +42,8 @@ class How(StrEnum):
     """What it takes to have a key as it is written."""
 
     AT_ONCE = "at once"
+    RESTART = "restart"
+    MOVE = "move"
     NEXT_START = "next start"
 
 
@@ -54,36 +61,53 @@ class Change:
 def differences(running: str, written: str) -> list[Change]:
     """In the order of the file."""
     before, after = _flat(running), _flat(written)
+    old, new = _layout(before), _layout(after)
+    moved = 0 if same_places(old, new) else min(old.size, new.size)
     found = []
     for key in dict.fromkeys([*before, *after]):
         was, will = before.get(key), after.get(key)
         if was != will:
-            how = _how(key, after.get("topology", DEFAULT))
-            found.append(Change(key, was, will, how, _means(key, was, will, how)))
+            how = _how(key, moved > 0, after.get("topology", DEFAULT))
+            found.append(Change(key, was, will, how, _means(key, was, will, how, moved)))
     return found
 
 
 def reshapes(changes: Sequence[Change]) -> bool:
-    """Whether the bytes have to be copied."""
+    """Whether the shards become others."""
     return any(_is_of_shape(change.key) for change in changes)
 
 
-def _how(key: str, topology: str) -> How:
-    if key not in AT_ONCE or (key == "fan_out" and load(topology).every_server_is_a_door):  # clients do it there
-        return How.NEXT_START
-    return How.AT_ONCE
+def _how(key: str, moves: bool, topology: str) -> How:
+    if key == "fan_out" and load(topology).every_server_is_a_door:
+        return How.RESTART  # clients do that by themselves, by the map that they have
+    if key in AT_ONCE:
+        return How.AT_ONCE
+    if _is_of_shape(key) and key != "storage":
+        return How.MOVE if moves else How.RESTART
+    return How.RESTART if key in ANEW else How.NEXT_START
 
 
-def _means(key: str, before: Any, after: Any, how: How) -> str:
+def _means(key: str, before: Any, after: Any, how: How, moved: int) -> str:
     if how is How.AT_ONCE:
         return "at once, without a restart"
+    again = {How.RESTART: "restart: ", How.MOVE: "move: "}.get(how, "")
     if key == "memory" and parse_size(after) < parse_size(before):
-        return f"smaller: the bytes from {after} on are lost"
-    if _is_of_shape(key):
-        return "the bytes are copied to other shards"
-    if key in ("listen", DOORS):
-        return "clients find it at another address"
-    return "from the next start on"
+        return f"{again}smaller: the bytes from {after} on are lost"
+    if key == "memory":
+        return f"{again}larger, at the end"
+    if how is How.MOVE:
+        return f"{again}{format_size(moved)} go to other shards; clients connect again when they are there"
+    if key in ("listen", DOORS, "advertise"):
+        return f"{again}clients find it at another address"
+    if again:
+        return f"{again}clients connect again"
+    return "the bytes are copied to another memory" if _is_of_shape(key) else "from the next start on"
+
+
+def _layout(flat: dict[str, Any]) -> Layout:
+    sizes = [parse_size(size) for size in flat["servers"].split(", ")]
+    stripe = flat.get("layout.stripe")
+    return make_layout(sizes, 0 if stripe is None else parse_size(str(stripe)))
 
 
 def _is_of_shape(key: str) -> bool:
@@ -98,7 +122,7 @@ def _flat(text: str) -> dict[str, Any]:
     servers = document.pop("servers")
     document["servers"] = ", ".join(server["memory"] for server in servers)
     doors = [str(server.get("listen", "")) for server in servers[1:]]  # the first one's is `listen`
-    if any(doors):
+    if any(door and not door.endswith(":0") for door in doors):  # else they are where there is room
         document[DOORS] = ", ".join(doors)
     return dict(_leaves("", document))
 

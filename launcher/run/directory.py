@@ -10,9 +10,7 @@ lives, so a free lock beside a record means that a supervisor died; what it left
     secret        what the run's own processes know each other by (node/transport/proof.py); for this user's eyes alone
     listener-…    the fork server's own
     server1.sock, gates, bell1 …  of the topologies that hand clients' sockets over
-    memory.json   what the shards belong to, there when all of them are; one that is missing or of another shape is
-                  refused, not made anew; memory.json.new while they are being made or thrown away
-    shard0 …      the memory, unless `storage` is a directory
+    memory.json, shard0 …   the memory, unless `storage` is a directory (launcher/run/memory.py)
 """
 
 from __future__ import annotations
@@ -22,27 +20,19 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from memcluster.client.discover import NotOurs, check_owner, run_directory
 from memcluster.client.units import MOST_SECONDS
 from memcluster.launcher.run.identity import Identity
-from memcluster.launcher.run.steps import step
-from memcluster.node.files import open_file, replace_file
-from memcluster.node.nbd.printable import printable
+from memcluster.launcher.run.memory import claim_path, unfinished_path
+from memcluster.node.files import replace_file
 
-MOST_SHOWN = 64
-"""Shards that an error names."""
 MAX_PID = 1 << 22
 """More than any process has (proc_sys_kernel(5), pid_max)."""
 
 
 class NameInUse(Exception):
     """Another supervisor holds the lock."""
-
-
-class MemoryMismatch(Exception):
-    """The shards that lie there belong to a memory of another shape."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +224,7 @@ class RunDirectory:
     @property
     def holds_memory(self) -> bool:
         """An earlier run's, or what is left of it."""
-        return _claim(self.path).exists() or any(self.path.glob("shard*"))
+        return claim_path(self.path).exists() or any(self.path.glob("shard*"))
 
     def remove(self) -> None:
         """Remove everything, the memory too; nothing that is another's by now. What is left if this process is killed
@@ -244,91 +234,5 @@ class RunDirectory:
         import shutil  # late: it loads all that unpacks archives
 
         with suppress(FileNotFoundError):
-            _claim(self.path).rename(_unfinished(self.path))
+            claim_path(self.path).rename(unfinished_path(self.path))
         shutil.rmtree(self.path, ignore_errors=True)
-
-
-def claim_memory(directory: Path, cluster: str, sizes: list[int], stripe: int) -> None:
-    """Make sure that the shards in `directory` are this cluster's and whole, or make them where there are none.
-    Raises MemoryMismatch, and then nothing has changed."""
-    path = _claim(directory)
-    wanted = {"cluster": cluster, "shards": sizes, "stripe": stripe}
-    try:
-        with open(open_file(path, os.O_RDONLY)) as file:
-            found = json.load(file)
-    except FileNotFoundError:
-        _make_memory(directory, sizes, json.dumps(wanted, indent=2))
-        return
-    except (ValueError, RecursionError) as error:
-        raise MemoryMismatch(f"{path} cannot be read: {error}") from error
-    if found != wanted:
-        raise MemoryMismatch(f"{directory} holds another memory: {_describe(found)}; this one is {_describe(wanted)}")
-    problems = [problem for server, size in enumerate(sizes) if (problem := _look_at(directory, server, size))]
-    if problems:
-        raise MemoryMismatch(f"the memory in {directory} is not whole: {', '.join(problems)}")
-
-
-def _make_memory(directory: Path, sizes: list[int], claim: str) -> None:
-    """Empty shards, then memory.json, which says that all are there. Whoever is killed on the way has served nobody,
-    so what is found beside memory.json.new may be made again. Each step is on the disk before the next one: else a
-    power cut could leave an empty memory.json, or too short a shard, beside shards that were flushed."""
-    unfinished = _unfinished(directory)
-    strangers = sorted(entry.name for entry in directory.glob("shard*"))
-    if strangers and not unfinished.exists():
-        raise MemoryMismatch(f"{directory} holds {', '.join(strangers)} but no memory.json")
-    with open(open_file(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
-        file.write(claim)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(directory)
-    for server, size in enumerate(sizes):
-        fd = open_file(_shard(directory, server), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            os.ftruncate(fd, size)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    step()
-    _sync(directory)
-    unfinished.replace(_claim(directory))
-    _sync(directory)
-
-
-def _look_at(directory: Path, server: int, size: int) -> str:
-    """What is wrong with a shard that must be there."""
-    path = _shard(directory, server)
-    try:
-        found = path.lstat().st_size
-    except FileNotFoundError:
-        return f"{path.name} is missing"
-    return "" if found == size else f"{path.name} has {found} bytes instead of {size}"
-
-
-def _claim(directory: Path) -> Path:
-    return directory / "memory.json"
-
-
-def _unfinished(directory: Path) -> Path:
-    return directory / "memory.json.new"
-
-
-def _shard(directory: Path, server: int) -> Path:
-    return directory / f"shard{server}"
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _describe(memory: object) -> str:
-    """What memory.json says, were it anything: on a disk it may be damaged, or be somebody's own."""
-    if not isinstance(memory, dict) or not isinstance(memory.get("shards"), list):
-        return printable(f"nothing that is known ({str(memory)[:60]})")
-    shards = ", ".join(str(size)[:20] for size in memory["shards"][:MOST_SHOWN])
-    more = ", …" if len(memory["shards"]) > MOST_SHOWN else ""
-    cluster, stripe = str(memory.get("cluster"))[:60], str(memory.get("stripe"))[:20]
-    return printable(f"cluster {cluster}, shards of {shards}{more} bytes, stripe {stripe}")

@@ -1,9 +1,11 @@
 """`memcluster apply`, the supervisor's side: the cluster that runs becomes the one that is written.
 
 One at a time, and only where everything is well: a node that is down could not be asked, and what is wrong with it
-might be made worse. Everything that can fail is tried before anything is changed. What a node is told is an order over
-its control channel, which it acknowledges; before that its spec is changed, so a node that dies instead of answering
-has taken the settings, too, when it is back.
+might be made worse. Everything that can fail is tried before anything is changed.
+
+What running nodes can be told is an order over their control channel, which they acknowledge; before that the specs are
+changed, so a node that dies instead of answering has taken the settings, too, when it is back. The rest takes every
+node a new start: the cluster stops as it always does, keeps its sockets and its memory, and starts as the other one.
 """
 
 from __future__ import annotations
@@ -13,14 +15,19 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from memcluster.client.console import EXIT_DEGRADED, EXIT_ERROR, EXIT_IN_USE
-from memcluster.launcher.clusterfile.difference import How, differences
+from memcluster.launcher.clusterfile.difference import Change, How, differences
 from memcluster.launcher.clusterfile.settings import ClusterConfig
 from memcluster.launcher.clusterfile.written import dump
+from memcluster.launcher.run.directory import RunDirectory
+from memcluster.launcher.run.memory import Shape
 from memcluster.launcher.supervision import sockets
+from memcluster.launcher.supervision.changeover import lost_by
 from memcluster.launcher.supervision.child import Child
 from memcluster.launcher.supervision.lifecycle import Lifecycle, Phase, State
 from memcluster.launcher.supervision.makeup import Makeup
 from memcluster.launcher.supervision.orders import Apply
+from memcluster.launcher.supervision.places import listening
+from memcluster.launcher.supervision.succession import Succession, prepare
 
 Answer = Callable[[dict[str, Any]], None]
 
@@ -30,10 +37,14 @@ class Cluster(Protocol):
 
     makeup: Makeup
     lifecycle: Lifecycle
+    run_directory: RunDirectory
 
     @property
     def problems(self) -> list[str]: ...
     def child(self, name: str) -> Child | None: ...
+    def give_way(self, succession: Succession) -> None:
+        """Stop, and start as the other cluster; `running` or `called_off` will be said of that."""
+
     def settled(self, stamp: str, keys: list[str]) -> None:
         """Every node goes by what the makeup has; these keys were others before."""
 
@@ -52,21 +63,65 @@ class Applying:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._waiting: set[str] = set()  # nodes that have not answered
+        self._order: Apply | None = None  # while every node is started anew
+        self._keys: list[str] = []
+        self._problem = ""  # why it goes back
+        self._answer: Answer = lambda _: None
 
     def begin(self, order: Apply, answer: Answer) -> None:
         """Begin what the order asks for."""
         try:
-            keys = self._check(order.config)
-            if order.dry or not keys:
+            found = self._check(order.config)
+            keys = [change.key for change in found]
+            if any(change.how is not How.AT_ONCE for change in found):
+                self._restart(order, keys, answer)
+            elif order.dry or not keys:
                 answer({"applied": keys})
             else:
                 self._settle(order, keys, answer)
         except CannotApply as error:
             answer({"error": str(error), "code": error.code})
 
-    def _check(self, config: ClusterConfig) -> list[str]:
-        """The keys that differ. Raises CannotApply."""
+    @property
+    def under_way(self) -> bool:
+        """Every node is being started anew."""
+        return self._order is not None
+
+    @property
+    def discards(self) -> bool:
+        """What lies in the part of the memory that goes may be lost."""
+        return self._order is not None and self._order.discard
+
+    def tell(self, progress: dict[str, Any]) -> None:
+        """How far the bytes are moved."""
+        self._answer({"progress": progress})
+
+    def going_back(self, why: str) -> None:
+        """It will be the cluster that it was."""
+        self._problem = why
+
+    def running(self) -> None:
+        """The other cluster runs, or this one again."""
+        if self._order is None:
+            return
+        if self._problem:
+            self.called_off(f"{self._problem}\nnothing was changed; every node was started anew")
+            return
+        order, self._order = self._order, None
+        self._cluster.settled(order.stamp, self._keys)
+        self._answer({"applied": self._keys})
+
+    def called_off(self, why: str) -> None:
+        """It will not be the other cluster."""
+        if self._order is not None:
+            self._order = None
+            self._answer({"error": why})
+
+    def _check(self, config: ClusterConfig) -> list[Change]:
+        """What differs. Raises CannotApply."""
         cluster = self._cluster
+        if self._order is not None:
+            raise CannotApply("another apply is under way: every node is being started anew", EXIT_IN_USE)
         if self._waiting:
             names = ", ".join(sorted(self._waiting))
             sentence = f"another apply is under way: {names} has not answered yet"
@@ -81,7 +136,7 @@ class Applying:
         found = differences(dump(cluster.makeup.config), dump(config))
         if later := [change.key for change in found if change.how is How.NEXT_START]:
             raise CannotApply(f"{', '.join(later)}: cannot be changed while the cluster runs")
-        return [change.key for change in found]
+        return found
 
     def _unwell(self) -> list[str]:
         found = []
@@ -116,12 +171,37 @@ class Applying:
             head = {"do": "settings", "settings": spec.settings, "hands": handed is not None}
             child.ask(head, lambda _, name=name: taken(name), handed)  # type: ignore[misc]
 
+    def _restart(self, order: Apply, keys: list[str], answer: Answer) -> None:
+        """Start every node anew. Raises CannotApply."""
+        cluster = self._cluster
+        try:
+            succession = prepare(cluster.makeup, cluster.run_directory, order.config)
+        except sockets.CannotListen as error:
+            code = EXIT_IN_USE if isinstance(error, sockets.AddressTaken) else EXIT_ERROR
+            raise CannotApply(f"{error}\nnothing was changed", code) from error
+        problem = "" if order.discard else self._lost_by(succession.shape)
+        if problem or order.dry:
+            succession.call_off()
+        if problem:
+            raise CannotApply(f"{problem}\nnothing was changed")
+        if order.dry:
+            answer({"applied": keys})
+            return
+        self._order, self._keys, self._answer, self._problem = order, keys, answer, ""
+        cluster.give_way(succession)
+
+    def _lost_by(self, shape: Shape) -> str:
+        makeup = self._cluster.makeup
+        try:
+            return lost_by(makeup.shards[0].parent, makeup.shape, shape)
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}"
+
     def _page(self, config: ClusterConfig) -> socket.socket:
         """A listening socket for the figures. Raises CannotApply."""
         assert config.metrics is not None
-        access = sockets.Access(config.sockets.mode, config.sockets.group, network=config.insecure_network)
         try:
-            return sockets.bind(config.metrics, access)
+            return sockets.bind(*listening(config, self._cluster.makeup.places)[-1])
         except sockets.CannotListen as error:
             code = EXIT_IN_USE if isinstance(error, sockets.AddressTaken) else EXIT_ERROR
             raise CannotApply(f"{error}\nnothing was changed", code) from error

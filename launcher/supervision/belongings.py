@@ -46,7 +46,11 @@ class Belongings:
         self._sockets = {path: _inode(Path(path)) for path in paths}
 
     def start(self) -> None:
-        self._loop.after(PERIOD, self._look)
+        self._timer = self._loop.after(PERIOD, self._look)
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
 
     def _look(self) -> None:
         before, self.problems = self.problems, []
@@ -68,7 +72,7 @@ class Belongings:
         for problem in self.problems:
             if problem not in before:
                 self._lost(problem)
-        self._loop.after(PERIOD, self._look)
+        self._timer = self._loop.after(PERIOD, self._look)
 
     def _make_again(self) -> None:
         """The run directory was removed: without it nobody finds this cluster any more."""

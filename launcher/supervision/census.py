@@ -29,6 +29,10 @@ class Cluster(Protocol):
     lifecycle: Lifecycle
     children: dict[str, Child]
 
+    @property
+    def applying(self) -> dict[str, Any] | None:
+        """How far the bytes are moved, while every node is started anew."""
+
     def faults(self) -> list[dict[str, Any]]: ...
 
     @property
@@ -76,7 +80,9 @@ class Census:
         nodes = [self._node(name, counters.get(name, {})) for name in cluster.lifecycle.nodes]
         state = cluster.lifecycle.health
         unwell = cluster.problems or not all(node["ready"] for node in nodes)  # the lifecycle asks nobody
-        if state == "running" and unwell:
+        if cluster.applying is not None:
+            state = "applying"
+        elif state == "running" and unwell:
             state = "degraded"
         return {
             "cluster": config.name,
@@ -89,6 +95,7 @@ class Census:
             "supervisor": os.getpid(),
             "faults": cluster.faults(),
             "missing": list(cluster.problems),
+            "applying": cluster.applying,
             "exposed": list(cluster.makeup.exposed),
             "nodes": nodes,
         }

@@ -311,6 +311,10 @@ class Lifecycle:
             return self._wait_for_room(node, how, now)
         return self._died(node, how, now)
 
+    def leave_log(self) -> None:
+        """The stop to come does not write the merged log: another cluster will begin at its end."""
+        self._stages = [stage for stage in self._stages if not stage.collects]
+
     def stop(self, mode: str, timeout: float | None, now: float) -> list[Action]:
         """Stop gracefully. Mode "finish" lets present clients go on, for `timeout` seconds if it is given; mode "now"
         ends within `timeout`, or the cluster's own stop_timeout. A stop under way can only be hastened by another."""

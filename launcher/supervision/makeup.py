@@ -10,6 +10,7 @@ from dataclasses import replace
 from memcluster.launcher.clusterfile.settings import ClusterConfig
 from memcluster.launcher.run.directory import RunDirectory
 from memcluster.launcher.run.maps import keep_map
+from memcluster.launcher.run.memory import Shape
 from memcluster.launcher.supervision import sockets
 from memcluster.launcher.supervision.places import (
     Place,
@@ -17,6 +18,7 @@ from memcluster.launcher.supervision.places import (
     exposures,
     node_settings,
     node_specs,
+    shards,
     target,
 )
 from memcluster.node import topology
@@ -34,6 +36,7 @@ class Makeup:
         run: RunDirectory,
         places: Sequence[Place],
         listeners: Sequence[socket.socket],
+        shape: Shape,
         secret: bytes,
         probe: str,
     ) -> None:
@@ -45,8 +48,10 @@ class Makeup:
         self.uri = str(target(config, Address.parse(self.map.servers[0].address)))
         self.exposed = exposures(config, places, self.addresses)
         """A sentence for each address at which other machines may read and write."""
-        self.shape = topology.load(config.topology)
-        self.specs = {spec.name: spec for spec in node_specs(config, run, self.map, secret, probe)}
+        self.topology = topology.load(config.topology)
+        self.shape = shape
+        self.shards = shards(config, run, shape)
+        self.specs = {spec.name: spec for spec in node_specs(config, self.shards, self.map, secret, probe)}
 
     @property
     def count(self) -> int:
@@ -60,7 +65,7 @@ class Makeup:
     @property
     def doors(self) -> int:
         """The first so many servers are those that clients connect to."""
-        return self.count if self.shape.every_server_is_a_door else 1
+        return self.count if self.topology.every_server_is_a_door else 1
 
     @property
     def roles(self) -> dict[str, str]:
@@ -69,7 +74,7 @@ class Makeup:
 
     def links(self) -> list[tuple[str, str]]:
         """Who talks to whom, the one that connects first."""
-        servers = [(f"server{one}", f"server{other}") for one, other in self.shape.links(self.count)]
+        servers = [(f"server{one}", f"server{other}") for one, other in self.topology.links(self.count)]
         return servers + [("logger0", f"logger{index}") for index in range(1, self.count)]
 
     def next_life(self, name: str) -> NodeSpec:
@@ -101,7 +106,7 @@ class Makeup:
     def questions(self) -> list[tuple[str, Address, int]]:
         """A byte of every shard, at the door where clients ask for it."""
         owners = [index for index, server in enumerate(self.map.servers) if server.memory]
-        if self.shape.every_server_is_a_door:
+        if self.topology.every_server_is_a_door:
             return [(f"server{index}", self.addresses[index], 0) for index in owners]
         return [(f"server{index}", self.addresses[0], self.layout.address(index, 0)) for index in owners]
 

@@ -73,10 +73,18 @@ class Apply:
     stamp: str
     dry: bool
     """Only say whether it can be done."""
+    discard: bool = False
+    """What lies in the part of the memory that goes may be lost."""
 
 
-Order = Apply | Status | Config | Watch | Kill | Down | Fault | Plan
+@dataclass(frozen=True)
+class Abort:
+    """Go back to what there was before the apply that is under way."""
+
+
+Order = Abort | Apply | Status | Config | Watch | Kill | Down | Fault | Plan
 ORDERS: dict[str, type[Order]] = {
+    "abort": Abort,
     "apply": Apply,
     "status": Status,
     "config": Config,
@@ -111,6 +119,7 @@ def _are_targets(value: Any) -> bool:
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stamp": (lambda value: isinstance(value, str), "a text"),
     "dry": (lambda value: isinstance(value, bool), "true or false"),
+    "discard": (lambda value: isinstance(value, bool), "true or false"),
     "drain": (lambda value: isinstance(value, bool), "true or false"),
     "timeout": (lambda value: value is None or _is_span(value), "seconds, or null"),
     "kind": (lambda value: value in get_args(FaultKind), f"one of {', '.join(get_args(FaultKind))}"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from memcluster.client.uri import Security, Target
@@ -11,7 +12,9 @@ from memcluster.launcher.clusterfile.settings import ClusterConfig
 from memcluster.launcher.reach import beyond
 from memcluster.launcher.run.directory import RunDirectory
 from memcluster.launcher.run.maps import keep_map
+from memcluster.launcher.run.memory import Shape
 from memcluster.launcher.supervision.heartbeats import period
+from memcluster.launcher.supervision.sockets import Access
 from memcluster.node import topology
 from memcluster.node.cluster_map import ClusterMap, ServerEntry
 from memcluster.node.log.clock import Run
@@ -47,6 +50,23 @@ def places(config: ClusterConfig, run: RunDirectory) -> tuple[Place, ...]:
 def door_count(config: ClusterConfig, servers: int) -> int:
     """How many of the addresses, the first ones, are the clients' doors."""
     return servers if topology.load(config.topology).every_server_is_a_door else 1
+
+
+def addresses(config: ClusterConfig, found: Sequence[Place]) -> list[Address]:
+    """Where is to be listened: the servers', then one on loopback for each logger, then that of the metrics if there is
+    one."""
+    loggers = [Address("127.0.0.1", 0)] * len(found)
+    return [place.listen for place in found] + loggers + ([config.metrics] if config.metrics else [])
+
+
+def listening(config: ClusterConfig, found: Sequence[Place], owner: int = -1) -> list[tuple[Address, Access]]:
+    """The same, and who may connect there. Root may say whose unix sockets are."""
+    access = Access(config.sockets.mode, config.sockets.group, owner, config.insecure_network)
+    over_tls = door_count(config, len(found)) if config.tls.mode == "require" else 0
+    return [
+        (address, replace(access, network=True) if index < over_tls else access)
+        for index, address in enumerate(addresses(config, found))
+    ]
 
 
 def advertised(config: ClusterConfig, addresses: Sequence[Address]) -> list[Address]:
@@ -123,12 +143,16 @@ def node_settings(config: ClusterConfig) -> dict[str, Any]:
     }
 
 
+def shards(config: ClusterConfig, run: RunDirectory, shape: Shape) -> list[Path]:
+    """The files of the servers' shards."""
+    return [(config.storage or run.path) / name for name in shape.files]
+
+
 def node_specs(
-    config: ClusterConfig, run: RunDirectory, cluster: ClusterMap, secret: bytes, probe: str
+    config: ClusterConfig, files: Sequence[Path], cluster: ClusterMap, secret: bytes, probe: str
 ) -> list[NodeSpec]:
-    """What every node is told: the servers in the order of their numbers, then the loggers."""
+    """What every node is told: the servers in the order of their numbers, then the loggers. `files` are the shards."""
     settings = node_settings(config)
-    shards = config.storage or run.path
     logs = config.logs.directory / config.name
     folders = [logs / f"server{index}" for index in range(len(cluster.servers))]
     number, incarnation, oldest = next_run(folders)
@@ -141,7 +165,7 @@ def node_specs(
             role="logger" if kind == "logger" else server.role,
             index=index,
             cluster=cluster,
-            shard=str(shards / f"shard{index}"),
+            shard=str(files[index]),
             durable=config.storage is not None,
             log_directory=str(folders[index]),
             log_retain=settings["log_retain"],

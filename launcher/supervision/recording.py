@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Protocol
+from typing import Final, Protocol
 
-from memcluster.launcher.run.directory import NodeRecord, RunRecord
+from memcluster.launcher.run.directory import NodeRecord, RunDirectory, RunRecord
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.supervision.child import Child
 from memcluster.launcher.supervision.forkserver import helpers
 from memcluster.launcher.supervision.makeup import Makeup
+from memcluster.node.transport.loop import Loop
+
+AGAIN: Final = 1.0
+"""Seconds until what found no room is tried again."""
 
 
 class Cluster(Protocol):
@@ -51,3 +55,37 @@ def record(cluster: Cluster) -> RunRecord:
             for name, child in cluster.children.items()
         ),
     )
+
+
+class Recorder:
+    """Writes the record, and first the run's secret. Clients may have filled the file system: then the old record
+    stays, until there is room."""
+
+    def __init__(self, loop: Loop, cluster: Cluster, run: RunDirectory, secret: bytes) -> None:
+        self._loop = loop
+        self._cluster = cluster
+        self._run = run
+        self._secret = secret
+        self._secret_is_due = True
+        self._is_due = False
+
+    def due(self) -> None:
+        """Something has changed: write it at the end of this turn of the loop."""
+        if not self._is_due:
+            self._is_due = True
+            self._loop.soon(self._write)
+
+    def begin_anew(self) -> None:
+        """Nothing is left of what was written."""
+        self._secret_is_due = True
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            if self._secret_is_due:
+                self._run.write_secret(self._secret)
+                self._secret_is_due = False
+            self._run.write_record(record(self._cluster))
+            self._is_due = False
+        except OSError:
+            self._loop.after(AGAIN, self._write)

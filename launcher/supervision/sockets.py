@@ -65,7 +65,7 @@ def bind(address: Address, access: Access = PRIVATE) -> socket.socket:
             remove_stale(address.path)
             os.fchmod(sock.fileno(), 0o600)  # of which Linux makes the file's
             sock.bind(address.sockaddr)
-            _open_to(address.path, access)
+            open_to(address.path, access)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address.sockaddr)
@@ -83,7 +83,7 @@ def bind(address: Address, access: Access = PRIVATE) -> socket.socket:
     return sock
 
 
-def _open_to(path: str, access: Access) -> None:
+def open_to(path: str, access: Access) -> None:
     """Give our socket's file its group, then its permissions; of nothing that somebody has put in its place. Raises
     OSError."""
     file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -96,6 +96,15 @@ def _open_to(path: str, access: Access) -> None:
         os.chmod(f"/proc/self/fd/{file}", access.mode)
     finally:
         os.close(file)
+
+
+def let_in(sock: socket.socket, access: Access) -> None:
+    """Other permissions for a socket that is bound. Raises CannotListen."""
+    if sock.family == socket.AF_UNIX:
+        try:
+            open_to(sock.getsockname(), access)
+        except OSError as error:
+            raise CannotListen(f"{sock.getsockname()}: {error.strerror}") from error
 
 
 def bound_address(sock: socket.socket) -> Address:

@@ -23,6 +23,7 @@ from memcluster.launcher.clusterfile.settings import ClusterConfig
 from memcluster.launcher.clusterfile.written import dump
 from memcluster.launcher.run.directory import RunDirectory
 from memcluster.launcher.run.identity import Identity
+from memcluster.launcher.run.memory import Shape
 from memcluster.launcher.run.steps import step
 from memcluster.launcher.supervision import lifecycle, orders, sockets
 from memcluster.launcher.supervision.applying import Applying
@@ -36,7 +37,9 @@ from memcluster.launcher.supervision.lifecycle import Action, Lifecycle, Phase
 from memcluster.launcher.supervision.makeup import Makeup
 from memcluster.launcher.supervision.places import Place
 from memcluster.launcher.supervision.probe import Probe
-from memcluster.launcher.supervision.recording import record
+from memcluster.launcher.supervision.recording import Recorder
+from memcluster.launcher.supervision.replacing import Replacing
+from memcluster.launcher.supervision.succession import Succession
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.frames import MAX_QUESTION, Frame
@@ -47,8 +50,6 @@ from memcluster.node.transport.proof import SECRET_SIZE
 Happening = dict[str, Any]
 TOGETHER = 0.2
 """Seconds within which a signal that is sent to every process of a service reaches all of them."""
-RECORD_AGAIN = 1.0
-"""Seconds until the record is tried again that found no room."""
 
 
 class Supervisor:
@@ -62,6 +63,7 @@ class Supervisor:
         run: RunDirectory,
         places: Sequence[Place],
         listeners: Sequence[socket.socket],
+        shape: Shape,
         tell: Callable[[Happening], None],
         *,
         stamp: str,
@@ -75,25 +77,33 @@ class Supervisor:
         self._channels: set[Channel] = set()
         self._refusals: dict[str, Listener] = {}
         self._wake: Timer | None = None
-        self._record_is_due = False
-        self._secret_is_due = True
+        self._late: Timer | None = None  # until it runs for the first time
         self.children: dict[str, Child] = {}
         self._interrupted = False
         self.stamp = stamp
         self._keep_memory = keep_memory  # until somebody asks for the stop
         self._secret = os.urandom(SECRET_SIZE)
         self._probe = f"probe-{secrets.token_hex(16)}"
-        self.makeup = makeup = Makeup(config, run, places, listeners, self._secret, self._probe)
+        self._recorder = Recorder(self.loop, self, run, self._secret)
         self._faults = Faults(self)
         self._census = Census(self)
         self._applying = Applying(self)
+        self._replacing = Replacing(self, self._applying)
         self._heartbeats = Heartbeats(self.loop, config.hang_timeout, self._living_children, self._hung)
         self._notes: dict[str, list[dict[str, Any]]] = {}  # events for the log of a server that cannot write now
+        self._become(config, places, listeners, shape)
+
+    def _become(
+        self, config: ClusterConfig, places: Sequence[Place], listeners: Sequence[socket.socket], shape: Shape
+    ) -> None:
+        """Be this cluster, of which nothing has been started."""
+        self.makeup = makeup = Makeup(config, self.run_directory, places, listeners, shape, self._secret, self._probe)
+        self._heartbeats.change(config.hang_timeout)
         self._belongings = Belongings(
             self.loop,
-            run,
+            self.run_directory,
             sockets=makeup.paths,
-            shards=[Path(makeup.specs[f"server{index}"].shard) for index in range(makeup.count)],
+            shards=makeup.shards,
             logs=config.logs.directory / config.name,
             restore=self._restored,
             lost=lambda problem: self._tell({"event": "lost", "text": problem}),
@@ -121,7 +131,7 @@ class Supervisor:
         if os.getpid() == 1:
             self.loop.on_signal(signal.SIGCHLD, reap_strangers)
         if wait_timeout is not None:
-            self.loop.after(wait_timeout, lambda: self._too_slow(wait_timeout))
+            self._late = self.loop.after(wait_timeout, lambda: self._too_slow(wait_timeout))
         if owner is not None:
             self._end_with(owner)
         self._do(self.lifecycle.begin(self._now()))
@@ -144,10 +154,16 @@ class Supervisor:
         self._tell({"event": "lost", "text": f"{self.run_directory.path} was removed, and has been made again"})
         self._control.stop()
         self._listen()
-        self._secret_is_due = True
-        self._write_record()
+        self._recorder.begin_anew()
         if self.lifecycle.phase is not Phase.STARTING:
             self.run_directory.write_uri(self.makeup.uri)
+
+    @property
+    def applying(self) -> dict[str, Any] | None:
+        """How far the bytes are moved, while every node is started anew."""
+        if not self._applying.under_way:
+            return None
+        return self._replacing.told()
 
     @property
     def problems(self) -> list[str]:
@@ -156,9 +172,15 @@ class Supervisor:
 
     def stop(self, mode: str, timeout: float | None) -> None:
         """Begin the graceful stop; see Lifecycle.stop. No fault may hold it up or keep records from the merged log."""
-        self._keep_memory = False
+        self._end_for_good("the cluster is being stopped")
         self._faults.heal()
         self._do(self.lifecycle.stop(mode, timeout, self._now()))
+
+    def _end_for_good(self, why: str) -> None:
+        """Nothing comes after this stop; a change of the memory that is under way is left to the next `up`."""
+        self._keep_memory = False
+        self._replacing.cancel()
+        self._applying.called_off(why)
 
     def _end_with(self, owner: Identity) -> None:
         """Stop when this process is gone."""
@@ -191,6 +213,7 @@ class Supervisor:
             self._give_up(text, EXIT_TIMEOUT)
 
     def _give_up(self, text: str, code: int = EXIT_ERROR) -> None:
+        self._applying.called_off(text)
         self._tell({"event": "gave-up", "text": text})
         self.lifecycle.code = code
         self._do(self.lifecycle.stop("now", None, self._now()))
@@ -218,7 +241,7 @@ class Supervisor:
                     self._start(name)
                 case lifecycle.Drain(name, mode):
                     child = self.children[name]
-                    child.tell({"do": "drain", "mode": mode})
+                    child.tell({"do": "drain", "mode": self._replacing.word(mode)})
                     if mode == "now" and child.ready:  # reaches one that does not listen, and one that is paused
                         child.signal(signal.SIGTERM, signal.SIGCONT)
                 case lifecycle.Kill(name):
@@ -231,9 +254,12 @@ class Supervisor:
                     Probe(self.loop, self._probe, self.makeup.questions(), self._probed)
                 case lifecycle.Say(event, name, text):
                     self._say(event, name, text)
-                case lifecycle.Finish(code):
+                case lifecycle.Finish(code) if self._replacing.wanted is None:
                     self.code = code
                     self.loop.stop()
+                case lifecycle.Finish():
+                    self._belongings.stop()
+                    self._replacing.go_on()
             step()
         self._set_timer()
 
@@ -242,9 +268,7 @@ class Supervisor:
             refusal.pause()
         child = Child(self.loop, self.makeup.next_life(name), self.makeup.given(name), self._told, self._gone)
         self.children[name] = child
-        if not self._record_is_due:
-            self._record_is_due = True
-            self.loop.soon(self._write_record)
+        self._recorder.due()
 
     def _refuse(self, name: str) -> None:
         """Nobody will serve those who connect to a node that has failed: they are not to wait for it."""
@@ -273,6 +297,9 @@ class Supervisor:
             if refusal := self._refusals.pop(name, None):  # it is to be waited for now
                 refusal.pause()
         if event == "running":
+            if self._late is not None:
+                self._late.cancel()
+            self.loop.soon(self._applying.running)
             notices = [*self.makeup.config.notices, *self.makeup.exposed]
             happening |= {"uri": self.makeup.uri, "seconds": self._now() - self._began, "notices": notices}
         self._tell(happening)
@@ -356,13 +383,46 @@ class Supervisor:
 
     # -- what apply needs --------------------------------------------------------------------------------------------
 
+    def give_way(self, succession: Succession) -> None:
+        """Stop, and be another cluster then."""
+        self._replacing.begin(succession)
+        self._faults.heal()
+        self.lifecycle.leave_log()
+        self._do(self.lifecycle.stop("now", None, self._now()))
+
+    def start_as(
+        self, config: ClusterConfig, places: Sequence[Place], listeners: Sequence[socket.socket], shape: Shape
+    ) -> None:
+        """Be this cluster from now on, and start."""
+        for refusal in self._refusals.values():
+            refusal.pause()
+        self._refusals.clear()
+        self.children.clear()
+        self._notes.clear()
+        uri = self.makeup.uri
+        self._become(config, places, listeners, shape)
+        if self.makeup.uri != uri:
+            self.run_directory.uri.unlink(missing_ok=True)
+        self._keep_memory = True  # should it not start
+        self._began = self._now()
+        self._belongings.start()
+        self._do(self.lifecycle.begin(self._now()))
+
+    def stuck(self, problem: str) -> None:
+        """The memory has neither shape; end, and leave it to the next `up`."""
+        self._keep_memory = True
+        self._tell({"event": "gave-up", "text": problem})
+        self._applying.called_off(problem)
+        self.code = EXIT_ERROR
+        self.loop.stop()
+
     def settled(self, stamp: str, keys: Sequence[str]) -> None:
         """All nodes go by what the makeup has; these keys were others before."""
         config, self.stamp = self.makeup.config, stamp
         self._heartbeats.change(config.hang_timeout)
         self.lifecycle.change(lifecycle.RestartPolicy(**asdict(config.restart)), config.stop_timeout)
         self._belongings.watch_sockets(self.makeup.paths)
-        self._write_record()
+        self._recorder.due()
         self.note("applied", "server0", len(keys))
         self._tell({"event": "applied", "text": ", ".join(keys)})
 
@@ -386,19 +446,6 @@ class Supervisor:
     def _living_children(self) -> list[Child]:
         return [child for name, child in self.children.items() if self.lifecycle.nodes[name].alive]
 
-    # -- the record ----------------------------------------------------------------------------------------------
-
-    def _write_record(self) -> None:
-        """Clients may have filled the file system: then the old record stays, until there is room."""
-        try:
-            if self._secret_is_due:
-                self.run_directory.write_secret(self._secret)
-                self._secret_is_due = False
-            self.run_directory.write_record(record(self))
-            self._record_is_due = False
-        except OSError:
-            self.loop.after(RECORD_AGAIN, self._write_record)
-
     # -- the command line's side ---------------------------------------------------------------------------------
 
     def _accept(self, sock: socket.socket) -> None:
@@ -420,6 +467,9 @@ class Supervisor:
                 self._census.take(channel.send)
             case orders.Config():
                 channel.send({"config": dump(self.makeup.config)})
+            case orders.Abort():
+                words = "nothing is under way from which there is a way back"
+                channel.send({"aborted": True} if self._replacing.abort() else {"error": words})
             case orders.Apply():
                 self._applying.begin(order, channel.send)
             case orders.Watch():
@@ -429,7 +479,7 @@ class Supervisor:
                 self._watchers.append(channel.send)
                 self.stop("finish" if order.drain else "now", order.timeout)
             case orders.Kill():
-                self._keep_memory = False
+                self._end_for_good("the cluster was killed")
                 self._do(self.lifecycle.kill(self._now()))
             case orders.Fault():
                 channel.send(self._break(order))

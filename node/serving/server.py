@@ -201,12 +201,18 @@ class Server(Keeper):
 
     def drain(self, mode: str, done: Callable[[], None]) -> None:
         """Stop gracefully and call `done`: with mode "finish" when the present clients have gone by themselves, with
-        "now" when their requests in flight are answered."""
+        "now" when their requests in flight are answered; with "again" then, too, but what comes meanwhile is not
+        answered at all: the next server here will be asked for it."""
         if not self.draining:
             self.event(Event.DRAINING)
         self.draining = True
         self._drained = done
-        if mode == "now" and not self.stopping:
+        if mode == "again" and not self.stopping:
+            self._shut()
+            for connection in list(self.connections.values()):
+                connection.hold()
+                connection.finish()
+        elif mode == "now" and not self.stopping:
             self.stopping = True
             self._shut()
             self.loop.after(GRACE if self.connections else 0, self._dismiss)

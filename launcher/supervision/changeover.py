@@ -1,0 +1,119 @@
+"""The time between two clusters under one supervisor: nothing runs, and the memory gets the shape of the next one, a
+little at each turn of the loop, so that the supervisor can be asked how far it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from memcluster.launcher.run.memory import MemoryMismatch, Shape, read_claim
+from memcluster.launcher.run.reshape import Reshape, first_byte
+from memcluster.node.transport.loop import Loop
+
+OFTEN: Final = 0.1
+"""Seconds between two words about how far it is."""
+
+
+class Changeover:
+    """`tell(progress)` is called now and then while bytes are moved. `done(problem)` is called once: without a problem
+    the memory has the new shape; with one it has the old shape again. `stuck(problem)` is called instead when it can
+    have neither now: the next `up` goes on."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        directory: Path,
+        new: Shape,
+        *,
+        discard: bool,
+        tell: Callable[[dict[str, Any]], None],
+        done: Callable[[str], None],
+        stuck: Callable[[str], None],
+    ) -> None:
+        self._loop = loop
+        self._directory = directory
+        self._new = new
+        self._discard = discard
+        self._tell = tell
+        self._done = done
+        self._stuck = stuck
+        self._reshape: Reshape | None = None
+        self._steps: Iterator[None] = iter(())
+        self._problem = ""
+        self._over = False
+        self._began = self._told = time.monotonic()
+
+    def start(self) -> None:
+        try:
+            claim = read_claim(self._directory)
+            assert claim is not None
+            if not self._discard and (problem := lost_by(self._directory, claim.shape, self._new)):
+                self._end(problem)
+                return
+        except (OSError, MemoryMismatch) as error:
+            self._end(str(error))
+            return
+        self._reshape = Reshape(self._directory, claim, None if claim.shape == self._new else self._new)
+        self._steps = self._reshape.forward()
+        self._turn()
+
+    def abort(self, why: str) -> bool:
+        """Go back to the old shape; false if that is not possible any more, or done already."""
+        reshape = self._reshape
+        if reshape is None or reshape.claim.new is None or self._problem:
+            return False
+        self._problem = why
+        self._steps = reshape.back()
+        return True
+
+    def cancel(self) -> None:
+        """Leave it where it is; memory.json says where that is."""
+        self._over = True
+
+    def told(self) -> dict[str, Any]:
+        """How far it is, for `status`."""
+        reshape = self._reshape
+        if reshape is None or not reshape.moves:
+            return {}
+        seconds = round(time.monotonic() - self._began, 3)
+        return {"moved": reshape.moved, "total": reshape.total, "back": bool(self._problem), "seconds": seconds}
+
+    def _turn(self) -> None:
+        if self._over:
+            return
+        try:
+            next(self._steps)
+        except StopIteration:
+            self._end(self._problem)
+        except (OSError, MemoryMismatch) as error:
+            self._failed(str(error))
+        else:
+            self._loop.soon(self._turn)
+            if (now := time.monotonic()) >= self._told + OFTEN and (told := self.told()):
+                self._told = now
+                self._tell(told)
+
+    def _failed(self, why: str) -> None:
+        assert self._reshape is not None
+        if self._reshape.claim.new is None:  # all but some rubbish is done
+            self._end("")
+        elif self._problem:
+            self._over = True
+            self._stuck(f"{self._problem}; and it cannot go back: {why}")
+        else:
+            self.abort(why)
+            self._loop.soon(self._turn)
+
+    def _end(self, problem: str) -> None:
+        self._over = True
+        self._done(problem)
+
+
+def lost_by(directory: Path, old: Shape, new: Shape) -> str:
+    """What is in the part of the memory that goes; nothing if that is empty. Raises OSError."""
+    byte = first_byte(directory, old, new.size) if new.size < old.size else None
+    if byte is None:
+        return ""
+    return f"memory: the bytes from {new.size} on go, and that at {byte} is not zero; --discard gives them up"
