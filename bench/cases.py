@@ -51,6 +51,20 @@ def _four(**keys: Any) -> AbstractContextManager[Service]:
     return cluster(servers=4, **keys)
 
 
+def _shared_case(name: str, title: str, load: Load, peer: str, target: float) -> Case:
+    """4 servers whose links share memory."""
+    small = load.block < MIB
+    peers: dict[str, Start] = {PROXY: nbdkit_proxy, MEMORY: nbdkit_memory, COPY: _four}
+    return Case(
+        name=name,
+        title=f"4 servers, shared links, {title}",
+        unit="IOPS" if small else "GB/s",
+        peer=peer,
+        target=target,
+        prepare=_loads([lambda: _four(links="shared"), peers[peer]], load, _iops if small else _gigabytes),
+    )
+
+
 def _load_case(name: str, title: str, servers: int, load: Load, peer: str, target: float) -> Case:
     small = load.block < MIB
     sides: list[Start] = [
@@ -133,7 +147,7 @@ def _beyond(plan: Plan) -> Iterator[tuple[Measure, Measure]]:
 DEEP_READ, DEEP_WRITE = Load("randread", 4 * KIB, 32), Load("randwrite", 4 * KIB, 32)
 ONE_READ, ONE_WRITE = Load("randread", 4 * KIB, 1), Load("randwrite", 4 * KIB, 1)
 LONG_READ, LONG_WRITE = Load("read", MIB, 8), Load("write", MIB, 8)
-MEMORY, PROXY = "nbdkit memory", "nbdkit proxy"
+MEMORY, PROXY, COPY = "nbdkit memory", "nbdkit proxy", "links that copy"
 
 CASES = (
     _load_case("read-4k-d32", "one server, 4 KiB reads, depth 32", 1, DEEP_READ, MEMORY, 1.4),
@@ -148,6 +162,16 @@ CASES = (
     _load_case("four-write-4k-direct", "4 servers, 4 KiB writes, depth 32", 4, DEEP_WRITE, MEMORY, 1.0),
     _load_case("four-read-1m", "4 servers, 1 MiB reads", 4, LONG_READ, PROXY, 1.3),
     _load_case("four-write-1m", "4 servers, 1 MiB writes", 4, LONG_WRITE, PROXY, 1.2),
+    _shared_case("shared-read-4k", "4 KiB reads, depth 32", DEEP_READ, PROXY, 2.1),
+    _shared_case("shared-write-4k", "4 KiB writes, depth 32", DEEP_WRITE, PROXY, 2.1),
+    _shared_case("shared-read-1m", "1 MiB reads", LONG_READ, PROXY, 2.3),
+    _shared_case("shared-write-1m", "1 MiB writes", LONG_WRITE, PROXY, 1.9),
+    _shared_case("shared-read-1m-direct", "1 MiB reads", LONG_READ, MEMORY, 1.1),
+    _shared_case("shared-write-1m-direct", "1 MiB writes", LONG_WRITE, MEMORY, 1.1),
+    _shared_case("shared-read-4k-copy", "4 KiB reads, depth 32", DEEP_READ, COPY, 1.05),
+    _shared_case("shared-write-4k-copy", "4 KiB writes, depth 32", DEEP_WRITE, COPY, 1.05),
+    _shared_case("shared-read-1m-copy", "1 MiB reads", LONG_READ, COPY, 1.6),
+    _shared_case("shared-write-1m-copy", "1 MiB writes", LONG_WRITE, COPY, 1.25),
     _tls_case("tls-read-4k-d32", "4 KiB reads, depth 32", DEEP_READ, 1.2),
     _tls_case("tls-write-4k-d32", "4 KiB writes, depth 32", DEEP_WRITE, 1.2),
     _tls_case("tls-read-1m", "1 MiB reads", LONG_READ, 1.0),

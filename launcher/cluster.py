@@ -59,6 +59,7 @@ class Keys(TypedDict, total=False):
     servers: int | Sequence[Mapping[str, object]]
     topology: str
     fan_out: str
+    links: str
     layout: str | Mapping[str, object]
     listen: str
     advertise: str

@@ -42,9 +42,11 @@ class Case:
     topology: str
     fan_out: str
     """Empty where there is no choice."""
+    links: str = ""
+    """What cluster.yaml says of them, unless that is the default."""
 
     def __str__(self) -> str:
-        return f"{self.topology}{f', {self.fan_out}' if self.fan_out else ''}"
+        return ", ".join(word for word in (self.topology, self.fan_out, self.links) if word)
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,14 @@ class Options:
 
     @property
     def cases(self) -> list[Case]:
-        return [
-            Case(name, fan_out)
-            for name in self.topologies
-            for fan_out in (("parallel", "serial") if topology.load(name).fans_out else ("",))
-        ]
+        found = []
+        for name in self.topologies:
+            shape = topology.load(name)
+            fan_outs = ("parallel", "serial") if shape.fans_out else ("",)
+            found += [Case(name, fan_out) for fan_out in fan_outs]
+            if shape.shares:
+                found.append(Case(name, fan_outs[0], "shared"))
+        return found
 
     @property
     def workloads(self) -> list[Workload]:
@@ -99,7 +104,8 @@ def compare(options: Options, progress: Callable[[str], object]) -> list[dict[st
             for workload in options.workloads:
                 progress(f"{case}: {workload.name}")
                 found.append({"workload": workload.name, **_measure(name, uri, workload, options)})
-        results.append({"topology": case.topology, "fan_out": case.fan_out or None, "workloads": found})
+        named = {"topology": case.topology, "fan_out": case.fan_out or None, "links": case.links or None}
+        results.append({**named, "workloads": found})
     return results
 
 
@@ -119,6 +125,8 @@ def _cluster(case: Case, options: Options) -> Iterator[tuple[str, str]]:
     }
     if case.fan_out:
         description["fan_out"] = case.fan_out
+    if case.links:
+        description["links"] = case.links
     try:
         file.write_text(yaml.safe_dump(description))
         with _supervised(file):

@@ -20,7 +20,7 @@ WIDTH, NAMES, ROW, GAP = 760, 210, 20, 42
 
 
 def case_name(case: dict[str, Any]) -> str:
-    return f"{case['topology']}{', ' + case['fan_out'] if case['fan_out'] else ''}"
+    return ", ".join(word for word in (case["topology"], case["fan_out"], case["links"]) if word)
 
 
 def table(results: Results, width: int = 0) -> str:

@@ -75,6 +75,12 @@ def verdict(status: dict[str, Any]) -> str:
     if faults:
         reasons += fault_sentences(faults)
         reasons.append(f"`{command(Path(status['file']), 'fault resume all')}` ends what was done on purpose")
+    reasons += [
+        f"the link to {name} goes by {kind}"
+        for node in status["nodes"]
+        for name, kind in node.get("links", {}).items()
+        if kind != "shared"
+    ]
     served = f"{status['topology']}, {_servers(status)}, {format_bytes(status['memory'])}"
     return f"{head}: {served} at {status['uri']}" + (f"; {', '.join(reasons)}" if reasons else "")
 

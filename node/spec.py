@@ -67,6 +67,11 @@ class NodeSpec:
     run: Run = field(default_factory=Run)
     tls: Credentials | None = None
     """For clients, where they have TLS."""
+    staging: str = ""
+    """Path of the staging area, by which the servers share memory over their links (node/forwarding/staging.py); none:
+    bytes go over them."""
+    shards: tuple[str, ...] = ()
+    """Paths of all servers' shards, in the order of their numbers, where memory is shared."""
     probe: str = "probe"
     """The export that the supervisor opens: what it reads is marked in the log. A name that nobody else knows."""
 

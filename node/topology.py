@@ -33,6 +33,9 @@ class Topology:
     fans_out: bool = True
     """Pieces may go out one after the other or all at once: `fan_out` makes a difference."""
 
+    shares: bool = False
+    """Servers may share memory over their links: `links` makes a difference."""
+
     def role(self, server: int, count: int) -> str:
         """What a server is called, of so many."""
         first, *others = self.roles

@@ -38,9 +38,11 @@ class Nodes:
         kind: str,
         *,
         fan_out: str = "parallel",
+        links: str = "copy",
         bounds: Bounds | None = None,
         system: System = KERNEL,
     ) -> None:
+        self.links = links
         self.loop = Loop(system)
         self.folder = folder
         self.bounds = bounds or Bounds()
@@ -77,6 +79,8 @@ class Nodes:
         spec = NodeSpec(
             f"server{index}", self.cluster.servers[index].role, index, self.cluster, str(shard), False,
             str(self.folder / f"log{index}"), 0, "", SECRET, self.bounds, first=first,
+            staging=str(self.folder / "staging") if self.links == "shared" else "",
+            shards=tuple(str(self.folder / f"shard{server}") for server in range(len(self.cluster.servers))),
         )  # fmt: skip
         return self.shape.roles[spec.role](self.loop, spec, [self.listeners[index].dup()], self.reports.append)
 

@@ -60,6 +60,9 @@ CASES = [
     ("memory: 2MiB\ntopology: chain\nservers: [{memory: 1MiB}, {memory: 1MiB, listen: '[::1]:0'}]",
      "3:50: with topology chain only server 0's address can be chosen"),
     ("memory: 1MiB\nfan_out: fast", "2:10: fan_out must be parallel or serial (got 'fast')"),
+    ("memory: 1MiB\nlinks: wires", "2:8: links must be copy or shared (got 'wires')"),
+    ("memory: 1MiB\ntopology: chain\nlinks: shared",
+     "3:8: with topology chain servers share no memory: only with primary-secondary"),
     ("memory: 1MiB\nlayout: {stripe: 1000}", "2:18: layout.stripe must be a power of two, 512 or more (got 1000)"),
     ("memory: 1MiB\nlayout: round", "2:9: layout must be linear or {stripe: SIZE} (got 'round')"),
     ("memory: 1MiB\nclients: {limit: many}", "2:18: clients.limit must be a whole number or auto (got 'many')"),
@@ -183,7 +186,8 @@ def test_every_key_but_memory_has_a_default(folder):
     config = loaded("memory: 1MiB")
     assert config.name == folder.name[:40]
     assert [(server.memory, server.listen) for server in config.servers] == [(1 << 20, Address("127.0.0.1", 10809))]
-    assert (config.topology, config.fan_out, config.stripe) == ("primary-secondary", "parallel", 0)
+    assert (config.topology, config.fan_out, config.links) == ("primary-secondary", "parallel", "copy")
+    assert config.stripe == 0
     assert config.storage is None
     assert (config.clients.limit, config.stop_timeout, config.retry_timeout) == (64, 10.0, 30.0)
     assert config.logs.directory == folder / "logs"
@@ -250,12 +254,13 @@ def test_a_count_of_servers_divides_the_memory(folder, servers, memory, stripe):
 
 SCRAPS = ["memory: 1", "servers:", " - {", "&a", "*a", "? x", "\n", ": ", "!!int"]
 FILES = st.builds(
-    lambda servers, fan_out, layout, limit, span, level: (
-        f"name: a-1\nmemory: 8MiB\nservers: {servers}\nfan_out: {fan_out}\nlayout: {layout}\n"
+    lambda servers, fan_out, links, layout, limit, span, level: (
+        f"name: a-1\nmemory: 8MiB\nservers: {servers}\nfan_out: {fan_out}\nlinks: {links}\nlayout: {layout}\n"
         f"clients: {{limit: {limit}}}\nstop_timeout: {span}\nlogs: {{level: {level}}}\n"
     ),
     st.sampled_from(["1", "3", "[{memory: 1MiB}, {memory: 7MiB, listen: 'unix:x'}]"]),
     st.sampled_from(["parallel", "serial"]),
+    st.sampled_from(["copy", "shared"]),
     st.sampled_from(["linear", "{stripe: 64KiB}"]),
     st.sampled_from(["1", "64", "auto"]),
     st.sampled_from(["500ms", "10s", "2m", "1.5"]),

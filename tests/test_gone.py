@@ -13,13 +13,21 @@ from nodes import SHARD, Client, Nodes, cut_slices
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.wire import Command
 from memcluster.node.serving import connection
+from memcluster.node.topology import names
 
 SLICE = 4096
 SLICES = 3 * SHARD // SLICE
 END = 3 * SHARD - 512
 """The memory's last bytes are written here by the client that came later."""
 
+SHARED = "shared links"
+"""primary-secondary with these."""
 MakeNodes = Callable[..., Nodes]
+
+
+@pytest.fixture(params=[*names(), SHARED])
+def topology(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
@@ -28,6 +36,8 @@ def make_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make
 
     def make(kind: str, **more: object) -> Nodes:
         cut_slices(monkeypatch, SLICE)
+        if kind == SHARED:
+            kind, more = "primary-secondary", more | {"links": "shared"}
         made.append(Nodes(tmp_path, kind, **more))  # type: ignore[arg-type]
         return made[-1]
 
@@ -73,7 +83,7 @@ def test_zeroing_of_a_client_that_stays_is_done(make_nodes: MakeNodes, topology:
     assert topology == "client-routed" or not any(nodes.bytes(SHARD, SHARD))
 
 
-@pytest.mark.parametrize("kind", ["chain", "dispatcher", "primary-secondary"])
+@pytest.mark.parametrize("kind", ["chain", "dispatcher", "primary-secondary", SHARED])
 def test_no_order_outlives_who_gave_it(make_nodes: MakeNodes, kind: str) -> None:
     """The server that clients connect to dies while another zeroes for it. The next one has clients of the same
     numbers, whose requests have the same cookies: nobody is told that they are done, and what they write stays."""
@@ -88,11 +98,11 @@ def test_no_order_outlives_who_gave_it(make_nodes: MakeNodes, kind: str) -> None
     with pytest.raises(BlockingIOError):
         client.sock.recv(1)
     assert nodes.bytes(END, 512) == b"B" * 512
-    if kind != "primary-secondary":  # whose next one asks for no more than the next link does
+    if kind not in ("primary-secondary", SHARED):  # whose next one asks for no more than the next link does
         assert nodes.bytes(END - SLICE, 1) == b"x"
 
 
-@pytest.mark.parametrize("kind", ["chain", "dispatcher", "primary-secondary"])
+@pytest.mark.parametrize("kind", ["chain", "dispatcher", "primary-secondary", SHARED])
 @pytest.mark.parametrize("fan_out", ["parallel", "serial"])
 def test_what_waits_for_a_server_that_is_away_is_not_begun_once_its_client_is_gone(
     make_nodes: MakeNodes, kind: str, fan_out: str
@@ -116,7 +126,7 @@ def test_what_waits_for_a_server_that_is_away_is_not_begun_once_its_client_is_go
         assert nodes.bytes(2 * SHARD, 512) == bytes(512)
 
 
-@pytest.mark.parametrize("kind", ["dispatcher", "primary-secondary"])
+@pytest.mark.parametrize("kind", ["dispatcher", "primary-secondary", SHARED])
 @pytest.mark.parametrize("how", ["closed", "reset"])
 def test_what_waits_in_the_socket_of_a_client_that_is_gone_comes_after_nothing_newer(
     make_nodes: MakeNodes, monkeypatch: pytest.MonkeyPatch, kind: str, how: str
@@ -163,6 +173,6 @@ def test_who_only_sends_no_more_is_served_what_nobody_has_overtaken(make_nodes: 
     client = nodes.client()
     client.ask(Command.WRITE, 1, 0, 512, b"A" * 512)
     client.sock.shutdown(socket.SHUT_WR)
-    if topology in ("client-routed", "primary-secondary"):
+    if topology in ("client-routed", "primary-secondary", SHARED):
         assert not client.reply().error
     nodes.turn_until(lambda: nodes.bytes(0, 512) == b"A" * 512)

@@ -42,7 +42,7 @@ DIRECTIONS: dict[str, dict[str, set[str]]] = {
         "log": {"files", "layout", "nbd"},
         "logger": {"files", "log", "nbd", "spec", "topology", "transport"},
         "serving": {"files", "layout", "log", "nbd", "spec", "tls", "transport"},
-        "forwarding": {"layout", "log", "nbd", "serving", "transport"},
+        "forwarding": {"files", "layout", "log", "nbd", "serving", "transport"},
         "handover": {"layout", "log", "nbd", "serving", "spec", "transport"},
         "topologies": {"forwarding", "handover", "layout", "log", "nbd", "serving", "spec", "topology", "transport"},
         "node": {"logger", "spec", "topology", "transport"},

@@ -31,6 +31,8 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     "parallel-stripe": {"fan_out": "parallel", **STRIPES},
     "serial-linear": {"fan_out": "serial"},
     "serial-stripe": {"fan_out": "serial", **STRIPES},
+    "shared-stripe": {"links": "shared", **STRIPES},
+    "shared-unequal": {"links": "shared", "servers": [{"memory": size} for size in UNEQUAL]},
     "unequal": {"servers": [{"memory": size} for size in UNEQUAL]},
     "unequal-stripe": {"servers": [{"memory": size << 10} for size in (64, 512, 192)], **STRIPES},
     "dispatcher-unequal": {"topology": "dispatcher", "servers": [{"memory": size} for size in UNEQUAL]},

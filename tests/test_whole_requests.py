@@ -14,16 +14,20 @@ from raw import shake_hands
 
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.wire import Command
+from memcluster.node.topology import names
 
 MIB = 1 << 20
 SIMPLE = struct.Struct(">IIQ")
 HANDED_OVER = ["dispatcher", "chain"]
+BASES = {"shared": 12 * MIB}
+"""Where the clients' memory begins, by the kind of links: at the shard that server 1 has, of two of 24 MiB."""
 
 
 class Raw:
     """A client that says what it is told, when it is told: half a payload, too."""
 
     def __init__(self, cluster: Cluster, door: str | None = None) -> None:
+        self.base = BASES.get(cluster.keys.get("links"), 0)
         host, port = (door or cluster.uri).removeprefix("nbd://").split(":")
         self.sock = socket.create_connection((host, int(port)), timeout=60)
         shake_hands(self.sock, structured=False)
@@ -31,7 +35,10 @@ class Raw:
 
     def send(self, command: int, offset: int, length: int, payload: bytes = b"", flags: int = 0) -> None:
         self.cookie += 1
-        self.sock.sendall(wire.REQUEST.pack(wire.REQUEST_MAGIC, flags, command, self.cookie, offset, length) + payload)
+        self.sock.sendall(self.request(command, self.cookie, offset, length, flags) + payload)
+
+    def request(self, command: int, cookie: int, offset: int, length: int, flags: int = 0) -> bytes:
+        return wire.REQUEST.pack(wire.REQUEST_MAGIC, flags, command, cookie, self.base + offset, length)
 
     def more(self, payload: bytes) -> None:
         self.sock.sendall(payload)
@@ -62,10 +69,17 @@ class Raw:
         self.sock.close()
 
 
+@pytest.fixture(params=[*names(), "shared"])
+def way(request) -> dict[str, str]:
+    """Keys of cluster.yaml: what the clients do lies in server 0, or the dispatcher's first; with shared links, in
+    server 1."""
+    return {"links": request.param} if request.param == "shared" else {"topology": request.param}
+
+
 @pytest.fixture
-def pair(make_cluster, topology) -> Iterator[tuple[Cluster, Raw, Raw]]:
-    """Two clients of one cluster; what they do lies in server 1, or the dispatcher's first."""
-    cluster = make_cluster(topology=topology, memory="24MiB", servers=2)
+def pair(make_cluster, way) -> Iterator[tuple[Cluster, Raw, Raw]]:
+    """Two clients of one cluster."""
+    cluster = make_cluster(**way, memory="24MiB", servers=2)
     one, other = Raw(cluster), Raw(cluster)
     yield cluster, one, other
     one.sock.close()
@@ -82,10 +96,10 @@ def test_a_large_write_beside_a_trim_leaves_no_bytes_in_a_hole(pair, command):
     assert a.answer() == 0
     assert b.read(0, MIB) == b"A" * MIB
     with cluster.connect() as memory:
-        assert [extent.hole for extent in memory.extents(MIB, 0)] == [False]
-    cluster.command("fault", "kill", "owner:0")
+        assert [extent.hole for extent in memory.extents(MIB, a.base)] == [False]
+    cluster.command("fault", "kill", f"owner:{a.base}")
     with cluster.connect() as memory:  # connects again, should it be handed to a server before its death is known
-        assert memory.pread(MIB, 0) == b"A" * MIB
+        assert memory.pread(MIB, a.base) == b"A" * MIB
 
 
 @pytest.mark.parametrize("length", [128 << 10, MIB, 8 * MIB], ids=["128K", "1M", "8M"])
@@ -100,10 +114,10 @@ def test_of_two_writes_that_overlap_one_is_whole(pair, length):
     assert set(b.read(0, length)) == {ord("A")}
 
 
-def test_who_comes_in_while_a_payload_is_received_sees_nothing_of_it_later_on(make_cluster, topology):
+def test_who_comes_in_while_a_payload_is_received_sees_nothing_of_it_later_on(make_cluster, way):
     """Alone, a client's payload goes straight to its place; another who has waited for it for a while is let in, and it
     is moved out of the way."""
-    cluster = make_cluster(topology=topology, memory="24MiB", servers=2)
+    cluster = make_cluster(**way, memory="24MiB", servers=2)
     a = Raw(cluster)
     a.send(Command.WRITE, 0, MIB, b"A" * (MIB // 2))
     b = Raw(cluster)
@@ -116,9 +130,9 @@ def test_who_comes_in_while_a_payload_is_received_sees_nothing_of_it_later_on(ma
     b.sock.close()
 
 
-def test_who_comes_in_while_a_payload_is_received_waits_for_it(make_cluster, topology):
+def test_who_comes_in_while_a_payload_is_received_waits_for_it(make_cluster, way):
     """Half of a lone client's payload is in its place already: whoever reads there now gets the write or nothing."""
-    cluster = make_cluster(topology=topology, memory="24MiB", servers=2)
+    cluster = make_cluster(**way, memory="24MiB", servers=2)
     a = Raw(cluster)
     assert a.ask(Command.WRITE, 0, MIB, b"0" * MIB) == 0
     a.send(Command.WRITE, 0, MIB, b"A" * (MIB // 2))
@@ -158,12 +172,11 @@ def test_a_read_of_a_hole_and_of_data_shows_a_write_whole_or_not_at_all(pair):
     assert len(set(a.exactly(8 * MIB))) == 1
 
 
-def test_requests_of_one_client_are_whole_beside_one_another(make_cluster, topology):
+def test_requests_of_one_client_are_whole_beside_one_another(make_cluster, way):
     """A read and a large write that come in one piece: the write has not begun to land when the read is served."""
-    cluster = make_cluster(topology=topology, memory="24MiB", servers=2)
+    cluster = make_cluster(**way, memory="24MiB", servers=2)
     a = Raw(cluster)
-    read = wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, Command.READ, 1, 0, MIB)
-    write = wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, Command.WRITE, 2, 0, MIB)
+    read, write = a.request(Command.READ, 1, 0, MIB), a.request(Command.WRITE, 2, 0, MIB)
     a.more(read + write + b"A" * 100_000)
     assert a.answer() == 0
     assert a.exactly(MIB) == bytes(MIB)

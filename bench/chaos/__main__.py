@@ -34,6 +34,7 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, text: str) ->
 @click.option("--servers", type=click.IntRange(1, 16), default=3, show_default=True)
 @click.option("--layout", type=click.Choice(["linear", "stripe"]), default="linear", show_default=True)
 @click.option("--fan-out", type=click.Choice(["parallel", "serial"]), default="parallel", show_default=True)
+@click.option("--links", type=click.Choice(["copy", "shared"]), show_default="copy; with --sweep both")
 @click.option("--storage", type=click.Choice(["memory", "directory"]), default="memory", show_default=True)
 @click.option("--memory", type=click.IntRange(48), default=48, show_default=True, help="MiB; long zeroing needs 512.")
 @click.option("--logs", type=click.Choice(list(LOGS)), default="all", show_default=True, help="What is kept of them.")
@@ -57,6 +58,7 @@ def main(
     servers: int,
     layout: str,
     fan_out: str,
+    links: str | None,
     storage: str,
     memory: int,
     logs: str,
@@ -76,7 +78,7 @@ def main(
     if seeds is not None:
         words = ["--for", f"{seconds}s", "--every", f"{every}", *["--no-real"] * no_real]
         words += [word for kind in only for word in ("--only", kind)]
-        rows = sweep(range(seed, seed + seeds), words, jobs, lambda text: click.echo(text, err=True))
+        rows = sweep(range(seed, seed + seeds), words, jobs, lambda text: click.echo(text, err=True), links)
         click.echo("\n".join(table(rows)))
         sys.exit(any(row.found.total() for row in rows.values()))
     if earlier is not None:
@@ -85,9 +87,10 @@ def main(
         if check_only:
             sys.exit(report.failed)
     else:
+        links = links or "copy"
         storage = "data" if storage == "directory" else storage
         options = Options(
-            seed, seconds, servers, layout, fan_out, storage, clients, rate, not no_real, topology, memory, logs
+            seed, seconds, servers, layout, fan_out, storage, clients, rate, not no_real, topology, memory, logs, links
         )
         shape = topologies.load(topology)
         processes = servers + shape.dispatches

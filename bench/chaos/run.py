@@ -61,12 +61,13 @@ class Options:
     """MiB."""
     logs: str = "all"
     """`all` is kept, or what `LOGS` says: then the log is in small blocks."""
+    links: str = "copy"
 
     @property
     def title(self) -> str:
         return (
             f"seed {self.seed}, {self.seconds:g} s, {self.topology}, {self.servers} servers, {self.layout}, "
-            f"{self.fan_out}, {self.memory} MiB of storage {self.storage}, logs {self.logs}, "
+            f"{self.fan_out}, links {self.links}, {self.memory} MiB of storage {self.storage}, logs {self.logs}, "
             f"{self.clients} clients of {self.rate:g} operations a second"
         )
 
@@ -82,6 +83,7 @@ class Options:
             "topology": self.topology,
             "layout": layout,
             "fan_out": self.fan_out,
+            "links": self.links,
             "storage": self.storage,
             "logs": {"directory": "logs", **LOGS[self.logs]},
         }

@@ -32,33 +32,40 @@ class Row:
     found: Counter[str] = field(default_factory=Counter)
 
 
-def options(seed: int) -> list[str]:
+def options(seed: int, links: str | None = None) -> list[str]:
     """The words of a seed's run: eight seeds that follow each other have all topologies and layouts, and the rest goes
-    its own way. Only long zeroing needs much memory."""
-    names = topologies.names()
+    its own way; with `links`, all the topologies that have a choice there. Only long zeroing needs much memory."""
+    shares = {name: topologies.load(name).shares for name in topologies.names()}
+    names = [name for name, may in shares.items() if may or links is None]
+    topology = names[seed % len(names)]
     rng = random.Random(f"sweep {seed}")
     return [
         "--seed", str(seed),
-        "--topology", names[seed % len(names)],
+        "--topology", topology,
         "--layout", LAYOUTS[seed // len(names) % len(LAYOUTS)],
         "--fan-out", rng.choice(("parallel", "serial")),
         "--storage", rng.choice(("memory", "memory", "directory")),
         "--memory", rng.choice(("48", "96", "768")),
         "--logs", rng.choice(("all", "age", "small")),
+        "--links", links or rng.choice(("copy", "shared") if shares[topology] else ("copy",)),
     ]  # fmt: skip
 
 
-def sweep(seeds: Iterable[int], words: list[str], jobs: int, tell: Callable[[str], object]) -> dict[str, Row]:
-    """The rows by topology and layout; what a run that finds something says is told at once."""
+def sweep(
+    seeds: Iterable[int], words: list[str], jobs: int, tell: Callable[[str], object], links: str | None = None
+) -> dict[str, Row]:
+    """The rows by topology, layout and links; what a run that finds something says is told at once."""
     rows: dict[str, Row] = defaultdict(Row)
     with tempfile.TemporaryDirectory(prefix="memcluster-sweep-") as folder, ThreadPoolExecutor(jobs) as pool:
 
         def one(seed: int) -> tuple[int, dict[str, Any], str]:
-            return seed, *_run(options(seed) + words, Path(folder) / f"{seed}.json")
+            return seed, *_run(options(seed, links) + words, Path(folder) / f"{seed}.json")
 
         for seed, figures, said in pool.map(one, seeds):
-            of = dict(zip(options(seed)[::2], options(seed)[1::2], strict=True))
-            row = rows[f"{of['--topology']}, {of['--layout']}"]
+            chosen = options(seed, links)
+            of = dict(zip(chosen[::2], chosen[1::2], strict=True))
+            shared = ", shared" if of["--links"] == "shared" else ""
+            row = rows[f"{of['--topology']}, {of['--layout']}{shared}"]
             row.seeds.append(seed)
             row.requests += figures["requests"]
             row.faults.update(figures["faults"])

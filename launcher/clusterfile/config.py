@@ -43,6 +43,7 @@ from memcluster.launcher.clusterfile.settings import (
     TLSConfig,
 )
 from memcluster.node import topology
+from memcluster.node.forwarding.staging import SIZE as STAGING
 from memcluster.node.serving.cgroup import memory_limit
 from memcluster.node.transport.address import Address
 
@@ -187,6 +188,7 @@ def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
         servers=tuple(servers),
         topology=parsed.topology,
         fan_out=parsed.fan_out,
+        links=parsed.links,
         stripe=stripe,
         clients=ClientConfig(**parsed.clients.model_dump()),
         storage=None if parsed.storage == "memory" else folder / Path(parsed.storage).expanduser(),
@@ -257,6 +259,10 @@ def _check(config: ClusterConfig, parsed: ClusterFile, available: int | None) ->
         if config.stripe and server.memory % config.stripe:
             message = f"memory must be whole stripes of {format_size(config.stripe)}"
             yield {"servers", "layout"}, ("servers", index, "memory"), message
+    if config.links == "shared" and not topology.load(config.topology).shares:
+        able = ", ".join(name for name in topology.names() if topology.load(name).shares)
+        message = f"with topology {config.topology} servers share no memory: only with {able}"
+        yield {"links", "topology"}, ("links",), message
     rooms = _rooms(config) if available is None or config.storage else iter([(available, "memory")])
     room, what_says = min(rooms, default=(config.memory, ""))
     if config.memory > room:
@@ -283,7 +289,8 @@ def _rooms(config: ClusterConfig) -> Iterator[tuple[int, str]]:
     taken = sum(shard.stat().st_blocks * 512 for shard in folder.glob("shard[0-9]*"))  # by this cluster's last run
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     system = os.statvfs(there)
-    yield system.f_bavail * system.f_frsize + taken - OWN_FILES, f"free room in {there}"
+    own = OWN_FILES + (STAGING if config.links == "shared" else 0)
+    yield system.f_bavail * system.f_frsize + taken - own, f"free room in {there}"
     yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "memory of this machine"
     limit = memory_limit()
     if limit is not None:

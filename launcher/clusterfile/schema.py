@@ -246,6 +246,10 @@ class ClusterFile(_Strict):
     fan_out: Literal["parallel", "serial"] = Field(
         default="parallel", description="parallel: all pieces of a request go out at once; serial: one after the other."
     )
+    links: Literal["copy", "shared"] = Field(
+        default="copy",
+        description="copy: bytes go over the links between servers; shared: servers of one host share memory for them.",
+    )
     layout: _Layout = Field(default="linear", description="linear: one range a server; or stripes dealt in turn.")
     listen: Listen | None = Field(default=None, description="Where server 0 listens; by default 127.0.0.1:10809.")
     advertise: Host | None = Field(default=None, description="The host by which clients know this machine.")

@@ -92,6 +92,7 @@ class ClusterConfig:
     servers: tuple[ServerConfig, ...]
     topology: str
     fan_out: str
+    links: str
     stripe: int
     clients: ClientConfig
     storage: Path | None

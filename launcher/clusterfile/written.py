@@ -22,6 +22,7 @@ def dump(config: ClusterConfig) -> str:
         ],
         "topology": config.topology,
         "fan_out": config.fan_out,
+        "links": config.links,
         "layout": {"stripe": format_size(config.stripe)} if config.stripe else "linear",
         "listen": str(config.servers[0].listen),
         **({"advertise": config.advertise} if config.advertise else {}),

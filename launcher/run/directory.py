@@ -10,6 +10,7 @@ lives, so a free lock beside a record means that a supervisor died; what it left
     secret        what the run's own processes know each other by (node/transport/proof.py); for this user's eyes alone
     listener-…    the fork server's own
     server1.sock, gates, bell1 …  of the topologies that hand clients' sockets over
+    staging       of the payloads on their way between servers, with `links: shared` (node/forwarding/staging.py)
     memory.json, shard0 …   the memory, unless `storage` is a directory (launcher/run/memory.py)
 """
 

@@ -51,7 +51,7 @@ class Makeup:
         self.topology = topology.load(config.topology)
         self.shape = shape
         self.shards = shards(config, run, shape)
-        self.specs = {spec.name: spec for spec in node_specs(config, self.shards, self.map, secret, probe)}
+        self.specs = {spec.name: spec for spec in node_specs(config, run, self.shards, self.map, secret, probe)}
 
     @property
     def count(self) -> int:

@@ -149,10 +149,11 @@ def shards(config: ClusterConfig, run: RunDirectory, shape: Shape) -> list[Path]
 
 
 def node_specs(
-    config: ClusterConfig, files: Sequence[Path], cluster: ClusterMap, secret: bytes, probe: str
+    config: ClusterConfig, run: RunDirectory, files: Sequence[Path], cluster: ClusterMap, secret: bytes, probe: str
 ) -> list[NodeSpec]:
     """What every node is told: the servers in the order of their numbers, then the loggers. `files` are the shards."""
     settings = node_settings(config)
+    paths = tuple(map(str, files))
     logs = config.logs.directory / config.name
     folders = [logs / f"server{index}" for index in range(len(cluster.servers))]
     number, incarnation, oldest = next_run(folders)
@@ -165,7 +166,7 @@ def node_specs(
             role="logger" if kind == "logger" else server.role,
             index=index,
             cluster=cluster,
-            shard=str(files[index]),
+            shard=paths[index],
             durable=config.storage is not None,
             log_directory=str(folders[index]),
             log_retain=settings["log_retain"],
@@ -173,6 +174,8 @@ def node_specs(
             secret=secret,
             run=this_run,
             tls=config.tls.credentials,
+            staging=str(run.path / "staging") if config.links == "shared" else "",
+            shards=paths if config.links == "shared" else (),
             probe=probe,
         ).with_settings(settings)
         for kind in ("server", "logger")

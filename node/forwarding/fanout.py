@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from memcluster.node.forwarding.link import Link, Submission
+from memcluster.node.forwarding.staging import MOST_SPANS, SPAN
+from memcluster.node.forwarding.window import Window
 from memcluster.node.layout import Extents, Piece, join_extents
 from memcluster.node.nbd.server import Request
 from memcluster.node.nbd.wire import Buffer, CommandFlag, Error
@@ -31,6 +33,7 @@ class Fanout:
         "_connection",
         "_extents",
         "_identifier",
+        "_lenders",
         "_links",
         "_parts",
         "_pending",
@@ -62,6 +65,7 @@ class Fanout:
         self._connection.begin(request)
         self._parts: Parts = []
         self._extents: dict[int, Extents] = {}
+        self._lenders: list[Window] = []
         self._waiting: list[Piece] = []
         self._pending = len(pieces)
         if request.command == WRITE and not request.owned:
@@ -89,7 +93,10 @@ class Fanout:
                 lambda: self._connection.open,
             )
         else:
-            self._links[piece.server].submit(_Sent(self, piece, request, self._identifier, buffers, self._start))
+            sent = _Sent(self, piece, request, self._identifier, buffers, self._start)
+            if request.at >= 0 and len(piece.spans) <= MOST_SPANS:
+                sent.spans = b"".join([SPAN.pack(request.at + start, end - start) for start, end in piece.spans])
+            self._links[piece.server].submit(sent)
 
     def _carried_out(
         self, piece: Piece, began: int, failure: OSError | None, parts: Parts, extents: Extents | None
@@ -113,6 +120,9 @@ class Fanout:
             if not request.error:
                 request.refuse(reply.error, reply.message or f"server{piece.server}: error {reply.error}")
         elif reply.data is not None:
+            if reply.lender is not None:
+                reply.lender.lend(self)
+                self._lenders.append(reply.lender)
             if len(piece.spans) == 1:
                 start = piece.spans[0][0]
                 for buffer in (reply.data,) if reply.holes is None else reply.buffers():
@@ -143,6 +153,13 @@ class Fanout:
         """Whether more of it may be begun."""
         return self._connection.may_begin(self._request.command)
 
+    def keep(self, lent: object) -> None:
+        """While it waits for other pieces these bytes are about to change."""
+        self._parts = [
+            (at, part.tobytes() if isinstance(part, memoryview) and part.obj is lent else part)
+            for at, part in self._parts
+        ]
+
     def _complete(self) -> None:
         request = self._request
         data: list[Buffer] | None = None
@@ -154,6 +171,8 @@ class Fanout:
             elif request.command == BLOCK_STATUS:
                 layout, one = self._server.spec.cluster.layout, bool(request.flags & REQ_ONE)
                 extents = join_extents(layout, request.offset, request.length, self._extents, one=one)
+        for lender in self._lenders:
+            lender.pass_on(self, self._connection)
         self._server.complete(self._connection, request, self._start, self._identifier, data, extents)
         self._connection.end(request)
 
@@ -212,6 +231,9 @@ class PassedOn(Submission):
         self.extents = None
         self.arrived = self.reached = 0
         self.early = self.holes = None
+        self.in_place = False
+        self.lender = None
+        self.spans = b"" if request.at < 0 else SPAN.pack(request.at, request.length)
         self.server = server
         self.connection = connection
         self.request = request
@@ -227,6 +249,8 @@ class PassedOn(Submission):
             request.refuse(self.error, self.message or f"server{self.to}: error {self.error}")
         elif extents and request.flags & REQ_ONE:
             extents = extents[:1]
+        if self.lender is not None and self.connection.open:
+            self.lender.lend(self.connection)
         data = None if self.data is None else (self.data,) if self.holes is None else self.buffers()
         self.server.complete(self.connection, request, self.since, self.cookie, data, extents)
         self.connection.end(request)

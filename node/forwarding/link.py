@@ -14,11 +14,12 @@ from operator import attrgetter
 from time import monotonic_ns
 from typing import Final, cast
 
+from memcluster.node.forwarding.window import Window
 from memcluster.node.log.record import REPEATED
 from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.client import Awaited, ClientSession, Reply
 from memcluster.node.nbd.errors import NBDError
-from memcluster.node.nbd.wire import Buffer, Error
+from memcluster.node.nbd.wire import BASE_ALLOCATION, Buffer, Error
 from memcluster.node.serving.pool import Pool
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.dialer import Dialer
@@ -34,9 +35,10 @@ SHUTDOWN: Final = int(Error.ESHUTDOWN)
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Submission(Awaited):
     """A request in flight, with all that it takes to repeat it. It becomes its own reply, and is told so once, from the
-    loop, by `answered`. The payload must stay as it is until then."""
+    loop, by `answered`. The payload must stay as it is until then; `spans` say where it lies in the staging area, if it
+    does. The `lender` has lent the bytes of a READ: whoever holds them must be known to it."""
 
-    __slots__ = ("flags", "missed", "payload", "since")
+    __slots__ = ("flags", "lender", "missed", "payload", "since", "spans")
 
     def __init__(
         self, command: int, cookie: int, offset: int, length: int, flags: int, payload: Sequence[Buffer], since: int
@@ -47,6 +49,8 @@ class Submission(Awaited):
         self.payload = payload
         self.since = since
         self.missed = 0  # by the loop, until then
+        self.spans = b""
+        self.lender: Window | None = None
 
     def wanted(self) -> bool:
         """Whether it may be sent again, or at last: not what a client asked for that is gone."""
@@ -73,9 +77,10 @@ class Link:
         *,
         key: Pass | None = None,
         extended: bool = False,
+        window: Window | None = None,
     ) -> None:
         """`key` is for a node's door, none where clients come in; `extended` headers are needed where a request may be
-        longer than 32 bits can say."""
+        longer than 32 bits can say; a `window` where the server's memory is to be shared."""
         self.loop = loop
         self.address = address
         self.export = export
@@ -87,6 +92,8 @@ class Link:
         self._room = None if pool is None else pool.take
         self._clock = clock
         self._extended = extended
+        self.window = window
+        self._word = ""
         self._in_flight: dict[int, Submission] = {}
         self._wire: _Wire | None = None
         self._expiry: Timer | None = None
@@ -114,7 +121,10 @@ class Link:
         self._in_flight[request.cookie] = request
         wire = self._wire
         if wire is not None and wire.session.ready:
-            wire.session.send(request, request.flags, request.payload)
+            if self.window is None:
+                wire.session.send(request, request.flags, request.payload)
+            else:
+                self.window.send(wire.session, request, request.flags)
             wire.send_soon()
         if self._expiry is None:
             self._expiry = self.loop.after(self._retry_timeout, self._expire)
@@ -147,37 +157,51 @@ class Link:
     def received(self, replies: list[Reply]) -> None:
         """Pass replies on. A server that is going down has not carried the request out: it stays in the table."""
         TRAFFIC.messages_in += len(replies)
+        window = self.window
         for reply in cast(list[Submission], replies):  # they were submitted here
             if reply.error == SHUTDOWN:
                 self._in_flight[reply.cookie] = reply
-            else:
+            elif window is None or window.answered(reply):
                 reply.answered()
+            else:
+                self._ask_again(reply)
 
     def established(self, wire: _Wire) -> None:
         """A handshake is over: repeat what is in flight."""
         tune(wire.sock)
         self._dialer.reached()
         self.connections += 1
+        window = self.window
+        if window is not None:
+            window.begin(agreed=self._word in wire.session.contexts.values())
         for sent in sorted(self._in_flight.values(), key=attrgetter("cookie")):
             if not sent.wanted():
                 self._give_up(sent, "its client is gone")
                 continue
             sent.reset()
-            wire.session.send(sent, sent.flags | REPEATED if self.connections > 1 else sent.flags, sent.payload)
+            flags = sent.flags | REPEATED if self.connections > 1 else sent.flags
+            if window is None:
+                wire.session.send(sent, flags, sent.payload)
+            else:
+                window.send(wire.session, sent, flags)
         wire.send_soon()
         self._ready(self)
 
     def lost(self, reason: str) -> None:
         """The connection is gone: what is in flight waits for another."""
         self._wire = None
+        if self.window is not None:
+            self.window.lost()
         self._dialer.lost(reason)
 
     def _connected(self, sock: socket.socket) -> None:
+        self._word = "" if self.window is None else self.window.word()
         session = ClientSession(
             self.export,
             scratch=self._scratch,
             room=self._room,
             extended=self._extended,
+            contexts=(BASE_ALLOCATION, self._word) if self._word else (BASE_ALLOCATION,),
             awaited=cast(dict[int, Awaited], self._in_flight),  # it adds none of its own
         )
         self._wire = _Wire(self, sock, session)
@@ -190,6 +214,8 @@ class Link:
         if late:
             for sent in late:
                 del self._in_flight[sent.cookie]
+                if self.window is not None:
+                    self.window.gave_up(sent)
             if self._wire is not None:
                 self._wire.lose("no reply in time")
             message = f"no answer from {self.address} for {self._retry_timeout:g} s (retry_timeout)"
@@ -199,6 +225,16 @@ class Link:
             oldest = min(sent.since - sent.missed for sent in self._in_flight.values())
             self._expiry = self.loop.after((oldest - limit) / 1e9, self._expire)
 
+    def _ask_again(self, request: Submission) -> None:
+        """Bytes that are about to change cannot be taken where they are: they are to be sent. The server has done the
+        same once before, so its record is a repetition's."""
+        request.reset()
+        request.in_place = False
+        self._in_flight[request.cookie] = request
+        wire = self._wire
+        if wire is not None and wire.session.ready:
+            wire.session.send(request, request.flags | REPEATED, ())
+            wire.send_soon()
 
     def _give_up(self, sent: Submission, message: str) -> None:
         self._in_flight.pop(sent.cookie, None)

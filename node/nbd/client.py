@@ -52,6 +52,8 @@ _DATA: Final = int(Chunk.OFFSET_DATA)
 _DONE: Final = int(ChunkFlag.DONE)
 _WHOLE: Final = _DONE << 16 | _DATA
 """Flags and type of a chunk of data that is the last."""
+_NO_BYTES: Final = _DONE << 16 | _NONE
+"""The same of one without data."""
 _READ: Final = int(Command.READ)
 _WRITE: Final = int(Command.WRITE)
 _BLOCK_STATUS: Final = int(Command.BLOCK_STATUS)
@@ -87,10 +89,11 @@ class Awaited(Reply):
     """A request whose reply is not complete, and which becomes its reply: one object for both.
 
     A READ's bytes go to `destination` (writable, `length` bytes) if there is one, and until the reply it belongs to the
-    session; else the reply brings bytes, or a view of memory of its own.
+    session; else the reply brings bytes, or a view of memory of its own. With `in_place` it may bring nothing and
+    succeed: the owner knows where the bytes are.
     """
 
-    __slots__ = ("arrived", "command", "destination", "early", "holes", "length", "offset", "reached")
+    __slots__ = ("arrived", "command", "destination", "early", "holes", "in_place", "length", "offset", "reached")
 
     def __init__(self, command: int, cookie: int, offset: int, length: int, destination: memoryview | None) -> None:
         self.cookie = cookie
@@ -102,6 +105,7 @@ class Awaited(Reply):
         self.offset = offset
         self.length = length
         self.destination = destination
+        self.in_place = False
         self.arrived = 0  # bytes of a READ that have come
         self.reached = 0  # those that came in order end here
         self.early: list[tuple[int, int]] | None = None  # (start, end) of those that did not
@@ -201,6 +205,16 @@ class ClientSession(Opening):
         if payload:
             outgoing += payload
 
+    def announce(self, request: Awaited, flags: int, where: bytes) -> None:
+        """As `send`, of a WRITE whose payload the server has already: what it is told is where."""
+        command, cookie, offset, length = request.command, request.cookie, request.offset, len(where)
+        if self.extended:
+            flags |= _PAYLOAD_LEN
+            head = _pack_extended(_EXTENDED_REQUEST_MAGIC, flags, command, cookie, offset, length)
+        else:
+            head = _pack_request(_REQUEST_MAGIC, flags, command, cookie, offset, length)
+        self.outgoing.append(head + where)
+
     def disconnect(self) -> None:
         """Queue the goodbye; the server answers what is in flight and closes."""
         self.send(Awaited(Command.DISC, 0, 0, 0, None), 0, ())
@@ -275,6 +289,15 @@ class ClientSession(Opening):
                     replies.append(request)
                     position = stop
                     continue
+            # And what they are where memory is shared: the bytes are in their place.
+            if word == _NO_BYTES and magic == _CHUNK_MAGIC and request is not None and request.in_place:
+                if end - position < _CHUNK:
+                    break
+                if not _unpack_chunk(scratch, position)[4] and not (request.arrived or request.error):
+                    del awaited[cookie]
+                    replies.append(request)
+                    position += _CHUNK
+                    continue
             if extended:
                 if magic != _EXTENDED_MAGIC or request is None:
                     raise ProtocolError(f"an extended chunk with magic {magic:#010x} for cookie {cookie:#x}")
@@ -326,7 +349,7 @@ class ClientSession(Opening):
                     request.data = bytes(scratch[start : start + length])
                 else:
                     self._place(request)[at : at + length] = scratch[start : start + length]
-            elif magic != _SIMPLE_MAGIC:
+            elif magic != _SIMPLE_MAGIC and (length or kind != _NONE or not done):
                 if length > MAX_CHUNK:
                     raise ProtocolError(f"a chunk of type {kind} with {length} bytes")
                 here = end - start
@@ -436,7 +459,7 @@ class ClientSession(Opening):
         """The reply is complete: hold it against what was asked for."""
         if request.error:
             request.data = request.extents = None
-        elif request.command == _READ:
+        elif request.command == _READ and not (request.in_place and not request.arrived):
             if request.reached != request.length:
                 self._join_early(request)
             if request.data is None:

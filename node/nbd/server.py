@@ -61,10 +61,11 @@ class Request(Asked):
     """One request. Plain slots: one is made for each of 100,000 a second.
 
     `error` is 0 for a request that keeps to the protocol. `owned` means that `payload` is not in the receive buffer
-    but where `place` said; who says so sets `placed` if that is where the bytes are to stay.
+    but where `place` said; who says so sets `placed` if that is where the bytes are to stay, and `at` if it is memory
+    that others have, too: the place in that. It is -1 for all other memory.
     """
 
-    __slots__ = ("error", "message", "owned", "payload", "placed")
+    __slots__ = ("at", "error", "message", "owned", "payload", "placed")
 
     def __init__(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
         self.command = command
@@ -74,6 +75,7 @@ class Request(Asked):
         self.length = length
         self.payload: memoryview | None = None
         self.owned = self.placed = False
+        self.at = -1
         self.error = 0
         self.message = ""
 

@@ -72,6 +72,12 @@ class Shard:
         """Bytes in pages that hold data."""
         return min(self._pages.count(1) * PAGE, self.size)
 
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Of the file, whatever lies at its path by now: device and inode."""
+        found = os.fstat(self._fd)
+        return found.st_dev, found.st_ino
+
     def look(self) -> None:
         """Raises ShardError if the file has another size: what was cut off reads as zeroes to the end of its page."""
         found = os.fstat(self._fd).st_size
@@ -104,6 +110,11 @@ class Shard:
         if copied:
             found.append(copied)
         return found
+
+    def is_data(self, offset: int, length: int) -> bool:
+        """Whether no byte of it, at least one, lies in a hole."""
+        first, last = offset // PAGE, (offset + length - 1) // PAGE
+        return bool(self._pages[first]) if first == last else self._pages.find(0, first, last + 1) < 0
 
     def room(self, offset: int, length: int) -> memoryview:
         """The bytes themselves, to be written to. Raises OSError when there is no room for them."""

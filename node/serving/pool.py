@@ -6,7 +6,9 @@ pool knows no protocol; a buffer comes back by itself when the last view of it i
 
 from __future__ import annotations
 
+import mmap
 import sys
+from collections.abc import Sequence
 
 BLOCK = 1 << 20
 """Bytes of a pooled buffer; what is smaller than a quarter, or larger, is made afresh."""
@@ -14,12 +16,16 @@ BLOCKS = 16
 """Buffers that are kept, at most."""
 
 
-def _references(blocks: list[bytearray], index: int) -> int:
-    """Who refers to a buffer; each view of it does."""
+def _references(blocks: Sequence[bytearray] | Sequence[mmap.mmap], index: int) -> int:
     return sys.getrefcount(blocks[index])
 
 
 _UNUSED = _references([bytearray()], 0)  # measured, for what counts differs between versions of Python
+
+
+def users_of(blocks: Sequence[bytearray] | Sequence[mmap.mmap], index: int) -> int:
+    """Who refers to a buffer beside the list; each view of it does."""
+    return _references(blocks, index) - _UNUSED
 
 
 class Pool:
@@ -33,7 +39,7 @@ class Pool:
         if not BLOCK >> 2 <= length <= BLOCK:
             return memoryview(bytearray(length))
         for index in range(len(self._blocks)):
-            if _references(self._blocks, index) == _UNUSED:
+            if not users_of(self._blocks, index):
                 return memoryview(self._blocks[index])[:length]
         fresh = bytearray(BLOCK)
         if len(self._blocks) < BLOCKS:

@@ -131,7 +131,7 @@ class Server(Keeper):
         """What LIST shows."""
         raise NotImplementedError
 
-    def contexts(self, export: Export) -> Sequence[str]:  # noqa: ARG002
+    def contexts(self, connection: Connection, export: Export) -> Sequence[str]:  # noqa: ARG002
         """Words to clients that know them; see memcluster.node.nbd.negotiation.Exports."""
         return ()
 

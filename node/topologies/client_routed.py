@@ -44,7 +44,7 @@ class Part(Door):
     def parts(self) -> Sequence[Export]:
         return [self.part(self.spec.index)]
 
-    def contexts(self, export: Export) -> Sequence[str]:
+    def contexts(self, connection: Connection, export: Export) -> Sequence[str]:  # noqa: ARG002
         """What a client that routes must know before it opens anything."""
         if export.name:
             return ()

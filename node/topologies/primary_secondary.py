@@ -10,12 +10,14 @@ from typing import Any, ClassVar, Final
 
 from memcluster.node.forwarding.fanout import Fanout, PassedOn
 from memcluster.node.forwarding.link import Link
+from memcluster.node.forwarding.staging import IN_PLACE, LEAST, Staged, Staging, agreement
+from memcluster.node.forwarding.window import Window
 from memcluster.node.layout import Linear, Piece
 from memcluster.node.log.record import PROBE, REPEATED, Kind
 from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.negotiation import Export
 from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
-from memcluster.node.nbd.wire import Command, Error
+from memcluster.node.nbd.wire import Command, CommandFlag, Error
 from memcluster.node.serving.admission import Admission
 from memcluster.node.serving.connection import Connection, Route
 from memcluster.node.serving.door import Door
@@ -26,8 +28,10 @@ from memcluster.node.transport.address import Address
 from memcluster.node.transport.loop import Loop
 
 PIECE: Final = int(Kind.PIECE)
-FLUSH: Final = int(Command.FLUSH)
+READ: Final = int(Command.READ)
 WRITE: Final = int(Command.WRITE)
+FLUSH: Final = int(Command.FLUSH)
+FUA: Final = int(CommandFlag.FUA)
 LINK: Final = "link"
 """The export that the primary opens on a secondary."""
 LINKS: Final = 8
@@ -45,6 +49,7 @@ class Primary(Door):
         alone = isinstance(self.layout, Linear) or len(cluster.servers) == 1
         self._own_end = self.shard.size if alone else 0
         self._everywhere = [Piece(index, 0, 0, ()) for index in range(len(cluster.servers))]
+        self._staging, self._no_staging = _make_staging(spec.staging) if spec.staging else (None, "")
         scratch = memoryview(bytearray(RECEIVE_BUFFER))
         self._links = {
             index: Link(
@@ -58,11 +63,18 @@ class Primary(Door):
                 self.now,
                 key=spec.pass_to(f"server{index}"),
                 extended=server.memory > 0xFFFFFFFF,
+                window=self._window_on(index),
             )
             for index, server in enumerate(cluster.servers)
             if index != spec.index
         }
         self._starting = False
+
+    def _window_on(self, index: int) -> Window | None:
+        memory = self.spec.cluster.servers[index].memory
+        if self._staging is None or not memory:
+            return None
+        return Window(self.spec.shards[index], memory, self._staging)
 
     def place(self, connection: Connection, request: Request, first: bool) -> memoryview | None:
         if connection.holder is not None:
@@ -73,6 +85,11 @@ class Primary(Door):
             holder, offset = self.layout.holder(request.offset, request.length)
         if holder == self.spec.index:
             return self.place_here(connection, request, offset, first)
+        if self._staging is not None:
+            taken = self._staging.take(request.length)
+            if taken is not None:
+                room, request.at = taken
+                return room
         return self.pool.take(request.length)
 
     def parts(self) -> Sequence[Export]:
@@ -92,7 +109,23 @@ class Primary(Door):
 
     def status(self) -> dict[str, Any]:
         waiting = [f"server{index}: {link.trouble}" for index, link in self._links.items() if not link.ready]
-        return super().status() | {"waiting_for": waiting}
+        status = super().status() | {"waiting_for": waiting}
+        if self.spec.staging:
+            status["links"] = {f"server{index}": self._kind_of(link) for index, link in self._links.items()}
+        return status
+
+    def lost(self, connection: Connection, reason: str) -> None:
+        for link in self._links.values():
+            if link.window is not None:
+                link.window.readers.discard(connection)
+        super().lost(connection, reason)
+
+    def _kind_of(self, link: Link) -> str:
+        """shared; or copy, and why."""
+        window = link.window
+        if window is None:
+            return f"copy: {self._no_staging or 'no memory there'}"
+        return "shared" if window.agreed else f"copy: {window.trouble}"
 
     def settle_on(self, spec: NodeSpec, page: socket.socket | None) -> None:
         super().settle_on(spec, page)
@@ -130,6 +163,8 @@ class Primary(Door):
             if holder == self.spec.index:
                 self.carry_out(connection, request, start, identifier, there)
                 return
+            if self._staging is not None and length >= LEAST and request.command == WRITE and not request.owned:
+                self._staging.stow(request)
             if holder >= 0:
                 self._links[holder].submit(PassedOn(self, connection, request, start, identifier, holder, there))
                 return
@@ -145,6 +180,8 @@ class Primary(Door):
         if holder == self.spec.index:
             self.carry_out(connection, request, start, identifier, request.offset)
         elif request.length or request.command == FLUSH:
+            if self._staging is not None and request.length >= LEAST and request.command == WRITE and not request.owned:
+                self._staging.stow(request)
             self._links[holder].submit(PassedOn(self, connection, request, start, identifier, holder, request.offset))
         else:
             self.complete(connection, request, start, identifier)
@@ -160,6 +197,8 @@ class Secondary(Server):
         super().__init__(loop, spec, listeners, report)
         self.admission = Admission(LINKS)
         self._link: Connection | None = None
+        self._staged: Staged | None = None  # what the link may speak of
+        self._offered: dict[int, Staged] = {}  # by who has not come in yet
 
     def tune_process(self) -> None:
         super().tune_process()
@@ -170,7 +209,19 @@ class Secondary(Server):
 
     def exports(self) -> Sequence[Export]:
         description = f"shard {self.spec.index} of the memory, for the primary alone"
-        return [Export(LINK, self.shard.size, MEMORY_FLAGS, description, own_flags=REPEATED | PROBE)]
+        own_flags = REPEATED | PROBE | (IN_PLACE if self.spec.staging else 0)
+        return [Export(LINK, self.shard.size, MEMORY_FLAGS, description, own_flags=own_flags)]
+
+    def contexts(self, connection: Connection, export: Export) -> Sequence[str]:  # noqa: ARG002
+        """What shows a primary that both have the same memory."""
+        if not self.spec.staging:
+            return ()
+        try:
+            staged = Staged(self.spec.staging)
+        except OSError:  # the primary has none, or runs elsewhere
+            return ()
+        self._offered[connection.number] = staged
+        return (agreement(staged.token, self.shard.identity),)
 
     def route(self, connection: Connection, export: Export) -> Route:  # noqa: ARG002
         """What is left of a link that the primary has lost ends here: it may bring writes that were given up since."""
@@ -178,9 +229,16 @@ class Secondary(Server):
             self._link.cut_off("")
         self.take_slot(connection)
         self._link = connection
+        self._staged = self._offered.pop(connection.number, None)
         return self._piece
 
+    def lost(self, connection: Connection, reason: str) -> None:
+        self._offered.pop(connection.number, None)
+        super().lost(connection, reason)
+
     def place(self, connection: Connection, request: Request, first: bool) -> memoryview | None:
+        if request.flags & IN_PLACE:  # these are spans
+            return self.pool.take(request.length)
         return self.place_here(connection, request, request.offset, first)
 
     def turn_away(self, connection: Connection, request: Request, start: int) -> None:
@@ -191,9 +249,55 @@ class Secondary(Server):
             self.complete(connection, request, start, request.cookie, kind=PIECE)
 
     def _piece(self, connection: Connection, request: Request, start: int) -> None:
+        if request.flags & IN_PLACE:
+            request.flags &= ~IN_PLACE
+            if request.command == WRITE:
+                self._write_staged(request)
+                self.complete(connection, request, start, request.cookie, None, None, PIECE)
+                return
+            if request.command == READ and request.length and self.shard.is_data(request.offset, request.length):
+                self.complete(connection, request, start, request.cookie, None, None, PIECE)
+                return
         self.carry_out(connection, request, start, request.cookie, request.offset, PIECE)
+
+    def _write_staged(self, request: Request) -> None:
+        """Carry out a WRITE whose payload is the spans of the real one: all of it, or nothing if there is no room."""
+        assert request.payload is not None
+        shard, offset = self.shard, request.offset
+        try:
+            if self._staged is None:
+                raise ValueError("no memory is shared over this link")
+            parts, length = self._staged.find(request.payload)
+            request.length = length
+            if offset + length > shard.size:
+                raise ValueError(f"{length} bytes at {offset} are beyond the end, {shard.size}")
+        except ValueError as error:
+            request.refuse(Error.EINVAL, f"{self.spec.name}: {error}")
+            return
+        if self.under_way:
+            self.overtake(offset, length)
+        try:
+            if len(parts) > 1:
+                shard.room(offset, length)
+            for part in parts:
+                shard.write(offset, part)
+                offset += len(part)
+            if request.flags & FUA:
+                shard.sync(request.offset, length)
+        except OSError as error:
+            self.refuse(request, error)
+
+
+def _make_staging(path: str) -> tuple[Staging | None, str]:
+    """The area, or why there is none."""
+    try:
+        return Staging(path), ""
+    except OSError as error:
+        return None, f"{path}: {error.strerror}"
 
 
 TOPOLOGY = Topology(
-    roles={"primary": Primary, "secondary": Secondary}, links=lambda count: [(0, server) for server in range(1, count)]
+    roles={"primary": Primary, "secondary": Secondary},
+    links=lambda count: [(0, server) for server in range(1, count)],
+    shares=True,
 )
