@@ -13,32 +13,33 @@ import os
 import secrets
 from contextlib import suppress
 from struct import Struct
+from typing import Final
 
 from memcluster.node.files import open_file
 from memcluster.node.nbd.server import Request
 from memcluster.node.serving.pool import users_of
 
-BLOCK = 1 << 20
+BLOCK: Final = 1 << 20
 """Bytes of a block: the longest payload that is staged. Longer ones go to their server as they are."""
-LEAST = 1 << 15
+LEAST: Final = 1 << 15
 """Bytes of the shortest: what is shorter costs less to send than to be told where it lies (4 KiB: 1 us less)."""
-BLOCKS = 16
-HEAD = 4096
+BLOCKS: Final = 16
+HEAD: Final = 4096
 """Bytes before the first block, of which the first ones are the token."""
-TOKEN = 16
-SIZE = HEAD + BLOCKS * BLOCK
-GRAIN = 64
+TOKEN: Final = 16
+SIZE: Final = HEAD + BLOCKS * BLOCK
+GRAIN: Final = 64
 """Payloads begin at multiples of so many bytes."""
-MOST_SPANS = 256
+MOST_SPANS: Final = 256
 """Of a payload that is announced in parts."""
 
-SPAN = Struct(">II")
+SPAN: Final = Struct(">II")
 """Where a part of a payload lies in the area, and its bytes."""
-IN_PLACE = 1 << 12
+IN_PLACE: Final = 1 << 12
 """The flag of a READ that may be answered "the bytes are where they are", and of a WRITE whose payload on the link is
 the spans of the real one in the staging area. It is not logged."""
 
-_NOTHING = memoryview(b"")
+_NOTHING: Final = memoryview(b"")
 
 
 def agreement(token: bytes, identity: tuple[int, int]) -> str:

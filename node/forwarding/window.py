@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from memcluster.node.files import open_file
 from memcluster.node.forwarding.staging import IN_PLACE, Staging, agreement
@@ -28,11 +28,11 @@ from memcluster.node.serving.connection import Connection
 if TYPE_CHECKING:
     from memcluster.node.forwarding.link import Submission
 
-READ = int(Command.READ)
-CHANGING = frozenset(int(command) for command in (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES))
-LEND = 1 << 14
+READ: Final = int(Command.READ)
+CHANGING: Final = frozenset(int(command) for command in (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES))
+LEND: Final = 1 << 14
 """Bytes of a READ from which on they are lent as a view; fewer are copied, which costs less than to remember it."""
-MANY = 32
+MANY: Final = 32
 """With more changes on their way bytes are asked for as such: each READ in place is held against all of them."""
 
 
