@@ -26,7 +26,7 @@ AT_ONCE = {
 }
 """What running nodes can be told."""
 
-ANEW = {"topology", "listen", DOORS, "advertise", "sockets.mode", "sockets.group"} | {
+ANEW = {"topology", "links", "listen", DOORS, "advertise", "sockets.mode", "sockets.group"} | {
     f"tls.{key}" for key in ("mode", "certificates", "verify", "psk")
 }
 """What takes every node a new start; the bytes stay where they are."""
