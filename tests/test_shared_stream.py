@@ -14,13 +14,14 @@ import socket
 import struct
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from harness import Cluster, run_in_small_room
-from nodes import Nodes
+from nodes import SHARD, Nodes
 
 from memcluster.launcher.run.identity import Identity
 from memcluster.node.handover.gates import Gates
@@ -32,6 +33,7 @@ from memcluster.node.nbd.client import ClientSession, Reply
 from memcluster.node.nbd.errors import ProtocolError
 from memcluster.node.nbd.wire import Command, CommandFlag
 from memcluster.node.serving.budget import Budget
+from memcluster.node.spec import Bounds
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.loop import Loop
 
@@ -218,6 +220,19 @@ def test_a_chain_waits_for_who_has_not_taken_what_the_head_has_said(nodes):
     assert passage.handed == 1
     for one in (connection, client, passage):
         one.close()
+
+
+def test_a_read_of_which_a_part_is_given_up_at_once_is_answered_once(tmp_path, monkeypatch):
+    """Its time is over when its first part has to wait, and the others are yet to be passed on; all come back."""
+    monkeypatch.setattr("nodes.ClientSession", partial(ClientSession, structured=False))
+    nodes = Nodes(tmp_path, "dispatcher", bounds=Bounds(retry_timeout=1e-9))
+    client = nodes.client()
+    nodes.servers[0].cut("server1", True)
+    client.ask(Command.READ, 1, SHARD - 4096, 8192)
+    assert client.reply().error == wire.Error.EIO
+    nodes.turn_until(lambda: not any(nodes.servers[0]._sent.values()))
+    client.done(Command.READ, 2, SHARD, 4096)
+    nodes.close()
 
 
 # -- what a server may do --------------------------------------------------------------------------------------------

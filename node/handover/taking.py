@@ -266,8 +266,8 @@ class Taker(Door):
 
     def _wait(self, taken: Taken, number: int, order: Order, buffers: tuple[Buffer, ...]) -> None:
         self._waiting[number].append((taken, order, buffers))
-        if self._expiry is None:
-            self._expire()
+        if self._expiry is None:  # not now: more of it may be about to be passed on
+            self._expiry = self.loop.after(self.spec.bounds.retry_timeout / 10, self._expire)
 
     def _send_waiting(self, number: int) -> None:
         """The server is back, or a client has taken what was said to it."""

@@ -116,6 +116,8 @@ class Dispatcher(Taker):
             order.read_message()
             taken.request.refuse(order.error, order.message)
             return
+        if taken.request.error:  # another part of it was given up meanwhile
+            return
         assert taken.returned is not None
         piece = own_piece(self.layout, number, taken.order())
         assert piece is not None
