@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from harness import ROOT, run
 sys.path.insert(0, str(ROOT))  # `bench` is not installed
 
 from bench.fuzz.engine import by_chance, replay
-from bench.fuzz.files import a_segment
+from bench.fuzz.files import a_segment, room
 from bench.fuzz.messages import a_config
-from bench.fuzz.target import joined
+from bench.fuzz.target import ROOM, joined
 from bench.fuzz.targets import TARGETS
 from memcluster.client import cluster_map
 from memcluster.launcher.clusterfile import plain
@@ -35,6 +36,15 @@ from memcluster.node.transport.proof import Side
 
 COUNT = {"tls": 500, "segments": 1000, "run-files": 1000}
 """Executions, where they are not 3,000: these take a millisecond each."""
+
+
+@pytest.fixture(autouse=True)
+def _room(monkeypatch, tmp_path):
+    """Files lie where pytest disposes of them."""
+    monkeypatch.setenv(ROOM, str(tmp_path))
+    room.cache_clear()
+    yield
+    room.cache_clear()
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -207,9 +217,11 @@ def test_the_program_counts_what_it_runs_and_runs_one_again(tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
 def test_the_engine_is_guided_by_what_inputs_reach(tmp_path):
-    """It keeps inputs that reach something new."""
+    """It keeps inputs that reach something new, and leaves no other files."""
+    before = {path.name for path in Path("/dev/shm").glob("memcluster-fuzz-*")}
     said = fuzz("--runs", "500", "frames", "--folder", str(tmp_path))
     _, _, row, _ = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines()]
     assert int(row[2].replace(",", "")) >= 500
     assert int(row[4].replace(",", "")) > 100
+    assert {path.name for path in Path("/dev/shm").glob("memcluster-fuzz-*")} <= before
     assert int(row[5].replace(",", "")) > len(TARGETS["frames"].seeds)

@@ -6,13 +6,14 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.fuzz.blind import inputs
-from bench.fuzz.target import Target
+from bench.fuzz.target import ROOM, Target
 from bench.processes import ROOT
 
 
@@ -67,16 +68,17 @@ def guided(target: Target, count: int, seed: int, folder: Path) -> Outcome:
     """Under atheris (guided.py); what it finds lies in the folder."""
     words = [sys.executable, "-m", "bench.fuzz.guided", target.name, str(folder), str(count), str(seed)]
     begun = time.monotonic()
-    done = subprocess.run(
-        words,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    with tempfile.TemporaryDirectory(prefix="memcluster-fuzz-", dir="/dev/shm") as room:
+        done = subprocess.run(
+            words,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), ROOM: room},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
     taken = time.monotonic() - begun
     said = done.stdout + done.stderr
     (folder / "said.txt").write_text(said)

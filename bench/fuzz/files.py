@@ -8,9 +8,10 @@ import json
 import os
 import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 
-from bench.fuzz.target import CUT, Target, joined
+from bench.fuzz.target import CUT, ROOM, Target, joined
 from memcluster.client.cluster_map import MAX_MEMORY, parse_document, parse_map
 from memcluster.client.discover import _record
 from memcluster.client.errors import ClusterError
@@ -27,8 +28,33 @@ from memcluster.node.log.writer import GIVEN, LogWriter
 from memcluster.node.tls.context import read_keys
 from memcluster.node.tls.credentials import BadCredentials
 
-_folder = Path(tempfile.mkdtemp(prefix="memcluster-fuzz-", dir="/dev/shm"))
-atexit.register(shutil.rmtree, _folder, ignore_errors=True)
+
+class Room:
+    """A folder in memory, and what is written there again and again."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="memcluster-fuzz-", dir=os.environ.get(ROOM, "/dev/shm")))
+        atexit.register(self.remove)
+        self.logs = self.folder / "logs"
+        server = self.logs / "server0"
+        server.mkdir(parents=True)
+        self.segments = [server / f"{number:06d}.seg" for number in (1, 2)]
+        self.run = RunDirectory(f"fuzz-{os.getpid()}")
+        self.run.state = self.folder / "state.json"
+        self.data = self.folder / "data"
+        self.data.mkdir()
+        self.log = self.folder / "log"
+        self.keys = self.folder / "keys.psk"
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@cache
+def room() -> Room:
+    """Made when it is needed: whoever only loads this leaves nothing."""
+    return Room()
+
 
 # -- maps ----------------------------------------------------------------------------------------------------------
 
@@ -67,10 +93,6 @@ def read_a_map(data: bytes) -> None:
 
 # -- segments ------------------------------------------------------------------------------------------------------
 
-_logs = _folder / "logs"
-(_logs / "server0").mkdir(parents=True)
-_segments = [_logs / "server0" / f"{number:06d}.seg" for number in (1, 2)]
-
 
 def _write(path: Path, content: bytes) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -82,12 +104,12 @@ def read_a_log(data: bytes) -> None:
     """Two segments, and before them a byte that says whether `memcluster logs` reads them, too: what can be read of
     them is given in order, none twice, and nothing that is not there."""
     contents = data[1:].split(CUT, 1)
-    for path, content in zip(_segments, contents, strict=False):
+    for path, content in zip(room().segments, contents, strict=False):
         _write(path, content)
     if len(contents) < 2:
-        _write(_segments[1], b"")
+        _write(room().segments[1], b"")
     there = sum(max(0, len(content) - HEADER_SIZE) // RECORD_SIZE for content in contents)
-    reader = LogReader(_logs / "server0")
+    reader = LogReader(room().logs / "server0")
     numbers: list[int] = []
     while (block := reader.read()) is not None:
         assert block.data
@@ -98,7 +120,7 @@ def read_a_log(data: bytes) -> None:
     assert len(numbers) <= there
     if data[:1] < b"\xe0":
         return
-    kept = KeptLog(_logs)
+    kept = KeptLog(room().logs)
     found = [entry for batch in kept.read_batches(0) for entry in batch]
     assert len(found) <= there
     for entry in found:
@@ -109,12 +131,6 @@ def read_a_log(data: bytes) -> None:
 
 # -- files of a run ------------------------------------------------------------------------------------------------
 
-_run = RunDirectory(f"fuzz-{os.getpid()}")
-_run.state = _folder / "state.json"
-_data = _folder / "data"
-_data.mkdir()
-_log = _folder / "log"
-_keys = _folder / "keys.psk"
 WANTED = ("demo", [4096, 4096], 0)
 FILES = ("state.json", "memory.json", "run-000001.json", "keys.psk", GIVEN)
 
@@ -126,9 +142,9 @@ def read_a_file(data: bytes) -> None:
 
 
 def _state(content: bytes) -> None:
-    _run.state.write_bytes(content)
-    record = _run.record()
-    _record(_folder)
+    room().run.state.write_bytes(content)
+    record = room().run.record()
+    _record(room().folder)
     if record is None:
         return
     again = RunRecord.from_json(record.to_json())
@@ -146,21 +162,21 @@ def _state(content: bytes) -> None:
 
 
 def _memory(content: bytes) -> None:
-    (_data / "memory.json").write_bytes(content)
+    (room().data / "memory.json").write_bytes(content)
     cluster, sizes, stripe = WANTED
     try:
-        claim_memory(_data, cluster, sizes, stripe)
+        claim_memory(room().data, cluster, sizes, stripe)
     except MemoryMismatch as error:
         assert str(error).isprintable()
         assert len(str(error)) <= 3000
     else:
         raise AssertionError("shards that are not there were believed")
-    assert [path.name for path in _data.iterdir()] == ["memory.json"], "something was made beside it"
+    assert [path.name for path in room().data.iterdir()] == ["memory.json"], "something was made beside it"
 
 
 def _map(content: bytes) -> None:
-    map_path(_folder, 1).write_bytes(content)
-    found = read_map(_folder, 1)
+    map_path(room().folder, 1).write_bytes(content)
+    found = read_map(room().folder, 1)
     if found is not None:
         assert found.memory == found.layout.size >= 0
         assert all(type(server.memory) is int and server.memory >= 0 for server in found.servers)
@@ -171,9 +187,9 @@ def _map(content: bytes) -> None:
 
 
 def _psk(content: bytes) -> None:
-    _keys.write_bytes(content)
+    room().keys.write_bytes(content)
     try:
-        keys = read_keys(_keys)
+        keys = read_keys(room().keys)
     except BadCredentials as error:
         assert len(str(error)) <= 300
     else:
@@ -182,15 +198,15 @@ def _psk(content: bytes) -> None:
 
 
 def _given(content: bytes) -> None:
-    _log.mkdir(exist_ok=True)
-    (_log / GIVEN).write_bytes(content)
-    log = LogWriter(_log, 0, 1 << 14)
+    room().log.mkdir(exist_ok=True)
+    (room().log / GIVEN).write_bytes(content)
+    log = LogWriter(room().log, 0, 1 << 14)
     assert log.error is None
     first = log.sequence
     log.append(1, 1, 1, 0, 0, 1, Kind.REQUEST, 0, 0, 0)
     assert log.sequence == first + 1 < 1 << 63
     log.close()
-    for path in _log.iterdir():
+    for path in room().log.iterdir():
         path.unlink()
 
 

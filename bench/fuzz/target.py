@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 CUT = b"\xf0CUT\xf0"
 LONG = b"\xf0LNG\xf0"
+ROOM = "MEMCLUSTER_FUZZ_ROOM"
+"""The variable that names a folder for files, of which somebody else disposes: libFuzzer ends its process at once."""
 MOST_ZEROES = (1 << 16) - 1
 """Of a part that begins with LONG."""
 MOST = 1500
