@@ -17,9 +17,11 @@ from memcluster.client.discover import _record
 from memcluster.client.errors import ClusterError
 from memcluster.client.uri import Target as Place
 from memcluster.launcher.log.kept import KeptLog
-from memcluster.launcher.run.directory import MemoryMismatch, NodeRecord, RunDirectory, RunRecord, claim_memory
+from memcluster.launcher.run.claiming import claim_memory
+from memcluster.launcher.run.directory import NodeRecord, RunDirectory, RunRecord
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.maps import map_path, read_map
+from memcluster.launcher.run.memory import MemoryMismatch
 from memcluster.node.cluster_map import ClusterMap, ServerEntry
 from memcluster.node.log.record import RECORD, RECORD_SIZE, Kind
 from memcluster.node.log.segments import HEADER, HEADER_SIZE, MAGIC, VERSION, LogReader
