@@ -258,7 +258,8 @@ def make_layout(sizes: Sequence[int], stripe: int = 0) -> Layout:
 
 def same_places(one: Layout, other: Layout) -> bool:
     """Whether each byte that both have lies in the server of the same number, at the same place in its shard. Where the
-    stripes are alike, how much of the first bytes each server holds says in which order they were dealt."""
+    stripes are alike, how much of the first bytes each server holds says in which order they were dealt; that shards of
+    one stripe each are like linear ones is not seen."""
     end = min(one.size, other.size)
     mine, theirs = ([piece[:3] for piece in layout.split(0, end, spans=False)] for layout in (one, other))
     alike = getattr(one, "stripe", 0) == getattr(other, "stripe", 0)

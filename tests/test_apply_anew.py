@@ -4,6 +4,7 @@ that was acknowledged is there, whoever is killed meanwhile."""
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import socket
@@ -308,7 +309,7 @@ def test_a_stop_while_bytes_are_moved(tmp_path: Path, new_cluster: Make, start: 
 def test_a_full_disk(tmp_path: Path) -> None:
     """It goes back by itself and says why; the cluster runs as it did, and the bytes are there."""
     (tmp_path / "cluster.yaml").write_text(
-        yaml.safe_dump({"name": f"full-{tmp_path.name}", "memory": "8MiB", "servers": 3, "listen": "127.0.0.1:0",
+        yaml.safe_dump({"name": f"full-{os.getpid()}", "memory": "8MiB", "servers": 3, "listen": "127.0.0.1:0",
                         "storage": "room/data"})
     )  # fmt: skip
     done = run_in_small_room(

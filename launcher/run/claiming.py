@@ -22,6 +22,7 @@ def claim_memory(directory: Path, cluster: str, sizes: list[int], stripe: int) -
         check_whole(directory, claim)
         claim = finish(directory, claim, forward=claim.new.is_like(wanted))
     elif own and claim.leftover and claim.shape.is_like(wanted):
+        check_whole(directory, claim)
         claim = finish(directory, claim, forward=True)
     if not own or claim.new is not None or not claim.shape.is_like(wanted):
         here, ours = _described(claim), _described(Claim(cluster, wanted))

@@ -214,24 +214,30 @@ def make_shard(path: Path, size: int) -> None:
 
 def check_whole(directory: Path, claim: Claim) -> None:
     """Raises MemoryMismatch if a shard is missing or of another size. While the shape is being changed those that both
-    have may have either size, and those of the new one need not be there yet."""
+    have may have either size, and those of the new one need not be there before something was moved there; those that
+    are still to be cut may have any."""
     sizes = {name: {size} for name, size in zip(claim.shape.files, claim.shape.shards, strict=True)}
     if claim.new is not None:
         for name, size in zip(claim.new.files, claim.new.shards, strict=True):
-            if name in sizes:
-                sizes[name].add(size)
+            if name in sizes or claim.moved:
+                sizes.setdefault(name, set()).add(size)
+    for name in claim.leftover:
+        if name in sizes:
+            sizes[name].clear()
     problems = [problem for name, size in sizes.items() if (problem := _look_at(directory / name, size))]
     if problems:
         raise MemoryMismatch(f"the memory in {directory} is not whole: {', '.join(problems)}")
 
 
 def _look_at(path: Path, sizes: set[int]) -> str:
-    """What is wrong with a shard that must be there."""
+    """What is wrong with a shard that must be there, of one of these sizes if any are given."""
     try:
         found = path.lstat().st_size
     except FileNotFoundError:
         return f"{path.name} is missing"
-    return "" if found in sizes else f"{path.name} has {found} bytes instead of {' or '.join(map(str, sorted(sizes)))}"
+    if not sizes or found in sizes:
+        return ""
+    return f"{path.name} has {found} bytes instead of {' or '.join(map(str, sorted(sizes)))}"
 
 
 def sync(directory: Path) -> None:
