@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from harness import SECRET, Cluster
@@ -26,6 +26,7 @@ from memcluster.node.log.history import History
 from memcluster.node.log.record import MAX_COUNTER, Kind, format_identifier, make_identifier
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.wire import Command, Option
+from memcluster.node.serving.connection import Connection
 from memcluster.node.spec import NodeSpec
 from memcluster.node.topologies.client_routed import Part
 from memcluster.node.transport.loop import Loop
@@ -86,7 +87,8 @@ class Door:
 
     def lent(self) -> int:
         """The first identifier of a block."""
-        [context] = self.server.contexts(self.server.exports()[0])
+        nobody = cast(Connection, None)  # to each client another block, whoever it is
+        [context] = self.server.contexts(nobody, self.server.exports()[0])
         return int(context.rpartition("/")[2], 16)
 
     def close(self) -> None:

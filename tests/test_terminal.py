@@ -120,6 +120,7 @@ def results(**rates: tuple[float, float]) -> list[dict]:
         {
             "topology": name.replace("_", "-"),
             "fan_out": "parallel",
+            "links": "",
             "workloads": [
                 {
                     "workload": f"reads of {block}", "block": block, "depth": 1, "iops": rate,
