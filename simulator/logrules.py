@@ -109,7 +109,8 @@ def _words(operation: Operation) -> str:
 
 
 def routed(layout: Layout, operation: Operation) -> list[Operation]:
-    """What a client that asks every server makes of an operation: one on each, logged by its place in the memory."""
+    """What the client that routes makes of an operation: one on each server, logged under the address of its first byte
+    in the whole memory."""
     if operation.kind == "FLUSH":
         return [operation._replace(offset=layout.address(server, 0)) for server in range(len(layout.sizes))]
     return [

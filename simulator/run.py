@@ -15,8 +15,7 @@ from typing import Any
 
 from memcluster.node.layout import Layout
 from memcluster.node.log.filter import Filter
-from memcluster.node.log.history import History
-from memcluster.node.log.merge import Merger
+from memcluster.node.log.history import History, merged
 from memcluster.node.log.record import RECORD, Record
 from memcluster.node.transport.address import Address
 from memcluster.simulator.client import Client, Door
@@ -263,17 +262,11 @@ class _Run:
             ).read(Filter())
             for server in servers
         }
-        batches = {server: iter(reading) for server, reading in readings.items()}
-        merger = Merger(readings, one_clock=self.supervisor.shape.hands_over)
-        found: list[Entry] = []
-        while not merger.finished:
-            for server in tuple(merger.wanting):
-                batch = next(batches[server], None)
-                if batch is None:
-                    merger.end(server)
-                else:
-                    merger.feed(server, batch, readings[server].run)
-            found += [(entry[3], Record._make(RECORD.unpack(entry[4]))) for entry in merger.take(4096)]
+        found = [
+            (entry[3], Record._make(RECORD.unpack(entry[4])))
+            for batch in merged(readings, one_clock=self.supervisor.shape.hands_over)
+            for entry in batch
+        ]
         for server, reading in readings.items():
             for after, count in reading.gaps:
                 self.outcome.broken.append(f"log: {count} records of server{server} are missing after {after}")

@@ -16,12 +16,13 @@ from harness import ROOT, need, run
 sys.path.insert(0, str(ROOT))  # `bench` is not installed
 
 from bench.chaos import places
-from bench.chaos.logcheck import LogVerdict, check_log, logged_at, routed
+from bench.chaos.logcheck import LogVerdict, check_log, logged_at
 from bench.chaos.report import Report
 from bench.chaos.schedule import PHASE, QUIET, WEIGHTS, plan
 from memcluster.node.layout import Linear, Striped
 from memcluster.node.topology import names
 from memcluster.simulator.history import BLOCK, Operation, identify, pattern, read_operations, write_operations, zeroes
+from memcluster.simulator.logrules import routed
 from memcluster.simulator.rules import Verdict, check
 
 A, B, C, ZERO = 0xA, 0xB, 0xC, 0

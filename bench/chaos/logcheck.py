@@ -193,17 +193,6 @@ def _match(
     return pairs, left, absent
 
 
-def routed(layout: Layout, operation: Operation) -> list[Operation]:
-    """What the client that routes makes of an operation: one on each server, logged under the address of its first byte
-    in the whole memory."""
-    if operation.kind == "FLUSH":
-        return [operation._replace(offset=layout.address(server, 0)) for server in range(len(layout.sizes))]
-    return [
-        operation._replace(offset=layout.address(piece.server, piece.offset), length=piece.length)
-        for piece in layout.split(operation.offset, operation.length)
-    ]
-
-
 def logged_at(topology: str, layout: Layout, operation: Operation, answered: str) -> list[str]:
     """Where pieces of the request that a node `answered` are logged: with a primary nowhere if it carries it out alone,
     in a chain by all on the way, unless there was none and the head answered; a dispatcher logs that it passed it on;

@@ -18,7 +18,7 @@ import memcluster
 from bench.chaos import load, rude
 from bench.chaos.agreement import disagreements
 from bench.chaos.breaker import Breaker
-from bench.chaos.logcheck import SLACK, check_log, logged_at, routed
+from bench.chaos.logcheck import SLACK, check_log, logged_at
 from bench.chaos.places import Places, Region, choose
 from bench.chaos.realclients import Copy, Fio, RealClient
 from bench.chaos.report import Report
@@ -29,6 +29,7 @@ from memcluster.node import topology
 from memcluster.node.layout import Layout, make_layout
 from memcluster.node.topology import Topology
 from memcluster.simulator.history import Operation, read_operations
+from memcluster.simulator.logrules import routed
 from memcluster.simulator.rules import NEVER, check
 
 NO_LONGER = b"no longer kept"

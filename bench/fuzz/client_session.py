@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from bench.fuzz.target import MOST_ZEROES, parts
+from bench.fuzz.target import MOST_ZEROES, parts, poured
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.client import MAX_CHUNK, ClientSession, Reply
 from memcluster.node.nbd.errors import NBDError
@@ -69,12 +69,7 @@ def ask(data: bytes) -> None:
 
 def _hear(session: ClientSession, part: memoryview, wanted: dict[int, tuple[int, int, int]], sent: int) -> None:
     """What a client that reads as much as there is room for makes of it."""
-    while part and not session.finished:
-        room = session.receive_buffer()
-        count = min(len(room), len(part))
-        assert count, "no room to receive"
-        room[:count] = part[:count]
-        part = part[count:]
+    for count in poured(session, part):
         for reply in session.received(count):
             check_reply(session, reply, wanted.pop(reply.cookie), sent)
         if session.securing:

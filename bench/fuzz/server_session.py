@@ -6,7 +6,7 @@ import copy
 import struct
 from collections.abc import Iterator, Sequence
 
-from bench.fuzz.target import parts
+from bench.fuzz.target import parts, poured
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.errors import ProtocolError, Refused
 from memcluster.node.nbd.negotiation import MAX_OPTIONS, Export
@@ -108,12 +108,7 @@ def serve(data: bytes) -> None:
 
 def receive(session: ServerSession, part: memoryview) -> Iterator[list[Request]]:
     """What a server that reads as much as there is room for makes of it."""
-    while part and not session.finished:
-        room = session.receive_buffer()
-        count = min(len(room), len(part))
-        assert count, "no room to receive"
-        room[:count] = part[:count]
-        part = part[count:]
+    for count in poured(session, part):
         yield session.received(count, BUDGET)
         while session.waiting:
             yield session.resume(BUDGET)

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from memcluster.node.nbd.client import ClientSession
+from memcluster.node.nbd.server import ServerSession
+
 CUT = b"\xf0CUT\xf0"
 LONG = b"\xf0LNG\xf0"
 ROOM = "MEMCLUSTER_FUZZ_ROOM"
@@ -41,6 +44,17 @@ def parts(data: bytes) -> Iterator[memoryview]:
             head, found = found[len(LONG) : len(LONG) + 2], found[len(LONG) + 2 :]
             found = bytes(int.from_bytes(head, "big")) + found
         yield memoryview(found)
+
+
+def poured(session: ServerSession | ClientSession, part: memoryview) -> Iterator[int]:
+    """As if `part` were received, as much at a time as the session has room for; how many bytes it is to take now."""
+    while part and not session.finished:
+        room = session.receive_buffer()
+        count = min(len(room), len(part))
+        assert count, "no room to receive"
+        room[:count] = part[:count]
+        part = part[count:]
+        yield count
 
 
 def joined(*said: bytes) -> bytes:

@@ -15,14 +15,12 @@ from memcluster.launcher.run.maps import read_map
 from memcluster.node import topology
 from memcluster.node.cluster_map import ClusterMap
 from memcluster.node.log.filter import Filter
-from memcluster.node.log.history import History
-from memcluster.node.log.merge import Entry, Merger
+from memcluster.node.log.history import History, merged
+from memcluster.node.log.merge import Entry
 from memcluster.node.log.record import LOGGER, RECORD, Record
 from memcluster.node.log.segments import SegmentReader, list_segments
 from memcluster.node.log.tally import Tally
 from memcluster.node.log.text import LogEntry
-
-BATCH = 4096
 
 
 @dataclass
@@ -92,18 +90,8 @@ class KeptLog:
             involved = {subject % LOGGER for subject in wanted.subjects}
             histories = {server: history for server, history in histories.items() if server in involved}
         readings = {server: history.read(replace(wanted, last=0)) for server, history in histories.items()}
-        batches = {server: iter(reading) for server, reading in readings.items()}
         one_clock = cluster.topology in topology.names() and topology.load(cluster.topology).hands_over
-        merger = Merger(readings, one_clock=one_clock)
-        while not merger.finished:
-            for server in tuple(merger.wanting):
-                batch = next(batches[server], None)
-                if batch is None:
-                    merger.end(server)
-                else:
-                    merger.feed(server, batch, readings[server].run)
-            if taken := merger.take(BATCH):
-                yield taken
+        yield from merged(readings, one_clock=one_clock)
         gaps = [
             {"node": f"server{server}", "records": count}
             for server, reading in readings.items()

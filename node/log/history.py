@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from memcluster.node.layout import Layout
 from memcluster.node.log.filter import MAX_TIME, Filter
-from memcluster.node.log.merge import Bound, Entry, Stretch, entries, in_order, survey
+from memcluster.node.log.merge import Bound, Entry, Merger, Stretch, entries, in_order, survey
 from memcluster.node.log.record import KEY, RECORD_SIZE, Kind, Summary, has_repeats, is_repeat, summarise
 from memcluster.node.log.segments import Segment, SegmentReader, last_sequence, list_segments
 
+MERGED = 4096
+"""Records of several servers that are merged at a time, at most."""
 HELD = 10_000
 """The last so many records are held until the end; of more, what comes before them is counted and passed over. (Records
 that turn out to be doubles, or not to be whole, are counted with the others, so it may be a few less.)"""
@@ -286,6 +288,21 @@ class Reading:
         if missing:  # dropped since it was surveyed, or not whole
             self.gaps.append((segment.first + start - 1, missing))
         return found
+
+
+def merged(readings: Mapping[int, Reading], *, one_clock: bool) -> Iterator[list[Entry]]:
+    """What the readings of several servers give, as one log, in batches; `one_clock` as in Merger. Raises OSError."""
+    batches = {server: iter(reading) for server, reading in readings.items()}
+    merger = Merger(readings, one_clock=one_clock)
+    while not merger.finished:
+        for server in tuple(merger.wanting):
+            batch = next(batches[server], None)
+            if batch is None:
+                merger.end(server)
+            else:
+                merger.feed(server, batch, readings[server].run)
+        if taken := merger.take(MERGED):
+            yield taken
 
 
 def _begins_an_order(segment: Segment, before: Segment, bound: Bound) -> bool:
