@@ -25,7 +25,8 @@ def refused(cluster: Cluster, before: int) -> int:
 
 
 def said(cluster: Cluster) -> str:
-    """What server 0 has said for people."""
+    """What server 0 has said for people, of all that it did before it was asked."""
+    server0(cluster)
     return (cluster.folder / "logs" / cluster.name / "server0.out").read_text()
 
 

@@ -73,14 +73,15 @@ class Recorder:
         """Something has changed: write it at the end of this turn of the loop."""
         if not self._is_due:
             self._is_due = True
-            self._loop.soon(self._write)
+            self._loop.soon(self.write)
 
     def begin_anew(self) -> None:
         """Nothing is left of what was written."""
         self._secret_is_due = True
-        self._write()
+        self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write it at once: who is answered now may read it next."""
         try:
             if self._secret_is_due:
                 self._run.write_secret(self._secret)
@@ -88,4 +89,4 @@ class Recorder:
             self._run.write_record(record(self._cluster))
             self._is_due = False
         except OSError:
-            self._loop.after(AGAIN, self._write)
+            self._loop.after(AGAIN, self.write)

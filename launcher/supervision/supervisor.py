@@ -422,7 +422,7 @@ class Supervisor:
         self._heartbeats.change(config.hang_timeout)
         self.lifecycle.change(lifecycle.RestartPolicy(**asdict(config.restart)), config.stop_timeout)
         self._belongings.watch_sockets(self.makeup.paths)
-        self._recorder.due()
+        self._recorder.write()
         self.note("applied", "server0", len(keys))
         self._tell({"event": "applied", "text": ", ".join(keys)})
 
