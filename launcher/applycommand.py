@@ -73,9 +73,8 @@ def apply_file(
 def _refuse(file: Path, found: Sequence[Change]) -> None:
     """Raises Failure, with a line for each key that cannot be changed while the cluster runs."""
     from memcluster.client.discover import contents
-    from memcluster.launcher.clusterfile.config import Problem
     from memcluster.launcher.clusterfile.difference import REASONS, How
-    from memcluster.launcher.clusterfile.positions import parse
+    from memcluster.launcher.clusterfile.positions import Problem, parse
 
     places = parse(contents(file)).values
     problems = []

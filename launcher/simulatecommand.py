@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memcluster.client.console import EXIT_ERROR, PATH, Failure
+from memcluster.client.console import EXIT_ERROR, EXIT_USAGE, PATH, Failure
 from memcluster.node import topology as topologies
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def _faults(_context: click.Context, _parameter: click.Parameter, text: str) -> 
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time, with --seeds.")
 @click.option("--replay", "kept", metavar="FILE", type=PATH, help="Run what an earlier run that failed has written, "
               "and show each step.")  # fmt: skip
+@click.option("--scenario", metavar="FILE", type=PATH, help="Carry out what the file tells, and draw it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def simulate(
     seed: int,
@@ -65,12 +66,14 @@ def simulate(
     faults: tuple[str, ...],
     jobs: int,
     kept: Path | None,
+    scenario: Path | None,
     as_json: bool,
 ) -> int:
     """Run the nodes' own code in a simulated world, and hold what clients see against what the README promises.
 
     Everything follows from a seed: the requests, what is broken when, and in what order all processes run. A run that
-    fails is made smaller and written to files, here: its plan for --replay, its log, and its timeline.
+    fails is made smaller and written to files, here: its plan for --replay, its log, and its timeline. A scenario
+    leaves its picture, its log and its timeline.
     """
     from memcluster.simulator.many import Sum, run_seeds
     from memcluster.simulator.plan import Wish, make_plan
@@ -78,6 +81,8 @@ def simulate(
 
     wish = Wish(topology or "", layout or "", servers, clients, requests, faults)
     began = time.monotonic()
+    if scenario is not None:
+        return _play(scenario, seed, as_json=as_json)
     if kept is not None:
         return _show(carry_out(_read(kept)), as_json=as_json, steps=True)
     if seeds is None:
@@ -107,6 +112,31 @@ def _read(path: Path) -> Plan:
         raise Failure(f"{path} is not the plan of a run: {error}") from error
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}") from error
+
+
+def _play(path: Path, seed: int, *, as_json: bool) -> int:
+    from memcluster.simulator.picture import draw
+    from memcluster.simulator.play import play
+    from memcluster.simulator.scenario import ScenarioError, read
+
+    try:
+        scenario = read(path)
+    except ScenarioError as error:
+        raise Failure(str(error), EXIT_USAGE, prefix="") from error
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}") from error
+    played = play(scenario, seed)
+    paths = _write(played.outcome, path.stem, picture=draw(played))
+    if as_json:
+        return _show(played.outcome, as_json=True, steps=False)
+    click.echo(f"{scenario.title}\n\n{scenario.story}\n")
+    for step, came in zip(scenario.steps, played.came, strict=False):
+        click.echo(f"{came / 1e6:12.6f} ms  {step.text}")
+    code = _show(played.outcome, as_json=False, steps=False)
+    if scenario.question and not code:
+        click.echo(f"\n{scenario.question}")
+    click.echo(f"written: {', '.join(map(str, paths))}")
+    return code
 
 
 def _show(outcome: Outcome, *, as_json: bool, steps: bool) -> int:
@@ -179,7 +209,7 @@ def _explain(seed: int, wish: Wish, *, as_json: bool) -> None:
     rule = carry_out(plan).rule
     small = shrink(plan, lambda smaller: carry_out(smaller).rule == rule)
     outcome = carry_out(small)
-    paths = _write(outcome)
+    paths = _write(outcome, f"simulate-{seed}", plan=True)
     if as_json:
         return
     click.echo(f"\nThe smallest run that breaks this rule ({plan.requests} requests and {len(plan.faults)} faults at "
@@ -208,15 +238,15 @@ def _history(outcome: Outcome) -> list[str]:
     return [f"{at / 1e6:12.6f} ms  {what}" for at, what in sorted(lines)]
 
 
-def _write(outcome: Outcome) -> Sequence[Path]:
+def _write(outcome: Outcome, name: str, *, plan: bool = False, picture: str = "") -> Sequence[Path]:
     from memcluster.launcher.log.timeline import make_page
     from memcluster.node.log.text import LogEntry, format_text
 
-    name = f"simulate-{outcome.plan.seed}"
     entries = [LogEntry(server, record) for server, record in outcome.log]
     shape = outcome.plan.shape
     files = {
-        f"{name}.json": json.dumps(outcome.plan.to_json(), indent=1) + "\n",
+        **({f"{name}.json": json.dumps(outcome.plan.to_json(), indent=1) + "\n"} if plan else {}),
+        **({f"{name}.svg": picture} if picture else {}),
         f"{name}.log": "".join(format_text(entry) + "\n" for entry in entries),
         f"{name}.html": make_page(name, shape.topology, entries, shape.fan_out),
     }

@@ -75,7 +75,10 @@ class Client:
         self.finished = False
         self._first_tag = (number + 1) << TAG_SHIFT
         self._done = done
-        self._asked = 0
+        self.stays = False
+        """More may still be asked for."""
+        self.asked = 0
+        self._asks = list(errand.asks)
         self._begun: dict[int, _Begun] = {}
         self._waits = False
         self.process = self._live()
@@ -111,7 +114,7 @@ class Client:
         self.world.after(int(BACK * 1e9), self.start)
 
     def _check_done(self) -> None:
-        if not self.finished and self._asked == len(self.errand.asks) and not self._begun:
+        if not (self.finished or self.stays) and self.asked == len(self._asks) and not self._begun:
             self.finished = True
             for wire in self._wires:
                 if wire is not None and wire.open:
@@ -123,14 +126,33 @@ class Client:
     # -- asking ------------------------------------------------------------------------------------------------------
 
     @property
-    def _ready(self) -> bool:
+    def asks(self) -> int:
+        """How many it has been given."""
+        return len(self._asks)
+
+    def ask(self, ask: Ask) -> None:
+        """For one thing more."""
+        self._asks.append(ask)
+        self.process.run(self.go_on)
+
+    def leave(self) -> None:
+        """Nothing more will be asked for."""
+        self.stays = False
+        self.process.run(self._check_done)
+
+    def tag(self, number: int) -> int:
+        """Of its request with this number, the first of which is 1."""
+        return self._first_tag | number
+
+    @property
+    def ready(self) -> bool:
         return all(wire is not None and wire.session.ready for wire in self._wires)
 
     def go_on(self) -> None:
         """Ask for the next, if there may be one more under way."""
-        asks = self.errand.asks
-        while not self._waits and self._ready and self._asked < len(asks) and len(self._begun) < self.errand.depth:
-            ask = asks[self._asked]
+        asks = self._asks
+        while not self._waits and self.ready and self.asked < len(asks) and len(self._begun) < self.errand.depth:
+            ask = asks[self.asked]
             if ask.pause:
                 self._waits = True
                 self.process.loop.after(ask.pause / 1e9, self._ask_next)
@@ -139,14 +161,14 @@ class Client:
 
     def _ask_next(self) -> None:
         self._waits = False
-        if self._ready and len(self._begun) < self.errand.depth:
-            self._ask(self.errand.asks[self._asked])
+        if self.ready and len(self._begun) < self.errand.depth:
+            self._ask(self._asks[self.asked])
         self.go_on()
 
     def _ask(self, ask: Ask) -> None:
-        self._asked += 1
-        number = self._asked
-        begun = _Begun(number, ask, self._first_tag | number, self.process.system.monotonic_ns())
+        self.asked += 1
+        number = self.asked
+        begun = _Begun(number, ask, self.tag(number), self.process.system.monotonic_ns())
         self._begun[number] = begun
         payload = memoryview(pattern(begun.tag, ask.offset, ask.length)) if ask.kind == "WRITE" else None
         if len(self.doors) == 1:

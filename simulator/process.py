@@ -47,6 +47,7 @@ class Process:
         self.steps = 0
         self.dies_at = -1
         """The step at which it is killed."""
+        self._look: Callable[[], None] | None = None
         self.at_exit: Callable[[], None] = lambda: None
         """Called when its loop was stopped."""
         self._ended = ended
@@ -64,11 +65,17 @@ class Process:
         self.steps += 1
         if self.steps == self.dies_at:
             raise Killed
+        if self._look is not None:
+            self._look()
+
+    def watch(self, look: Callable[[], None] | None) -> None:
+        """Look at each step, from now on."""
+        self._look = look
 
     def portion(self, count: int) -> int:
         """How much of what could be sent or received is: often all of it, but not none."""
         roll = self.world.dice.roll()
-        if roll > 0.2 or count < 2:
+        if self.world.calm or roll > 0.2 or count < 2:
             return count
         return 1 + int(roll * 5 * (count - 1)) if roll > 0.02 else 1
 
@@ -206,12 +213,10 @@ class Process:
 
     def stream(self, family: int) -> Stream:
         dice = self.world.dice
-        return Stream(
-            self.world,
-            family,
-            send_buffer=SEND_BUFFERS[dice.below(3)],
-            receive_buffer=RECEIVE_BUFFERS[dice.below(3)],
-        )
+        sizes = SEND_BUFFERS[dice.below(3)], RECEIVE_BUFFERS[dice.below(3)]
+        if self.world.calm:
+            sizes = SEND_BUFFERS[-1], RECEIVE_BUFFERS[-1]
+        return Stream(self.world, family, send_buffer=sizes[0], receive_buffer=sizes[1])
 
     def listen(self, address: str | tuple[str, int]) -> Socket:
         """A listening socket: a path, or a host and a port (0: any)."""

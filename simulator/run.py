@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from memcluster.node.log.history import History, merged
 from memcluster.node.log.record import RECORD, Record
 from memcluster.node.transport.address import Address
 from memcluster.simulator.client import Client, Door
+from memcluster.simulator.folder import temporary_folder
 from memcluster.simulator.history import BLOCK, Operation, identify
 from memcluster.simulator.logrules import Entry, check_log, logged_at, routed, unrest
 from memcluster.simulator.plan import Ask, Fault, Plan
@@ -59,29 +58,36 @@ class Outcome:
 
 
 def simulate(plan: Plan) -> Outcome:
-    """Carry a plan out. The files of the cluster lie in memory, and are gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="memcluster-simulate-", dir="/dev/shm"))
-    gc.disable()
-    gc.freeze()  # what was there before need not be looked at
-    try:
-        return _Run(plan, folder).go()
-    finally:
-        gc.collect()  # what the dead had mapped
-        gc.unfreeze()
-        gc.enable()
-        _close_files_of(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+    """Carry a plan out."""
+    return in_folder(lambda folder: Run(plan, folder).go())
+
+
+def in_folder(run: Callable[[Path], Outcome]) -> Outcome:
+    """Carry something out; the files of its cluster lie in memory, and are gone afterwards."""
+    with temporary_folder() as folder:
+        gc.disable()
+        gc.freeze()  # what was there before need not be looked at
+        try:
+            return run(folder)
+        finally:
+            gc.collect()  # what the dead had mapped
+            gc.unfreeze()
+            gc.enable()
+            _close_files_of(folder)
 
 
 class Stuck(Exception):
     """The run got nowhere; says what it waited for."""
 
 
-class _Run:
-    def __init__(self, plan: Plan, folder: Path) -> None:
+class Run:
+    """From the start of the cluster to its stop; `work` is what happens meanwhile. In a `calm` world whatever is sent
+    goes through whole."""
+
+    def __init__(self, plan: Plan, folder: Path, *, calm: bool = False) -> None:
         self.plan = plan
         self.folder = folder
-        self.world = World(plan.seed)
+        self.world = World(plan.seed, calm=calm)
         self.outcome = Outcome(plan)
         self.history = self.outcome.history
         self.clients: list[Client] = []
@@ -107,28 +113,34 @@ class _Run:
         return outcome
 
     def _stages(self) -> None:
-        plan, world, supervisor = self.plan, self.world, self.supervisor
+        supervisor = self.supervisor
         supervisor.start()
-        self._until(lambda: self._runs, STARTS_WITHIN, "the start of the cluster")
-        began = world.now
+        self.until(lambda: self._runs, STARTS_WITHIN, "the start of the cluster")
         self.doors = self._doors()
+        self.work()
+        self.until(lambda: supervisor.healthy, HEALS_WITHIN, "the cluster to be whole")
+        for name in supervisor.children:  # who was to die at a step that has not come
+            self.process_of(name).dies_at = -1
+        self._look_at_all()
+        self.until(lambda: not self._unrest(), RESTS_WITHIN, lambda: "; ".join(self._unrest()))
+        supervisor.stop()
+        self.until(lambda: self._stopped, STOPS_WITHIN, "the stop")
+        self._check()
+
+    def work(self) -> None:
+        """What the plan says."""
+        plan, world = self.plan, self.world
+        began = world.now
         for number, errand in enumerate(plan.clients):
-            client = self._client(number, errand)
+            client = self.client(number, errand)
             world.after(1 + world.dice.below(MS), client.start)
         for fault in plan.faults:
             world.at(began + fault.at, partial(self._begin, fault))
-        self._until(lambda: not self._left, DONE_WITHIN, "the clients")
+        self.until(lambda: not self._left, DONE_WITHIN, "the clients")
         over = max((began + fault.at + fault.span for fault in plan.faults), default=0)
-        self._until(lambda: world.now > over and supervisor.healthy, HEALS_WITHIN + over, "the cluster to be whole")
-        for name in supervisor.children:  # who was to die at a step that has not come
-            self._process(name).dies_at = -1
-        self._look_at_all()
-        self._until(lambda: not self._unrest(), RESTS_WITHIN, lambda: "; ".join(self._unrest()))
-        supervisor.stop()
-        self._until(lambda: self._stopped, STOPS_WITHIN, "the stop")
-        self._check()
+        self.until(lambda: world.now > over, over, "the end of the last fault")
 
-    def _until(self, fact: Callable[[], object], within: int, what: str | Callable[[], str]) -> None:
+    def until(self, fact: Callable[[], object], within: int, what: str | Callable[[], str]) -> None:
         world, deadline = self.world, self.world.now + within
         for _ in range(MOST_EVENTS):
             if fact():
@@ -153,7 +165,7 @@ class _Run:
             return [Door(Address.parse(entries[0].address), None)]
         return [Door(Address.parse(entry.address), index) for index, entry in enumerate(entries)]
 
-    def _client(self, number: int, errand: Errand) -> Client:
+    def client(self, number: int, errand: Errand) -> Client:
         client = Client(self.world, number, errand, self.doors, self.layout, self.history, self._client_is_done)
         self.clients.append(client)
         return client
@@ -170,9 +182,9 @@ class _Run:
             for kind in ("READ", "BLOCK_STATUS")
         ]
         self._left = 1
-        reader = self._client(len(self.clients), Errand(4, True, tuple(asks)))
+        reader = self.client(len(self.clients), Errand(4, True, tuple(asks)))
         reader.start()
-        self._until(lambda: not self._left, DONE_WITHIN, "the last look")
+        self.until(lambda: not self._left, DONE_WITHIN, "the last look")
         shards = [self.supervisor.shard(index).read_bytes() for index in range(len(self.layout.sizes))]
         for operation in self.history:
             if operation.client == reader.name and operation.kind == "READ" and operation.acknowledged:
@@ -199,7 +211,7 @@ class _Run:
             supervisor.tell(fault.target, {**head, "cut": True})
             world.after(fault.span, lambda: supervisor.tell(fault.target, {**head, "cut": False}))
             return
-        process = self._process(fault.target)
+        process = self.process_of(fault.target)
         if process is None or not process.alive:
             return
         self._count(fault)
@@ -216,7 +228,8 @@ class _Run:
         self.outcome.faults[fault.kind] += 1
         self.world.note(f"fault: {fault}")
 
-    def _process(self, target: str) -> Any:
+    def process_of(self, target: str) -> Any:
+        """The present process of this name, if there is one."""
         if target.startswith("client"):
             number = int(target.removeprefix("client"))
             return self.clients[number].process if number < len(self.clients) else None

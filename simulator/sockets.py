@@ -420,6 +420,8 @@ class Socket:
             rights += [process.description(descriptor) for descriptor in content]
         stream.send(bytes(data[:count]), rights)
         process.note(f"sends {count} of {len(data)}" + (f" and {len(rights)} sockets" if rights else ""))
+        if process.world.tap is not None:
+            process.world.tap.sent(process.name, stream, bytes(data[:count]))
         process.step()  # it may be killed when a part is out
         return count
 
@@ -465,6 +467,9 @@ class Socket:
         there = stream.may_receive()
         data, rights = stream.receive(process.portion(min(there, most))) if there else (b"", [])
         process.note(f"receives {len(data)} of {there}" + (f" and {len(rights)} sockets" if rights else ""))
+        if process.world.tap is not None:
+            process.world.tap.received(process.name, stream, len(data))
+            process.step()
         return data, rights
 
     def shutdown(self, how: int) -> None:

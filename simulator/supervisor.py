@@ -80,6 +80,8 @@ class Supervisor:
         self.children: dict[str, Child] = {}
         self.deaths: list[tuple[str, str]] = []
         self.collected: dict[str, Any] = {}
+        self.heard: Callable[[str, str], None] = lambda _event, _name: None
+        """Called with what is told to people: the event, and of whom."""
         self._running = running
         self._stopped = stopped
         self._questions = 0
@@ -111,6 +113,11 @@ class Supervisor:
         self.first = dict.fromkeys(self.specs, True)
         servers, loggers = [name for name in self.specs if "server" in name], [n for n in self.specs if "logger" in n]
         self.lifecycle = Lifecycle(servers, loggers, doors=doors, restart=POLICY, stop_timeout=STOP_TIMEOUT)
+
+    @property
+    def doors(self) -> list[Socket]:
+        """The servers' listening sockets."""
+        return self._sockets[: len(self.map.servers)]
 
     def shard(self, index: int) -> Path:
         return self.folder / f"shard{index}"
@@ -181,6 +188,7 @@ class Supervisor:
                     self._do(self.lifecycle.probed())
                 case Say(event, name, text):
                     self.world.note(f"supervisor: {event} {name} {text}")
+                    self.heard(event, name)
                     if event == "running":
                         self._running()
                 case Finish():

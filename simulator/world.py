@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Callable
 from hashlib import blake2b
 from random import Random
+from typing import Any, Protocol
 
 US, MS, S = 1_000, 1_000_000, 1_000_000_000
 """Nanoseconds of them."""
@@ -39,11 +40,21 @@ class Dice:
         return self.roll() < part
 
 
-class World:
-    """`now` is the monotonic clock of all processes, in ns; `trace` has a line for each thing that happened."""
+class Tap(Protocol):
+    """Who watches what streams carry."""
 
-    def __init__(self, seed: int) -> None:
+    def sent(self, process: str, stream: Any, data: bytes, /) -> None: ...
+    def received(self, process: str, stream: Any, count: int, /) -> None: ...
+
+
+class World:
+    """`now` is the monotonic clock of all processes, in ns; `trace` has a line for each thing that happened. In a
+    `calm` one what is sent goes through whole, and buffers are large."""
+
+    def __init__(self, seed: int, *, calm: bool = False) -> None:
         self.seed = seed
+        self.calm = calm
+        self.tap: Tap | None = None
         self.dice = Dice(seed)
         self.now = BEGINNING
         self.trace: list[str] = []

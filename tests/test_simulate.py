@@ -19,6 +19,7 @@ from memcluster.node.serving.memory import Shard
 from memcluster.node.serving.slots import SlotTable
 from memcluster.node.topologies.primary_secondary import Primary
 from memcluster.simulator import run
+from memcluster.simulator.folder import clear
 from memcluster.simulator.logrules import check_log
 from memcluster.simulator.many import Sum, run_seeds
 from memcluster.simulator.plan import FAULTS, TOPOLOGIES, Plan, Wish, make_plan
@@ -86,6 +87,31 @@ def test_nothing_is_left_of_a_run() -> None:
     outcome = [simulate(make_plan(seed, wish)) for seed in range(8)]
     assert sum(one.faults["kill"] for one in outcome) > 3
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+STAYS = """
+from memcluster.simulator.folder import temporary_folder
+with temporary_folder() as folder:
+    print(folder, flush=True)
+    input()
+"""
+
+
+def test_what_a_killed_simulation_left_goes_at_the_next_start() -> None:
+    """Its folder in memory; that of one that runs stays."""
+    words = [sys.executable, "-c", STAYS]
+    with (
+        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as dead,
+        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as alive,
+    ):
+        left, kept = (Path(one.stdout.readline().strip()) for one in (dead, alive) if one.stdout)
+        dead.kill()
+        dead.wait()
+        clear.__wrapped__()
+        assert not left.exists()
+        assert kept.exists()
+        alive.communicate("\n")
+    assert not kept.exists()
 
 
 # -- planted faults --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from memcluster.client.discover import NotOurs, contents, default_name, located,
 from memcluster.client.units import format_size
 from memcluster.launcher.clusterfile.addresses import check_addresses
 from memcluster.launcher.clusterfile.encryption import check_tls
-from memcluster.launcher.clusterfile.positions import Document, YAMLProblem, parse
+from memcluster.launcher.clusterfile.positions import Document, Problem, YAMLProblem, parse
 from memcluster.launcher.clusterfile.schema import (
     MAX_SERVERS,
     TAGS,
@@ -55,19 +55,6 @@ OWN_FILES = 1 << 20
 AS_WRITTEN: tuple[Place, ...] = ("name",), ("user",), ("sockets", "mode")
 DEFAULT_LISTEN = Address("127.0.0.1", 10809)
 ANY_PORT = Address("127.0.0.1", 0)
-
-
-@dataclass(frozen=True, order=True)
-class Problem:
-    """One thing that is wrong, and where; line 0 means the file as a whole."""
-
-    file: str
-    line: int
-    column: int
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}: {self.message}" if self.line else f"{self.file}: {self.message}"
 
 
 class ConfigError(Exception):

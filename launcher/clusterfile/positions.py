@@ -39,6 +39,19 @@ class YAMLProblem(Exception):
         self.column = column
 
 
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing that is wrong, and where; line 0 means the file as a whole."""
+
+    file: str
+    line: int
+    column: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}: {self.message}" if self.line else f"{self.file}: {self.message}"
+
+
 @dataclass
 class Document:
     """`value` is plain data; `keys` and `values` say where (line, column) each key and value stands, `texts` how each
