@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memcluster.client.console import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TIMEOUT, Failure, wait_seconds
+from memcluster.client.console import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TIMEOUT, Failure, size, wait_seconds
 from memcluster.client.discover import command, outline, stamp, varies
 from memcluster.launcher.checked import load, name_of
 from memcluster.launcher.output import moving
@@ -28,12 +28,21 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Only show what would be done, and whether it can be.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--discard", is_flag=True, help="Where memory becomes smaller, give up what lies in the part that goes.")
+@click.option("--rate", type=size, help="Bytes a second that are moved while the cluster serves, at most (100MiB).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--timeout", type=wait_seconds, default="60s", show_default=True, help="Longest wait.")
 @click.option("--wide", is_flag=True, help="Every column, however narrow the terminal is.")
 @click.pass_obj
 def apply_file(
-    file: Path, abort: bool, dry_run: bool, yes: bool, discard: bool, as_json: bool, timeout: float, wide: bool
+    file: Path,
+    abort: bool,
+    dry_run: bool,
+    yes: bool,
+    discard: bool,
+    rate: int | None,
+    as_json: bool,
+    timeout: float,
+    wide: bool,
 ) -> None:
     """Have the cluster that runs be as cluster.yaml says now.
 
@@ -57,17 +66,21 @@ def apply_file(
         click.echo("\n".join(listed(found, width_of(wide))))
     if not dry_run and found and not yes:
         _confirm(config.name)
-    words = {"stamp": as_read, "dry": dry_run, "discard": discard}
+    if rate == 0:
+        raise click.BadParameter("0 bytes a second would move nothing", param_hint="--rate")
+    words = {"stamp": as_read, "dry": dry_run, "discard": discard, "rate": rate}
     answer = _order(config, words, timeout) if found else {"applied": []}
     if as_json:
         told = {"cluster": config.name, "changes": [asdict(change) for change in found], "applied": not dry_run}
-        click.echo(json.dumps(told, indent=2))
+        click.echo(json.dumps(told | {"note": answer.get("note", "")}, indent=2))
     elif not found:
         click.echo(f"cluster {config.name} runs as {file.name} says")
     elif dry_run:
         click.echo(f"nothing was changed; `{command(file, 'apply')}` changes that")
     else:
         click.echo(f"applied: {', '.join(answer['applied'])}")
+    if answer.get("note") and not as_json:
+        click.echo(f"note: {answer['note']}")
 
 
 def _refuse(file: Path, found: Sequence[Change]) -> None:
@@ -137,7 +150,7 @@ def _abort(file: Path, seconds: float) -> None:
             happenings = stream.frames(time.monotonic() + seconds)
             next(happenings)  # from here on all is told
             ask_supervisor(name, file, {"do": "abort"})
-            if not any(happening["event"] == "running" for happening in happenings):
+            if not any(happening["event"] in ("running", "abandoned") for happening in happenings):
                 raise Failure("the supervisor ended before it was done")
     except NoAnswer as problem:
         raise Failure(f"it is not back within {seconds:g} s ({problem})", EXIT_TIMEOUT) from None

@@ -56,8 +56,9 @@ def verdict(status: dict[str, Any]) -> str:
         head += f", with {len(faults)} fault{'s' if len(faults) > 1 else ''} on purpose"
     if status.get("problem"):
         return f"{head}: {status['problem']}"
-    if status.get("applying"):
-        return f"{head}: {progress_words(status['applying'])}"
+    moving = progress_words(status["applying"]) if status.get("applying") else ""
+    if moving and status["state"] == "applying":
+        return f"{head}: {moving}"
     if status["state"] == "stopped":
         return f"{head}; `{command(Path(status['file']), 'up')}` starts it"
     told = {(name, DOING.get(fault["kind"])) for fault in faults for name in fault["nodes"]}
@@ -72,6 +73,8 @@ def verdict(status: dict[str, Any]) -> str:
     reasons += status.get("missing", [])
     if down := [node["name"] for node in status["nodes"] if node["state"] == "stopped"]:
         reasons.append(f"`{command(Path(status['file']), ' '.join(['start', *down]))}` ends that")
+    if moving:
+        reasons.append(moving)
     if faults:
         reasons += fault_sentences(faults)
         reasons.append(f"`{command(Path(status['file']), 'fault resume all')}` ends what was done on purpose")
@@ -86,7 +89,13 @@ def verdict(status: dict[str, Any]) -> str:
 
 
 def progress_words(progress: dict[str, Any]) -> str:
-    """How far bytes are moved: `12MiB of 1GiB are moved, 1.1GiB a second, 0.9s left`."""
+    """How far bytes are moved: `12MiB of 1GiB are moved, 1.1GiB a second, 0.9s left`; and on whom that waits."""
+    if progress.get("waits_for") and progress.get("round"):
+        return f"{_moved_words(progress)}, waiting for {listed(progress['waits_for'])}"
+    return _moved_words(progress)
+
+
+def _moved_words(progress: dict[str, Any]) -> str:
     moved, total, seconds = progress["moved"], progress["total"], max(progress["seconds"], 1e-3)
     words = f"{format_bytes(moved)} of {format_bytes(total)} {'are still' if progress['back'] else 'are'} moved"
     if progress["back"] or not moved:

@@ -10,8 +10,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -226,60 +226,11 @@ def test_killed_at_any_step_of_a_move(tmp_path: Path, new_cluster: Make, storage
     assert steps > 8
 
 
-@contextmanager
-def held(tmp_path: Path, new_cluster: Make, start: Callable[..., Any], **keys: Any) -> Iterator[tuple[Cluster, Any]]:
-    """A cluster whose supervisor has been stopped when it has just begun to move bytes, and the `apply` that waits."""
-    cluster = new_cluster(tmp_path, memory="24MiB", servers=3, **keys)
-    cluster.command("up", "-d", MEMCLUSTER_KILL_AT="reshape:1", MEMCLUSTER_KILL_WITH="SIGSTOP")
-    cluster.remember()
-    with cluster.connect() as memory:
-        memory.pwrite(b"kept", 20 << 20)
-    write(cluster, servers=2)
-    supervisor = cluster.record.supervisor
-    waiting = start(*memcluster_command("apply", "--yes"), cwd=cluster.folder)
-    wait_until_stopped(cluster)
-    try:
-        yield cluster, waiting
-    finally:
-        supervisor.signal(signal.SIGCONT)
-        waiting.wait(TIMEOUT)
-        cluster.wait_until_running()
-        cluster.remember()
-
-
 def asked(cluster: Cluster, head: dict[str, Any]) -> FrameStream:
     """A question to a supervisor that will read it when it goes on."""
     stream = connect(RunDirectory(cluster.name).control)
     stream.send(head)
     return stream
-
-
-def answer(stream: FrameStream) -> dict[str, Any]:
-    found = next(stream.frames(time.monotonic() + TIMEOUT))
-    stream.close()
-    return found
-
-
-def test_while_bytes_are_moved(tmp_path: Path, new_cluster: Make, start: Callable[..., Any]) -> None:
-    """`status` shows how far it is, another apply is refused, and --abort goes back: the cluster runs as it did, with
-    its bytes, and the apply that waited says so."""
-    with held(tmp_path, new_cluster, start) as (cluster, waiting):
-        questions = [asked(cluster, head) for head in ({"do": "status"}, {"do": "abort"})]
-        cluster.record.supervisor.signal(signal.SIGCONT)
-        status, aborted = map(answer, questions)
-        assert status["state"] == "applying"
-        assert status["applying"]["total"] == 24 << 20
-        assert aborted == {"aborted": True}
-        assert waiting.wait(TIMEOUT) == 1
-    assert cluster.command("diff", check=False).returncode == 1
-    assert memory_of(cluster).shape.generation == 0
-    with cluster.connect() as memory:
-        assert bytes(memory.pread(4, 20 << 20)) == b"kept"
-    refused = cluster.command("apply", "--abort", check=False)
-    assert b"nothing is under way" in refused.stderr
-    assert apply(cluster) == ["servers"]
-    with cluster.connect() as memory:
-        assert bytes(memory.pread(4, 20 << 20)) == b"kept"
 
 
 def test_a_stop_while_bytes_are_moved(tmp_path: Path, new_cluster: Make, start: Callable[..., Any]) -> None:

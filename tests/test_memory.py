@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memcluster.node.nbd.wire import Status
-from memcluster.node.serving.memory import PAGE, Shard, ShardError
+from memcluster.node.serving.changes import PAGE, Changes, pages_of
+from memcluster.node.serving.memory import Shard, ShardError
 
 SIZE = 10 * PAGE + 100
 HOLE = int(Status.HOLE | Status.ZERO)
@@ -179,3 +181,59 @@ def test_a_full_disk_is_an_error_and_not_a_signal(tmp_path):
     code = f"mount -t tmpfs -o size=4m tmpfs {tmp_path} && {sys.executable} -c '{FULL_DISK}' {tmp_path}/s"
     done = run_in_small_room(tmp_path, code)
     assert done.stdout.startswith(b"ENOSPC after")
+
+
+class Reader:
+    """A stream that has sent a part of what it was lent."""
+
+    def __init__(self, settled: list[int]) -> None:
+        self._settled = settled
+
+    def settle(self) -> None:
+        self._settled.append(1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_page_that_is_changed_is_marked(tmp_path: Path, seed: int) -> None:
+    """For one who copies the shard meanwhile: since it is watched, in one half and then in the other; and what is lent
+    is settled as ever."""
+    size = 40 * PAGE + 100
+    chance = random.Random(seed)
+    path, marks = tmp_path / "shard", tmp_path / "changes"
+    path.write_bytes(chance.randbytes(size))
+    marks.write_bytes(bytes(2 * pages_of(size)))
+    shard = Shard(str(path), size)
+    changes = Changes(str(marks), size)
+    shard.write(0, b"before it is watched")
+    shard.watch(changes)
+    for half in (0, 1, 0):
+        settled: list[int] = []
+        before = path.read_bytes()
+        shard.readers.add(Reader(settled))
+        for _ in range(chance.randrange(1, 9)):
+            length = chance.choice([1, 600, PAGE, 3 * PAGE])
+            offset = chance.randrange(size - length)
+            if chance.random() < 0.5:
+                shard.write(offset, chance.randbytes(length))
+            else:
+                shard.zero(offset, length, keep=chance.random() < 0.5)
+        assert settled == [1]
+        changes.turn()
+        found = marks.read_bytes()[half * pages_of(size) :][: pages_of(size)]
+        after = path.read_bytes()
+        changed = {
+            page for page in range(pages_of(size)) if before[page * PAGE :][:PAGE] != after[page * PAGE :][:PAGE]
+        }
+        assert changed <= {page for page in range(pages_of(size)) if found[page]}
+        assert sum(found) < pages_of(size)
+        _wipe(marks)
+    shard.watch(None)
+    shard.write(0, b"after it was")
+    assert not any(marks.read_bytes())
+    shard.close()
+
+
+def _wipe(path: Path) -> None:
+    """In its place: somebody has it mapped."""
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))

@@ -7,6 +7,7 @@ import json
 import os
 import random
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from memcluster.launcher.run import reshape
 from memcluster.launcher.run.claiming import claim_memory
 from memcluster.launcher.run.memory import Claim, MemoryMismatch, Shape, read_claim
 from memcluster.launcher.run.reshape import Reshape, first_byte
+from memcluster.launcher.run.shards import Files
 from memcluster.node.layout import Layout, make_layout, same_places
 
 KIB = 1024
@@ -53,8 +55,8 @@ def make(folder: Path, name: str) -> bytes:
     content[100 * KIB :] = bytes(sum(sizes) - 100 * KIB)
     claim = read_claim(folder)
     assert claim is not None
-    with reshape._Files(folder, claim.shape) as shards:
-        shards.write(0, content)
+    with Files(folder, claim.shape) as shards:
+        shards.write(0, len(content), memoryview(content))
     return bytes(content)
 
 
@@ -63,7 +65,7 @@ def content_of(folder: Path, name: str) -> bytes:
     sizes, stripe = SHAPES[name]
     shape = claim_memory(folder, "demo", sizes, stripe)
     assert {path.name for path in folder.iterdir()} == {"memory.json", *shape.files}
-    with reshape._Files(folder, shape) as shards:
+    with Files(folder, shape) as shards:
         return bytes(shards.read(0, shape.size) or bytes(shape.size))
 
 
@@ -211,8 +213,8 @@ def test_the_first_byte_of_what_goes(tmp_path: Path) -> None:
     make(tmp_path, "linear")
     shape = Shape(*_shape("linear"))
     assert first_byte(tmp_path, shape, 100 * KIB) is None
-    with reshape._Files(tmp_path, shape) as shards:
-        shards.write(101 * KIB, bytearray(b"\1"))
+    with Files(tmp_path, shape) as shards:
+        shards.write(101 * KIB, 1, memoryview(b"\1"))
     assert first_byte(tmp_path, shape, 100 * KIB) == 101 * KIB
     assert first_byte(tmp_path, shape, 101 * KIB + 1) is None
 
@@ -263,3 +265,66 @@ def test_a_claim_is_read_as_it_was_written() -> None:
     left = Claim("demo", Shape((512,), 0), leftover=("shard0.1", "shard1"))
     assert Claim.decode(left.encode()) == left
     assert json.loads(Claim("demo", Shape((512,), 0)).encode()) == {"cluster": "demo", "shards": [512], "stripe": 0}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [*permutations(("linear", "more servers", "tiny stripes", "unequal"), 2), ("unequal", "shorter")]
+)
+def test_a_copy_has_what_is_changed_meanwhile(tmp_path: Path, old: str, new: str) -> None:
+    """Written, and made zero, at any time: before, while and after it is copied, and while nothing runs."""
+    content = bytearray(make(tmp_path, old))
+    claim = read_claim(tmp_path)
+    assert claim is not None
+    before, after = claim.shape, claim.shape.becoming(*_shape(new))
+    work = Reshape(tmp_path, claim, after)
+    copying = work.begin_copying()
+    for server in before.owners:
+        copying.changed_all(server)
+    chance = random.Random(11)
+    marks = [bytearray(-(-size // 4096)) for size in before.shards]
+
+    def change(shards: Files) -> None:
+        """As servers do, which mark the pages."""
+        length = chance.choice([1, 512, 4096, 9 * KIB])
+        start = chance.randrange(before.size - length)
+        data = chance.choice([bytes(length), chance.randbytes(length)])
+        content[start : start + length] = data
+        shards.write(start, length, memoryview(data))
+        for piece in before.layout.split(start, length):
+            pages = range(piece.offset // 4096, (piece.offset + piece.length - 1) // 4096 + 1)
+            marks[piece.server][pages.start : pages.stop] = b"\1" * len(pages)
+
+    with Files(tmp_path, before) as shards:
+        for _ in range(6):
+            while copying.go_on(8 * KIB):
+                change(shards)
+                if chance.random() < 0.5:
+                    break
+            for server, pages in enumerate(marks):
+                copying.changed(server, bytes(pages))
+                pages[:] = bytes(len(pages))
+    for _ in work.end_copying(copying):
+        pass
+    copying.close()
+    assert content_of(tmp_path, new) == cut_to(bytes(content), new)
+
+
+def test_trimmed_pages_become_holes_in_a_copy(tmp_path: Path) -> None:
+    content = make(tmp_path, "linear")
+    claim = read_claim(tmp_path)
+    assert claim is not None
+    work = Reshape(tmp_path, claim, claim.shape.becoming(*_shape("more servers")))
+    copying = work.begin_copying()
+    for again in (False, True):
+        for server in claim.shape.owners:
+            copying.changed_all(server)
+        while copying.go_on():
+            pass
+        if not again:
+            with Files(tmp_path, claim.shape) as shards:
+                shards.write(0, len(content), None)
+    for _ in work.end_copying(copying):
+        pass
+    copying.close()
+    assert not sum(path.stat().st_blocks for path in tmp_path.glob("shard*"))
+    assert content_of(tmp_path, "more servers") == bytes(len(content))

@@ -219,7 +219,8 @@ class RunDirectory:
         """Remove everything but the memory and the lock; nothing that is another's by now."""
         if self._lock_fd is not None and not self.ours:
             return
-        for path in (self.uri, self.control, self.state, self._secret, *self.path.glob("listener-*")):
+        left = (path for kind in ("listener-*", "changes*") for path in self.path.glob(kind))
+        for path in (self.uri, self.control, self.state, self._secret, *left):
             path.unlink(missing_ok=True)
 
     @property

@@ -1,13 +1,15 @@
 """A memory gets another shape: its bytes are moved to other files, or its files are cut or become longer.
 
-Nobody has the files open meanwhile. It is done in steps, each of which can be cut short by the death of this process or
+It is done in steps, each of which can be cut short by the death of this process or
 of the machine, or by a full disk: memory.json (launcher/run/memory.py) says how far it has come, and is on the disk
 before the next step relies on it. From any point it goes on, or back, to the end.
 
     1. memory.json: both shapes, moved 0
     2. the files of the new shape are made, or become longer, or get another name
     3. where bytes move: a stretch is copied, and is on the disk; memory.json: moved so far; its place in the old files
-       is given back, so that hardly more room is needed than before
+       is given back, so that hardly more room is needed than before. Nobody has the files open meanwhile. Or, where
+       there is room for both shapes: all is copied while servers go on in the old files (launcher/run/copying.py), and
+       memory.json goes on saying moved 0, as nothing may rely on the copy before its end
     4. memory.json: the new shape, and what is left over
     5. what is left over is removed, or cut off
     6. memory.json: the new shape
@@ -15,28 +17,21 @@ before the next step relies on it. From any point it goes on, or back, to the en
 
 from __future__ import annotations
 
-import errno
-import mmap
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
+from memcluster.launcher.run.copying import Copying
 from memcluster.launcher.run.memory import Claim, Shape, make_shard, sync, write_claim
+from memcluster.launcher.run.shards import Files
 from memcluster.launcher.run.steps import step
 from memcluster.node.files import open_file
-from memcluster.node.layout import Piece
 
 CHUNK = 4 << 20
 """Bytes that are copied at a time: some 3 ms."""
 STRETCH = 64 << 20
 """Bytes after which is written down how far it has come."""
-PAGE = 4096
-IOV_MAX = 1024
-"""Buffers in one call, at most (Linux)."""
-ZEROES = bytes(PAGE)
 
 
 class Reshape:
@@ -71,6 +66,24 @@ class Reshape:
             if self.moves:
                 yield from self._move(self.claim.shape, self.claim.new)
             self._commit(self.claim.new)
+        self._clean_up()
+
+    def begin_copying(self) -> Copying:
+        """Make the files of the new shape; all of the memory is to be copied there."""
+        new, old = self.claim.new, self.claim.shape
+        assert new is not None
+        self._write(self.claim)
+        self._make_files(old, new)
+        return Copying(self.directory, old, new)
+
+    def end_copying(self, copying: Copying) -> Iterator[None]:
+        """Copy what is left, as nobody has the files open any more, and have the new shape."""
+        assert self.claim.new is not None
+        while copying.go_on():
+            yield
+        copying.sync()
+        step("reshape")
+        self._commit(self.claim.new)
         self._clean_up()
 
     def back(self) -> Iterator[None]:
@@ -110,7 +123,7 @@ class Reshape:
         sync(self.directory)
 
     def _move(self, old: Shape, new: Shape) -> Iterator[None]:
-        with _Files(self.directory, old) as source, _Files(self.directory, new) as target:
+        with Files(self.directory, old) as source, Files(self.directory, new) as target:
             while (done := self.claim.moved) < self.total:
                 end = min(done + STRETCH, self.total)
                 for start in range(done, end, CHUNK):
@@ -123,7 +136,7 @@ class Reshape:
                 source.give_up(done, end)
 
     def _move_back(self, old: Shape, new: Shape) -> Iterator[None]:
-        with _Files(self.directory, new) as source, _Files(self.directory, old) as target:
+        with Files(self.directory, new) as source, Files(self.directory, old) as target:
             while done := self.claim.moved:
                 begin = max(0, done - STRETCH)
                 for start in range(begin, done, CHUNK):
@@ -167,7 +180,7 @@ def finish(directory: Path, claim: Claim, forward: bool) -> Claim:
 
 def first_byte(directory: Path, shape: Shape, begin: int) -> int | None:
     """The address of the first byte from `begin` on that is not zero; None if there is none. Raises OSError."""
-    with _Files(directory, shape) as files:
+    with Files(directory, shape) as files:
         for start in range(begin, shape.size, CHUNK):
             length = min(CHUNK, shape.size - start)
             content = files.read(start, length)
@@ -176,123 +189,8 @@ def first_byte(directory: Path, shape: Shape, begin: int) -> int | None:
     return None
 
 
-class _Files:
-    """The open shards of a shape. To be used in a `with`."""
-
-    def __init__(self, directory: Path, shape: Shape) -> None:
-        self.layout = shape.layout
-        self._stack = ExitStack()
-        self._descriptors: list[int] = []
-        try:
-            for name in shape.files:
-                descriptor = open_file(directory / name, os.O_RDWR)
-                self._stack.callback(os.close, descriptor)
-                self._descriptors.append(descriptor)
-        except OSError:
-            self._stack.close()
-            raise
-
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
-    def read(self, start: int, length: int) -> bytearray | None:
-        """Bytes of the memory; None for a hole."""
-        pieces = self.layout.split(start, length)
-        if all(self._is_hole(piece) for piece in pieces):
-            return None
-        content = bytearray(length)
-        view = memoryview(content)
-        for piece in pieces:
-            offset = piece.offset
-            for first in range(0, len(piece.spans), IOV_MAX):
-                views = [view[begin:end] for begin, end in piece.spans[first : first + IOV_MAX]]
-                offset += _read_all(self._descriptors[piece.server], views, offset)
-        return content
-
-    def write(self, start: int, content: bytearray) -> None:
-        """Pages of zeroes stay the holes that they are."""
-        view = memoryview(content)
-        for piece in self.layout.split(start, len(content)):
-            parts = [view[begin:end] for begin, end in piece.spans]
-            whole = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
-            for begin, end in _used(whole, piece.offset):
-                _write_all(self._descriptors[piece.server], whole[begin:end], piece.offset + begin)
-
-    def sync(self) -> None:
-        for descriptor in self._descriptors:
-            os.fdatasync(descriptor)
-
-    def give_up(self, start: int, end: int) -> None:
-        """Have whole pages of these bytes take no room any more, where the file system can do that."""
-        for piece in self.layout.split(start, end - start, spans=False):
-            first, last = -(-piece.offset // PAGE) * PAGE, (piece.offset + piece.length) // PAGE * PAGE
-            if first >= last:
-                continue
-            with mmap.mmap(self._descriptors[piece.server], 0) as mapped:
-                try:
-                    mapped.madvise(mmap.MADV_REMOVE, first, last - first)
-                except OSError as error:
-                    if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                        raise
-
-    def _is_hole(self, piece: Piece) -> bool:
-        try:
-            found = os.lseek(self._descriptors[piece.server], piece.offset, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # no data behind here
-                return True
-            raise
-        return found >= piece.offset + piece.length
-
-
-def _copy(source: _Files, target: _Files, start: int, end: int) -> None:
-    content = source.read(start, end - start)
-    if content is not None:
-        target.write(start, content)
-
-
-def _used(content: memoryview, offset: int) -> Iterator[tuple[int, int]]:
-    """[begin, end) of the runs of pages, as they lie in a file where the content begins at `offset`, that are not all
-    zeroes."""
-    begin = None
-    position = 0
-    while position < len(content):
-        end = min(len(content), position + PAGE - (offset + position) % PAGE)
-        if content[position:end] != ZEROES[: end - position]:
-            begin = position if begin is None else begin
-        elif begin is not None:
-            yield begin, position
-            begin = None
-        position = end
-    if begin is not None:
-        yield begin, position
-
-
-def _read_all(descriptor: int, views: list[memoryview], offset: int) -> int:
-    """Fill the buffers from there on; returns how many bytes that were."""
-    total = sum(map(len, views))
-    done = 0
-    while views:
-        count = os.preadv(descriptor, views, offset + done)
-        if not count:
-            raise OSError(errno.EIO, "a shard ends too early")
-        done += count
-        while views and count >= len(views[0]):
-            count -= len(views.pop(0))
-        if count:
-            views[0] = views[0][count:]
-    return total
-
-
-def _write_all(descriptor: int, content: memoryview, offset: int) -> None:
-    while content:
-        count = os.pwrite(descriptor, content, offset)
-        content, offset = content[count:], offset + count
+def _copy(source: Files, target: Files, start: int, end: int) -> None:
+    target.write(start, end - start, source.read(start, end - start))
 
 
 def _resize(path: Path, size: int) -> None:

@@ -6,6 +6,7 @@ might be made worse. Everything that can fail is tried before anything is change
 What running nodes can be told is an order over their control channel, which they acknowledge; before that the specs are
 changed, so a node that dies instead of answering has taken the settings, too, when it is back. The rest takes every
 node a new start: the cluster stops as it always does, keeps its sockets and its memory, and starts as the other one.
+Bytes that have to go to other shards are copied there before, while it serves, if there is room for both.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from memcluster.launcher.clusterfile.difference import Change, How, differences
 from memcluster.launcher.clusterfile.settings import ClusterConfig
 from memcluster.launcher.clusterfile.written import dump
 from memcluster.launcher.run.directory import RunDirectory
-from memcluster.launcher.run.memory import Shape
+from memcluster.launcher.run.memory import MemoryMismatch, Shape
 from memcluster.launcher.supervision import sockets
 from memcluster.launcher.supervision.changeover import lost_by
 from memcluster.launcher.supervision.child import Child
 from memcluster.launcher.supervision.lifecycle import Lifecycle, Phase, State
 from memcluster.launcher.supervision.makeup import Makeup
+from memcluster.launcher.supervision.moving import no_room_for_both
 from memcluster.launcher.supervision.orders import Apply
 from memcluster.launcher.supervision.places import listening
 from memcluster.launcher.supervision.succession import Succession, prepare
@@ -42,8 +44,9 @@ class Cluster(Protocol):
     @property
     def problems(self) -> list[str]: ...
     def child(self, name: str) -> Child | None: ...
-    def give_way(self, succession: Succession) -> None:
-        """Stop, and start as the other cluster; `running` or `called_off` will be said of that."""
+    def give_way(self, succession: Succession, *, live: bool, rate: int | None) -> None:
+        """Stop, and start as the other cluster; `running` or `called_off` will be said of that. `live`: bytes are
+        copied before, at most `rate` a second. Raises OSError, MemoryMismatch, and then nothing has changed."""
 
     def settled(self, stamp: str, keys: list[str]) -> None:
         """Every node goes by what the makeup has; these keys were others before."""
@@ -66,6 +69,7 @@ class Applying:
         self._order: Apply | None = None  # while every node is started anew
         self._keys: list[str] = []
         self._problem = ""  # why it goes back
+        self._note: dict[str, str] = {}  # what else there is to say
         self._answer: Answer = lambda _: None
 
     def begin(self, order: Apply, answer: Answer) -> None:
@@ -109,7 +113,7 @@ class Applying:
             return
         order, self._order = self._order, None
         self._cluster.settled(order.stamp, self._keys)
-        self._answer({"applied": self._keys})
+        self._answer({"applied": self._keys} | self._note)
 
     def called_off(self, why: str) -> None:
         """It will not be the other cluster."""
@@ -121,7 +125,7 @@ class Applying:
         """What differs. Raises CannotApply."""
         cluster = self._cluster
         if self._order is not None:
-            raise CannotApply("another apply is under way: every node is being started anew", EXIT_IN_USE)
+            raise CannotApply("another apply is under way: its bytes are moved, or nodes started anew", EXIT_IN_USE)
         if self._waiting:
             names = ", ".join(sorted(self._waiting))
             sentence = f"another apply is under way: {names} has not answered yet"
@@ -179,21 +183,39 @@ class Applying:
         except sockets.CannotListen as error:
             code = EXIT_IN_USE if isinstance(error, sockets.AddressTaken) else EXIT_ERROR
             raise CannotApply(f"{error}\nnothing was changed", code) from error
+        moves = cluster.makeup.shape.kept_in(succession.shape) is None
+        short = self._no_room() if moves else ""
+        note = {"note": f"{short}: the bytes are moved in one pause"} if short else {}
         problem = "" if order.discard else self._lost_by(succession.shape)
+        if short and order.rate is not None:
+            problem = f"{short}, so that they are moved in one pause, which a rate would only make longer"
         if problem or order.dry:
             succession.call_off()
         if problem:
             raise CannotApply(f"{problem}\nnothing was changed")
         if order.dry:
-            answer({"applied": keys})
+            answer({"applied": keys} | note)
             return
-        self._order, self._keys, self._answer, self._problem = order, keys, answer, ""
-        cluster.give_way(succession)
+        self._order, self._keys, self._answer, self._problem, self._note = order, keys, answer, "", note
+        try:
+            cluster.give_way(succession, live=moves and not short, rate=order.rate)
+        except (OSError, MemoryMismatch) as error:
+            self._order = None
+            succession.call_off()
+            raise CannotApply(f"{error}\nnothing was changed") from error
 
     def _lost_by(self, shape: Shape) -> str:
         makeup = self._cluster.makeup
         try:
             return lost_by(makeup.shards[0].parent, makeup.shape, shape)
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}"
+
+    def _no_room(self) -> str:
+        """For the bytes in both shapes."""
+        makeup = self._cluster.makeup
+        try:
+            return no_room_for_both(makeup.shards, on_disk=makeup.config.storage is not None)
         except OSError as error:
             return f"{error.filename}: {error.strerror}"
 

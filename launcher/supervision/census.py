@@ -31,7 +31,11 @@ class Cluster(Protocol):
 
     @property
     def applying(self) -> dict[str, Any] | None:
-        """How far the bytes are moved, while every node is started anew."""
+        """How far the bytes are moved, until every node has been started anew."""
+
+    @property
+    def moves_live(self) -> bool:
+        """Every server serves meanwhile."""
 
     def faults(self) -> list[dict[str, Any]]: ...
 
@@ -80,7 +84,7 @@ class Census:
         nodes = [self._node(name, counters.get(name, {})) for name in cluster.lifecycle.nodes]
         state = cluster.lifecycle.health
         unwell = cluster.problems or not all(node["ready"] for node in nodes)  # the lifecycle asks nobody
-        if cluster.applying is not None:
+        if cluster.applying is not None and not cluster.moves_live:
             state = "applying"
         elif state == "running" and unwell:
             state = "degraded"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from memcluster.launcher.run.copying import Copying
 from memcluster.launcher.run.memory import MemoryMismatch, Shape, read_claim
 from memcluster.launcher.run.reshape import Reshape, first_byte
 from memcluster.node.transport.loop import Loop
@@ -19,7 +20,7 @@ OFTEN: Final = 0.1
 class Changeover:
     """`tell(progress)` is called now and then while bytes are moved. `done(problem)` is called once: without a problem
     the memory has the new shape; with one it has the old shape again. `stuck(problem)` is called instead when it can
-    have neither now: the next `up` goes on."""
+    have neither now: the next `up` goes on. `begun` is what has been copied while servers served, all but a rest."""
 
     def __init__(
         self,
@@ -31,6 +32,7 @@ class Changeover:
         tell: Callable[[dict[str, Any]], None],
         done: Callable[[str], None],
         stuck: Callable[[str], None],
+        begun: tuple[Reshape, Copying] | None = None,
     ) -> None:
         self._loop = loop
         self._directory = directory
@@ -40,23 +42,32 @@ class Changeover:
         self._done = done
         self._stuck = stuck
         self._reshape: Reshape | None = None
+        self._copying: Copying | None = None
+        if begun is not None:
+            self._reshape, self._copying = begun
         self._steps: Iterator[None] = iter(())
         self._problem = ""
         self._over = False
         self._began = self._told = time.monotonic()
 
     def start(self) -> None:
+        reshape = self._reshape
         try:
-            claim = read_claim(self._directory)
-            assert claim is not None
-            if not self._discard and (problem := lost_by(self._directory, claim.shape, self._new)):
-                self._end(problem)
-                return
+            if reshape is None:
+                claim = read_claim(self._directory)
+                assert claim is not None
+                reshape = Reshape(self._directory, claim, None if claim.shape == self._new else self._new)
+            problem = "" if self._discard else lost_by(self._directory, reshape.claim.shape, self._new)
         except (OSError, MemoryMismatch) as error:
-            self._end(str(error))
+            problem = str(error)
+        if problem and self._copying is None:
+            self._end(problem)
             return
-        self._reshape = Reshape(self._directory, claim, None if claim.shape == self._new else self._new)
-        self._steps = self._reshape.forward()
+        assert reshape is not None
+        self._reshape = reshape
+        self._steps = reshape.forward() if self._copying is None else reshape.end_copying(self._copying)
+        if problem:
+            self.abort(problem)
         self._turn()
 
     def abort(self, why: str) -> bool:
@@ -78,7 +89,8 @@ class Changeover:
         if reshape is None or not reshape.moves:
             return {}
         seconds = round(time.monotonic() - self._began, 3)
-        return {"moved": reshape.moved, "total": reshape.total, "back": bool(self._problem), "seconds": seconds}
+        moved = reshape.moved if self._copying is None else self._copying.total - self._copying.due
+        return {"moved": moved, "total": reshape.total, "back": bool(self._problem), "seconds": seconds}
 
     def _turn(self) -> None:
         if self._over:
@@ -100,15 +112,20 @@ class Changeover:
         if self._reshape.claim.new is None:  # all but some rubbish is done
             self._end("")
         elif self._problem:
-            self._over = True
+            self._close()
             self._stuck(f"{self._problem}; and it cannot go back: {why}")
         else:
             self.abort(why)
             self._loop.soon(self._turn)
 
     def _end(self, problem: str) -> None:
-        self._over = True
+        self._close()
         self._done(problem)
+
+    def _close(self) -> None:
+        self._over = True
+        if self._copying is not None:
+            self._copying.close()
 
 
 def lost_by(directory: Path, old: Shape, new: Shape) -> str:

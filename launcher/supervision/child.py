@@ -78,6 +78,11 @@ class Child:
     def __repr__(self) -> str:
         return f"<Child {self.spec.name} {self.identity}>"
 
+    @property
+    def alive(self) -> bool:
+        """It has not been seen to end."""
+        return self._pidfd is not None
+
     def tell(self, head: dict[str, Any]) -> None:
         """Send a word that needs no answer."""
         self.channel.send(head)

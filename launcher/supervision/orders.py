@@ -73,6 +73,8 @@ class Apply:
     stamp: str
     dry: bool
     """Only say whether it can be done."""
+    rate: int | None = None
+    """Bytes a second that are moved, at most."""
     discard: bool = False
     """What lies in the part of the memory that goes may be lost."""
 
@@ -108,6 +110,10 @@ def _is_span(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST_SECONDS
 
 
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 63
+
+
 def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
@@ -120,6 +126,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stamp": (lambda value: isinstance(value, str), "a text"),
     "dry": (lambda value: isinstance(value, bool), "true or false"),
     "discard": (lambda value: isinstance(value, bool), "true or false"),
+    "rate": (lambda value: value is None or _is_rate(value), "bytes a second, or null"),
     "drain": (lambda value: isinstance(value, bool), "true or false"),
     "timeout": (lambda value: value is None or _is_span(value), "seconds, or null"),
     "kind": (lambda value: value in get_args(FaultKind), f"one of {', '.join(get_args(FaultKind))}"),

@@ -1,5 +1,6 @@
-"""One cluster takes the place of another under the same supervisor: the one stops, the memory gets the shape of the
-other, the other starts. Until the memory has that shape there is a way back."""
+"""One cluster takes the place of another under the same supervisor: bytes that have to go elsewhere are copied there
+while the one serves on; it stops, the memory gets the shape of the other, the other starts. Until the memory has that
+shape there is a way back."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from memcluster.launcher.supervision import sockets
 from memcluster.launcher.supervision.applying import Applying
 from memcluster.launcher.supervision.changeover import Changeover
-from memcluster.launcher.supervision.makeup import Makeup
+from memcluster.launcher.supervision.moving import Cluster as MovesBytes
+from memcluster.launcher.supervision.moving import Move
 from memcluster.launcher.supervision.succession import Succession
-from memcluster.node.transport.loop import Loop
 
 if TYPE_CHECKING:
     import socket
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
 CALLED_OFF = "called off by `apply --abort`"
 
 
-class Cluster(Protocol):
-    """What is asked of the supervisor, whose nodes have all stopped."""
+class Cluster(MovesBytes, Protocol):
+    """What is asked of the supervisor."""
 
-    loop: Loop
-    makeup: Makeup
+    def stop_for_another(self) -> None:
+        """Stop every node, and call `go_on` when they are gone."""
+
+    def abandoned(self) -> None:
+        """No node was stopped, and none will be."""
 
     def start_as(
         self, config: ClusterConfig, places: Sequence[Place], listeners: Sequence[socket.socket], shape: Shape
@@ -45,12 +49,45 @@ class Replacing:
         self._cluster = cluster
         self._applying = applying
         self.wanted: Succession | None = None
+        self._coming: Succession | None = None  # while bytes are copied before that
+        self.move: Move | None = None
         self._changeover: Changeover | None = None
         self._called_off = ""
 
-    def begin(self, succession: Succession) -> None:
-        """Everything is about to stop for this."""
-        self.wanted, self._called_off = succession, ""
+    def begin(self, succession: Succession, *, live: bool, rate: int | None) -> None:
+        """Stop everything for this, at once, or (`live`) when bytes have been copied, at most `rate` a second. Raises
+        OSError, MemoryMismatch."""
+        self._called_off = ""
+        if not live:
+            self._stop_for(succession)
+            return
+        self.move = Move(
+            self._cluster,
+            succession.shape,
+            rate=rate,
+            tell=self._applying.tell,
+            ready=lambda: self._stop_for(succession),
+            failed=self._not_now,
+        )
+        self._coming = succession
+        try:
+            self.move.start()
+        except Exception:
+            self.move = self._coming = None
+            raise
+
+    def _stop_for(self, succession: Succession) -> None:
+        self.wanted, self._coming = succession, None
+        self._cluster.stop_for_another()
+
+    def _not_now(self, why: str) -> None:
+        """Bytes cannot be copied: nothing has stopped."""
+        assert self._coming is not None
+        self._coming.call_off()
+        self.move = self._coming = None
+        self._cluster.note("move_aborted", "server0", 0)
+        self._cluster.abandoned()
+        self._applying.called_off(f"{why}\nnothing was changed")
 
     def word(self, mode: str) -> str:
         """What a node is told that is to stop: who is connected may come back to the other cluster."""
@@ -58,10 +95,20 @@ class Replacing:
 
     def told(self) -> dict[str, Any]:
         """How far the bytes are moved."""
-        return {} if self._changeover is None else self._changeover.told()
+        if self._changeover is not None:
+            return self._changeover.told()
+        return {} if self.move is None else self.move.told()
+
+    @property
+    def live(self) -> bool:
+        """Bytes are copied, and every server serves."""
+        return self._coming is not None
 
     def abort(self) -> bool:
         """Go back, if that is possible."""
+        if self.move is not None and self._coming is not None:
+            self._not_now(f"{CALLED_OFF}{self.move.drop()}")
+            return True
         if self.wanted is None:
             return False
         if self._changeover is not None:
@@ -71,9 +118,13 @@ class Replacing:
 
     def cancel(self) -> None:
         """The stop is for good; a change of the memory that is under way is left to the next `up`."""
-        if self.wanted is not None:
-            self.wanted.call_off()
-            self.wanted = None
+        for succession in (self.wanted, self._coming):
+            if succession is not None:
+                succession.call_off()
+        self.wanted = self._coming = None
+        if self.move is not None:
+            self.move.cancel()
+            self.move = None
         if self._changeover is not None:
             self._changeover.cancel()
 
@@ -81,8 +132,9 @@ class Replacing:
         """Everything has stopped: have the memory ready for the other one."""
         cluster = self._cluster
         assert self.wanted is not None
+        move, self.move = self.move, None
         if self._called_off:
-            self._done(self._called_off)
+            self._done(self._called_off + (move.drop() if move is not None else ""))
             return
         self._changeover = Changeover(
             cluster.loop,
@@ -92,6 +144,7 @@ class Replacing:
             tell=self._applying.tell,
             done=self._done,
             stuck=cluster.stuck,
+            begun=None if move is None else move.finish(),
         )
         self._changeover.start()
 
@@ -105,6 +158,7 @@ class Replacing:
             self._applying.going_back(problem)
             old = cluster.makeup
             cluster.start_as(old.config, old.places, old.listeners, old.shape)
+            cluster.note("move_aborted", "server0", 0)
         else:
             for sock in to.retired:
                 sockets.release(sock)

@@ -160,10 +160,15 @@ class Supervisor:
 
     @property
     def applying(self) -> dict[str, Any] | None:
-        """How far the bytes are moved, while every node is started anew."""
+        """How far the bytes are moved, until every node has been started anew."""
         if not self._applying.under_way:
             return None
         return self._replacing.told()
+
+    @property
+    def moves_live(self) -> bool:
+        """Every server serves meanwhile."""
+        return self._replacing.live
 
     @property
     def problems(self) -> list[str]:
@@ -268,6 +273,8 @@ class Supervisor:
             refusal.pause()
         child = Child(self.loop, self.makeup.next_life(name), self.makeup.given(name), self._told, self._gone)
         self.children[name] = child
+        if self._replacing.move is not None:
+            self._replacing.move.started(name)
         self._recorder.due()
 
     def _refuse(self, name: str) -> None:
@@ -338,6 +345,8 @@ class Supervisor:
             self.note("restarted", name, node.restarts)
         for event in self._notes.pop(name, ()):
             self.children[name].tell(event)
+        if self._replacing.move is not None:
+            self._replacing.move.serving(name)
 
     def _hung(self, name: str, how: str) -> None:
         self._do(self.lifecycle.hung(name, how, self._now()))
@@ -383,12 +392,19 @@ class Supervisor:
 
     # -- what apply needs --------------------------------------------------------------------------------------------
 
-    def give_way(self, succession: Succession) -> None:
-        """Stop, and be another cluster then."""
-        self._replacing.begin(succession)
+    def give_way(self, succession: Succession, *, live: bool, rate: int | None) -> None:
+        """Stop, and be another cluster then; `live`: when bytes have been copied. Raises OSError, MemoryMismatch."""
+        self._replacing.begin(succession, live=live, rate=rate)
+
+    def stop_for_another(self) -> None:
+        """Stop every node; Replacing goes on then."""
         self._faults.heal()
         self.lifecycle.leave_log()
         self._do(self.lifecycle.stop("now", None, self._now()))
+
+    def abandoned(self) -> None:
+        """No node was stopped, and none will be."""
+        self._tell({"event": "abandoned"})
 
     def start_as(
         self, config: ClusterConfig, places: Sequence[Place], listeners: Sequence[socket.socket], shape: Shape

@@ -72,6 +72,10 @@ class Event(IntEnum):
     HANGING = 20  # on purpose, for how many ms; 0: until its supervisor finds out
     LOG_DAMAGED = 21  # how many of its files were cut short, or were no segments of it (any more)
     APPLIED = 22  # how many keys of cluster.yaml hold otherwise from now on
+    MOVE_BEGUN = 23  # bytes that are to go to other shards
+    MOVE_ROUND = 24  # bytes that were changed meanwhile, and are copied again
+    MOVE_SWITCHED = 25  # bytes that are copied while nothing runs
+    MOVE_ABORTED = 26
 
 
 TROUBLE = frozenset(

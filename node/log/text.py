@@ -146,6 +146,12 @@ def _meaning(operation: int, value: int, of_logger: bool) -> str:
             return f"{value} records lost"
         case Event.APPLIED:
             return f"{value} key{'s' if value > 1 else ''} of cluster.yaml"
+        case Event.MOVE_BEGUN:
+            return f"{value} bytes go to other shards"
+        case Event.MOVE_ROUND:
+            return f"{value} bytes were changed meanwhile"
+        case Event.MOVE_SWITCHED:
+            return f"{value} bytes are copied while nothing runs"
         case Event.LOG_DAMAGED:
             return f"{value} file{'s' if value > 1 else ''} of its log"
         case _:

@@ -22,15 +22,18 @@ class Landing:
         self._loop = loop
         self._take = take
         self._sender: Connection | None = None
+        self.place = (0, 0)
+        """Where in the shard what is being received goes, and its bytes: none while nothing is."""
         self._held: list[Connection] = []
         self._timer: Timer | None = None
 
     def __repr__(self) -> str:
         return f"<Landing of {self._sender}, {len(self._held)} wait>"
 
-    def begin(self, sender: Connection) -> None:
+    def begin(self, sender: Connection, offset: int, length: int) -> None:
         """This client's payload is being received straight into the shard from now on."""
         self._sender = sender
+        self.place = offset, length
 
     def came_in(self, newcomer: Connection) -> None:
         """The client may look at the memory from now on."""
@@ -49,6 +52,7 @@ class Landing:
     def end(self) -> None:
         """The payload is where it belongs, or is given up."""
         self._sender = None
+        self.place = 0, 0
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -21,8 +21,8 @@ from memcluster.node.files import open_file
 from memcluster.node.layout import MAX_EXTENTS
 from memcluster.node.nbd.wire import Buffer, Status
 from memcluster.node.nbd.zeroes import ZEROES
+from memcluster.node.serving.changes import PAGE, Changes
 
-PAGE: Final = 4096
 SPARSE: Final = 16
 """Pages of a hole beside data that are worth being told of as a hole; fewer are read as zeroes."""
 
@@ -62,7 +62,9 @@ class Shard:
         self._view = memoryview(self._map)
         self._pages = _find_data(self._fd, size)
         self.readers: set[Any] = set()
-        """Streams that have sent a part of what was lent: told once to `settle`, before the bytes change."""
+        """Streams that have sent a part of what was lent: told once to `settle`, before the bytes change. While changes
+        are watched the set is never empty, so that a change looks here alone."""
+        self._changes: Changes | None = None
 
     def __repr__(self) -> str:
         return f"<Shard {self.path} {self.size} bytes, {self._pages.count(1)} of {len(self._pages)} pages in use>"
@@ -119,7 +121,7 @@ class Shard:
     def room(self, offset: int, length: int) -> memoryview:
         """The bytes themselves, to be written to. Raises OSError when there is no room for them."""
         if self.readers:
-            self._settle()
+            self._settle(offset, length)
         first, last = offset // PAGE, (offset + length - 1) // PAGE + 1
         if not self._pages[first] or (last - first > 1 and self._pages.find(0, first, last) >= 0):
             start = first * PAGE
@@ -129,9 +131,9 @@ class Shard:
 
     def write(self, offset: int, data: Buffer) -> None:
         """Raises OSError when there is no room."""
-        if self.readers:
-            self._settle()
         length = len(data)
+        if self.readers:
+            self._settle(offset, length)
         first, last = offset // PAGE, (offset + length - 1) // PAGE + 1
         if last - first == 1 and self._pages[first]:  # most writes are of one page that has room: 50 ns less
             self._view[offset : offset + length] = data
@@ -141,7 +143,7 @@ class Shard:
     def zero(self, offset: int, length: int, *, keep: bool = False) -> None:
         """Make the bytes zero. Whole pages become holes, unless they are to `keep` their room."""
         if self.readers:
-            self._settle()
+            self._settle(offset, length)
         end = offset + length
         if not keep:
             first, last = -(-offset // PAGE), (end if end == self.size else end // PAGE * PAGE)
@@ -174,16 +176,30 @@ class Shard:
                 break
         return extents
 
+    def watch(self, changes: Changes | None) -> None:
+        """Mark there what is changed from now on; None: nowhere."""
+        if self._changes is not None:
+            self.readers.discard(self._changes)
+            self._changes.close()
+        self._changes = changes
+        if changes is not None:
+            self.readers.add(changes)
+
     def close(self) -> None:
         """Unmap the shard; the file stays."""
         self._view.release()
         self._map.close()
         os.close(self._fd)
 
-    def _settle(self) -> None:
+    def _settle(self, offset: int, length: int) -> None:
+        """These bytes are about to change."""
         readers, self.readers = self.readers, set()
         for reader in readers:
             reader.settle()
+        if self._changes is not None:
+            self.readers.add(self._changes)
+            if length:
+                self._changes.mark(offset, length)
 
     def _runs(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
         """(start, end, holds data) of the runs of like pages, in order; each is looked for when it is asked for."""

@@ -23,6 +23,7 @@ from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
 from memcluster.node.nbd.wire import OWNER, Buffer, Error, Rep, TransmissionFlag
 from memcluster.node.serving.admission import SAMPLE, Admission, Usage, look_at_the_machine
 from memcluster.node.serving.budget import Budget
+from memcluster.node.serving.changes import Changes
 from memcluster.node.serving.connection import Connection, Route
 from memcluster.node.serving.exports import ClientExports
 from memcluster.node.serving.keeper import BLOCK_STATUS, FUA, READ, REQ_ONE, WRITE, ZEROING, Keeper
@@ -101,6 +102,7 @@ class Server(Keeper):
         """Grows with every batch of a client's requests that may change something, where there are other clients."""
         self._guests = 0  # clients with an export open
         self._landing = Landing(loop, self.pool.take)
+        self._marks: Changes | None = None
         self.draining = False
         """No new client is let in."""
         self.stopping = False
@@ -219,12 +221,40 @@ class Server(Keeper):
         self._check_drained()
 
     def command(self, head: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
-        """A word from the supervisor: {"do": "event"}, to be written into the log, or one for some roles only."""
-        if head.get("do") == "event":
-            event, about = Event[head["event"].upper()], subject_of(head["about"])
-            self.log.event(event, about, value=head["value"], start=head["time_ns"])
-            return
-        answer({"error": f"{self.spec.name} does not understand {head.get('do')!r}"})
+        """A word from the supervisor: {"do": "event"}, to be written into the log; {"do": "watch"}, to mark in a file
+        which pages of the shard are changed, {"do": "turn"}, in its other half, and {"do": "unwatch"}; or one for some
+        roles only."""
+        match head.get("do"):
+            case "event":
+                event, about = Event[head["event"].upper()], subject_of(head["about"])
+                self.log.event(event, about, value=head["value"], start=head["time_ns"])
+            case "watch":
+                answer(self._watch(head["path"]))
+            case "turn":
+                if self._marks is not None:
+                    self._marks.turn()
+                    self._mark_landing()
+                answer({})
+            case "unwatch":
+                self._marks = None
+                self.shard.watch(None)
+            case other:
+                answer({"error": f"{self.spec.name} does not understand {other!r}"})
+
+    def _watch(self, path: str) -> dict[str, Any]:
+        try:
+            self._marks = Changes(path, self.shard.size)
+        except (OSError, ValueError) as error:
+            return {"error": f"{path}: {error}"}
+        self.shard.watch(self._marks)
+        self._mark_landing()
+        return {}
+
+    def _mark_landing(self) -> None:
+        """What is being received into the shard right now changes it in this turn of the loop, and in later ones."""
+        offset, length = self._landing.place
+        if length and self._marks is not None:
+            self._marks.mark(offset, length)
 
     def cut(self, peer: str, cut: bool) -> None:
         """Cut the link to another node, or give it back; this server may have none."""
@@ -541,7 +571,7 @@ class Server(Keeper):
             self.refuse(request, error)
             return None
         request.placed = True
-        self._landing.begin(connection)
+        self._landing.begin(connection, offset, request.length)
         return room
 
 
