@@ -14,7 +14,7 @@ import click
 
 from bench.chaos.report import Report
 from bench.chaos.run import LOGS, Options, replay, run
-from bench.chaos.schedule import WEIGHTS, Fault, plan
+from bench.chaos.schedule import RESHAPE, WEIGHTS, Fault, plan
 from bench.chaos.sweep import sweep, table
 from memcluster.client.units import parse_duration
 from memcluster.node import topology as topologies
@@ -42,6 +42,7 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, text: str) ->
 @click.option("--rate", type=click.FloatRange(1), default=250.0, show_default=True, help="Operations a second of each.")
 @click.option("--every", type=click.FloatRange(0.05), default=1.0, show_default=True, help="Seconds between faults.")
 @click.option("--only", type=click.Choice(list(WEIGHTS)), multiple=True, help="These faults alone; may be given again.")
+@click.option("--reshape", is_flag=True, help="The memory gets another shape now and then.")
 @click.option("--no-real", is_flag=True, help="Without fio and nbdcopy.")
 @click.option("--keep", is_flag=True, help="Keep the folder of a run that went well, too.")
 @click.option("--replay", "earlier", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
@@ -66,6 +67,7 @@ def main(
     rate: float,
     every: float,
     only: tuple[str, ...],
+    reshape: bool,
     no_real: bool,
     keep: bool,
     earlier: Path | None,
@@ -76,7 +78,7 @@ def main(
 ) -> None:
     """Break a cluster under verified load, and tell what became of the bytes and of the log."""
     if seeds is not None:
-        words = ["--for", f"{seconds}s", "--every", f"{every}", *["--no-real"] * no_real]
+        words = ["--for", f"{seconds}s", "--every", f"{every}", *["--no-real"] * no_real, *["--reshape"] * reshape]
         words += [word for kind in only for word in ("--only", kind)]
         rows = sweep(range(seed, seed + seeds), words, jobs, lambda text: click.echo(text, err=True), links)
         click.echo("\n".join(table(rows)))
@@ -90,12 +92,14 @@ def main(
         links = links or "copy"
         storage = "data" if storage == "directory" else storage
         options = Options(
-            seed, seconds, servers, layout, fan_out, storage, clients, rate, not no_real, topology, memory, logs, links
-        )
+            seed, seconds, servers, layout, fan_out, storage, clients, rate, not no_real, topology, memory, logs, links,
+            reshape,
+        )  # fmt: skip
         shape = topologies.load(topology)
         processes = servers + shape.dispatches
         linked = bool(shape.links(processes))
-        schedule = plan(seed, seconds, processes, every, linked=linked, only=only or WEIGHTS)
+        weights = RESHAPE if reshape else WEIGHTS
+        schedule = plan(seed, seconds, processes, every, linked=linked, only=only or weights, weights=weights)
     sys.exit(_run(options, schedule, keep=keep, figures=figures))
 
 

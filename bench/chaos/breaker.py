@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 from bench.chaos.schedule import Fault
 from bench.chaos.subject import Subject
+from memcluster.client.console import EXIT_DEGRADED
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.leftovers import wait_gone
 
@@ -26,23 +28,27 @@ COMES_WITHIN = 5.0
 STEPS, STEP, REST = 30, 0.01, 0.06
 """How a server goes on that was stopped in the middle of a zeroing: seconds that it runs, and does not."""
 COMMAND_PATIENCE = 15.0
+RATES = ("", "24MiB", "48MiB")
 UP_AGAIN = "up again"
 
 
 class Breaker:
     """`done` has a line for each fault: when it was, and what became of it."""
 
-    def __init__(self, subject: Subject, asked: Pipe) -> None:
+    def __init__(self, subject: Subject, asked: Pipe, seed: int) -> None:
         self.kills: Counter[str] = Counter()
         self.others: Counter[str] = Counter()
         self.done: list[dict[str, Any]] = []
         self.failed_ups = 0
         self.deaths_unasked: list[str] = []
         """Times at which the supervisor was dead although nobody had killed it."""
+        self.reshapes = False
+        """The memory gets other shapes meanwhile."""
         self.unserved: list[str] = []
         """What was not served while a server that it does not need had failed."""
         self._subject = subject
         self._asked = asked
+        self._rng = random.Random(f"breaker {seed}")
         self._paused: dict[str, Identity] = {}
         self._commands: list[tuple[Fault, subprocess.Popen[bytes]]] = []
 
@@ -92,6 +98,8 @@ class Breaker:
             return self._crowd(fault.target)
         if fault.kind == "zeroes":
             return self._zeroes(fault.target)
+        if fault.kind == "reshape":
+            return self._reshape(fault)
         if fault.kind == "fail":
             return self._fail(fault.target)
         words = ["fault", fault.kind, fault.target, "--for", f"{fault.span:g}s"]
@@ -184,6 +192,20 @@ class Breaker:
             aside.rename(shard)
             self._subject.command("fault", "resume", target)
 
+    def _reshape(self, fault: Fault) -> str:
+        """Have the memory get another shape, while all else goes on; or have it go back on the way."""
+        if any(other.kind == "reshape" for other, _ in self._commands):
+            if fault.target == "forward":
+                return "one is under way"
+            self._commands.append((fault._replace(kind="abort"), self._subject.begin("apply", "--abort")))
+            return "asked to go back"
+        self._subject.write_shape(self._rng)
+        self._subject.write_other_shape()
+        rate = RATES[int(fault.span * 1000) % len(RATES)]
+        words = ["apply", "--yes", "--timeout", "120s", *(["--rate", rate] if rate else [])]
+        self._commands.append((fault, self._subject.begin(*words)))
+        return f"asked, rate {rate}"
+
     @staticmethod
     def _wait_for(fact: Callable[[], bool], seconds: float) -> bool:
         """Nobody tells of these: they are looked for."""
@@ -197,13 +219,21 @@ class Breaker:
     def _up(self, dead: Identity) -> None:
         self._paused.pop("supervisor", None)
         wait_gone([dead], COMMAND_PATIENCE)
+        self._begin_anew()
         self.failed_ups += self._subject.up()
+
+    def _begin_anew(self) -> None:
+        """A file that fits the memory, whatever a change of its shape has come to."""
+        if self.reshapes:
+            self._reap(COMMAND_PATIENCE)
+            self._subject.write_shape(self._rng)
 
     def _see_that_it_lives(self, at: float) -> None:
         """Start the cluster again if its supervisor has died by itself: the load is to go on."""
         record = self._subject.record()
         if record is None or not record.supervisor.alive:
             self.deaths_unasked.append(f"{at:.3f} s")
+            self._begin_anew()
             self.failed_ups += self._subject.up()
 
     def _find(self, target: str) -> Identity | None:
@@ -217,6 +247,7 @@ class Breaker:
     def _reap(self, seconds: float) -> None:
         """Take note of the commands that have ended; those that are late are ended."""
         left = []
+        again: Fault | None = None
         for fault, process in self._commands:
             try:
                 _, said = process.communicate(timeout=seconds)
@@ -226,6 +257,12 @@ class Breaker:
                     continue
                 process.kill()
                 _, said = process.communicate()
+            if fault.kind in ("reshape", "abort"):
+                self.others[fault.kind if not process.returncode else f"{fault.kind}, refused or cut short"] += 1
+            if fault.kind == "reshape" and process.returncode == EXIT_DEGRADED:
+                again = fault
             if process.returncode:
                 self.done.append(fault._asdict() | {"failed": said.decode(errors="replace").strip()})
         self._commands = left
+        if again is not None and not seconds:  # something was broken at that moment
+            self._reshape(again)

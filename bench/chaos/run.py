@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import platform
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.connection import Connection as Pipe
@@ -23,7 +24,7 @@ from bench.chaos.places import Places, Region, choose
 from bench.chaos.realclients import Copy, Fio, RealClient
 from bench.chaos.report import Report
 from bench.chaos.schedule import Fault
-from bench.chaos.subject import STRIPE, NotUp, Subject
+from bench.chaos.subject import FIRST, OTHER, STRIPE, NotUp, Subject
 from memcluster.launcher.clusterfile import config
 from memcluster.node import topology
 from memcluster.node.layout import Layout, make_layout
@@ -63,13 +64,16 @@ class Options:
     logs: str = "all"
     """`all` is kept, or what `LOGS` says: then the log is in small blocks."""
     links: str = "copy"
+    reshape: bool = False
+    """The memory gets other shapes meanwhile. Then nobody looks at one server's part alone, and where pieces stand in
+    the log is not checked."""
 
     @property
     def title(self) -> str:
         return (
             f"seed {self.seed}, {self.seconds:g} s, {self.topology}, {self.servers} servers, {self.layout}, "
             f"{self.fan_out}, links {self.links}, {self.memory} MiB of storage {self.storage}, logs {self.logs}, "
-            f"{self.clients} clients of {self.rate:g} operations a second"
+            f"{self.clients} clients of {self.rate:g} operations a second{', reshaped' * self.reshape}"
         )
 
     @property
@@ -95,7 +99,8 @@ def run(options: Options, schedule: list[Fault], folder: Path, end: Event, tell:
     report = Report(options.title)
     subject = Subject(folder, options.shape, options.servers, options.memory << 20, **options.keys)
     asked, asking = multiprocessing.Pipe()
-    report.breaker = breaker = Breaker(subject, asking)
+    report.breaker = breaker = Breaker(subject, asking, options.seed)
+    breaker.reshapes = options.reshape
     (folder / "schedule.json").write_text(json.dumps(schedule))
     history = folder / "history"
     history.mkdir()
@@ -160,7 +165,7 @@ def _put_under_load(
     limit = time.monotonic() + BEGIN_WITHIN + options.seconds + CLIENTS_WITHIN
     processes = []
     real: list[RealClient] = []
-    if options.real:
+    if options.real and not _parts(options):
         real = [
             kind(name, *_door(options, subject, region), options.seed, subject.folder, stop_real)
             for kind, name, region in ((Fio, "fio", places.fio), (Copy, "nbdcopy", places.copy))
@@ -174,7 +179,8 @@ def _put_under_load(
         for process in processes:
             if not begun.acquire(timeout=BEGIN_WITHIN):
                 report.trouble.append(f"{process.name} has had no answer in {BEGIN_WITHIN:g} s")
-        processes.append(rude.start(context, _rude(options, subject, places, limit), stop, asked))
+        if not _parts(options):
+            processes.append(rude.start(context, _rude(options, subject, places, limit), stop, asked))
         for client in real:
             client.start()
         report.loaded = time.monotonic_ns(), NEVER
@@ -193,6 +199,11 @@ def _put_under_load(
                 report.trouble.append(f"{process.name} ended with {process.exitcode}")
         for client in real:
             client.join()
+
+
+def _parts(options: Options) -> bool:
+    """Who does not route would be at one server's part, which becomes another one."""
+    return options.reshape and options.shape.every_server_is_a_door
 
 
 def _rude(options: Options, subject: Subject, places: Places, limit: float) -> rude.Job:
@@ -216,6 +227,8 @@ def _door(options: Options, subject: Subject, region: Region) -> tuple[str, Regi
 def _look_at_the_end(options: Options, subject: Subject, places: Places, report: Report) -> None:
     """Everything heals, every byte is read once more, and the log is fetched."""
     state = subject.wait_until_running(HEAL_WITHIN)
+    if options.reshape:
+        subject.write_shape(random.Random(options.seed))
     if state != "running":
         report.trouble.append(f"the cluster has not healed: {state}")
     seen = [*places.private, *places.shared, *places.wide, *places.spots]
@@ -238,8 +251,9 @@ def _check(folder: Path, report: Report) -> None:
     report.loaded = tuple(facts["loaded"])
     report.unserved = facts["unserved"]
     report.count(operations)
-    layout = _layout(folder)
-    report.verdict = check(operations, ordered=options.fan_out == "parallel", whole=partial(_whole, layout))
+    layout = _layout(folder / FIRST)
+    layouts = [layout, _other_layout(folder)] if options.reshape else [layout]
+    report.verdict = check(operations, ordered=options.fan_out == "parallel", whole=partial(_whole, layouts))
     if (folder / "disagreements").exists():
         report.disagreements = (folder / "disagreements").read_text().splitlines()
     places = choose(layout, options.clients)
@@ -248,31 +262,38 @@ def _check(folder: Path, report: Report) -> None:
         report.trouble.append("there is no log")
         return
     slack = SLACK + abs(facts["drift"])
-    if options.shape.every_server_is_a_door:
+    if _parts(options):
+        operations = []
+    elif options.shape.every_server_is_a_door:
         operations = [part for operation in operations for part in routed(layout, operation)]
     with log.open() as lines:
         report.log = check_log(
             map(json.loads, lines),
             operations,
-            places.ours,
-            partial(logged_at, options.topology, layout),
+            [] if _parts(options) else places.ours,
+            (lambda _operation, _server: []) if options.reshape else partial(logged_at, options.topology, layout),
             facts["clock"],
             slack,
             kept=options.logs == "all",
         )
 
 
-def _layout(folder: Path) -> Layout:
-    found = config.load(folder / "cluster.yaml")
+def _other_layout(folder: Path) -> Layout:
+    """Of the other shape that it had."""
+    return _layout(folder / OTHER)
+
+
+def _layout(file: Path) -> Layout:
+    found = config.load(file)
     dispatcher = [0] if topology.load(found.topology).dispatches else []
     sizes = (*dispatcher, *(server.memory for server in found.servers))
     return make_layout(sizes, found.stripe)
 
 
-def _whole(layout: Layout, operation: Operation) -> bool:
+def _whole(layouts: Sequence[Layout], operation: Operation) -> bool:
     """The README promises that it is carried out whole: nobody sees it in part, if it is acknowledged."""
     long = operation.length > WHOLE.get(operation.kind, operation.length)
-    return not long and len(layout.split(operation.offset, operation.length)) == 1
+    return not long and all(len(layout.split(operation.offset, operation.length)) == 1 for layout in layouts)
 
 
 def _clock() -> int:

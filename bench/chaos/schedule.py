@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 FIRST = 0.5
@@ -36,6 +36,12 @@ WEIGHTS = {
 """Of a hundred. What waits before a paused server is in flight for certain when that is killed, cut off, or asked again
 by the next primary. `crowd`: very many reads wait for a stopped server. `zeroes`: the first server dies while another
 is stopped in the middle of a long zeroing. `fail`: a server stays away for good while another one restarts."""
+RESHAPE = {"reshape": 70} | {
+    kind: weight
+    for kind, weight in WEIGHTS.items()
+    if kind.startswith(("kill", "pause ")) or kind in ("slow", "partition", "hang")
+}
+"""The same where the memory gets another shape now and then, but for those that rely on the shape that it had."""
 FATAL = ("kill fork server", "kill supervisor", "kill all", "pause, kill primary", "zeroes", "fail")
 """The primary dies with them."""
 
@@ -57,6 +63,7 @@ def plan(
     *,
     linked: bool = True,
     only: Collection[str] = WEIGHTS,
+    weights: Mapping[str, int] = WEIGHTS,
 ) -> list[Fault]:
     """The faults of a run of so many seconds, `mean` seconds apart on average. Servers that are not `linked` to one
     another cannot be cut off. Where `only` kinds that are fatal are wanted, nothing is spared."""
@@ -65,8 +72,8 @@ def plan(
     at = FIRST + rng.expovariate(1 / mean)
     while at < seconds - QUIET:
         spared = servers > 1 and (int(at / PHASE) + seed) % 2 == 0 and not set(only) <= set(FATAL)
-        kinds = [kind for kind in WEIGHTS if kind in only and not (spared and kind in FATAL)]
-        [kind] = rng.choices(kinds, [WEIGHTS[kind] for kind in kinds])
+        kinds = [kind for kind in weights if kind in only and not (spared and kind in FATAL)]
+        [kind] = rng.choices(kinds, [weights[kind] for kind in kinds])
         faults += _fault(rng, kind, round(at, 3), servers, spared=spared, linked=linked and servers > 1)
         at += rng.expovariate(1 / mean)
     return sorted(faults)
@@ -95,6 +102,8 @@ def _fault(rng: random.Random, kind: str, at: float, servers: int, *, spared: bo
         return [Fault(at, kind, f"server{servers // 2}")]  # which has what is zeroed, if not all have
     if kind == "fail" and servers > 1:
         return [Fault(at, kind, secondary)]
+    if kind == "reshape":
+        return [Fault(at, kind, rng.choice(("forward", "forward", "forward", "back")), span)]
     if kind == "crowd":
         last = f"server{servers - 1}"
         return [Fault(at, kind, last), Fault(round(at + 2.0 + 2 * span, 3), "resume", last)]

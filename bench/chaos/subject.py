@@ -21,6 +21,7 @@ from memcluster.launcher.clusterfile import config
 from memcluster.launcher.run.directory import RunDirectory, RunRecord
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.leftovers import wait_gone
+from memcluster.launcher.run.memory import Claim, Shape, read_claim
 from memcluster.node.layout import Layout, make_layout
 from memcluster.node.topology import Topology
 
@@ -31,6 +32,10 @@ PORTS = range(20_000, 32_000)
 COMMAND_TIMEOUT = 60.0
 UP_WITHIN = 60.0
 """Seconds in which a cluster whose supervisor was killed must be up again."""
+
+
+FIRST, OTHER = "first.yaml", "other.yaml"
+"""The cluster.yaml that it began with, and that of the other shape."""
 
 
 class NotUp(Exception):
@@ -59,7 +64,8 @@ class Subject:
             share = memory // servers // STRIPE * STRIPE
             others = [{"memory": share, "listen": f"127.0.0.1:{_free_port()}"} for _ in range(servers - 1)]
             self.keys |= {"memory": share * servers, "servers": [{"memory": share}, *others]}
-        (folder / "cluster.yaml").write_text(yaml.safe_dump(self.keys))
+        for name, shape_keys in (("cluster.yaml", self.keys), (FIRST, self.keys), (OTHER, self.shapes[1])):
+            (folder / name).write_text(yaml.safe_dump(shape_keys))
         self.directory = RunDirectory(self.name)
         self._seen: dict[Identity, None] = {}
 
@@ -80,8 +86,55 @@ class Subject:
 
     def shard(self, server: int) -> Path:
         """The file of its part of the memory."""
+        claim = self._claim
+        return self._storage / (f"shard{server}" if claim is None else claim.shape.files[server])
+
+    @property
+    def _storage(self) -> Path:
         storage = self.keys["storage"]
-        return (self.directory.path if storage == "memory" else self.folder / storage) / f"shard{server}"
+        return self.directory.path if storage == "memory" else self.folder / storage
+
+    @property
+    def _claim(self) -> Claim | None:
+        return read_claim(self._storage)
+
+    def write_other_shape(self) -> None:
+        """Into cluster.yaml: the first one, or the other one."""
+        shapes = self.shapes
+        now = yaml.safe_load((self.folder / "cluster.yaml").read_text())
+        self._write(shapes[0] if now == shapes[1] else shapes[1])
+
+    def write_shape(self, rng: random.Random) -> None:
+        """Into cluster.yaml, that of the memory as it lies there, or which of both if it is on the way: `up` must find
+        one that fits."""
+        if (claim := self._claim) is None:
+            return
+        fitting = [claim.shape] if claim.new is None else [claim.shape, claim.new]
+        wanted = rng.choice(fitting)
+        for keys in self.shapes:
+            self._write(keys)
+            if wanted.is_like(Shape(tuple(self.layout.sizes), getattr(self.layout, "stripe", 0))):
+                return
+
+    @property
+    def shapes(self) -> list[dict[str, Any]]:
+        """The first one and the other: a server more, or other parts of the same ones, and the other layout."""
+        linear = self.keys["layout"] == "linear"
+        servers = self.keys["servers"]
+        if isinstance(servers, int):
+            servers += 1
+        else:
+            first, *rest = servers
+            last = rest.pop() if rest else first
+            rest = [{**first, "memory": first["memory"] + STRIPE}, *rest, {**last, "memory": last["memory"] - STRIPE}]
+            servers = rest if len(servers) > 1 else servers
+        return [self.keys, self.keys | {"layout": {"stripe": STRIPE} if linear else "linear", "servers": servers}]
+
+    def _write(self, keys: dict[str, Any]) -> None:
+        """As a whole: it may be read meanwhile."""
+        new = self.folder / "cluster.yaml.new"
+        new.write_text(yaml.safe_dump(keys))
+        new.replace(self.folder / "cluster.yaml")
 
     def states(self) -> dict[str, str]:
         """Of each node, by its name; empty while nobody answers."""
@@ -160,7 +213,8 @@ class Subject:
         while True:
             done = self.command("status", "--json")
             try:
-                state = str(json.loads(done.stdout)["state"])
+                status = json.loads(done.stdout)
+                state = "moving" if status.get("applying") else str(status["state"])
             except (ValueError, KeyError):
                 state = f"unknown: {done.stderr.decode(errors='replace').strip()}"
             if state == "running" or time.monotonic() > deadline:
