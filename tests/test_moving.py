@@ -214,6 +214,29 @@ def test_a_server_that_is_paused_is_waited_for(tmp_path: Path, new_cluster: Make
     cluster.remember()
 
 
+def test_what_has_failed_can_be_removed(make_cluster: Make) -> None:
+    """Its bytes are in its shard; nothing else can be changed until it is well."""
+    cluster = make_cluster(memory=SIZE)
+    fill(cluster)
+    with cluster.connect() as memory:
+        content = bytearray(memory.pread(SIZE, 0))
+    shard, aside = cluster.directory / "shard2", cluster.directory / "aside"
+    shard.rename(aside)
+    cluster.command("fault", "kill", "server2")
+    wait_for(cluster, lambda status: any(node["state"] == "failed" for node in status["nodes"]))
+    aside.rename(shard)
+    wait_for(cluster, lambda status: not status["missing"])
+    write(cluster, servers=4)
+    refused = cluster.command("apply", "--yes", check=False)
+    assert refused.returncode == 4
+    assert b"server2 is failed" in refused.stderr
+    write(cluster, servers=2)
+    cluster.command("apply", "--yes")
+    cluster.remember()
+    assert cluster.status()["state"] == "running"
+    assert holds(cluster, content)
+
+
 def test_where_there_is_no_room_for_both(tmp_path: Path) -> None:
     """The bytes are moved in one pause, which is said; a rate for that is refused."""
     (tmp_path / "cluster.yaml").write_text(

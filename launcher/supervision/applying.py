@@ -1,7 +1,8 @@
 """`memcluster apply`, the supervisor's side: the cluster that runs becomes the one that is written.
 
 One at a time, and only where everything is well: a node that is down could not be asked, and what is wrong with it
-might be made worse. Everything that can fail is tried before anything is changed.
+might be made worse; but one that has failed can be removed. Everything that can fail is tried before anything is
+changed.
 
 What running nodes can be told is an order over their control channel, which they acknowledge; before that the specs are
 changed, so a node that dies instead of answering has taken the settings, too, when it is back. The rest takes every
@@ -28,7 +29,7 @@ from memcluster.launcher.supervision.lifecycle import Lifecycle, Phase, State
 from memcluster.launcher.supervision.makeup import Makeup
 from memcluster.launcher.supervision.moving import no_room_for_both
 from memcluster.launcher.supervision.orders import Apply
-from memcluster.launcher.supervision.places import listening
+from memcluster.launcher.supervision.places import listening, places
 from memcluster.launcher.supervision.succession import Succession, prepare
 
 Answer = Callable[[dict[str, Any]], None]
@@ -134,18 +135,22 @@ class Applying:
         if phase is not Phase.RUNNING:
             words = "started" if phase is Phase.STARTING else "stopped"
             raise CannotApply(f"the cluster is being {words} right now", EXIT_IN_USE)
-        if unwell := self._unwell():
+        if unwell := self._unwell(len(places(config, cluster.run_directory))):
             sentence = f"the cluster is degraded ({'; '.join(unwell)}): apply changes one where all is well"
-            raise CannotApply(sentence, EXIT_DEGRADED)
+            raise CannotApply(f"{sentence}, or removes what has failed", EXIT_DEGRADED)
         found = differences(dump(cluster.makeup.config), dump(config))
         if later := [change.key for change in found if change.how is How.NEXT_START]:
             raise CannotApply(f"{', '.join(later)}: cannot be changed while the cluster runs")
         return found
 
-    def _unwell(self) -> list[str]:
+    def _unwell(self, servers: int) -> list[str]:
+        """What is not well of what stays: so many servers, the first ones, and their loggers. The bytes of one that has
+        failed are in its shard."""
         found = []
         for name, node in self._cluster.lifecycle.nodes.items():
             child = self._cluster.child(name)
+            if self._cluster.makeup.specs[name].index >= servers and node.state in (State.FAILED, State.STOPPED):
+                continue
             if node.state is not State.READY or child is None:
                 found.append(f"{name} is {node.state}")
             elif child.identity.stopped:
