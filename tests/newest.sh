@@ -10,7 +10,7 @@ set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
 suite=${SUITE:-sid}
 root=${ROOT:-/var/tmp/memcluster-newest-$suite}
-packages="ca-certificates python3 python3-venv python3-dev make gcc libc6-dev procps iproute2 openssl"
+packages="ca-certificates python3 python3-venv python3-dev make gcc libc6-dev procps iproute2 openssl git groff-base"
 clients="libnbd-bin python3-libnbd qemu-utils fio nbdkit nbd-client chromium"
 
 [ "$(id -u)" = 0 ] || { echo "test-newest needs root: it makes a root of its own and mounts into it" >&2; exit 2; }
@@ -36,7 +36,7 @@ for file in /etc/resolv.conf /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; d
     [ ! -e "$file" ] || cp -L "$file" "$root$file"
 done
 
-rm -rf "$root/work" && mkdir -p "$root/work"
+rm -rf "$root/work" && git clone -q "$here" "$root/work"
 (cd "$here" && git ls-files -z | xargs -0 cp --parents -a -t "$root/work")
 
 # Namespaces of its own: what is mounted is gone with it, and so is whatever it leaves running. The root is a mount, and the
@@ -47,7 +47,7 @@ exec unshare --mount --pid --ipc --fork --kill-child sh -eu -c '
     mount --bind /dev "$root/dev"
     mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
     mount --bind "$root/dev/pts/ptmx" "$root/dev/ptmx"
-    mount -t tmpfs -o size=2g tmpfs "$root/dev/shm"
+    mount -t tmpfs -o size=12g tmpfs "$root/dev/shm"
     mount -t proc proc "$root/proc"
     mount -t tmpfs tmpfs "$root/tmp"
     cd "$root"

@@ -145,12 +145,14 @@ _WORDS = {
     "SSLV3_ALERT_HANDSHAKE_FAILURE": "the other side finds no way that both can do",
     "UNSUPPORTED_PROTOCOL": "the other side does not speak TLS 1.3",
     "SSLV3_ALERT_ILLEGAL_PARAMETER": "the other side does not accept what we said; our shared key is another there",
+    "TLSV1_ALERT_DECRYPT_ERROR": "the other side does not accept what we said; our shared key is another there",
     "BINDER_DOES_NOT_VERIFY": "the other side has another shared key, or is nobody who has one",
     "NO_SUITABLE_SIGNATURE_ALGORITHM": "the other side has no shared key, and no way that both can do",
     "NO_SHARED_CIPHER": "the other side finds no cipher that both can do",
     "WRONG_VERSION_NUMBER": "the other side does not speak TLS",
     "HTTP_REQUEST": "the other side does not speak TLS",
     "DECRYPTION_FAILED_OR_BAD_RECORD_MAC": "a record is not as it was sent",
+    "RECORD_LAYER_FAILURE": "a record is not as it was sent",
 }
 
 
