@@ -94,7 +94,8 @@ def _path(name: str, uid: int | None = None) -> Path:
 def run_names() -> list[str]:
     """The clusters of this user that run, or have left something."""
     every = _path("*")
-    return sorted(path.name.removeprefix(every.name[:-1]) for path in every.parent.glob(every.name))
+    names = (path.name.removeprefix(every.name[:-1]) for path in every.parent.glob(every.name))
+    return sorted(name for name in names if NAME.fullmatch(name))  # not what guardians have here, NAME@HOST
 
 
 def _record(directory: Path) -> dict[str, Any]:

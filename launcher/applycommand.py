@@ -61,7 +61,7 @@ def apply_file(
         as_read = ""
     name_of(file)  # from here on this is the user that the cluster runs as
     found = changes(config)
-    _refuse(file, found)
+    _refuse(file, found, several=bool(config.hosts))
     if not as_json and found:
         click.echo("\n".join(listed(found, width_of(wide))))
     if not dry_run and found and not yes:
@@ -83,10 +83,10 @@ def apply_file(
         click.echo(f"note: {answer['note']}")
 
 
-def _refuse(file: Path, found: Sequence[Change]) -> None:
+def _refuse(file: Path, found: Sequence[Change], *, several: bool) -> None:
     """Raises Failure, with a line for each key that cannot be changed while the cluster runs."""
     from memcluster.client.discover import contents
-    from memcluster.launcher.clusterfile.difference import REASONS, How
+    from memcluster.launcher.clusterfile.difference import OVER_HOSTS, REASONS, How
     from memcluster.launcher.clusterfile.positions import Problem, parse
 
     places = parse(contents(file)).values
@@ -95,7 +95,7 @@ def _refuse(file: Path, found: Sequence[Change]) -> None:
         if change.how is How.NEXT_START:
             where = tuple(change.key.split("."))
             line, column = places.get(where) or places.get(where[:1]) or (0, 0)
-            reason = REASONS.get(where[0], "it cannot be changed while the cluster runs")
+            reason = REASONS.get(where[0], OVER_HOSTS if several else "it cannot be changed while the cluster runs")
             problems.append(Problem(str(file), line, column, f"{change.key}: {reason}"))
     if problems:
         down, up = command(file, "down"), command(file, "up -d")

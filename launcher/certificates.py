@@ -28,30 +28,8 @@ EARLIER = timedelta(hours=1)
 def make(folder: Path, hosts: Sequence[str] = (), days: int = 30, begin: datetime | None = None) -> list[Path]:
     """Write the five files; the authority's own key is forgotten. The server's certificate is for this machine, as it
     calls itself, and the other `hosts`. No file is overwritten. Raises Failure."""
-    try:
-        from cryptography import x509
-    except ImportError:
-        raise Failure("this needs the package cryptography: pip install 'memcluster[tls]'") from None
     begin = begin or datetime.now(UTC) - EARLIER
-    span = begin, begin + timedelta(days=days)
-    named = [*LOCAL, os.uname().nodename, *hosts]
-    try:
-        names = [_name(host) for host in dict.fromkeys(named)]
-    except ValueError as error:
-        raise Failure(f"a host is a name or an address: {error}") from error
-    authority_key, authority = _certificate("memcluster's throw-away authority", span)
-    issuer = authority.subject, authority_key
-    server_key, server = _certificate(
-        "memcluster", span, issuer, x509.SubjectAlternativeName(names), purpose="SERVER_AUTH"
-    )
-    client_key, client = _certificate("memclient", span, issuer, purpose="CLIENT_AUTH")
-    contents = {
-        CA: _pem(authority),
-        SERVER_CERTIFICATE: _pem(server),
-        SERVER_KEY: _key(server_key),
-        CLIENT_CERTIFICATE: _pem(client),
-        CLIENT_KEY: _key(client_key),
-    }
+    contents = _contents("memcluster's throw-away authority", [*LOCAL, os.uname().nodename, *hosts], begin, days)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if found := [name for name in contents if os.path.lexists(folder / name)]:
@@ -63,6 +41,40 @@ def make(folder: Path, hosts: Sequence[str] = (), days: int = 30, begin: datetim
     except OSError as error:
         raise Failure(f"{error.filename or folder}: {error.strerror}") from error
     return [folder / name for name in contents]
+
+
+def between_hosts() -> dict[str, str]:
+    """What the hosts of a run know one another by: the same files, of an authority that has signed nothing else. Which
+    host it is that shows them the proof of the run's secret says (node/transport/proof.py). Raises Failure."""
+    begin = datetime.now(UTC) - timedelta(days=1)  # of hosts the clocks may differ more
+    contents = _contents("a run of memcluster", LOCAL, begin, days=3650)
+    return {name: data.decode() for name, data in contents.items()}
+
+
+def _contents(authority_name: str, hosts: Sequence[str], begin: datetime, days: int) -> dict[str, bytes]:
+    """The files by their names. Raises Failure."""
+    try:
+        from cryptography import x509
+    except ImportError:
+        raise Failure("this needs the package cryptography: pip install 'memcluster[tls]'") from None
+    span = begin, begin + timedelta(days=days)
+    try:
+        names = [_name(host) for host in dict.fromkeys(hosts)]
+    except ValueError as error:
+        raise Failure(f"a host is a name or an address: {error}") from error
+    authority_key, authority = _certificate(authority_name, span)
+    issuer = authority.subject, authority_key
+    server_key, server = _certificate(
+        "memcluster", span, issuer, x509.SubjectAlternativeName(names), purpose="SERVER_AUTH"
+    )
+    client_key, client = _certificate("memclient", span, issuer, purpose="CLIENT_AUTH")
+    return {
+        CA: _pem(authority),
+        SERVER_CERTIFICATE: _pem(server),
+        SERVER_KEY: _key(server_key),
+        CLIENT_CERTIFICATE: _pem(client),
+        CLIENT_KEY: _key(client_key),
+    }
 
 
 def _name(host: str) -> x509.GeneralName:

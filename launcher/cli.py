@@ -236,15 +236,19 @@ def _told_changes(cluster: ClusterConfig) -> int:
 @click.pass_obj
 def down(file: Path, timeout: float | None, drain: bool) -> int:
     """Stop the cluster gracefully and collect its log."""
-    from memcluster.launcher.down import Busy, NotRunning
+    from memcluster.launcher.down import Busy, Hosts, NotRunning
     from memcluster.launcher.down import down as stop
 
     def paths() -> list[str]:
         return [server.listen.path for server in load(file).servers if server.listen.path]
 
+    def hosts() -> Hosts:
+        config = load(file)
+        return Hosts(config.hosts, config.engine, config.host_lease, config.host_encryption)
+
     name = name_of(file)
     try:
-        return stop(name, timeout=timeout, drain=drain, tell=_printer(file, detach=True), paths=paths)
+        return stop(name, timeout=timeout, drain=drain, tell=_printer(file, detach=True), paths=paths, hosts=hosts)
     except NotRunning:
         raise Failure(f"cluster {load(file).name} is not running", EXIT_NOT_RUNNING) from None
     except Busy:
@@ -304,6 +308,18 @@ def show_config(file: Path, json_schema: bool, quiet: bool, settings: tuple[Sett
             click.echo(dump(config), nl=False)
         for notice in config.notices:
             click.echo(f"note: {notice}", err=True)
+
+
+@cli.command()
+def guardian() -> int:
+    """Start the nodes of a cluster on this host; `up` has it run there."""
+    from memcluster.launcher.hosts.guardian import LeaseOver, guard
+    from memcluster.launcher.hosts.letter import NoLetter, read_letter
+
+    try:
+        return guard(read_letter())
+    except (NoLetter, LeaseOver) as error:
+        raise Failure(str(error)) from None
 
 
 def main() -> None:

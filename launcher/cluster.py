@@ -30,6 +30,7 @@ from memcluster.client.memory import Memory, connect
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from memcluster.launcher.down import Hosts
     from memcluster.launcher.run.directory import RunRecord
 
 EXIT_NOT_RUNNING, EXIT_IN_USE, EXIT_TIMEOUT = 3, 5, 124
@@ -57,6 +58,10 @@ class Keys(TypedDict, total=False):
     name: str
     memory: int | str
     servers: int | Sequence[Mapping[str, object]]
+    hosts: Sequence[str | Mapping[str, object]]
+    engine: str | Mapping[str, object]
+    host_lease: float | str
+    host_encryption: bool
     topology: str
     fan_out: str
     links: str
@@ -304,11 +309,18 @@ class Cluster:
         with _as_exceptions():
             name = name_of(self.file)
             try:
-                down(name, timeout=timeout, drain=drain, tell=lambda _: None, paths=lambda: ())
+                down(name, timeout=timeout, drain=drain, tell=lambda _: None, paths=lambda: (), hosts=self._hosts)
             except NotRunning:
                 pass
             except Busy:
                 raise LaunchError(f"cluster {name} is being started or stopped right now", EXIT_IN_USE) from None
+
+    def _hosts(self) -> Hosts:
+        from memcluster.launcher.checked import load
+        from memcluster.launcher.down import Hosts
+
+        config = load(self.file)
+        return Hosts(config.hosts, config.engine, config.host_lease, config.host_encryption)
 
     def _remove_folder(self) -> None:
         if self._temporary is not None:

@@ -30,6 +30,8 @@ def happening_line(happening: dict[str, Any], stop_command: str) -> str:
         case "exited":
             return f"✔ {name:<10} stopped" if text == GRACEFUL else f"✘ {name:<10} {text}"
         case "died" | "failed" | "hung" | "late":
+            if not name:
+                return f"✘ {text}"
             return f"✘ {name:<10} {f'{event}: ' if event in ('failed', 'hung') else ''}{text}"
         case "stopped" if name:
             return f"✔ {name:<10} stopped, on purpose"
@@ -52,6 +54,8 @@ def happening_line(happening: dict[str, Any], stop_command: str) -> str:
             return f"✔ {name:<10} ended: a supervisor that died had left it"
         case "applied":
             return f"✔ applied: {text}"
+        case "discarded":
+            return f"✔ {name:<10} has thrown away its part of the memory"
         case "lost":
             return f"✘ {text}"
         case "supervisor-dead":

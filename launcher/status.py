@@ -85,12 +85,17 @@ def _status(
 
 def _recorded_node(node: NodeRecord, state: str) -> dict[str, Any]:
     """`state` is that of a process that lives and was not stopped."""
-    alive = node.identity.alive
-    answers = alive and not node.identity.stopped and _answers(node)
+    if node.host:  # its pid is another machine's: only its own word tells whether it lives
+        alive = answers = _answers(node)
+        there = state if answers else "unreachable"
+    else:
+        alive = node.identity.alive
+        answers = alive and not node.identity.stopped and _answers(node)
+        there = ("paused" if node.identity.stopped else state) if alive else "exited"
     return {
         "name": node.name,
         "role": node.role,
-        "state": ("paused" if node.identity.stopped else state) if alive else "exited",
+        "state": there,
         "ready": answers,
         "pid": node.pid if alive else None,
         "address": node.address,
@@ -103,6 +108,7 @@ def _recorded_node(node: NodeRecord, state: str) -> dict[str, Any]:
         "rss_bytes": 0,
         "cpu_percent": 0.0,
         "reason": "",
+        **({"host": node.host} if node.host else {}),
     }
 
 

@@ -16,6 +16,7 @@ COLUMNS = {
     "ROLE": "role",
     "STATE": "state",
     "READY": "ready",
+    "HOST": "host",
     "PID": "pid",
     "ADDRESS": "address",
     "RANGE": "range",
@@ -28,20 +29,21 @@ COLUMNS = {
 }
 RIGHT = {"PID", "UPTIME", "RESTARTS", "CLIENTS", "REQUESTS", "RSS", "CPU%"}
 IMPORTANCE = (
-    "ROLE", "ADDRESS", "RANGE", "CLIENTS", "RESTARTS", "PID", "UPTIME", "REQUESTS", "READY", "RSS", "CPU%"
+    "HOST", "ROLE", "ADDRESS", "RANGE", "CLIENTS", "RESTARTS", "PID", "UPTIME", "REQUESTS", "READY", "RSS", "CPU%"
 )  # fmt: skip
 """Which column stays longest where there is no room for all; NAME and STATE are always there."""
 OWN_SOCKET = r"^unix:/dev/shm/memcluster-[^/]*/"
 """Where nobody but the cluster's own is let in; `--json` has the whole path."""
-COLOURS = {"ready": "green", "failed": "red", "exited": "red"}
+COLOURS = {"ready": "green", "failed": "red", "exited": "red", "unreachable": "red"}
 DOING = {"pause": "paused", "kill": "killed", "slow": "slow", "hang": "hanging"}
 
 
 def status_table(status: dict[str, Any], width: int = 0) -> str:
     """A line a node, with a verdict as the last line; of at most `width` columns if that is possible."""
     status = printable_all(status)
-    rows = [list(COLUMNS)]
-    rows += [[_cell(status, column, node) for column in COLUMNS] for node in status["nodes"]]
+    columns = [column for column in COLUMNS if column != "HOST" or any("host" in node for node in status["nodes"])]
+    rows = [columns]
+    rows += [[_cell(status, column, node) for column in columns] for node in status["nodes"]]
     lines = table(rows, right=RIGHT, importance=IMPORTANCE, width=width, paint=_paint)
     sentences = [*status.get("exposed", []), status.get("changed")]
     notes = [folded(f"note: {sentence}", width) for sentence in sentences if sentence]
@@ -156,6 +158,9 @@ def _cell(status: dict[str, Any], column: str, node: dict[str, Any]) -> str:
             return re.sub(OWN_SOCKET, "unix:…/", value) if value else "-"
         case "READY":
             return "yes" if value else "no"
+        case "PID":
+            where = f"{node['host']}/" if "host" in node else ""
+            return "-" if value is None else f"{where}{value}"
         case "RANGE":
             if value is None and node["memory"]:
                 return f"{format_bytes(status['stripe'])} stripes"

@@ -6,7 +6,6 @@ import errno
 import gc
 import os
 import signal
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,10 +34,13 @@ from memcluster.launcher.supervision.forkserver import start_fork_server, stop_f
 from memcluster.node import topology
 from memcluster.node.files import make_folder
 from memcluster.node.tls.credentials import CA, SERVER_CERTIFICATE, SERVER_KEY
+from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.proof import SECRET_SIZE
 from memcluster.node.zygote import raise_descriptor_limit
 
 if TYPE_CHECKING:  # they take a while to load, and the fork server need not wait for it
     from memcluster.launcher.clusterfile.settings import ClusterConfig
+    from memcluster.launcher.hosts.hosts import Hosts
     from memcluster.launcher.supervision.places import Place
 
 Tell = Callable[[dict[str, Any]], None]
@@ -121,7 +123,7 @@ def up(
 
             from memcluster.launcher.supervision.supervisor import Supervisor
 
-            config, found, listeners, shape = _prepare(load, run, account)
+            config, found, listeners, shape, hosts = _prepare(load, run, account, wait_timeout)
             leave(config)
             if account is not None:
                 become(account)
@@ -138,7 +140,9 @@ def up(
     gc.freeze()
     gc.enable()
     try:
-        supervisor = Supervisor(config, run, found, listeners, shape, tell, stamp=as_read, keep_memory=found_memory)
+        supervisor = Supervisor(
+            config, run, found, listeners, shape, tell, stamp=as_read, keep_memory=found_memory, hosts=hosts
+        )
         return supervisor.run(wait_timeout, owner)
     finally:
         stop_fork_server()
@@ -153,8 +157,8 @@ def _modules(document: dict[str, Any]) -> list[str]:
 
 
 def _prepare(
-    load: Callable[[], ClusterConfig], run: RunDirectory, account: Account | None
-) -> tuple[ClusterConfig, Sequence[Place], list[socket.socket], Shape]:
+    load: Callable[[], ClusterConfig], run: RunDirectory, account: Account | None, seconds: float
+) -> tuple[ClusterConfig, Sequence[Place], sockets.Listeners, Shape, Hosts | None]:
     """Everything that can fail before the first node is started. What others may hold comes first, the claim on a
     directory last: an `up` that is refused has claimed none. Nothing is read as root but cluster.yaml and what it says
     of TLS, which servers that are started again read as the account."""
@@ -165,17 +169,44 @@ def _prepare(
         found = places(config, run)
         listeners = sockets.bind_all(listening(config, found, account.uid if account else -1))
     step()
+    hosts: Hosts | None = None
     try:
         if account is not None:
             _check_keys(config, account)
-        shape = _prepare_directories(config, run, found, account)
+        if config.hosts:
+            hosts = start_hosts(config, run, os.urandom(SECRET_SIZE))
+        shape = _prepare_directories(config, run, found, account, hosts, seconds)
     except BaseException:
+        if hosts is not None:
+            hosts.end(keep=run.holds_claim)
+            hosts.close()
         with as_root():
-            for sock in listeners:
-                sockets.release(sock)
+            sockets.release_all(listeners)
         raise
     step()
-    return config, found, listeners, shape
+    return config, found, listeners, shape, hosts
+
+
+def start_hosts(config: ClusterConfig, run: RunDirectory, secret: bytes) -> Hosts:
+    """Have a guardian run on every other host. Raises CannotStart."""
+    from memcluster.launcher.hosts.hosts import HostError, Hosts
+
+    try:
+        hosts = Hosts(
+            Loop(),
+            config.name,
+            config.hosts,
+            config.engine,
+            run,
+            secret,
+            topology=config.topology,
+            lease=config.host_lease,
+            encrypted=config.host_encryption,
+        )
+        hosts.start()
+    except HostError as error:
+        raise CannotStart(str(error)) from error
+    return hosts
 
 
 def _end_leftovers(run: RunDirectory, tell: Tell) -> None:
@@ -187,14 +218,25 @@ def _end_leftovers(run: RunDirectory, tell: Tell) -> None:
 
 
 def _prepare_directories(
-    config: ClusterConfig, run: RunDirectory, found: Sequence[Place], account: Account | None
+    config: ClusterConfig,
+    run: RunDirectory,
+    found: Sequence[Place],
+    account: Account | None,
+    hosts: Hosts | None,
+    seconds: float,
 ) -> Shape:
+    def elsewhere(memory: str, made: bool) -> None:
+        if hosts is not None:
+            _prepare_hosts(config, found, hosts, memory, made, seconds)
+
     directory = config.storage or run.path
     folders = config.logs.directory, config.logs.directory / config.name, directory
     try:
         for folder in folders:
             _make_folder(folder, account)
-        return claim_memory(directory, config.name, [place.memory for place in found], config.stripe)
+        sizes = [place.memory for place in found]
+        at = [place.host for place in found] if hosts else ()
+        return claim_memory(directory, config.name, sizes, config.stripe, at, elsewhere)
     except MemoryMismatch as error:
         remedy = f"`{command(config.file, 'down')}` discards it"
         if config.storage:
@@ -205,6 +247,27 @@ def _prepare_directories(
         if error.errno == errno.EPERM:
             remedy = f"; choose a folder of {account.name}'s own" if account else "; choose a folder of your own"
         raise CannotStart(f"{error.filename or directory}: {error.strerror}{remedy}") from error
+
+
+def _prepare_hosts(
+    config: ClusterConfig, found: Sequence[Place], hosts: Hosts, memory: str, made: bool, seconds: float
+) -> None:
+    """Have the other hosts find or make their part of the memory, and take the addresses. Raises CannotStart."""
+    from memcluster.launcher.hosts.hosts import HostError
+
+    storage = "" if config.storage is None else str(config.storage)
+    try:
+        hosts.prepare(
+            found,
+            memory=memory,
+            made=made,
+            storage=storage,
+            logs=str(config.logs.directory),
+            hang_timeout=config.hang_timeout,
+            seconds=seconds,
+        )
+    except HostError as error:
+        raise CannotStart(str(error)) from error
 
 
 def _check_keys(config: ClusterConfig, account: Account) -> None:

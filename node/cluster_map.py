@@ -20,6 +20,8 @@ class ServerEntry:
     logger: str
     memory: int
     role: str
+    host: str = ""
+    """By the name that cluster.yaml has for it; "" is the supervisor's own."""
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,19 @@
-"""What one node is told when it is started: who it is, the map, its files, its bounds. Plain data that pickles."""
+"""What one node is told when it is started: who it is, the map, its files, its bounds. Plain data: it pickles on the
+way to a fork server, and is JSON on the way to another host."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from memcluster.node.cluster_map import ClusterMap
+from memcluster.node.cluster_map import ClusterMap, ServerEntry
 from memcluster.node.log.clock import Run
 from memcluster.node.tls.credentials import Credentials
 from memcluster.node.transport.proof import Pass, Who
+
+if TYPE_CHECKING:
+    import ssl
 
 SETTINGS = ("log_retain", "log_retain_age", "log_level", "log_sample", "metrics", "beat")
 """Fields of a NodeSpec that can change while the node runs, beside its bounds and the fan-out."""
@@ -75,6 +80,14 @@ class NodeSpec:
     probe: str = "probe"
     """The export that the supervisor opens: what it reads is marked in the log. A name that nobody else knows."""
 
+    between_hosts: str = ""
+    """The folder of the certificates with which the cluster's hosts know one another; "" where nothing is encrypted."""
+
+    @property
+    def host(self) -> str:
+        """Where it runs."""
+        return self.cluster.servers[self.index].host
+
     @property
     def settings(self) -> dict[str, Any]:
         """What of this can change while the node runs, as plain data."""
@@ -89,4 +102,52 @@ class NodeSpec:
 
     def pass_to(self, node: str) -> Pass:
         """What this node needs at the door of another one."""
-        return Pass(self.secret, Who.LOGGER if self.role == "logger" else Who.SERVER, node)
+        who = Who.LOGGER if self.role == "logger" else Who.SERVER
+        index = int(node.removeprefix("server").removeprefix("logger"))
+        far = self.cluster.servers[index].host != self.host
+        return Pass(self.secret, who, node, opener_tls(self.between_hosts) if far else None, far)
+
+    def door_tls(self) -> ssl.SSLContext | None:
+        """With which those come in who come from another host: on the supervisor's host nobody does, elsewhere all."""
+        return server_tls(self.between_hosts) if self.host else None
+
+    def to_head(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self) | {"secret": self.secret.hex()}
+
+    @classmethod
+    def from_head(cls, head: dict[str, Any]) -> NodeSpec:
+        """Raises KeyError, TypeError, ValueError if it is none."""
+        cluster = dict(head["cluster"])
+        cluster["servers"] = tuple(ServerEntry(**server) for server in cluster["servers"])
+        return cls(
+            **head
+            | {
+                "cluster": ClusterMap(**cluster),
+                "secret": bytes.fromhex(head["secret"]),
+                "bounds": Bounds(**head["bounds"]),
+                "run": Run(**head["run"]),
+                "tls": None if head["tls"] is None else Credentials(**head["tls"]),
+                "shards": tuple(head["shards"]),
+            }
+        )
+
+
+@cache
+def opener_tls(folder: str) -> ssl.SSLContext | None:
+    """For who connects to another host. Raises BadCredentials."""
+    if not folder:
+        return None
+    from memcluster.node.tls.context import client_context  # late: it loads OpenSSL
+
+    return client_context(folder, hostname=False)
+
+
+@cache
+def server_tls(folder: str) -> ssl.SSLContext | None:
+    """For those who come from another host: they must have a certificate, too. Raises BadCredentials."""
+    if not folder:
+        return None
+    from memcluster.node.tls.context import server_context
+
+    return server_context(Credentials(folder))

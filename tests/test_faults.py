@@ -231,6 +231,14 @@ def test_a_node_stopped_by_a_signal_is_not_taken_for_hung(make_cluster):
     assert wait_for(cluster, "server1", state="ready")["restarts"] == 0
 
 
+class Sleeper(SimpleNamespace):
+    """As much of a child as heartbeats look at."""
+
+    @property
+    def stopped(self) -> bool:
+        return self.identity.stopped
+
+
 def test_a_node_that_goes_on_has_time_to_beat_at_whatever_look():
     """SIGCONT comes in the very moment of a look, before the node could beat: that look blames nobody, though the
     pause was longer than hang_timeout. A node for each look at which it could be, and none of them ever beats."""
@@ -240,7 +248,7 @@ def test_a_node_that_goes_on_has_time_to_beat_at_whatever_look():
 
     def make_heartbeats(look: int, process: subprocess.Popen[bytes]) -> Heartbeats:
         identity = Identity.of(process.pid)
-        child = SimpleNamespace(pid=process.pid, identity=identity, spec=SimpleNamespace(name=str(look)))
+        child = Sleeper(pid=process.pid, identity=identity, spec=SimpleNamespace(name=str(look)))
         looks = 0
 
         def children():  # is asked at the beginning of each look

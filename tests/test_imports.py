@@ -52,6 +52,7 @@ DIRECTIONS: dict[str, dict[str, set[str]]] = {
     "launcher": {
         "reach": set(),
         "clusterfile": {"reach"},
+        "hosts": {"certificates", "clusterfile", "reach", "run", "supervision"},
         "run": set(),
         "speech": set(),
         "supervision": {"clusterfile", "reach", "run", "speech"},

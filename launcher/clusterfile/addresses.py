@@ -25,6 +25,8 @@ def check_addresses(config: ClusterConfig, parsed: ClusterFile) -> Iterator[Foun
     seen: dict[Address, str] = {}
     secured = doors(config) if config.tls.mode == "require" else ()
     for where, address in _listening(config, parsed):
+        if _is_far(config, where):  # nobody but the cluster's own is let in there (hosts.py)
+            continue
         key = str(where[0])
         if problem := _path_problem(address.path):
             yield {key}, where, problem
@@ -39,6 +41,11 @@ def check_addresses(config: ClusterConfig, parsed: ClusterFile) -> Iterator[Foun
             )
         seen.setdefault(address, key)
     yield from _check_advertised(config, parsed)
+
+
+def _is_far(config: ClusterConfig, where: Place) -> bool:
+    """It is the address of a server on another host."""
+    return where[0] == "servers" and isinstance(where[1], int) and bool(config.servers[where[1]].host)
 
 
 def doors(config: ClusterConfig) -> list[Address]:

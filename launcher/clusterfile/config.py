@@ -20,14 +20,18 @@ from memcluster.client.discover import NotOurs, contents, default_name, located,
 from memcluster.client.units import format_size
 from memcluster.launcher.clusterfile.addresses import check_addresses
 from memcluster.launcher.clusterfile.encryption import check_tls
+from memcluster.launcher.clusterfile.hosts import check_hosts, dealt, engine_of, hosts_of
 from memcluster.launcher.clusterfile.positions import Document, Problem, YAMLProblem, parse
 from memcluster.launcher.clusterfile.schema import (
     MAX_SERVERS,
+    SSH,
     TAGS,
     TLS,
     Clients,
     ClusterFile,
+    Engines,
     Logs,
+    NamedHost,
     Restart,
     Server,
     Sockets,
@@ -164,9 +168,10 @@ def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
     others = ANY_PORT
     if topology.load(parsed.topology).every_server_is_a_door and not first.path:
         others = replace(first, port=0)  # who reaches one is to reach all
+    far = {host.name: Address(host.address or host.name, 0) for host in hosts_of(parsed)}
     servers = [
-        ServerConfig(memory, _absolute(listen or (others if index else first), folder))
-        for index, (memory, listen) in enumerate(entries)
+        ServerConfig(memory, _absolute(listen or far.get(host) or (others if index else first), folder), host)
+        for index, ((memory, listen), host) in enumerate(zip(entries, dealt(parsed), strict=True))
     ]
     return ClusterConfig(
         file=file,
@@ -200,6 +205,10 @@ def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
         insecure_network=parsed.insecure_network,
         user=parsed.user or "",
         advertise=parsed.advertise or "",
+        hosts=hosts_of(parsed),
+        engine=engine_of(parsed),
+        host_lease=parsed.host_lease,
+        host_encryption=parsed.host_encryption,
         stop_timeout=parsed.stop_timeout,
         retry_timeout=parsed.retry_timeout,
         hang_timeout=parsed.hang_timeout,
@@ -252,15 +261,18 @@ def _check(config: ClusterConfig, parsed: ClusterFile, available: int | None) ->
         yield {"links", "topology"}, ("links",), message
     rooms = _rooms(config) if available is None or config.storage else iter([(available, "memory")])
     room, what_says = min(rooms, default=(config.memory, ""))
-    if config.memory > room:
-        yield {"memory", "storage"}, ("memory",), (
-            f"memory of {format_size(config.memory)} is more than there is room for ({max(0, room) >> 20} MiB: "
-            f"{what_says}); make it smaller, or give a directory as storage"
+    here = sum(server.memory for server in config.servers if not server.host)
+    if here > room:
+        which = f"memory of {format_size(here)}{' on this host' if config.hosts else ''}"
+        yield {"memory", "storage", "hosts"}, ("memory",), (
+            f"{which} is more than there is room for ({max(0, room) >> 20} MiB: {what_says}); make it "
+            "smaller, or give a directory as storage"
         )
     if config.logs.level == "errors" and config.logs.sample > 1:
         message = "sample thins out requests that went well, of which level: errors keeps none; leave one of them out"
         yield {"logs"}, ("logs", "sample"), message
     yield from check_tls(config)
+    yield from check_hosts(config, parsed)
     yield from check_addresses(config, parsed)
 
 
@@ -288,6 +300,7 @@ def _rooms(config: ClusterConfig) -> Iterator[tuple[int, str]]:
 
 FORMS: dict[Place, str] = {
     ("servers",): "a whole number or a list of {memory, listen}",
+    ("engine",): "ssh or {ssh: {command: COMMAND}}",
     ("layout",): "linear or {stripe: SIZE}",
     ("clients", "limit"): "a whole number or auto",
 }
@@ -347,6 +360,9 @@ def _unknown(where: Place) -> str:
         ("sockets",): Sockets,
         ("layout",): Stripes,
         ("tls",): TLS,
+        ("hosts",): NamedHost,
+        ("engine",): Engines,
+        ("engine", "ssh"): SSH,
     }
     parent = tuple(part for part in where[:-1] if not isinstance(part, int))
     known = list(models[parent].model_fields)

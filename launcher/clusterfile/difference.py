@@ -14,10 +14,12 @@ from memcluster.client.units import format_size, parse_size
 from memcluster.node.layout import Layout, make_layout, same_places
 from memcluster.node.topology import DEFAULT, load
 
-SHAPE = ("memory", "servers", "layout", "storage")
+SHAPE = ("memory", "servers", "servers' host", "layout", "storage")
 """Shards made with other values of these are not taken: the bytes have to be copied."""
 DOORS = "servers' listen"
 """The key, which the file has not, of the addresses of the servers behind the first."""
+HOMES = "servers' host"
+"""The same for where they run."""
 AT_ONCE = {
     *("fan_out", "insecure_network", "metrics", "stop_timeout", "retry_timeout", "hang_timeout"),
     *(f"clients.{key}" for key in ("limit", "per_address", "handshake_timeout", "stall_timeout")),
@@ -36,6 +38,8 @@ REASONS = {
     "logs": "the log of a run lies in one folder",
 }
 """Why a key, or those below it, cannot be changed while the cluster runs, where that is not plain."""
+OVER_HOSTS = "over several hosts only what running nodes can be told is changed while the cluster runs"
+"""The same for the other keys of a cluster with hosts."""
 
 
 class How(StrEnum):
@@ -63,11 +67,12 @@ def differences(running: str, written: str) -> list[Change]:
     before, after = _flat(running), _flat(written)
     old, new = _layout(before), _layout(after)
     moved = 0 if same_places(old, new) else min(old.size, new.size)
+    several = HOMES in before or HOMES in after
     found = []
     for key in dict.fromkeys([*before, *after]):
         was, will = before.get(key), after.get(key)
         if was != will:
-            how = _how(key, moved > 0, after.get("topology", DEFAULT))
+            how = _how(key, moved > 0, after.get("topology", DEFAULT), several)
             found.append(Change(key, was, will, how, _means(key, was, will, how, moved)))
     return found
 
@@ -77,11 +82,14 @@ def reshapes(changes: Sequence[Change]) -> bool:
     return any(_is_of_shape(change.key) for change in changes)
 
 
-def _how(key: str, moves: bool, topology: str) -> How:
-    if key == "fan_out" and load(topology).every_server_is_a_door:
-        return How.RESTART  # clients do that by themselves, by the map that they have
-    if key in AT_ONCE:
+def _how(key: str, moves: bool, topology: str, several: bool) -> How:
+    by_clients = key == "fan_out" and load(topology).every_server_is_a_door  # by the map that they have
+    if key in AT_ONCE and not by_clients:
         return How.AT_ONCE
+    if several:
+        return How.NEXT_START
+    if by_clients:
+        return How.RESTART
     if _is_of_shape(key) and key != "storage":
         return How.MOVE if moves else How.RESTART
     return How.RESTART if key in ANEW else How.NEXT_START
@@ -124,6 +132,9 @@ def _flat(text: str) -> dict[str, Any]:
     doors = [str(server.get("listen", "")) for server in servers[1:]]  # the first one's is `listen`
     if any(door and not door.endswith(":0") for door in doors):  # else they are where there is room
         document[DOORS] = ", ".join(doors)
+    hosts = [str(server.get("host", "")) for server in servers]
+    if any(hosts):
+        document[HOMES] = ", ".join(host or "here" for host in hosts)
     return dict(_leaves("", document))
 
 

@@ -136,6 +136,7 @@ HangTimeout = Annotated[float, PlainValidator(_hang_timeout), WithJsonSchema(_SP
 Listen = Annotated[Address, PlainValidator(_address), WithJsonSchema(_ADDRESS_SCHEMA)]
 Name = Annotated[str, PlainValidator(_name), WithJsonSchema(_text(NAME.pattern, "demo"))]
 Directory = Annotated[str, PlainValidator(_path("directory")), WithJsonSchema({"type": "string", "minLength": 1})]
+Command = Annotated[str, PlainValidator(_path("command")), WithJsonSchema({"type": "string", "minLength": 1})]
 FilePath = Annotated[str, PlainValidator(_path("file")), WithJsonSchema({"type": "string", "minLength": 1})]
 Topology = Annotated[str, PlainValidator(_topology), WithJsonSchema({"type": "string", "enum": list(topology.names())})]
 Mode = Annotated[int, PlainValidator(_mode), WithJsonSchema(_MODE_SCHEMA)]
@@ -143,6 +144,10 @@ Group = Annotated[str, PlainValidator(_group), WithJsonSchema({"type": "string",
 Host = Annotated[str, PlainValidator(_host), WithJsonSchema({"type": "string", "minLength": 1})]
 User = Annotated[str, PlainValidator(_user), WithJsonSchema({"type": ["string", "integer"]})]
 Stripe = Annotated[int, PlainValidator(_stripe), WithJsonSchema(_SIZE_SCHEMA)]
+
+
+def _none_is_empty(value: Any) -> Any:
+    return {} if value is None else value
 
 
 class _Strict(BaseModel):
@@ -204,6 +209,20 @@ class TLS(_Strict):
 class Server(_Strict):
     memory: Size = Field(description="Bytes of its shard.")
     listen: Listen | None = Field(default=None, description="Where it listens.")
+    host: Host | None = Field(default=None, description="One of hosts, where it runs.")
+
+
+class NamedHost(_Strict):
+    name: Host = Field(description="What it is called, here and by the engine.")
+    address: Host = Field(description="Where it is reached, if its name does not lead there.")
+
+
+class SSH(_Strict):
+    command: Command = Field(default="memcluster", description="How the shell of a host calls memcluster.")
+
+
+class Engines(_Strict):
+    ssh: Annotated[SSH, BeforeValidator(_none_is_empty)] = Field(description="Over ssh, as its own configuration says.")
 
 
 class Sockets(_Strict):
@@ -227,21 +246,33 @@ _Layout = Annotated[
     Annotated[Literal["linear"], Tag("as a word")] | Annotated[Stripes, Tag("as stripes")],
     Discriminator(lambda value: "as stripes" if isinstance(value, dict) else "as a word"),
 ]
-TAGS = {"as a number", "as a count", "as a list", "as a word", "as stripes"}
+_HostEntry = Annotated[
+    Annotated[Host, Tag("as a word")] | Annotated[NamedHost, Tag("as a mapping")],
+    Discriminator(lambda value: "as a mapping" if isinstance(value, dict) else "as a word"),
+]
+_Engine = Annotated[
+    Annotated[Literal["ssh"], Tag("as a word")] | Annotated[Engines, Tag("as a mapping")],
+    Discriminator(lambda value: "as a mapping" if isinstance(value, dict) else "as a word"),
+]
+TAGS = {"as a number", "as a count", "as a list", "as a mapping", "as a word", "as stripes"}
 """What pydantic puts into an error's place to say which form a value was taken for."""
 
 
-def _none_is_empty(value: Any) -> Any:
-    return {} if value is None else value
-
-
 class ClusterFile(_Strict):
-    """A cluster of processes on one host that serves one flat memory."""
+    """A cluster of processes that serves one flat memory."""
 
     user: User | None = Field(default=None, description="USER or USER:GROUP that root has the cluster run as.")
     name: Name | None = Field(default=None, description="What the cluster is called; by default as its folder is.")
     memory: Size = Field(description="Bytes of the whole address space.")
     servers: _Servers = Field(default=1, description="A count, or a list of {memory, listen} for unequal ones.")
+    hosts: Annotated[list[_HostEntry], Field(max_length=MAX_SERVERS)] = Field(
+        default=[], description="Other hosts that servers run on: names, or {name, address}."
+    )
+    engine: _Engine = Field(default="ssh", description="What starts processes on other hosts.")
+    host_lease: Span = Field(
+        default=10.0, description="A host without word from the supervisor for so long stops its nodes."
+    )
+    host_encryption: bool = Field(default=True, description="TLS between hosts; false for a network of your own.")
     topology: Topology = Field(default=topology.DEFAULT, description="Who takes requests and who answers them.")
     fan_out: Literal["parallel", "serial"] = Field(
         default="parallel", description="parallel: all pieces of a request go out at once; serial: one after the other."

@@ -15,10 +15,27 @@ from memcluster.node.transport.address import Address
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """One server: bytes of its shard, and where it listens."""
+    """One server: bytes of its shard, where it listens, and the name of its host, "" for the supervisor's own."""
 
     memory: int
     listen: Address
+    host: str = ""
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """`address` is "" where the name leads there."""
+
+    name: str
+    address: str = ""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What starts processes on other hosts, and how it calls memcluster there."""
+
+    name: str = "ssh"
+    command: str = "memcluster"
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,10 @@ class ClusterConfig:
     insecure_network: bool
     advertise: str
     """The host that clients are told; "" for the one that each server listens on."""
+    hosts: tuple[HostConfig, ...] = ()
+    engine: EngineConfig = EngineConfig()
+    host_lease: float = 10.0
+    host_encryption: bool = True
 
     @property
     def notices(self) -> list[str]:

@@ -7,6 +7,17 @@ from memcluster.launcher.clusterfile.settings import ClusterConfig
 from memcluster.node import topology
 
 
+def _hosts(config: ClusterConfig) -> dict[str, object]:
+    if not config.hosts:
+        return {}
+    return {
+        "hosts": [{"name": host.name, "address": host.address} if host.address else host.name for host in config.hosts],
+        "engine": {config.engine.name: {"command": config.engine.command}},
+        "host_lease": format_duration(config.host_lease),
+        "host_encryption": config.host_encryption,
+    }
+
+
 def dump(config: ClusterConfig) -> str:
     """cluster.yaml with every default filled in: a file that means the same."""
     import yaml
@@ -17,9 +28,12 @@ def dump(config: ClusterConfig) -> str:
         **({"user": config.user} if config.user else {}),
         "memory": format_size(config.memory),
         "servers": [
-            {"memory": format_size(server.memory)} | ({"listen": str(server.listen)} if chosen or not index else {})
+            {"memory": format_size(server.memory)}
+            | ({"listen": str(server.listen)} if chosen or not index else {})
+            | ({"host": server.host} if server.host else {})
             for index, server in enumerate(config.servers)
         ],
+        **_hosts(config),
         "topology": config.topology,
         "fan_out": config.fan_out,
         "links": config.links,

@@ -8,6 +8,7 @@ lives, so a free lock beside a record means that a supervisor died; what it left
     uri           where clients connect; there when the cluster is ready
     control       the supervisor's socket for the command line
     secret        what the run's own processes know each other by (node/transport/proof.py); for this user's eyes alone
+    between-hosts what the run's hosts know one another by, where there are several
     listener-…    the fork server's own
     server1.sock, gates, bell1 …  of the topologies that hand clients' sockets over
     staging       of the payloads on their way between servers, with `links: shared` (node/forwarding/staging.py)
@@ -48,10 +49,13 @@ class NodeRecord:
     range: tuple[int, int] | None
     memory: int = 0
     """Bytes that it owns."""
+    host: str = ""
+    """Another one's name, on which its pid is."""
 
     @property
     def identity(self) -> Identity:
-        return Identity(self.pid, self.start)
+        """On this host; of one on another host nobody's."""
+        return Identity(0, 0) if self.host else Identity(self.pid, self.start)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,12 @@ class RunRecord:
     """Of the file as it was read (client/discover.py)."""
     stripe: int = 0
     """Bytes; 0 for the linear layout."""
+    hosts: tuple[tuple[str, str], ...] = ()
+    """The others: (name, address)."""
+    engine: tuple[str, str] = ("", "")
+    """What reaches them, and how it calls memcluster there."""
+    host_lease: float = 0.0
+    host_encryption: bool = True
 
     @property
     def logger0(self) -> NodeRecord:
@@ -93,6 +103,8 @@ class RunRecord:
         fields["nodes"] = tuple(
             NodeRecord(**{**node, "range": tuple(node["range"]) if node["range"] else None}) for node in fields["nodes"]
         )
+        fields["hosts"] = tuple((str(name), str(address)) for name, address in fields.get("hosts", ()))
+        fields["engine"] = tuple(fields.get("engine", ("", "")))
         record = cls(**fields)
         if not record._is_sound():
             raise ValueError("a value of it cannot be right")
@@ -101,19 +113,22 @@ class RunRecord:
     def _is_sound(self) -> bool:
         """Whether every value is what it must be: the file may be damaged, and what it says is believed."""
         nodes = self.nodes
-        identities = (self.supervisor, *self.helpers, *(node.identity for node in nodes))
+        identities = (self.supervisor, *self.helpers, *(node.identity for node in nodes if not node.host))
         texts = [self.cluster, self.file, self.topology, self.uri, self.fan_out, self.stamp]
-        texts += [text for node in nodes for text in (node.name, node.role, node.address)]
+        texts += [text for node in nodes for text in (node.name, node.role, node.address, node.host)]
+        texts += [text for pair in (*self.hosts, self.engine) for text in pair]
         numbers = [self.memory, self.sample, self.stripe, *(one.start for one in identities)]
-        numbers += [number for node in nodes for number in (node.memory, *(node.range or (0, 0)))]
+        numbers += [number for node in nodes for number in (node.pid, node.memory, *(node.range or (0, 0)))]
+        spans = self.stop_timeout, self.host_lease
+        of_a_guardian = "@" in self.cluster  # which has no logger 0
         return (
             all(type(text) is str for text in texts)
             and all(type(number) is int and number >= 0 for number in numbers)
             and all(type(one.pid) is int and 0 < one.pid <= MAX_PID for one in identities)
             and all(node.range is None or len(node.range) == 2 for node in nodes)
-            and type(self.stop_timeout) in (int, float)
-            and 0 <= self.stop_timeout <= MOST_SECONDS
-            and any(node.name == "logger0" for node in nodes)
+            and all(type(span) in (int, float) and 0 <= span <= MOST_SECONDS for span in spans)
+            and type(self.host_encryption) is bool
+            and (of_a_guardian or any(node.name == "logger0" for node in nodes))
         )
 
 
@@ -121,16 +136,19 @@ class RunDirectory:
     """The paths and the lock; see the top of this file. Raises NotOurs if somebody else's directory is in the place."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self.path = run_directory(name)
         self.state = self.path / "state.json"
         self.uri = self.path / "uri"
         self.control = self.path / "control"
+        self.certificates = self.path / "between-hosts"
         self._secret = self.path / "secret"
         self._lock = self.path / "lock"
         self._lock_fd: int | None = None
 
-    def acquire(self) -> None:
-        """Take the lock for as long as this process lives. Raises NameInUse, NotOurs."""
+    def acquire(self, *, wait: bool = False) -> None:
+        """Take the lock for as long as this process lives, and with `wait` as soon as it is free. Raises NameInUse,
+        NotOurs."""
         while self._lock_fd is None:
             self.path.mkdir(mode=0o700, exist_ok=True)
             check_owner(self.path)
@@ -139,7 +157,7 @@ class RunDirectory:
             except FileNotFoundError:  # its owner has just removed the directory
                 continue
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 os.close(fd)
                 raise NameInUse from None
@@ -222,11 +240,18 @@ class RunDirectory:
         left = (path for kind in ("listener-*", "changes*") for path in self.path.glob(kind))
         for path in (self.uri, self.control, self.state, self._secret, *left):
             path.unlink(missing_ok=True)
+        for path in (*self.certificates.glob("*"), self.certificates):
+            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
 
     @property
     def holds_memory(self) -> bool:
         """An earlier run's, or what is left of it."""
         return claim_path(self.path).exists() or any(self.path.glob("shard*"))
+
+    @property
+    def holds_claim(self) -> bool:
+        """A whole memory of an earlier run's."""
+        return claim_path(self.path).exists()
 
     def remove(self) -> None:
         """Remove everything, the memory too; nothing that is another's by now. What is left if this process is killed

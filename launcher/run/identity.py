@@ -53,6 +53,8 @@ class Identity:
 
     def open(self) -> int | None:
         """A pidfd of this very process, or None if it is gone: readable when the process ends."""
+        if not self.pid:
+            return None  # nobody's: it runs on another host
         try:
             pidfd = os.pidfd_open(self.pid)
         except (ProcessLookupError, FileNotFoundError):  # gone, or (Linux 6.16) just being buried

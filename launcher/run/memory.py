@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -86,13 +87,28 @@ class Shape:
 @dataclass(frozen=True)
 class Claim:
     """What memory.json says. `new` is the shape that the memory is on the way to; then the first `moved` bytes lie
-    there already. `leftover` are files that are not needed any more."""
+    there already. `leftover` are files that are not needed any more.
+
+    Of a memory on several hosts `hosts` names that of each server, "" for this one, where alone its shard is looked
+    for; `memory` is its name, by which the other hosts know their part."""
 
     cluster: str
     shape: Shape
     new: Shape | None = None
     moved: int = 0
     leftover: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    memory: str = ""
+
+    @property
+    def here(self) -> dict[str, int]:
+        """The files of the shards on this host, with their sizes."""
+        hosts = self.hosts or ("",) * len(self.shape.shards)
+        return {
+            name: size
+            for name, size, host in zip(self.shape.files, self.shape.shards, hosts, strict=True)
+            if not host
+        }
 
     def encode(self) -> str:
         document: dict[str, Any] = {"cluster": self.cluster} | _shape_of(self.shape)
@@ -100,6 +116,8 @@ class Claim:
             document["new"] = _shape_of(self.new) | {"moved": self.moved}
         if self.leftover:
             document["leftover"] = list(self.leftover)
+        if self.hosts:
+            document |= {"hosts": list(self.hosts), "memory": self.memory}
         return json.dumps(document, indent=2)
 
     @classmethod
@@ -114,7 +132,10 @@ class Claim:
         leftover = document.get("leftover", [])
         if not isinstance(leftover, list) or not all(_is_shard(name) for name in leftover):
             raise ValueError(f"leftover is {str(leftover)[:60]}")
-        return replace(claim, leftover=tuple(leftover))
+        hosts, memory = document.get("hosts", []), document.get("memory", "")
+        if not isinstance(hosts, list) or len(hosts) not in (0, len(claim.shape.shards)) or not isinstance(memory, str):
+            raise ValueError(f"hosts are {str(hosts)[:60]}, of {str(memory)[:60]}")
+        return replace(claim, leftover=tuple(leftover), hosts=tuple(map(str, hosts)), memory=memory)
 
 
 def _shape_of(shape: Shape) -> dict[str, Any]:
@@ -155,7 +176,19 @@ def unfinished_path(directory: Path) -> Path:
 
 def read_claim(directory: Path) -> Claim | None:
     """None where there is none. Raises MemoryMismatch."""
-    path = claim_path(directory)
+    return _read(claim_path(directory))
+
+
+def name_begun(directory: Path) -> str:
+    """The name of a memory of which other hosts may have their part already, while this one has none that is whole."""
+    try:
+        begun = _read(unfinished_path(directory))
+    except (MemoryMismatch, OSError):
+        return ""
+    return begun.memory if begun is not None else ""
+
+
+def _read(path: Path) -> Claim | None:
     try:
         with open(open_file(path, os.O_RDONLY)) as file:
             return Claim.decode(file.read())
@@ -181,23 +214,27 @@ def write_claim(directory: Path, claim: Claim) -> None:
     step("reshape")
 
 
-def make_memory(directory: Path, claim: Claim) -> None:
-    """Empty shards, then memory.json, which says that all are there. Whoever is killed on the way has served nobody,
-    so what is found beside memory.json.new may be made again. Each step is on the disk before the next one: else a
-    power cut could leave an empty memory.json, or too short a shard, beside shards that were flushed."""
+def make_memory(
+    directory: Path, claim: str, shards: Mapping[str, int], also: Callable[[], None] = lambda: None
+) -> None:
+    """Empty shards, then memory.json, which says that all are there, when `also` has done the rest. Whoever is killed
+    on the way has served nobody, so what is found beside memory.json.new may be made again. Each step is on the disk
+    before the next one: else a power cut could leave an empty memory.json, or too short a shard, beside shards that
+    were flushed."""
     unfinished = unfinished_path(directory)
     strangers = sorted(entry.name for entry in directory.glob("shard*"))
     if strangers and not unfinished.exists():
         raise MemoryMismatch(f"{directory} holds {', '.join(strangers)} but no memory.json")
     with open(open_file(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
-        file.write(claim.encode())
+        file.write(claim)
         file.flush()
         os.fsync(file.fileno())
     sync(directory)
-    for name, size in zip(claim.shape.files, claim.shape.shards, strict=True):
+    for name, size in shards.items():
         make_shard(directory / name, size)
     step()
     sync(directory)
+    also()
     unfinished.replace(claim_path(directory))
     sync(directory)
 
@@ -216,7 +253,7 @@ def check_whole(directory: Path, claim: Claim) -> None:
     """Raises MemoryMismatch if a shard is missing or of another size. While the shape is being changed those that both
     have may have either size, and those of the new one need not be there before something was moved there; those that
     are still to be cut may have any."""
-    sizes = {name: {size} for name, size in zip(claim.shape.files, claim.shape.shards, strict=True)}
+    sizes = {name: {size} for name, size in claim.here.items()}
     if claim.new is not None:
         for name, size in zip(claim.new.files, claim.new.shards, strict=True):
             if name in sizes or claim.moved:
@@ -224,12 +261,12 @@ def check_whole(directory: Path, claim: Claim) -> None:
     for name in claim.leftover:
         if name in sizes:
             sizes[name].clear()
-    problems = [problem for name, size in sizes.items() if (problem := _look_at(directory / name, size))]
+    problems = [problem for name, size in sizes.items() if (problem := look_at(directory / name, size))]
     if problems:
         raise MemoryMismatch(f"the memory in {directory} is not whole: {', '.join(problems)}")
 
 
-def _look_at(path: Path, sizes: set[int]) -> str:
+def look_at(path: Path, sizes: set[int]) -> str:
     """What is wrong with a shard that must be there, of one of these sizes if any are given."""
     try:
         found = path.lstat().st_size

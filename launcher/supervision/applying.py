@@ -24,12 +24,12 @@ from memcluster.launcher.run.directory import RunDirectory
 from memcluster.launcher.run.memory import MemoryMismatch, Shape
 from memcluster.launcher.supervision import sockets
 from memcluster.launcher.supervision.changeover import lost_by
-from memcluster.launcher.supervision.child import Child
 from memcluster.launcher.supervision.lifecycle import Lifecycle, Phase, State
 from memcluster.launcher.supervision.makeup import Makeup
 from memcluster.launcher.supervision.moving import no_room_for_both
 from memcluster.launcher.supervision.orders import Apply
 from memcluster.launcher.supervision.places import listening, places
+from memcluster.launcher.supervision.process import Process
 from memcluster.launcher.supervision.succession import Succession, prepare
 
 Answer = Callable[[dict[str, Any]], None]
@@ -44,7 +44,7 @@ class Cluster(Protocol):
 
     @property
     def problems(self) -> list[str]: ...
-    def child(self, name: str) -> Child | None: ...
+    def child(self, name: str) -> Process | None: ...
     def give_way(self, succession: Succession, *, live: bool, rate: int | None) -> None:
         """Stop, and start as the other cluster; `running` or `called_off` will be said of that. `live`: bytes are
         copied before, at most `rate` a second. Raises OSError, MemoryMismatch, and then nothing has changed."""
@@ -153,7 +153,9 @@ class Applying:
                 continue
             if node.state is not State.READY or child is None:
                 found.append(f"{name} is {node.state}")
-            elif child.identity.stopped:
+            elif child.away:
+                found.append(child.away)
+            elif child.stopped:
                 found.append(f"{name} is paused")
         return found + self._cluster.problems
 
@@ -228,7 +230,9 @@ class Applying:
         """A listening socket for the figures. Raises CannotApply."""
         assert config.metrics is not None
         try:
-            return sockets.bind(*listening(config, self._cluster.makeup.places)[-1])
+            wanted = listening(config, self._cluster.makeup.places)[-1]
+            assert wanted is not None  # logger 0 is on this host
+            return sockets.bind(*wanted)
         except sockets.CannotListen as error:
             code = EXIT_IN_USE if isinstance(error, sockets.AddressTaken) else EXIT_ERROR
             raise CannotApply(f"{error}\nnothing was changed", code) from error

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from memcluster.launcher.supervision.child import Child
 from memcluster.launcher.supervision.lifecycle import Lifecycle, State
 from memcluster.launcher.supervision.makeup import Makeup
+from memcluster.launcher.supervision.process import Process
+from memcluster.launcher.supervision.usage import Usage
 from memcluster.node.transport.loop import Loop
-
-if TYPE_CHECKING:
-    import psutil
 
 ANSWER_WITHIN = 1.0
 """Seconds a node has to answer; one that does not is shown without its counters."""
 
+NOTHING = {"rss_bytes": 0, "cpu_percent": 0.0}
+"""What a process that is not there takes."""
 Answer = dict[str, Any]
 
 
@@ -27,7 +27,7 @@ class Cluster(Protocol):
     loop: Loop
     makeup: Makeup
     lifecycle: Lifecycle
-    children: dict[str, Child]
+    children: dict[str, Process]
 
     @property
     def applying(self) -> dict[str, Any] | None:
@@ -45,18 +45,21 @@ class Cluster(Protocol):
 
 
 class Census:
-    """Knows the processes it has seen before, so that CPU% is that of the time since the last census."""
-
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._seen: dict[int, psutil.Process] = {}
+        self._usage = Usage()
 
     def take(self, answer: Callable[[Answer], None]) -> None:
-        """Ask all nodes at once, but not those that are paused; answer when the last has, or when time is up."""
+        """Ask all nodes at once, but not those that are paused or unreachable; answer when the last has, or when time
+        is up."""
         cluster = self._cluster
         counters: dict[str, Answer] = {}
         nodes = cluster.lifecycle.nodes.items()
-        asked = [name for name, node in nodes if node.alive and not cluster.children[name].identity.stopped]
+        asked = [
+            name
+            for name, node in nodes
+            if node.alive and not (cluster.children[name].stopped or cluster.children[name].away)
+        ]
         done = False
 
         def finish() -> None:
@@ -79,8 +82,7 @@ class Census:
 
     def _report(self, counters: dict[str, Answer]) -> Answer:
         cluster, config = self._cluster, self._cluster.makeup.config
-        pids = {child.pid for child in cluster.children.values()}
-        self._seen = {pid: process for pid, process in self._seen.items() if pid in pids}
+        self._usage.forget_all_but({child.pid for child in cluster.children.values()})
         nodes = [self._node(name, counters.get(name, {})) for name in cluster.lifecycle.nodes]
         state = cluster.lifecycle.health
         unwell = cluster.problems or not all(node["ready"] for node in nodes)  # the lifecycle asks nobody
@@ -108,10 +110,13 @@ class Census:
         cluster = self._cluster
         node, spec = cluster.lifecycle.nodes[name], cluster.makeup.specs[name]
         child = cluster.children.get(name) if node.alive else None
-        state = "paused" if child is not None and child.identity.stopped else str(node.state)
+        state = str(node.state)
+        if child is not None and (child.away or child.stopped):
+            state = "unreachable" if child.away else "paused"
         ready = state == State.READY and "clients" in counters
         silent = state == State.READY and not ready
-        rss, cpu = self._usage(child) if child is not None else (0, 0.0)
+        reason = child.away if child is not None and child.away else node.reason
+        usage = self._usage.of(child.pid) if child is not None and not spec.host else NOTHING
         return {
             "name": name,
             "role": spec.role,
@@ -125,18 +130,8 @@ class Census:
             "uptime_s": round(time.monotonic() - node.started, 3) if child is not None else 0.0,
             "clients": 0,
             "requests": 0,
-            "rss_bytes": rss,
-            "cpu_percent": cpu,
-            "reason": f"no answer in {ANSWER_WITHIN:g} s" if silent else node.reason,
+            **usage,
+            "reason": f"no answer in {ANSWER_WITHIN:g} s" if silent else reason,
+            **({"host": spec.host or os.uname().nodename} if cluster.makeup.config.hosts else {}),
             **{key: value for key, value in counters.items() if key not in ("answer", "error")},
         }
-
-    def _usage(self, child: Child) -> tuple[int, float]:
-        """(bytes in memory, per cent of a processor) of a process. (Imported late: `up` need not wait for it.)"""
-        import psutil
-
-        try:
-            process = self._seen.get(child.pid) or self._seen.setdefault(child.pid, psutil.Process(child.pid))
-            return process.memory_info().rss, process.cpu_percent()
-        except psutil.Error:
-            return 0, 0.0

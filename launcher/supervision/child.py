@@ -54,6 +54,10 @@ class Child:
         """It has said so: it has come far enough to take signals gracefully."""
         self.status: int | None = None
         """Its exit status, or minus the signal that ended it; None while it lives and where it is not known."""
+        self.place = ""
+        """Where it stood, of one on another host that hung."""
+        self.away = ""
+        """Why nothing can be said of it, of one on another host."""
         self.short = False
         """It was not started because the system had no room for another process."""
         self._problem = ""
@@ -74,6 +78,11 @@ class Child:
             loop.soon(self._ended)
         else:
             loop.watch(self._pidfd, READ, lambda _: self._ended())
+
+    @property
+    def stopped(self) -> bool:
+        """It is there, and was stopped with a signal."""
+        return self.identity.stopped
 
     def __repr__(self) -> str:
         return f"<Child {self.spec.name} {self.identity}>"

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from memcluster.client.units import parse_size
-from memcluster.launcher.supervision.child import Child
 from memcluster.launcher.supervision.faultkind import FaultKind
 from memcluster.launcher.supervision.makeup import Makeup
 from memcluster.launcher.supervision.orders import Fault
+from memcluster.launcher.supervision.process import Process
 from memcluster.node.log.record import LOGGER, subject_of
 from memcluster.node.transport.loop import Loop, Timer
 
@@ -38,7 +38,7 @@ class Cluster(Protocol):
     loop: Loop
     makeup: Makeup
 
-    def child(self, name: str) -> Child | None: ...
+    def child(self, name: str) -> Process | None: ...
     def hold(self, name: str, seconds: float) -> None: ...
     def release(self, name: str) -> None: ...
     def note(self, event: str, about: str, value: int) -> None: ...
@@ -172,7 +172,7 @@ class Faults:
 
     def _stopped(self, name: str) -> bool:
         child = self._cluster.child(name)
-        return child is not None and child.identity.stopped
+        return child is not None and child.stopped
 
     def _continue(self, name: str) -> None:
         self._forget("pause", (name,))

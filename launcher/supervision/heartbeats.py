@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from memcluster.launcher.supervision.child import Child
+from memcluster.launcher.supervision.process import Process
 from memcluster.node.transport.loop import Loop
 
 PERIOD = 0.5
@@ -33,7 +33,7 @@ class Heartbeats:
         self,
         loop: Loop,
         timeout: float,
-        children: Callable[[], Iterable[Child]],
+        children: Callable[[], Iterable[Process]],
         hung: Callable[[str, str], None],
     ) -> None:
         self.loop = loop
@@ -52,7 +52,7 @@ class Heartbeats:
         """From now on; all children beat at the new pace already."""
         self.timeout, self._period = timeout, period(timeout)
 
-    def beat(self, child: Child) -> None:
+    def beat(self, child: Process) -> None:
         """The child's loop has turned."""
         self._last[child.pid] = time.monotonic()
 
@@ -66,7 +66,7 @@ class Heartbeats:
             silent = now - self._last[child.pid]
             if silent < MISSED * self._period:
                 continue
-            if child.identity.stopped:  # asked early: one that goes on has half its timeout left to beat, at any look
+            if child.stopped:  # asked early: one that goes on has half its timeout left to beat, at any look
                 self._last[child.pid] = now
             elif silent >= self.timeout:
                 self._hung(child.spec.name, f"no progress for {silent:.1f} s")

@@ -21,6 +21,8 @@ from memcluster.launcher.supervision.places import (
     shards,
     target,
 )
+from memcluster.launcher.supervision.process import Elsewhere
+from memcluster.launcher.supervision.sockets import Listeners
 from memcluster.node import topology
 from memcluster.node.layout import Layout
 from memcluster.node.spec import NodeSpec
@@ -28,22 +30,25 @@ from memcluster.node.transport.address import Address
 
 
 class Makeup:
-    """`listeners` are server 0's, server 1's …, then the loggers' sockets, then that of the metrics if there is one."""
+    """`listeners` are server 0's, server 1's …, then the loggers' sockets, then that of the metrics if there is one;
+    None for those of a node on one of `hosts`, which has them itself."""
 
     def __init__(
         self,
         config: ClusterConfig,
         run: RunDirectory,
         places: Sequence[Place],
-        listeners: Sequence[socket.socket],
+        listeners: Listeners,
         shape: Shape,
         secret: bytes,
         probe: str,
+        hosts: Elsewhere | None = None,
     ) -> None:
         self.config = config
         self.places = places
         self.listeners = list(listeners)
-        self.addresses = [sockets.bound_address(sock) for sock in listeners]
+        self._far = hosts.addresses() if hosts else {}
+        self.addresses = self._bound()
         self.map = cluster_map(config, places, self.addresses)
         self.uri = str(target(config, Address.parse(self.map.servers[0].address)))
         self.exposed = exposures(config, places, self.addresses)
@@ -51,7 +56,7 @@ class Makeup:
         self.topology = topology.load(config.topology)
         self.shape = shape
         self.shards = shards(config, run, shape)
-        self.specs = {spec.name: spec for spec in node_specs(config, run, self.shards, self.map, secret, probe)}
+        self.specs = {spec.name: spec for spec in node_specs(config, run, self.shards, self.map, secret, probe, hosts)}
 
     @property
     def count(self) -> int:
@@ -86,17 +91,25 @@ class Makeup:
 
     # -- sockets -----------------------------------------------------------------------------------------------------
 
-    def listener(self, name: str) -> socket.socket:
+    def listener(self, name: str) -> socket.socket | None:
         return self.listeners[self._place(name)]
 
     def given(self, name: str) -> list[socket.socket]:
         """The sockets that a node gets: logger 0 that of the metrics, too."""
         page = self.listeners[2 * self.count :] if name == "logger0" else []
-        return [self.listener(name), *page]
+        return [sock for sock in (self.listener(name), *page) if sock]
 
     def address(self, name: str) -> str:
         """Where a node listens; clients may be told another host."""
         return str(self.addresses[self._place(name)])
+
+    def _bound(self) -> list[Address]:
+        """Where each listener is."""
+        names = [f"{kind}{index}" for kind in ("server", "logger") for index in range(self.count)]
+        return [
+            sockets.bound_address(sock) if sock else Address.parse(self._far[names[index]])
+            for index, sock in enumerate(self.listeners)
+        ]
 
     @property
     def paths(self) -> list[str]:
@@ -134,6 +147,7 @@ class Makeup:
         """Another socket for the metrics, or none."""
         first = 2 * self.count
         for sock in self.listeners[first:]:
-            sockets.release(sock)
+            if sock:
+                sockets.release(sock)
         self.listeners[first:] = [] if page is None else [page]
-        self.addresses = [sockets.bound_address(sock) for sock in self.listeners]
+        self.addresses = self._bound()

@@ -25,9 +25,9 @@ from memcluster.launcher.run.directory import RunDirectory
 from memcluster.launcher.run.memory import Shape, read_claim
 from memcluster.launcher.run.reshape import Reshape
 from memcluster.launcher.run.steps import step
-from memcluster.launcher.supervision.child import Child
 from memcluster.launcher.supervision.lifecycle import Lifecycle, State
 from memcluster.launcher.supervision.makeup import Makeup
+from memcluster.launcher.supervision.process import Process
 from memcluster.node.files import open_file
 from memcluster.node.serving.cgroup import memory_in_use, memory_limit
 from memcluster.node.serving.changes import pages_of
@@ -54,7 +54,7 @@ class Cluster(Protocol):
     lifecycle: Lifecycle
     run_directory: RunDirectory
 
-    def child(self, name: str) -> Child | None: ...
+    def child(self, name: str) -> Process | None: ...
     def note(self, event: str, about: str, value: int) -> None: ...
 
 

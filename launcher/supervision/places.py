@@ -14,6 +14,7 @@ from memcluster.launcher.run.directory import RunDirectory
 from memcluster.launcher.run.maps import keep_map
 from memcluster.launcher.run.memory import Shape
 from memcluster.launcher.supervision.heartbeats import period
+from memcluster.launcher.supervision.process import Elsewhere
 from memcluster.launcher.supervision.sockets import Access
 from memcluster.node import topology
 from memcluster.node.cluster_map import ClusterMap, ServerEntry
@@ -30,6 +31,8 @@ class Place:
     role: str
     memory: int
     listen: Address
+    host: str = ""
+    """Where it runs; "" is the supervisor's own."""
 
 
 def places(config: ClusterConfig, run: RunDirectory) -> tuple[Place, ...]:
@@ -44,7 +47,11 @@ def places(config: ClusterConfig, run: RunDirectory) -> tuple[Place, ...]:
             (memory, Address(path=str(run.path / f"server{index}.sock")))
             for index, (memory, _) in enumerate(found[1:], start=1)
         ]
-    return tuple(Place(shape.role(index, len(found)), memory, listen) for index, (memory, listen) in enumerate(found))
+    hosts = [""] * shape.dispatches + [server.host for server in config.servers]
+    return tuple(
+        Place(shape.role(index, len(found)), memory, listen, host)
+        for index, ((memory, listen), host) in enumerate(zip(found, hosts, strict=True))
+    )
 
 
 def door_count(config: ClusterConfig, servers: int) -> int:
@@ -52,19 +59,20 @@ def door_count(config: ClusterConfig, servers: int) -> int:
     return servers if topology.load(config.topology).every_server_is_a_door else 1
 
 
-def addresses(config: ClusterConfig, found: Sequence[Place]) -> list[Address]:
+def addresses(config: ClusterConfig, found: Sequence[Place]) -> list[Address | None]:
     """Where is to be listened: the servers', then one on loopback for each logger, then that of the metrics if there is
-    one."""
-    loggers = [Address("127.0.0.1", 0)] * len(found)
-    return [place.listen for place in found] + loggers + ([config.metrics] if config.metrics else [])
+    one; None for a node on another host, which listens there."""
+    servers = [None if place.host else place.listen for place in found]
+    loggers = [None if place.host else Address("127.0.0.1", 0) for place in found]
+    return [*servers, *loggers, *([config.metrics] if config.metrics else [])]
 
 
-def listening(config: ClusterConfig, found: Sequence[Place], owner: int = -1) -> list[tuple[Address, Access]]:
+def listening(config: ClusterConfig, found: Sequence[Place], owner: int = -1) -> list[tuple[Address, Access] | None]:
     """The same, and who may connect there. Root may say whose unix sockets are."""
     access = Access(config.sockets.mode, config.sockets.group, owner, config.insecure_network)
     over_tls = door_count(config, len(found)) if config.tls.mode == "require" else 0
     return [
-        (address, replace(access, network=True) if index < over_tls else access)
+        None if address is None else (address, replace(access, network=True) if index < over_tls else access)
         for index, address in enumerate(addresses(config, found))
     ]
 
@@ -90,6 +98,9 @@ def exposures(config: ClusterConfig, places: Sequence[Place], addresses: Sequenc
         doors = door_count(config, count)
         anybody = config.tls.certificates is not None and not config.tls.verify
         may[:doors] = [f"{who} may read and write the memory, over TLS (tls.verify)" * anybody] * doors
+    for index, place in enumerate(places):
+        if place.host:  # there nobody but the cluster's own is let in
+            may[index] = may[count + index] = ""
     return [
         f"{address} can be reached from other machines: {sentence}"
         for address, sentence in zip(addresses, may, strict=False)
@@ -102,7 +113,7 @@ def cluster_map(config: ClusterConfig, places: Sequence[Place], addresses: Seque
     count = len(places)
     known = advertised(config, addresses[:count])
     entries = tuple(
-        ServerEntry(str(known[index]), str(addresses[count + index]), place.memory, place.role)
+        ServerEntry(str(known[index]), str(addresses[count + index]), place.memory, place.role, place.host)
         for index, place in enumerate(places)
     )
     return ClusterMap(config.name, config.topology, config.fan_out, config.stripe, entries)
@@ -149,14 +160,23 @@ def shards(config: ClusterConfig, run: RunDirectory, shape: Shape) -> list[Path]
 
 
 def node_specs(
-    config: ClusterConfig, run: RunDirectory, files: Sequence[Path], cluster: ClusterMap, secret: bytes, probe: str
+    config: ClusterConfig,
+    run: RunDirectory,
+    files: Sequence[Path],
+    cluster: ClusterMap,
+    secret: bytes,
+    probe: str,
+    hosts: Elsewhere | None,
 ) -> list[NodeSpec]:
     """What every node is told: the servers in the order of their numbers, then the loggers. `files` are the shards."""
     settings = node_settings(config)
     paths = tuple(map(str, files))
     logs = config.logs.directory / config.name
     folders = [logs / f"server{index}" for index in range(len(cluster.servers))]
-    number, incarnation, oldest = next_run(folders)
+    here = next_run([folder for folder, server in zip(folders, cluster.servers, strict=True) if not server.host])
+    runs = [here, *(hosts.runs() if hosts else ())]
+    number, incarnation = max(run[0] for run in runs), max(run[1] for run in runs)
+    oldest = min(run[2] for run in runs)
     this_run = Run(number, incarnation=incarnation)
     if config.logs.level != "off":
         keep_map(logs, number, cluster, oldest)
@@ -177,6 +197,7 @@ def node_specs(
             staging=str(run.path / "staging") if config.links == "shared" else "",
             shards=paths if config.links == "shared" else (),
             probe=probe,
+            between_hosts=hosts.certificates if hosts else "",
         ).with_settings(settings)
         for kind in ("server", "logger")
         for index, server in enumerate(cluster.servers)

@@ -7,9 +7,9 @@ from typing import Final, Protocol
 
 from memcluster.launcher.run.directory import NodeRecord, RunDirectory, RunRecord
 from memcluster.launcher.run.identity import Identity
-from memcluster.launcher.supervision.child import Child
 from memcluster.launcher.supervision.forkserver import helpers
 from memcluster.launcher.supervision.makeup import Makeup
+from memcluster.launcher.supervision.process import Process
 from memcluster.node.transport.loop import Loop
 
 AGAIN: Final = 1.0
@@ -20,7 +20,7 @@ class Cluster(Protocol):
     """What is asked of the supervisor."""
 
     makeup: Makeup
-    children: dict[str, Child]
+    children: dict[str, Process]
     stamp: str
 
 
@@ -40,6 +40,10 @@ def record(cluster: Cluster) -> RunRecord:
         stop_timeout=config.stop_timeout,
         sample=config.logs.sample,
         fan_out=config.fan_out,
+        hosts=tuple((host.name, host.address) for host in config.hosts),
+        engine=(config.engine.name, config.engine.command),
+        host_lease=config.host_lease,
+        host_encryption=config.host_encryption,
         supervisor=own,
         helpers=helpers(),
         nodes=tuple(
@@ -51,6 +55,7 @@ def record(cluster: Cluster) -> RunRecord:
                 address=cluster.makeup.address(name),
                 range=known.range(child.spec.role, child.spec.index),
                 memory=known.owned(child.spec.role, child.spec.index),
+                host=child.spec.host,
             )
             for name, child in cluster.children.items()
         ),

@@ -12,10 +12,10 @@ from memcluster.launcher.supervision.applying import Applying
 from memcluster.launcher.supervision.changeover import Changeover
 from memcluster.launcher.supervision.moving import Cluster as MovesBytes
 from memcluster.launcher.supervision.moving import Move
+from memcluster.launcher.supervision.sockets import Listeners
 from memcluster.launcher.supervision.succession import Succession
 
 if TYPE_CHECKING:
-    import socket
 
     from memcluster.launcher.clusterfile.settings import ClusterConfig
     from memcluster.launcher.run.memory import Shape
@@ -34,7 +34,7 @@ class Cluster(MovesBytes, Protocol):
         """No node was stopped, and none will be."""
 
     def start_as(
-        self, config: ClusterConfig, places: Sequence[Place], listeners: Sequence[socket.socket], shape: Shape
+        self, config: ClusterConfig, places: Sequence[Place], listeners: Listeners, shape: Shape
     ) -> None:
         """Be this cluster from now on, and start."""
 
@@ -160,7 +160,6 @@ class Replacing:
             cluster.start_as(old.config, old.places, old.listeners, old.shape)
             cluster.note("move_aborted", "server0", 0)
         else:
-            for sock in to.retired:
-                sockets.release(sock)
+            sockets.release_all(to.retired)
             to.let_in()
             cluster.start_as(to.config, to.places, to.listeners, to.shape)

@@ -8,7 +8,7 @@ import ipaddress
 import os
 import socket
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -40,18 +40,21 @@ class Access:
 PRIVATE = Access()
 
 
-def bind_all(wanted: Iterable[tuple[Address, Access]]) -> list[socket.socket]:
+Listeners = Sequence[socket.socket | None]
+"""None for one that is on another host."""
+
+
+def bind_all(wanted: Iterable[tuple[Address, Access] | None]) -> list[socket.socket | None]:
     """Listening sockets for the addresses, in order. Raises CannotListen, naming every one that is not to be had."""
-    sockets: list[socket.socket] = []
+    sockets: list[socket.socket | None] = []
     problems: list[CannotListen] = []
-    for address, access in wanted:
+    for one in wanted:
         try:
-            sockets.append(bind(address, access))
+            sockets.append(one and bind(*one))
         except CannotListen as error:
             problems.append(error)
     if problems:
-        for sock in sockets:
-            release(sock)
+        release_all(sockets)
         taken = any(isinstance(problem, AddressTaken) for problem in problems)
         raise (AddressTaken if taken else CannotListen)("\n".join(map(str, problems)))
     return sockets
@@ -111,6 +114,13 @@ def bound_address(sock: socket.socket) -> Address:
     """Where a socket really listens: port 0 has become a number."""
     name = sock.getsockname()
     return Address(path=name) if sock.family == socket.AF_UNIX else Address(host=name[0], port=name[1])
+
+
+def release_all(listeners: Listeners) -> None:
+    """All that are here."""
+    for sock in listeners:
+        if sock is not None:
+            release(sock)
 
 
 def release(sock: socket.socket) -> None:

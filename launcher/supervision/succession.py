@@ -14,6 +14,7 @@ from memcluster.launcher.run.memory import Shape
 from memcluster.launcher.supervision import sockets
 from memcluster.launcher.supervision.makeup import Makeup
 from memcluster.launcher.supervision.places import Place, addresses, listening, places
+from memcluster.launcher.supervision.sockets import Listeners
 from memcluster.node import topology
 from memcluster.node.transport.address import Address
 
@@ -25,34 +26,34 @@ class Succession:
 
     config: ClusterConfig
     places: Sequence[Place]
-    listeners: Sequence[socket.socket]
-    fresh: Sequence[socket.socket]
-    retired: Sequence[socket.socket]
+    listeners: Listeners
+    fresh: Listeners
+    retired: Listeners
     shape: Shape
     word: str
     """What the doors are told: how present clients are to be left."""
 
     def let_in(self) -> None:
         """Who may connect is who may by this description."""
-        for sock, (_, access) in zip(self.listeners, listening(self.config, self.places), strict=True):
-            with suppress(sockets.CannotListen):  # its file is gone, of which `status` has a word
-                sockets.let_in(sock, access)
+        for sock, wanted in zip(self.listeners, listening(self.config, self.places), strict=True):
+            if sock and wanted:
+                with suppress(sockets.CannotListen):  # its file is gone, of which `status` has a word
+                    sockets.let_in(sock, wanted[1])
 
     def call_off(self) -> None:
         """It does not come."""
-        for sock in self.fresh:
-            sockets.release(sock)
+        sockets.release_all(self.fresh)
 
 
 def prepare(makeup: Makeup, run: RunDirectory, config: ClusterConfig) -> Succession:
     """Raises CannotListen, and then nothing has changed."""
     found = places(config, run)
     have = _by_place(makeup.config, makeup.places)
-    kept: dict[int, socket.socket] = {}
+    kept: dict[int, socket.socket | None] = {}
     for index, (place, address) in enumerate(_by_place(config, found)):
         for other, (their_place, their_address) in enumerate(have):
             bound = makeup.addresses[other]
-            fixed = bool(address.port or address.path)
+            fixed = address is not None and bool(address.port or address.path)
             same = address in (their_address, bound) if fixed else (place, address) == (their_place, their_address)
             if same and makeup.listeners[other] not in kept.values():
                 kept[index] = makeup.listeners[other]
@@ -69,7 +70,7 @@ def prepare(makeup: Makeup, run: RunDirectory, config: ClusterConfig) -> Success
     return Succession(config, found, listeners, list(fresh.values()), retired, shape, word)
 
 
-def _by_place(config: ClusterConfig, found: Sequence[Place]) -> list[tuple[str, Address]]:
+def _by_place(config: ClusterConfig, found: Sequence[Place]) -> list[tuple[str, Address | None]]:
     """Whose each address is, and what it is by the description."""
     names = [f"{kind}{index}" for kind in ("server", "logger") for index in range(len(found))]
     return list(zip([*names, "metrics"], addresses(config, found), strict=False))

@@ -37,9 +37,12 @@ from memcluster.launcher.supervision.lifecycle import Action, Lifecycle, Phase
 from memcluster.launcher.supervision.makeup import Makeup
 from memcluster.launcher.supervision.places import Place
 from memcluster.launcher.supervision.probe import Probe
+from memcluster.launcher.supervision.process import Elsewhere, Process
 from memcluster.launcher.supervision.recording import Recorder
 from memcluster.launcher.supervision.replacing import Replacing
+from memcluster.launcher.supervision.sockets import Listeners
 from memcluster.launcher.supervision.succession import Succession
+from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.frames import MAX_QUESTION, Frame
@@ -62,27 +65,29 @@ class Supervisor:
         config: ClusterConfig,
         run: RunDirectory,
         places: Sequence[Place],
-        listeners: Sequence[socket.socket],
+        listeners: Listeners,
         shape: Shape,
         tell: Callable[[Happening], None],
         *,
         stamp: str,
         keep_memory: bool,
+        hosts: Elsewhere | None = None,
     ) -> None:
-        self.loop = Loop()
+        self.loop = hosts.loop if hosts else Loop()
         self.run_directory = run
         self.code = 0
-        self._began = time.monotonic()
+        self._hosts = hosts
+        self._began = hosts.began if hosts else time.monotonic()
         self._watchers: list[Callable[[Happening], None]] = [tell]
         self._channels: set[Channel] = set()
         self._refusals: dict[str, Listener] = {}
         self._wake: Timer | None = None
         self._late: Timer | None = None  # until it runs for the first time
-        self.children: dict[str, Child] = {}
+        self.children: dict[str, Process] = {}
         self._interrupted = False
         self.stamp = stamp
         self._keep_memory = keep_memory  # until somebody asks for the stop
-        self._secret = os.urandom(SECRET_SIZE)
+        self._secret = hosts.secret if hosts else os.urandom(SECRET_SIZE)
         self._probe = f"probe-{secrets.token_hex(16)}"
         self._recorder = Recorder(self.loop, self, run, self._secret)
         self._faults = Faults(self)
@@ -90,20 +95,24 @@ class Supervisor:
         self._applying = Applying(self)
         self._replacing = Replacing(self, self._applying)
         self._heartbeats = Heartbeats(self.loop, config.hang_timeout, self._living_children, self._hung)
+        if hosts:
+            hosts.watch(self._hung, self._left_host)
         self._notes: dict[str, list[dict[str, Any]]] = {}  # events for the log of a server that cannot write now
         self._become(config, places, listeners, shape)
 
     def _become(
-        self, config: ClusterConfig, places: Sequence[Place], listeners: Sequence[socket.socket], shape: Shape
+        self, config: ClusterConfig, places: Sequence[Place], listeners: Listeners, shape: Shape
     ) -> None:
         """Be this cluster, of which nothing has been started."""
-        self.makeup = makeup = Makeup(config, self.run_directory, places, listeners, shape, self._secret, self._probe)
+        self.makeup = makeup = Makeup(
+            config, self.run_directory, places, listeners, shape, self._secret, self._probe, self._hosts
+        )
         self._heartbeats.change(config.hang_timeout)
         self._belongings = Belongings(
             self.loop,
             self.run_directory,
             sockets=makeup.paths,
-            shards=makeup.shards,
+            shards=[file for file, place in zip(makeup.shards, places, strict=True) if not place.host],
             logs=config.logs.directory / config.name,
             restore=self._restored,
             lost=lambda problem: self._tell({"event": "lost", "text": problem}),
@@ -225,9 +234,15 @@ class Supervisor:
 
     def _clean_up(self) -> None:
         """Remove everything, but not the memory that an earlier run left if this one never ran."""
-        for sock in self.makeup.listeners:
-            sockets.release(sock)
+        sockets.release_all(self.makeup.listeners)
         step()
+        missed = self._hosts.end(self._keep_memory) if self._hosts else []
+        if self._hosts:
+            self._hosts.close()
+        for sentence in missed:
+            self._tell({"event": "late", "name": "", "text": sentence})
+        self._keep_memory = self._keep_memory or bool(missed)  # what is left elsewhere has the name that is kept here
+        self.code = self.code or (EXIT_TIMEOUT if missed else 0)
         self.run_directory.forget()
         step()
         if not self._keep_memory:
@@ -271,16 +286,24 @@ class Supervisor:
     def _start(self, name: str) -> None:
         if refusal := self._refusals.pop(name, None):
             refusal.pause()
-        child = Child(self.loop, self.makeup.next_life(name), self.makeup.given(name), self._told, self._gone)
-        self.children[name] = child
+        self.children[name] = self._process(self.makeup.next_life(name))
         if self._replacing.move is not None:
             self._replacing.move.started(name)
         self._recorder.due()
 
+    def _process(self, spec: NodeSpec) -> Process:
+        """A new one, on its host."""
+        if spec.host and self._hosts:
+            return self._hosts.child(spec, self._told, self._gone)
+        return Child(self.loop, spec, self.makeup.given(spec.name), self._told, self._gone)
+
     def _refuse(self, name: str) -> None:
         """Nobody will serve those who connect to a node that has failed: they are not to wait for it."""
-        self._refusals[name] = Listener(self.loop, self.makeup.listener(name), socket.socket.close)
-        self._refusals[name].start()
+        if sock := self.makeup.listener(name):
+            self._refusals[name] = Listener(self.loop, sock, socket.socket.close)
+            self._refusals[name].start()
+        elif self._hosts:
+            self._hosts.refuse(name)
 
     def _set_timer(self) -> None:
         if self._wake is not None:
@@ -317,7 +340,7 @@ class Supervisor:
 
     # -- what is heard -------------------------------------------------------------------------------------------
 
-    def _told(self, child: Child, head: dict[str, Any]) -> None:
+    def _told(self, child: Process, head: dict[str, Any]) -> None:
         name = child.spec.name
         if head.get("event") == "beat":
             self._heartbeats.beat(child)
@@ -329,7 +352,7 @@ class Supervisor:
         elif head.get("event") == "terminated":
             self.loop.after(TOGETHER, lambda: self._terminated(child))
 
-    def _terminated(self, child: Child) -> None:
+    def _terminated(self, child: Process) -> None:
         """A node was sent a SIGTERM. If that was for all, this process has had its own meanwhile, and the nodes go in
         their turn; else this one goes, and is started again."""
         if self.lifecycle.phase in (Phase.STARTING, Phase.RUNNING):
@@ -351,9 +374,16 @@ class Supervisor:
     def _hung(self, name: str, how: str) -> None:
         self._do(self.lifecycle.hung(name, how, self._now()))
 
-    def _gone(self, child: Child, how: str) -> None:
+    def _left_host(self, host: str, names: list[str]) -> None:
+        """A guardian was ended by whoever runs it: its nodes are down as if by `stop`, until they are started."""
+        self._tell({"event": "lost", "text": f"{host} has left: its engine has ended the guardian there"})
+        for name in names if self.lifecycle.phase in (Phase.STARTING, Phase.RUNNING) else ():
+            self._do(self.lifecycle.halt(name, self._now()))
+
+    def _gone(self, child: Process, how: str) -> None:
         if self.lifecycle.nodes[child.spec.name].state is lifecycle.State.HUNG:
-            place = where_it_stands(Path(child.spec.log_directory).parent / f"{child.spec.name}.out")
+            output = Path(child.spec.log_directory).parent / f"{child.spec.name}.out"
+            place = child.place or where_it_stands(output)
             self.lifecycle.nodes[child.spec.name].reason += f" in {place}" if place else ""
         self._do(self.lifecycle.exited(child.spec.name, how, self._now(), short=child.short))
 
@@ -374,7 +404,7 @@ class Supervisor:
 
     # -- what faults need --------------------------------------------------------------------------------------------
 
-    def child(self, name: str) -> Child | None:
+    def child(self, name: str) -> Process | None:
         """The living process of a node."""
         return self.children[name] if self.lifecycle.nodes[name].alive else None
 
@@ -407,7 +437,7 @@ class Supervisor:
         self._tell({"event": "abandoned"})
 
     def start_as(
-        self, config: ClusterConfig, places: Sequence[Place], listeners: Sequence[socket.socket], shape: Shape
+        self, config: ClusterConfig, places: Sequence[Place], listeners: Listeners, shape: Shape
     ) -> None:
         """Be this cluster from now on, and start."""
         for refusal in self._refusals.values():
@@ -436,6 +466,8 @@ class Supervisor:
         """All nodes go by what the makeup has; these keys were others before."""
         config, self.stamp = self.makeup.config, stamp
         self._heartbeats.change(config.hang_timeout)
+        if self._hosts:
+            self._hosts.change(config.hang_timeout)
         self.lifecycle.change(lifecycle.RestartPolicy(**asdict(config.restart)), config.stop_timeout)
         self._belongings.watch_sockets(self.makeup.paths)
         self._recorder.write()
@@ -459,8 +491,10 @@ class Supervisor:
         else:
             self._notes.setdefault(server, []).append(head)
 
-    def _living_children(self) -> list[Child]:
-        return [child for name, child in self.children.items() if self.lifecycle.nodes[name].alive]
+    def _living_children(self) -> list[Process]:
+        """Those on this host: the others have a guardian."""
+        here = [child for child in self.children.values() if not child.spec.host]
+        return [child for child in here if self.lifecycle.nodes[child.spec.name].alive]
 
     # -- the command line's side ---------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ answered while an earlier one waits to be repeated. Only what is older than `ret
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from time import monotonic_ns
@@ -25,8 +24,8 @@ from memcluster.node.transport.address import Address
 from memcluster.node.transport.dialer import Dialer
 from memcluster.node.transport.loop import Loop, Timer
 from memcluster.node.transport.proof import Pass
-from memcluster.node.transport.stream import Stream
-from memcluster.node.transport.tcp import tune
+from memcluster.node.transport.stream import Line, Stream
+from memcluster.node.transport.tcp import make_far, tune
 from memcluster.node.transport.traffic import TRAFFIC
 
 SHUTDOWN: Final = int(Error.ESHUTDOWN)
@@ -92,6 +91,7 @@ class Link:
         self._room = None if pool is None else pool.take
         self._clock = clock
         self._extended = extended
+        self._far = key is not None and key.far
         self.window = window
         self._word = ""
         self._in_flight: dict[int, Submission] = {}
@@ -169,6 +169,8 @@ class Link:
     def established(self, wire: _Wire) -> None:
         """A handshake is over: repeat what is in flight."""
         tune(wire.sock)
+        if self._far:
+            make_far(wire.sock)
         self._dialer.reached()
         self.connections += 1
         window = self.window
@@ -194,7 +196,7 @@ class Link:
             self.window.lost()
         self._dialer.lost(reason)
 
-    def _connected(self, sock: socket.socket) -> None:
+    def _connected(self, line: Line) -> None:
         self._word = "" if self.window is None else self.window.word()
         session = ClientSession(
             self.export,
@@ -204,7 +206,7 @@ class Link:
             contexts=(BASE_ALLOCATION, self._word) if self._word else (BASE_ALLOCATION,),
             awaited=cast(dict[int, Awaited], self._in_flight),  # it adds none of its own
         )
-        self._wire = _Wire(self, sock, session)
+        self._wire = _Wire(self, line, session)
 
     def _expire(self) -> None:
         """Give up what has waited too long. Its late reply would be nobody's, so the connection goes with it."""
@@ -246,8 +248,8 @@ class Link:
 class _Wire(Stream):
     """One connection of a link."""
 
-    def __init__(self, link: Link, sock: socket.socket, session: ClientSession) -> None:
-        super().__init__(link.loop, sock, session.outgoing)
+    def __init__(self, link: Link, line: Line, session: ClientSession) -> None:
+        super().__init__(link.loop, line, session.outgoing)
         self.link = link
         self.session = session
         self.update()
@@ -255,7 +257,7 @@ class _Wire(Stream):
     def _readable(self) -> None:
         session = self.session
         try:
-            count = self.sock.recv_into(session.receive_buffer())
+            count = self.carrier.recv_into(session.receive_buffer())
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:

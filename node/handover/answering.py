@@ -32,7 +32,7 @@ from memcluster.node.serving.keeper import READ, Parts
 from memcluster.node.serving.server import REQUEST, Report, Server
 from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.loop import Loop
-from memcluster.node.transport.stream import Lender, Stream
+from memcluster.node.transport.stream import Lender, Line, Stream, parts
 from memcluster.node.transport.traffic import TRAFFIC
 
 
@@ -284,7 +284,8 @@ class Answerer(Server):
             passage.lose("")
         super().close()
 
-    def _accept(self, sock: socket.socket) -> None:
+    def _accept(self, line: Line) -> None:
+        sock, _ = parts(line)  # servers that hand sockets over are on one host
         passage = Passage(
             self.loop, sock, self.scratch, self._received, self.passage_gone, self.shard, self.pool.take, TURN_BUDGET
         )

@@ -19,7 +19,7 @@ from memcluster.node.transport.address import Address
 from memcluster.node.transport.dialer import Dialer
 from memcluster.node.transport.loop import Loop
 from memcluster.node.transport.proof import Pass
-from memcluster.node.transport.stream import IOV_MAX, Lender, Stream, drop
+from memcluster.node.transport.stream import IOV_MAX, Lender, Line, Stream, drop, parts
 from memcluster.node.transport.traffic import TRAFFIC
 
 MAX_DESCRIPTORS: Final = 64
@@ -252,7 +252,8 @@ class PassageLink:
             self._connection.close()
         self._connection = self.passage = None
 
-    def _connected(self, sock: socket.socket) -> None:
+    def _connected(self, line: Line) -> None:
+        sock, _ = parts(line)  # servers that hand sockets over are on one host
         self._connection = Passage(self._loop, sock, self._scratch, self._received, self._gone, self._lender)
         self._connection.send(Order(HELLO, client=self._own_number))
 

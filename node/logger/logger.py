@@ -28,6 +28,7 @@ from memcluster.node.transport.listener import Listener
 from memcluster.node.transport.loop import Loop, Timer
 from memcluster.node.transport.notices import Notices
 from memcluster.node.transport.proof import Who
+from memcluster.node.transport.stream import Line
 
 MAX_CONNECTIONS = 64
 """Of each kind of asker."""
@@ -50,12 +51,12 @@ DRAIN = 5.0
 class Query:
     """A connection to this logger: it asks once, and is answered."""
 
-    def __init__(self, logger: Logger, sock: socket.socket, who: Who) -> None:
+    def __init__(self, logger: Logger, line: Line, who: Who) -> None:
         self.logger = logger
         self.who = who
         self.answer: Answer | None = None
         self._over = False
-        self.channel = Channel(logger.loop, sock, self._received, self._closed, most=MAX_QUESTION)
+        self.channel = Channel(logger.loop, line, self._received, self._closed, most=MAX_QUESTION)
         self.channel.drained = self._drained
         self._deadline = logger.loop.after(ASK_TIMEOUT, self.channel.close)
 
@@ -158,7 +159,16 @@ class Logger:
         self._deadline: Timer | None = None
         self.strangers = 0
         self._notices = Notices(loop.system, spec.name)
-        self._doorkeeper = Doorkeeper(loop, spec.secret, spec.name, PLACES, self._admit, self._turned_away)
+        self._doorkeeper = Doorkeeper(
+            loop,
+            spec.secret,
+            spec.name,
+            PLACES,
+            self._admit,
+            self._turned_away,
+            tls=spec.door_tls(),
+            far=bool(spec.host),
+        )
         self._listeners = [Listener(loop, sock, self._doorkeeper.take) for sock in listeners[:1]]
         self._running: Count | None = None
         self._censuses: set[Census] = set()  # for the page
@@ -298,11 +308,11 @@ class Logger:
         self._queries.discard(query)
         self._check_drained()
 
-    def _admit(self, sock: socket.socket, who: Who) -> None:
+    def _admit(self, line: Line, who: Who) -> None:
         if sum(query.who is who for query in self._queries) < MAX_CONNECTIONS:
-            self._queries.add(Query(self, sock, who))
+            self._queries.add(Query(self, line, who))
         else:
-            sock.close()
+            line.close()
 
     def _turned_away(self, reason: str) -> None:
         self.strangers += 1

@@ -6,7 +6,6 @@ starts, then, if the log is followed, what is added to it in the order of ends. 
 
 from __future__ import annotations
 
-import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from memcluster.node.transport.frames import Frame
 from memcluster.node.transport.introduction import Introduction, introduce
 from memcluster.node.transport.loop import Loop, Timer
 from memcluster.node.transport.proof import Pass
+from memcluster.node.transport.stream import Line
 
 BATCH = 4096
 """Records in a frame, at most."""
@@ -189,9 +189,9 @@ class RemoteShare:
         self._introduction = None
         self._fail(reason)
 
-    def _met(self, sock: socket.socket) -> None:
+    def _met(self, line: Line) -> None:
         self._introduction = None
-        self._channel = Channel(self.loop, sock, self._received, self._hung_up)
+        self._channel = Channel(self.loop, line, self._received, self._hung_up)
         self._channel.send({"ask": "share", "window": AHEAD, "follow": self.follow, **self.wanted.to_head()})
 
     def _received(self, _channel: Channel, frame: Frame) -> None:

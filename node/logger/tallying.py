@@ -6,7 +6,6 @@ tally at once and answers when the last one has, or when time is up.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from memcluster.node.transport.frames import Frame
 from memcluster.node.transport.introduction import Introduction, introduce
 from memcluster.node.transport.loop import Loop, Timer
 from memcluster.node.transport.proof import Pass
+from memcluster.node.transport.stream import Line
 
 ANSWER_WITHIN = 5.0
 """Seconds a logger has to count and answer."""
@@ -144,8 +144,8 @@ class _Call:
         except OSError as error:
             self._end(None, error.strerror or str(error))
 
-    def _met(self, sock: socket.socket) -> None:
-        self._channel = Channel(self._loop, sock, self._received, self._hung_up)
+    def _met(self, line: Line) -> None:
+        self._channel = Channel(self._loop, line, self._received, self._hung_up)
         self._channel.send(self._head)
 
     def _hung_up(self, _channel: Channel) -> None:

@@ -19,7 +19,7 @@ from memcluster.node.nbd.server import REQUEST_COST, Request, ServerSession
 from memcluster.node.nbd.wire import MAX_PAYLOAD, Command, Error
 from memcluster.node.serving.budget import Budget
 from memcluster.node.transport.loop import Loop
-from memcluster.node.transport.stream import Stream
+from memcluster.node.transport.stream import Line, Stream
 from memcluster.node.transport.tcp import tune
 from memcluster.node.transport.traffic import TRAFFIC
 
@@ -52,7 +52,7 @@ class Connection(Stream):
     def __init__(
         self,
         loop: Loop,
-        sock: socket.socket,
+        line: Line,
         owner: Server,
         exports: Callable[[Connection], Exports],
         number: int,
@@ -61,8 +61,8 @@ class Connection(Stream):
     ) -> None:
         security = None if owner.security is None else owner.security.of(self)
         self.session = ServerSession(exports(self), self._place, scratch, security)
-        super().__init__(loop, sock, self.session.outgoing)
-        tune(sock)
+        super().__init__(loop, line, self.session.outgoing)
+        tune(self.sock)
         self.owner = owner
         self.lender = owner.lender
         self.number = number

@@ -38,6 +38,7 @@ from memcluster.node.transport.loop import Loop, Timer
 from memcluster.node.transport.notices import Notices
 from memcluster.node.transport.peer import origin
 from memcluster.node.transport.proof import Who
+from memcluster.node.transport.stream import Line, parts
 from memcluster.node.transport.traffic import TRAFFIC
 
 if TYPE_CHECKING:
@@ -119,10 +120,17 @@ class Server(Keeper):
         self.strangers = 0
         """Who came to a door that is for the cluster's own."""
         self._doorkeeper: Doorkeeper | None = None
-        accepted = self._accept
+        accepted: Callable[[socket.socket], None] = self._accept
         if self.private:
             self._doorkeeper = Doorkeeper(
-                loop, spec.secret, spec.name, [Who.SERVER], lambda sock, _: self._accept(sock), self._turned_away
+                loop,
+                spec.secret,
+                spec.name,
+                [Who.SERVER],
+                lambda line, _: self._accept(line),
+                self._turned_away,
+                tls=spec.door_tls(),
+                far=bool(spec.host),
             )
             accepted = self._doorkeeper.take
         self._listeners = [Listener(loop, sock, accepted) for sock in listeners]
@@ -283,17 +291,17 @@ class Server(Keeper):
 
     # -- clients -----------------------------------------------------------------------------------------------------
 
-    def _accept(self, sock: socket.socket) -> None:
+    def _accept(self, line: Line) -> None:
         self._accepted += 1
-        whence = origin(sock)
+        whence = origin(parts(line)[0])
         if not self.admission.connected(whence):
-            sock.close()
+            line.close()
             self.refused += 1
             self.stranger(Event.REFUSED, self._accepted, Reason.ADDRESS)
             return
         connection = self.connection_type(
             self.loop,
-            sock,
+            line,
             self,
             lambda client: ClientExports(self, client),
             number=self._accepted,

@@ -21,7 +21,7 @@ class Secured:
     """The socket must not block."""
 
     def __init__(self, sock: socket.socket, layer: Layer) -> None:
-        self._sock = sock
+        self.sock = sock
         self.layer = layer
         self._unsent: Buffer = b""  # sealed
         self._held = 0  # bytes that are in it, and that their sender was not told of
@@ -32,7 +32,7 @@ class Secured:
 
     def receive(self) -> bool:
         """Take what has come, PIECE bytes at most; false if that is the end. Raises BlockingIOError, OSError."""
-        data = self._sock.recv(PIECE)
+        data = self.sock.recv(PIECE)
         if data:
             self.layer.received(data)
         return bool(data)
@@ -55,7 +55,7 @@ class Secured:
                 done = layer.open_into(buffer[:end])
             while done < end and not layer.ended:
                 try:
-                    data = self._sock.recv(PIECE)
+                    data = self.sock.recv(PIECE)
                 except BlockingIOError:
                     break
                 if not data:
@@ -92,11 +92,11 @@ class Secured:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def fileno(self) -> int:
-        return self._sock.fileno()
+        return self.sock.fileno()
 
     def close(self) -> None:
         """Without a word to the other side."""
-        self._sock.close()
+        self.sock.close()
 
     def end(self) -> None:
         """Say that nothing more will be sent; all that was to be has been. Raises OSError."""
@@ -106,7 +106,7 @@ class Secured:
     def _push(self) -> bool:
         """Send what is sealed; whether all of it is gone. Raises OSError."""
         try:
-            sent = self._sock.send(self._unsent)
+            sent = self.sock.send(self._unsent)
         except BlockingIOError:
             return False
         if sent < len(self._unsent):

@@ -15,7 +15,7 @@ from typing import Any
 
 from memcluster.node.transport.frames import MAX_FRAME, Frame, FrameError, FrameReader
 from memcluster.node.transport.loop import Loop
-from memcluster.node.transport.stream import Stream
+from memcluster.node.transport.stream import Line, Stream
 
 RECEIVE = 1 << 16
 
@@ -30,13 +30,13 @@ class Channel(Stream):
     def __init__(
         self,
         loop: Loop,
-        sock: socket.socket,
+        line: Line,
         received: Callable[[Channel, Frame], None],
         closed: Callable[[Channel], None] = lambda _: None,
         *,
         most: int = MAX_FRAME,
     ) -> None:
-        super().__init__(loop, sock, [])
+        super().__init__(loop, line, [])
         self.drained: Callable[[Channel], None] = lambda _: None
         self._received = received
         self._closed = closed

@@ -6,7 +6,6 @@ cluster it proves itself first, and has it prove itself.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from typing import Protocol
 
@@ -14,6 +13,7 @@ from memcluster.node.transport.address import Address
 from memcluster.node.transport.introduction import Introduction, introduce
 from memcluster.node.transport.loop import Loop, Timer
 from memcluster.node.transport.proof import Pass
+from memcluster.node.transport.stream import Line
 from memcluster.node.transport.tcp import connecting
 
 RECONNECT_AT_MOST = 0.5
@@ -28,11 +28,11 @@ class Connection(Protocol):
 
 
 class Dialer:
-    """`connected(sock)` gets each socket on its way to `address`, one at a time; the owner says `reached` when there is
+    """`connected(line)` gets each socket on its way to `address`, one at a time; the owner says `reached` when there is
     an answer, and `lost` when the connection is gone."""
 
     def __init__(
-        self, loop: Loop, address: Address, connected: Callable[[socket.socket], None], key: Pass | None = None
+        self, loop: Loop, address: Address, connected: Callable[[Line], None], key: Pass | None = None
     ) -> None:
         """`key` is for the door of a node; none where clients come in."""
         self.address = address
@@ -89,9 +89,9 @@ class Dialer:
         self._closed = True
         self._hang_up()
 
-    def _met(self, sock: socket.socket) -> None:
+    def _met(self, line: Line) -> None:
         self._introduction = None
-        self._connected(sock)
+        self._connected(line)
 
     def _hang_up(self) -> None:
         """Give up what is on its way, and what is due."""

@@ -19,6 +19,10 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from struct import Struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ssl
 
 MAGIC = b"MEMCLUST"
 SECRET_SIZE = NONCE_SIZE = HMAC_SIZE = 32
@@ -37,6 +41,7 @@ class Who(IntEnum):
     SERVER = 1
     LOGGER = 2
     OWNER = 3  # somebody who can read the secret in the run directory: the command line
+    GUARDIAN = 4  # of another host
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,10 @@ class Pass:
     secret: bytes = field(repr=False)
     who: Who
     node: str
+    tls: ssl.SSLContext | None = field(default=None, repr=False)
+    """With which the connection goes on behind the proof, where it leaves this host."""
+    far: bool = field(default=False, repr=False)
+    """The node is on another host: one that vanished is to be noticed soon."""
 
 
 class Side:

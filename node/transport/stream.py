@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, Union, cast
 
 from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.wire import Buffer
@@ -43,6 +43,18 @@ class Carrier(Protocol):
     def sendmsg(self, buffers: Sequence[Buffer], /) -> int: ...
 
 
+Line = Union[socket.socket, "Secured"]
+"""A connection as its owner gets it: a socket, or one with TLS on it already."""
+
+
+def parts(line: Line) -> tuple[socket.socket, Secured | None]:
+    """The socket, and the TLS on it if any, which is told by its layer: what a simulation has is no socket.socket."""
+    if not hasattr(line, "layer"):
+        return line, None
+    secured = cast("Secured", line)
+    return secured.sock, secured
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Stream:
     """`outgoing` is filled by the owner, `send_soon` sends it at the end of the turn, `flush` now.
@@ -50,7 +62,8 @@ class Stream:
     `queued` is the number of bytes that the socket did not take at the last flush.
     """
 
-    def __init__(self, loop: Loop, sock: socket.socket, outgoing: list[Buffer]) -> None:
+    def __init__(self, loop: Loop, line: Line, outgoing: list[Buffer]) -> None:
+        sock, secured = parts(line)
         sock.setblocking(False)
         self.loop = loop
         self.sock = sock
@@ -64,9 +77,9 @@ class Stream:
         """Bytes that the loop is woken for (SO_RCVLOWAT)."""
         self.lender: Lender | None = None
         """Of what is sent, where that is not this stream's own."""
-        self.secured: Secured | None = None
+        self.secured = secured
         """What bytes go through instead of the socket, once there is TLS on it."""
-        self.carrier: Carrier = sock
+        self.carrier: Carrier = line
         self._comes_again = False
         self._flush_is_due = False
         self._on_ready = self._ready  # one bound method, so that the loop sees the same handler each time
@@ -156,7 +169,10 @@ class Stream:
     def receive(self, most: int) -> bytes | None:
         """What has come; none at all (b"") from a side that is gone, None if there is nothing yet."""
         try:
-            return self.sock.recv(most)
+            if self.secured is None:
+                return self.sock.recv(most)
+            buffer = memoryview(bytearray(most))
+            return bytes(buffer[: self.secured.recv_into(buffer)])
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
@@ -194,12 +210,15 @@ class Stream:
         self._comes_again = False
         if self.open and self.wants_read:
             self._readable()
+            self.update()
 
     def _ready(self, mask: int) -> None:
         if mask & WRITE:
             self.flush()
         if mask & READ and self.open:
             self._readable()
+            if self.secured is not None:  # which may have more than was taken
+                self.update()
 
     def end_sending(self) -> None:
         """Say that nothing more will be sent; all that was to be has been. Raises OSError."""

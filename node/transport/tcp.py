@@ -12,26 +12,46 @@ from memcluster.node.transport.system import System
 
 LOST_AFTER = 60
 """Seconds after which the other side of a connection is taken for gone: it does not answer, or takes nothing."""
-OPTIONS = (
-    (socket.TCP_NODELAY, 1),
-    (socket.TCP_KEEPIDLE, LOST_AFTER // 2),
-    (socket.TCP_KEEPINTVL, LOST_AFTER // 6),
-    (socket.TCP_KEEPCNT, 3),
-    (socket.TCP_USER_TIMEOUT, LOST_AFTER * 1000),
-)
+FAR_LOST_AFTER = 3
+"""The same between two hosts of a cluster: after a cut of the link the kernel's own next attempt could be a minute
+away, and a new connection is there at once."""
 
 
-def connecting(system: System, address: Address) -> socket.socket:
-    """A socket on its way to `address`; whether it arrives shows in what is sent or received there. Raises OSError."""
+def options(lost_after: int) -> tuple[tuple[int, int], ...]:
+    """Of TCP's."""
+    return (
+        (socket.TCP_NODELAY, 1),
+        (socket.TCP_KEEPIDLE, max(1, lost_after // 2)),
+        (socket.TCP_KEEPINTVL, max(1, lost_after // 6)),
+        (socket.TCP_KEEPCNT, 3),
+        (socket.TCP_USER_TIMEOUT, lost_after * 1000),
+    )
+
+
+NEAR, FAR = options(LOST_AFTER), options(FAR_LOST_AFTER)
+
+
+def connecting(system: System, address: Address, *, far: bool = False) -> socket.socket:
+    """A socket on its way to `address`; whether it arrives shows in what is sent or received there. One to another host
+    of the cluster (`far`) gives up soon. Raises OSError."""
     sock = system.make_socket(address.family, socket.SOCK_STREAM)
     sock.setblocking(False)
     try:
+        if far:
+            make_far(sock)
         sock.connect(address.sockaddr)
     except OSError as error:
         if error.errno != errno.EINPROGRESS:
             sock.close()
             raise
     return sock
+
+
+def make_far(sock: socket.socket) -> None:
+    """Its other side is on another host of the cluster."""
+    for option, value in FAR:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def tune(sock: socket.socket) -> None:
@@ -43,7 +63,7 @@ def tune(sock: socket.socket) -> None:
     """
     if sock.family == socket.AF_UNIX:
         return
-    for option, value in OPTIONS:
+    for option, value in NEAR:
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     try:

@@ -1,0 +1,76 @@
+"""What cluster.yaml says of other hosts: which server runs where, and what cannot be had over several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from memcluster.launcher.clusterfile.addresses import Found, Place
+from memcluster.launcher.clusterfile.schema import ClusterFile
+from memcluster.launcher.clusterfile.settings import ClusterConfig, EngineConfig, HostConfig
+from memcluster.launcher.reach import numbers
+from memcluster.node import topology
+
+
+def hosts_of(parsed: ClusterFile) -> tuple[HostConfig, ...]:
+    """In the order of the file."""
+    return tuple(
+        HostConfig(host) if isinstance(host, str) else HostConfig(host.name, host.address) for host in parsed.hosts
+    )
+
+
+def engine_of(parsed: ClusterFile) -> EngineConfig:
+    """With its defaults."""
+    return EngineConfig() if isinstance(parsed.engine, str) else EngineConfig(command=parsed.engine.ssh.command)
+
+
+def dealt(parsed: ClusterFile) -> list[str]:
+    """The host of each server, "" for the supervisor's own: where the file says nothing they are dealt in turn, server
+    0 to the supervisor's."""
+    places = ["", *(host.name for host in hosts_of(parsed))]
+    if isinstance(parsed.servers, int):
+        return [places[index % len(places)] for index in range(parsed.servers)]
+    return [server.host or places[index % len(places)] for index, server in enumerate(parsed.servers)]
+
+
+def check_hosts(config: ClusterConfig, parsed: ClusterFile) -> Iterator[Found]:
+    """All that is wrong with hosts that are right one by one."""
+    names = [host.name for host in config.hosts]
+    for index, server in enumerate(() if isinstance(parsed.servers, int) else parsed.servers):
+        if server.host is not None and server.host not in names:
+            known = f"there are {', '.join(names)}" if names else "hosts names none"
+            yield {"servers", "hosts"}, ("servers", index, "host"), f"{server.host!r} is none of hosts; {known}"
+        elif server.host is not None and not index:
+            message = "server 0 runs where the supervisor is: leave its host out, and name another server's"
+            yield {"servers", "hosts"}, ("servers", 0, "host"), message
+    if not config.hosts:
+        return
+    shape = topology.load(config.topology)
+    where: Place = ("topology",) if "topology" in parsed.model_fields_set else ("hosts",)
+    if shape.hands_over:
+        yield {"topology", "hosts"}, where, (
+            f"{config.topology} hands over sockets and needs one host; with hosts use primary-secondary"
+        )
+    elif shape.every_server_is_a_door:
+        yield {"topology", "hosts"}, where, (
+            f"{config.topology} is not yet to be had over several hosts; with hosts use primary-secondary"
+        )
+    if config.links == "shared":
+        message = "servers of several hosts share no memory: leave links out, and bytes go over the links"
+        yield {"links", "hosts"}, ("links",), message
+    if config.user:
+        yield {"user", "hosts"}, ("user",), "who runs on other hosts is for the engine to say: leave user or hosts out"
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield {"hosts"}, ("hosts", index), f"host {name!r} is there already"
+        elif name not in [server.host for server in config.servers]:
+            message = f"host {name!r} has no server: have more servers, give it one of them, or take it off"
+            yield {"hosts", "servers"}, ("hosts", index), message
+    for index, server in enumerate(() if isinstance(parsed.servers, int) else parsed.servers):
+        if server.listen is None or not config.servers[index].host:
+            continue
+        if server.listen.path:
+            message = "a unix socket cannot be reached from another host: write HOST:PORT"
+            yield {"servers", "hosts"}, ("servers", index, "listen"), message
+        elif any(number.is_loopback for number in numbers(server.listen)):
+            message = f"{server.listen} cannot be reached from another host: leave listen out, or write one of its own"
+            yield {"servers", "hosts"}, ("servers", index, "listen"), message

@@ -1,0 +1,50 @@
+"""What starts a guardian on a host: a thing that people already run. It knows nothing of what a guardian does.
+
+An engine runs a command on a host, and runs it again when it is asked to. It says when it believes that the command has
+ended, which decides nothing by itself: only a guardian's own word does (host.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from memcluster.launcher.clusterfile.settings import EngineConfig
+from memcluster.node.transport.loop import Loop
+
+
+@dataclass(frozen=True)
+class Host:
+    """`name` is the engine's word for it, `address` where it is reached if that is not to be found by the name."""
+
+    name: str
+    address: str = ""
+
+
+Ended = Callable[[str, str], None]
+"""Is told the name of a host, and how the command there has ended, in words."""
+
+
+class Engine(Protocol):
+    """Runs one command a host."""
+
+    def start(self, host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        """Run `argv` there, with `env` in its environment or, as one line a value, on its standard input."""
+
+    def again(self, host: Host) -> None:
+        """Run there again what was started, whether or not the last one has ended."""
+
+    def stop(self) -> None:
+        """Nothing is to be run any more. Commands that still run end by themselves."""
+
+
+def make(loop: Loop, config: EngineConfig, ended: Ended) -> Engine:
+    """The engine that cluster.yaml names. Raises EngineError."""
+    from memcluster.launcher.hosts.ssh import SSH
+
+    return {"ssh": SSH}[config.name](loop, ended)
+
+
+class EngineError(Exception):
+    """The engine is not to be had here; says why."""

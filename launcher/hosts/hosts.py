@@ -1,0 +1,346 @@
+"""The other hosts of a cluster, all together: a guardian is run on each, finds its way here, and is told what to have
+ready. Only when all are is there a cluster to start.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+from memcluster.launcher.certificates import between_hosts
+from memcluster.launcher.clusterfile.settings import EngineConfig, HostConfig
+from memcluster.launcher.hosts.engine import Engine, EngineError, Host, make
+from memcluster.launcher.hosts.guardian import LEASES, SUPERVISOR
+from memcluster.launcher.hosts.host import FarHost
+from memcluster.launcher.hosts.letter import VARIABLE, Letter, write_certificates
+from memcluster.launcher.reach import is_wildcard, numbers
+from memcluster.launcher.run import leftovers
+from memcluster.launcher.run.directory import RunDirectory
+from memcluster.launcher.supervision import sockets
+from memcluster.launcher.supervision.places import Place
+from memcluster.launcher.supervision.process import Gone, Process, Told
+from memcluster.node.nbd.printable import printable
+from memcluster.node.spec import NodeSpec, server_tls
+from memcluster.node.transport.address import Address
+from memcluster.node.transport.channel import Channel
+from memcluster.node.transport.frames import Frame
+from memcluster.node.transport.introduction import Doorkeeper
+from memcluster.node.transport.listener import Listener
+from memcluster.node.transport.loop import Loop, Timer
+from memcluster.node.transport.notices import Notices
+from memcluster.node.transport.proof import SECRET_SIZE, Who
+from memcluster.node.transport.stream import Line
+
+PERIOD = 0.5
+"""Seconds between two beats, at most."""
+BEATS = 8
+"""In the length of the lease, at least."""
+ANSWER_WITHIN = 15.0
+"""Seconds that a host has to come when only something is to be thrown away, once nobody has its lock any more."""
+GOODBYE = 10.0
+"""Seconds that hosts have to leave when they are told to."""
+
+
+class HostError(Exception):
+    """A host cannot be had; says which, and why."""
+
+
+class Hosts:
+    """See process.Elsewhere for the supervisor's side. Raises HostError."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        cluster: str,
+        hosts: Sequence[HostConfig],
+        engine: EngineConfig,
+        run: RunDirectory,
+        secret: bytes,
+        *,
+        topology: str,
+        lease: float,
+        encrypted: bool,
+    ) -> None:
+        self.loop = loop
+        self.secret = secret
+        self.began = time.monotonic()
+        self._period = min(PERIOD, lease / BEATS)
+        self._lease = lease
+        self._command = engine.command
+        files = between_hosts() if encrypted else {}
+        self.certificates = write_certificates(run.certificates, files)
+        """The folder of what this host is known by to the others."""
+        self._letter = partial(
+            Letter,
+            cluster=cluster,
+            secret=secret.hex(),
+            lease=lease,
+            topology=topology,
+            certificates=files,
+        )
+        try:
+            self._engine: Engine = make(loop, engine, self._ended)
+        except EngineError as error:
+            raise HostError(str(error)) from error
+        self._numeric = {host.name: resolve(host) for host in hosts}
+        self._hosts = {
+            host.name: FarHost(loop, host.name, lease, partial(self._again, host)) for host in hosts
+        }
+        self._wanted = hosts
+        self._timer: Timer | None = None
+        self._notices = Notices(loop.system, SUPERVISOR)
+        self._door = Doorkeeper(
+            loop,
+            secret,
+            SUPERVISOR,
+            [Who.GUARDIAN],
+            self._admitted,
+            lambda reason: self._notices.say(f"a stranger was turned away: {reason}"),
+            tls=server_tls(self.certificates),
+            far=True,
+        )
+        self._listeners: dict[str, Listener] = {}
+        self._sockets: dict[str, socket.socket] = {}
+
+    def __repr__(self) -> str:
+        return f"<Hosts {', '.join(map(repr, self._hosts.values()))}>"
+
+    def address(self, host: str) -> str:
+        """Of a host, in numbers."""
+        return self._numeric[host]
+
+    # -- the start ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Have a guardian run on every host. Raises HostError."""
+        for host in self._wanted:
+            here = self._way_back(host.name)
+            letter = self._letter(host=host.name, supervisor=str(here))
+            argv = [self._command, "guardian"]
+            self._engine.start(Host(host.name, host.address), argv, {VARIABLE: letter.to_json()})
+        self._beat()
+
+    def prepare(
+        self,
+        places: Sequence[Place],
+        *,
+        memory: str,
+        made: bool,
+        storage: str,
+        logs: str,
+        hang_timeout: float,
+        seconds: float,
+    ) -> None:
+        """Have every host take its addresses and find or make its part of the memory. Raises HostError."""
+        for name, host in self._hosts.items():
+            servers = {index: place for index, place in enumerate(places) if place.host == name}
+            host.prepare = {
+                "do": "prepare",
+                "listen": {
+                    **{f"server{index}": str(self._there(name, place.listen)) for index, place in servers.items()},
+                    **{f"logger{index}": str(Address(self._numeric[name], 0)) for index in servers},
+                },
+                "shards": {str(index): place.memory for index, place in servers.items()},
+                "memory": memory,
+                "made": made,
+                "storage": storage,
+                "logs": logs,
+                "hang_timeout": hang_timeout,
+            }
+            if host.present:
+                host.say(host.prepare)
+        self._wait(lambda host: host.ready, seconds, "is not ready")
+        for host in self._hosts.values():  # whoever comes next has what this one had
+            assert host.prepare is not None
+            host.prepare = {**host.prepare, "made": True, "listen": host.addresses}
+
+    def addresses(self) -> dict[str, str]:
+        """Where each node on another host listens."""
+        return {
+            name: str(self._reached(host.name, Address.parse(text)))
+            for host in self._hosts.values()
+            for name, text in host.addresses.items()
+        }
+
+    def runs(self) -> list[tuple[int, int, int]]:
+        """What the hosts' logs say; see takeover.next_run."""
+        return [host.runs for host in self._hosts.values()]
+
+    def discard(self, seconds: float) -> tuple[list[str], list[str]]:
+        """Have guardians come only to throw away what an earlier run has left: the hosts that had something, and
+        sentences of those that could not be asked."""
+        problems: list[str] = []
+        try:
+            self.start()
+            self._wait(lambda host: host.present, seconds, "does not answer")
+        except HostError as error:
+            problems = str(error).splitlines()
+        problems = self.end(keep=False) or problems
+        return [name for name, host in self._hosts.items() if host.held], problems
+
+    def _wait(self, fact: Callable[[FarHost], bool], seconds: float, lacking: str) -> None:
+        """Turn the loop until it is a fact of every host. Raises HostError."""
+        hosts = self._hosts.values()
+        deadline = time.monotonic() + seconds
+        while waiting := [host for host in hosts if not fact(host)]:
+            over = [host.trouble for host in waiting if host.trouble]
+            over += [f"{host.name}: {host.ended}" for host in waiting if host.ended and not host.present]
+            if not over and time.monotonic() >= deadline:
+                over = [f"{host.name} {lacking} after {seconds:g} s" for host in waiting]
+            if over:
+                raise HostError("\n".join(over))
+            self.loop.turn(deadline - time.monotonic())
+
+    def _there(self, host: str, address: Address) -> Address:
+        """In numbers, for who listens at it."""
+        found = numbers(address)
+        return replace(address, host=str(found[0]) if found and address.host != host else self._numeric[host])
+
+    def _reached(self, host: str, address: Address) -> Address:
+        """Where others find what listens at an address there: on all of its own perhaps."""
+        return replace(address, host=self._numeric[host]) if is_wildcard(address) else address
+
+    def _way_back(self, host: str) -> Address:
+        """Where a guardian there finds this process: at the address of this host from which that one is reached."""
+        there = Address(self._numeric[host], 9)
+        with socket.socket(there.family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(there.sockaddr)
+            except OSError as error:
+                raise HostError(f"{host}: {self._numeric[host]} cannot be reached: {error.strerror}") from error
+            here = probe.getsockname()[0]
+        if here not in self._listeners:
+            sock = sockets.bind(Address(here, 0), sockets.Access(network=True))
+            self._listeners[here] = Listener(self.loop, sock, self._door.take)
+            self._listeners[here].start()
+            self._sockets[here] = sock
+        return sockets.bound_address(self._sockets[here])
+
+    # -- guardians ---------------------------------------------------------------------------------------------------
+
+    def _admitted(self, line: Line, _who: Who) -> None:
+        names: list[str] = []  # of the host that it is, once it has said so
+
+        def received(channel: Channel, frame: Frame) -> None:
+            try:
+                if names:
+                    self._hosts[names[0]].received(frame)
+                elif self._greeted(channel, frame.head):
+                    names.append(frame.head["hello"])
+            except (KeyError, TypeError, ValueError) as error:
+                self._notices.say(f"a guardian does not keep to the protocol: {error!r}")
+                channel.close()
+
+        def closed(channel: Channel) -> None:
+            if names:
+                self._hosts[names[0]].hung_up(channel)
+
+        Channel(self.loop, line, received, closed)
+
+    def _greeted(self, channel: Channel, head: dict[str, Any]) -> bool:
+        host, theirs, ours = self._hosts[head["hello"]], str(head["version"]), version("memcluster")
+        if theirs != ours:
+            host.trouble = f"{host.name} has memcluster {printable(theirs)}, and this is {ours}: install the same there"
+            channel.send({"refused": host.trouble})
+            channel.finish()
+            return False
+        host.came(channel, str(head["session"]), int(head["taken"]))
+        return True
+
+    def _ended(self, name: str, how: str) -> None:
+        self._hosts[name].engine_says(how)
+
+    def _again(self, host: HostConfig) -> None:
+        self._engine.again(Host(host.name, host.address))
+
+    def _beat(self) -> None:
+        self._timer = self.loop.after(self._period, self._beat)
+        for host in self._hosts.values():
+            host.look()
+
+    # -- the supervisor's side -----------------------------------------------------------------------------------------
+
+    def watch(self, hung: Callable[[str, str], None], left: Callable[[str, list[str]], None]) -> None:
+        for host in self._hosts.values():
+            host.hung, host.left = hung, left
+
+    def child(self, spec: NodeSpec, told: Told, gone: Gone) -> Process:
+        return self._hosts[spec.host].child(spec, told, gone)
+
+    def change(self, hang_timeout: float) -> None:
+        for host in self._hosts.values():
+            if host.prepare is not None:
+                host.prepare["hang_timeout"] = hang_timeout
+            host.say({"do": "pace", "hang_timeout": hang_timeout})
+
+    def refuse(self, name: str) -> None:
+        for host in self._hosts.values():
+            if name in host.addresses:
+                host.say({"do": "refuse", "name": name})
+
+    def end(self, keep: bool) -> list[str]:
+        for host in self._hosts.values():
+            host.end(keep)
+        with suppress(HostError):  # gone, and ended: nothing is to be left there when this returns
+            self._wait(lambda host: bool(host.ended) if host.gone else not host.present, GOODBYE, "does not leave")
+        lost = [host for host in self._hosts.values() if not host.gone and not host.never_came]
+        return [
+            f"{host.name} is away: what runs there ends by itself within {self._lease:g} s"
+            + ("" if keep else "; `memcluster down` when it is back discards its part of the memory")
+            for host in lost
+        ]
+
+    def close(self) -> None:
+        self._engine.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+        for host in self._hosts.values():
+            host.close()
+        self._door.close()
+        for listener in self._listeners.values():
+            listener.stop()
+        for sock in self._sockets.values():
+            sockets.release(sock)
+
+
+def discard(
+    run: RunDirectory, hosts: Sequence[HostConfig], engine: EngineConfig, lease: float, *, encrypted: bool
+) -> tuple[list[str], list[str]]:
+    """See Hosts.discard. A guardian of the run that is over may still have the lock there, until its lease is over."""
+    loop = Loop()
+    try:
+        found = Hosts(
+            loop,
+            run.name,
+            hosts,
+            engine,
+            run,
+            os.urandom(SECRET_SIZE),
+            topology="",
+            lease=lease,
+            encrypted=encrypted,
+        )
+    except HostError as error:
+        loop.close()
+        return [], [str(error)]
+    try:
+        return found.discard(LEASES * lease + leftovers.PATIENCE + ANSWER_WITHIN)
+    finally:
+        found.close()
+        loop.close()
+
+
+def resolve(host: HostConfig) -> str:
+    """Where a host is, in numbers. Raises HostError."""
+    text = host.address or host.name
+    found = numbers(Address(text, 0))
+    if not found:
+        raise HostError(f"nobody here knows where {text} is: write {{name: {host.name}, address: ADDRESS}}")
+    return str(found[0])

@@ -1,0 +1,225 @@
+"""A lab of hosts: namespaces of this machine, each with a network, a host name, processes, a /dev/shm and an sshd of
+its own. The first has a bridge to which the others are linked, and is where commands are run. It takes root.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from harness import ROOT, TIMEOUT, environment, need, run
+
+INIT = """
+hostname {name}
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /run
+mkdir /run/sshd
+ip link set lo up
+echo up
+while :; do sleep 3600 & wait $!; done
+"""
+"""The first process of a host: it waits for whoever is left to it."""
+SSHD = """
+HostKey {key}
+AuthorizedKeysFile {key}.pub
+PidFile none
+StrictModes no
+UsePAM no
+PermitRootLogin yes
+MaxStartups 100
+"""
+SSH = """#!/bin/sh
+exec {ssh} -i {key} -oStrictHostKeyChecking=no -oUserKnownHostsFile=/dev/null -oLogLevel=ERROR "$@"
+"""
+
+
+class Host:
+    """One of the lab's: `run` runs a command there."""
+
+    def __init__(self, name: str, address: str, clock: int = 0) -> None:
+        self.name = name
+        self.address = address
+        # With a clock of its own the monotonic clock is ahead by so many seconds, as another machine's is.
+        time_of_its_own = ["--time", f"--monotonic={clock}", f"--boottime={clock}"] if clock else []
+        words = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--uts", "--ipc", "--pid"]
+        words += [*time_of_its_own, "--fork", "--kill-child", "--mount-proc"]
+        script = INIT.format(name=name)
+        self._init = subprocess.Popen([*words, "sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+        assert self._init.stdout is not None
+        assert self._init.stdout.readline() == b"up\n"
+        children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text().split()
+        self.pid = int(children[0])
+        self._sshd: subprocess.Popen[bytes] | None = None
+
+    def words(self, *command: str) -> list[str]:
+        """The command as it is run from outside."""
+        return ["nsenter", "--target", str(self.pid), "--all", "--", *map(str, command)]
+
+    def run(self, *command: str | Path, check: bool = True, timeout: float = TIMEOUT, **variables: str):
+        return run(*self.words(*map(str, command)), check=check, timeout=timeout, **variables)
+
+    def start_sshd(self, folder: Path) -> None:
+        """And wait until it listens."""
+        words = self.words(need("sshd", "openssh-server"), "-D", "-f", str(folder / "sshd_config"))
+        self._sshd = subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
+        deadline = time.monotonic() + TIMEOUT
+        while not self.run("ss", "-Htln", "sport = 22").stdout:
+            assert time.monotonic() < deadline, "sshd does not listen"
+
+    def stop_sshd(self) -> None:
+        """The daemon, and those of its processes that serve somebody."""
+        self.run("pkill", "-KILL", "-x", "sshd", check=False)
+        if self._sshd is not None:
+            self._sshd.wait()
+
+    def ours(self) -> dict[int, str]:
+        """Processes of memcluster there, by pid, as they call themselves."""
+        found = {}
+        for line in self.run("ps", "-eo", "pid=,stat=,args=").stdout.decode().splitlines():
+            pid, state, words = line.split(maxsplit=2)
+            if "memcluster" in words and not state.startswith("Z"):
+                found[int(pid)] = words
+        return found
+
+    def left(self) -> list[str]:
+        """What is in /dev/shm."""
+        return self.run("ls", "/dev/shm").stdout.decode().split()
+
+    def cut(self, cut: bool) -> None:
+        """The link to the others."""
+        self.run("ip", "link", "set", "eth0", "down" if cut else "up")
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._init.pid, signal.SIGKILL)  # the kernel ends all that is in the namespace with its first
+        os.kill(self.pid, signal.SIGKILL) if Path(f"/proc/{self.pid}").exists() else None
+        self._init.wait()
+        if self._sshd is not None:
+            self._sshd.kill()
+            self._sshd.wait()
+        assert self._init.stdout is not None
+        self._init.stdout.close()
+
+
+class Lab:
+    """`here` is where commands are run, `hosts` are the others by name."""
+
+    def __init__(self, folder: Path, names: tuple[str, ...] = ("host-b", "host-c"), clock: int = 0) -> None:
+        self.folder = folder
+        self.file = folder / "cluster.yaml"
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key")
+        (folder / "sshd_config").write_text(SSHD.format(key=folder / "key"))
+        (folder / "bin").mkdir()
+        (folder / "bin" / "ssh").write_text(SSH.format(ssh=need("ssh", "openssh-client"), key=folder / "key"))
+        (folder / "bin" / "ssh").chmod(0o755)
+        self.here = Host("host-a", "10.9.0.1")
+        self.hosts: dict[str, Host] = {}
+        try:
+            self.here.run("ip", "link", "add", "br0", "type", "bridge")
+            self.here.run("ip", "addr", "add", "10.9.0.1/24", "dev", "br0")
+            self.here.run("ip", "link", "set", "br0", "up")
+            for number, name in enumerate(names, start=2):
+                host = self.hosts[name] = Host(name, f"10.9.0.{number}", clock)
+                self.here.run("ip", "link", "add", f"to-{number}", "type", "veth", "peer", "name", f"p{number}")
+                nsenter = ["nsenter", "--target", str(self.here.pid), "--net", "--"]
+                run(*nsenter, "ip", "link", "set", f"p{number}", "netns", str(host.pid), "name", "eth0")
+                self.here.run("ip", "link", "set", f"to-{number}", "master", "br0", "up")
+                host.run("ip", "addr", "add", f"{host.address}/24", "dev", "eth0")
+                host.run("ip", "link", "set", "eth0", "up")
+            for host in self.hosts.values():
+                host.start_sshd(folder)
+        except BaseException:
+            self.end()
+            raise
+
+    def describe(self, **keys: object) -> None:
+        """Write cluster.yaml, in JSON, which YAML knows."""
+        python = shlex.quote(sys.executable)
+        document = {
+            "name": "lab",
+            "memory": "3MiB",
+            "servers": 3,
+            "listen": "127.0.0.1:0",
+            "hosts": [{"name": host.name, "address": host.address} for host in self.hosts.values()],
+            "engine": {"ssh": {"command": f"env PYTHONPATH={shlex.quote(str(ROOT))} {python} -P -m memcluster"}},
+            "host_lease": "20s",
+            **keys,
+        }
+        self.file.write_text(json.dumps({key: value for key, value in document.items() if value is not None}))
+
+    def command(self, *words: str, check: bool = True, timeout: float = TIMEOUT):
+        """`memcluster WORDS`."""
+        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
+        command = [sys.executable, "-P", "-m", "memcluster", "-f", str(self.file), *words]
+        return self.here.run("env", f"PATH={path}", *command, check=check, timeout=timeout)
+
+    def memclient(self, *words: str, check: bool = True, timeout: float = TIMEOUT):
+        """`memclient WORDS`."""
+        command = [sys.executable, "-P", "-m", "memcluster.client.cli", "-f", str(self.file), *words]
+        return self.here.run(*command, check=check, timeout=timeout)
+
+    def status(self) -> dict:
+        return json.loads(self.command("status", "--json", check=False).stdout)
+
+    def wait_for(self, fact) -> dict:
+        """The status when `fact(status)` is true."""
+        deadline = time.monotonic() + TIMEOUT
+        while not fact(status := self.status()):
+            assert time.monotonic() < deadline, status
+        return status
+
+    def wait_until_running(self) -> dict:
+        return self.wait_for(lambda status: status["state"] == "running")
+
+    def wait_until_empty(self, *hosts: Host) -> None:
+        """No process of ours is left there."""
+        deadline = time.monotonic() + TIMEOUT
+        for host in hosts or (self.here, *self.hosts.values()):
+            while found := host.ours():
+                assert time.monotonic() < deadline, (host.name, found)
+
+    def end(self) -> None:
+        for host in (self.here, *self.hosts.values()):
+            host.end()
+
+
+@functools.cache
+def why_not() -> str:
+    """What keeps a lab from being made here; "" if nothing does."""
+    if os.geteuid():
+        return "a lab of hosts is made by root alone"
+    for command, package in (("sshd", "openssh-server"), ("ssh", "openssh-client"), ("ip", "iproute2")):
+        if shutil.which(command) is None:
+            return f"{command} is missing: install the Debian package {package}"
+    tried = subprocess.run(
+        ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "mount", "-t", "tmpfs", "tmpfs", "/run"],
+        capture_output=True,
+        check=False,
+        env=environment(),
+    )
+    return f"namespaces are not allowed here: {tried.stderr.decode().strip()}" if tried.returncode else ""
+
+
+@contextmanager
+def lab(folder: Path, **options) -> Iterator[Lab]:
+    """Skips the test where there can be none."""
+    if reason := why_not():
+        if os.environ.get("MEMCLUSTER_REQUIRE_CLIENTS") and "missing" in reason:
+            pytest.fail(reason)
+        pytest.skip(reason)
+    made = Lab(folder, **options)
+    try:
+        yield made
+    finally:
+        made.end()
