@@ -92,7 +92,7 @@ class Tunnel:
             data = self._sock.recv(count)
         except ssl.SSLWantReadError as error:
             raise BlockingIOError from error
-        except (ssl.SSLError, BrokenPipeError) as error:  # the second: of OpenSSL 3.5
+        except (ssl.SSLError, BrokenPipeError) as error:  # the second: of OpenSSL 3.6
             raise ConnectionResetError from error
         self._greeting = max(0, self._greeting - len(data))
         return data
