@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from memcluster.simulator.plan import Plan, Wish
     from memcluster.simulator.run import Outcome
 
-KINDS = ("kill", "pause", "partition", "slow")
+KINDS = ("kill", "pause", "partition", "slow", "clock", "full")
 TOLD = 40
 """Operations of a history that are shown, at most: the last ones."""
 

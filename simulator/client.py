@@ -166,9 +166,10 @@ class Client:
         self.go_on()
 
     def _ask(self, ask: Ask) -> None:
+        now = self.process.system.monotonic_ns()  # it may be killed here
         self.asked += 1
         number = self.asked
-        begun = _Begun(number, ask, self.tag(number), self.process.system.monotonic_ns())
+        begun = _Begun(number, ask, self.tag(number), now)
         self._begun[number] = begun
         payload = memoryview(pattern(begun.tag, ask.offset, ask.length)) if ask.kind == "WRITE" else None
         if len(self.doors) == 1:
@@ -238,10 +239,10 @@ class Client:
         self._finish(begun, ACKNOWLEDGED, "")
 
     def _finish(self, begun: _Begun, outcome: str, why: str) -> None:
+        now = self.process.system.monotonic_ns() if self.process.alive else self.world.now  # it may be killed here
         del self._begun[begun.number]
         ask = begun.ask
         seen = self._seen(begun) if outcome == ACKNOWLEDGED else []
-        now = self.process.system.monotonic_ns() if self.process.alive else self.world.now
         known = (self.name, begun.number, ask.kind, ask.offset, ask.length, begun.tag, begun.invoked, now)
         self.history.append(Operation(*known, outcome, begun.repeats, seen, why))
 

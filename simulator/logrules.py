@@ -23,13 +23,18 @@ NEVER = 1 << 63
 REQUEST, PIECE = int(Kind.REQUEST), int(Kind.PIECE)
 Entry = tuple[int, Record]
 """The server that wrote it, and the record."""
+Time = Callable[[int, Record], int]
 Nodes = Callable[[Operation, int], list[int]]
 """The servers on which pieces of an operation must stand that this server has answered."""
 
 
-def check_log(entries: Iterable[Entry], operations: Iterable[Operation], nodes: Nodes, epoch: int) -> list[str]:
-    """What is wrong with the log, as sentences; `epoch` is what its clock is ahead of the operations'."""
+def check_log(
+    entries: Iterable[Entry], operations: Iterable[Operation], nodes: Nodes, time: Time, missing: int = 0
+) -> list[str]:
+    """What is wrong with the log, as sentences; `time` tells when a record began by the clock of the operations. So
+    many records are `missing`, and the log says so."""
     told: list[str] = []
+    absent: list[str] = []
     requests: dict[int, tuple[int, Record]] = {}
     by_key: dict[tuple[int, int, int], list[Record]] = defaultdict(list)
     counts: Counter[tuple[int, int, int]] = Counter()
@@ -56,11 +61,11 @@ def check_log(entries: Iterable[Entry], operations: Iterable[Operation], nodes: 
     for operation in operations:
         asked[int(Command[operation.kind]), operation.offset, operation.length].append(operation)
     for key, found in asked.items():
-        told += _check_key(found, by_key.pop(key, []), requests, counts, nodes, epoch)
+        told += _check_key(found, by_key.pop(key, []), requests, counts, nodes, time, absent)
     for (operation_code, offset, length), left in by_key.items():
         what = f"{Command(operation_code).name} of {length} bytes at {offset:#x}"
         told.append(f"once: {len(left)} records of {what}, which nobody asked for")
-    return told
+    return told + (absent if len(absent) > missing else [])
 
 
 def _check_key(
@@ -69,29 +74,30 @@ def _check_key(
     requests: dict[int, tuple[int, Record]],
     counts: Counter[tuple[int, int, int]],
     nodes: Nodes,
-    epoch: int,
+    time: Time,
+    absent: list[str],
 ) -> list[str]:
     """The operations of one kind on the same bytes: each record is given to the one that ends first of those that can
-    have it, to the acknowledged ones before the others."""
+    have it, to the acknowledged ones before the others. What is not there is `absent`."""
     told = []
     must = sorted((one for one in operations if one.acknowledged), key=lambda one: one.returned)
     more = {id(one): one.repeats + (not one.acknowledged) for one in operations}
     for record in sorted(records):
-        time = record.start - epoch
-        own = next((one for one in must if one.invoked <= time <= one.returned), None)
+        began = time(requests[record.identifier][0], record)
+        own = next((one for one in must if one.invoked <= began <= one.returned), None)
         name = format_identifier(record.identifier)
         if own is not None:
             must.remove(own)
             server = requests[record.identifier][0]
             for node in nodes(own, server):
                 if not counts[PIECE, record.identifier, node]:
-                    told.append(f"once: no piece of {name} ({_words(own)}) stands on server{node}")
+                    absent.append(f"once: no piece of {name} ({_words(own)}) stands on server{node}")
             continue
         other = next(
             (
                 one
                 for one in operations
-                if more[id(one)] and one.invoked <= time <= (one.returned if one.acknowledged else NEVER)
+                if more[id(one)] and one.invoked <= began <= (one.returned if one.acknowledged else NEVER)
             ),
             None,
         )
@@ -99,7 +105,7 @@ def _check_key(
             told.append(f"once: {name} is one record too many of {_words(operations[0])}")
         else:
             more[id(other)] -= 1
-    told += [f"once: no record of {_words(one)}, which was acknowledged" for one in must]
+    absent += [f"once: no record of {_words(one)}, which was acknowledged" for one in must]
     return told
 
 

@@ -14,13 +14,17 @@ from memcluster.simulator.history import BLOCK
 from memcluster.simulator.world import MS, US, Dice
 
 TOPOLOGIES = ("primary-secondary", "dispatcher", "chain", "client-routed")
-FAULTS = ("kill", "pause", "partition", "slow")
+FAULTS = ("kill", "pause", "partition", "slow", "clock", "full")
 PAGE = 4096
 LARGE = 0.1
 """Of the runs, in which some requests are too long for a receive buffer."""
 KINDS = (("WRITE", 40), ("READ", 34), ("WRITE_ZEROES", 7), ("TRIM", 7), ("BLOCK_STATUS", 8), ("FLUSH", 4))
 SPAN = 50 * MS
 """In which faults begin, from when the cluster runs."""
+SUPERVISORS = 0.1
+"""Of the kills."""
+OWN_CLOCKS = ("primary-secondary", "client-routed")
+"""The topologies whose servers may be on hosts of their own; the others hand over sockets."""
 DEATHS = 3
 """Of one process, at most: one that dies more often is given up by its supervisor."""
 
@@ -59,7 +63,8 @@ class Client:
 @dataclass(frozen=True)
 class Fault:
     """`at` ns after the cluster runs do `kind` to the process `target`, for `span` ns. A kill comes `step` calls of the
-    system later, a partition is from the `other` process."""
+    system later (0: at once), a partition is from the `other` process. The clock of a server's host jumps `span` ns
+    ahead, and goes at `step` millionths of the world's pace from then on. What is full is a disk."""
 
     at: int
     kind: str
@@ -73,6 +78,8 @@ class Fault:
             "kill": f"kill {self.target} at its step {self.step} from there",
             "pause": f"stop {self.target} for {self.span / 1e6:.1f} ms",
             "partition": f"cut {self.target} off from {self.other} for {self.span / 1e6:.1f} ms",
+            "clock": f"the clock of {self.target} jumps {self.span / 1e6:.1f} ms, and goes at {self.step / 1e4:.1f} %",
+            "full": f"no room for {self.target}, for {self.span / 1e6:.1f} ms",
             "slow": f"slow {self.target} down for {self.span / 1e6:.1f} ms",
         }
         return f"{self.at / 1e6:.3f} ms: {words[self.kind]}"
@@ -190,14 +197,23 @@ def _faults(dice: Dice, shape: Shape, wish: Wish) -> list[Fault]:
         at = dice.below(SPAN)
         span = (1 * MS, 10 * MS, 300 * MS, 3000 * MS)[dice.below(4)]
         target = servers[dice.below(count)] if dice.chance(0.75) else others[dice.below(len(others))]
+        if kind == "kill" and dice.chance(SUPERVISORS):
+            target = "supervisor"
         if kind == "kill":
             deaths[target] = deaths.get(target, 0) + 1
             if deaths[target] <= DEATHS:
-                found.append(Fault(at, kind, target, 0, 1 + dice.below(60)))
+                step = dice.below(3) if target == "supervisor" else 1 + dice.below(60)  # it has little to do
+                found.append(Fault(at, kind, target, 0, step))
         elif kind == "partition":
             one, other = dice.below(count), dice.below(count)
             if one != other:
                 found.append(Fault(at, kind, servers[one], span, 0, servers[other]))
+        elif kind == "clock":
+            if shape.topology in OWN_CLOCKS:
+                pace = (1_000_000, 1_000_100, 999_900, 1_100_000, 900_000)[dice.below(5)]
+                found.append(Fault(at, kind, servers[dice.below(count)], span, pace))
+        elif kind == "full":
+            found.append(Fault(at, kind, ("logs", "memory")[dice.below(2)], min(span, 300 * MS)))
         elif kind == "slow":
             found.append(Fault(at, kind, target, min(span, 300 * MS)))
         else:

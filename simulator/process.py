@@ -16,12 +16,15 @@ from typing import Any, cast
 
 from memcluster.node.transport.loop import Loop
 from memcluster.node.transport.system import Poller
+from memcluster.simulator.clock import Clock
 from memcluster.simulator.sockets import UNIX, Datagrams, Description, Listener, Socket, Stream, failure, make_name
 from memcluster.simulator.world import US, World
 
 SEND_BUFFERS = (4 << 10, 64 << 10, 1 << 20)
 RECEIVE_BUFFERS = (4 << 10, 32 << 10, 256 << 10)
 BACKLOG = 64
+LOGS, MEMORY = "logs", "memory"
+"""The disks that there are."""
 DELAY = 40 * US
 """Until a process runs that has something to do, at most; sometimes ten times of it."""
 
@@ -34,9 +37,11 @@ class Process:
     """One process of the world. Who makes it gives it a loop, with `system`, and sees to what is left of it: `ended` is
     called once, with why (nothing, if its loop was stopped)."""
 
-    def __init__(self, world: World, name: str, ended: Callable[[str], None]) -> None:
+    def __init__(self, world: World, name: str, ended: Callable[[str], None], clock: Clock | None = None) -> None:
         self.world = world
         self.name = name
+        self.clock = clock
+        """Its host's, where that is not the world's."""
         self.system = System(self)
         self.loop = Loop(self.system)
         self.alive = True
@@ -143,7 +148,8 @@ class Process:
         """Run when the next timer is due."""
         wake = self.loop.wake
         if wake is not None:
-            time = max(int(wake * 1e9) + 1, self.world.now + 1 * US)
+            due = int(wake * 1e9) + 1
+            time = max(due if self.clock is None else self.clock.when(due), self.world.now + 1 * US)
             self._turn_at(time + self.slow)
 
     # -- signals -----------------------------------------------------------------------------------------------------
@@ -209,7 +215,14 @@ class Process:
     def allocate(self, file: int, offset: int, length: int) -> None:
         """Raises OSError."""
         self.step()
+        if self.world.full and self._lies_in(file) in self.world.full:
+            raise failure(errno.ENOSPC)
         os.posix_fallocate(file, offset, length)
+
+    @staticmethod
+    def _lies_in(file: int) -> str:
+        """On which disk."""
+        return LOGS if f"/{LOGS}/" in os.readlink(f"/proc/self/fd/{file}") else MEMORY
 
     def stream(self, family: int) -> Stream:
         dice = self.world.dice
@@ -246,12 +259,13 @@ class System:
         self._pollers: list[_Poller] = []
 
     def monotonic(self) -> float:
-        self._process.step()
-        return self._world.tick() / 1e9
+        return self.monotonic_ns() / 1e9
 
     def monotonic_ns(self) -> int:
-        self._process.step()
-        return self._world.tick()
+        process = self._process
+        process.step()
+        now = self._world.tick()
+        return now if process.clock is None else process.clock.read(now)
 
     def poller(self) -> Poller:
         made = _Poller(self._process)

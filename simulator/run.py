@@ -17,6 +17,7 @@ from memcluster.node.log.history import History, merged
 from memcluster.node.log.record import RECORD, Record
 from memcluster.node.transport.address import Address
 from memcluster.simulator.client import Client, Door
+from memcluster.simulator.clock import Clock
 from memcluster.simulator.folder import temporary_folder
 from memcluster.simulator.history import BLOCK, Operation, identify
 from memcluster.simulator.logrules import Entry, check_log, logged_at, routed, unrest
@@ -31,6 +32,8 @@ MOST_EVENTS = 300_000
 STARTS_WITHIN, DONE_WITHIN, HEALS_WITHIN, RESTS_WITHIN, STOPS_WITHIN = 30 * S, 120 * S, 30 * S, 30 * S, 30 * S
 """Of virtual time."""
 SLOWED = 2 * MS
+LOG_AGAIN = 1500 * MS
+"""A log for which there was no room tries again, and says what it has lost, within this."""
 WHOLE = {"TRIM": 64 << 20, "WRITE_ZEROES": 4 << 20}
 """Bytes of the longest request that the README promises to carry out whole; without a bound for others."""
 
@@ -93,7 +96,12 @@ class Run:
         self.clients: list[Client] = []
         self._left = len(plan.clients)
         self._runs = self._stopped = False
-        self.supervisor = Supervisor(self.world, plan.shape, folder, self._is_running, self._has_stopped)
+        self._missing = 0
+        self.clocks: list[Clock] = []
+        """Of each server's host its own, where clocks go wrong."""
+        if any(fault.kind == "clock" for fault in plan.faults):
+            self.clocks = [Clock() for _ in range(len(plan.shape.sizes))]
+        self.supervisor = self._supervise(None)
         self.layout: Layout = self.supervisor.map.layout
 
     def go(self) -> Outcome:
@@ -113,17 +121,16 @@ class Run:
         return outcome
 
     def _stages(self) -> None:
-        supervisor = self.supervisor
-        supervisor.start()
+        self.supervisor.start()
         self.until(lambda: self._runs, STARTS_WITHIN, "the start of the cluster")
         self.doors = self._doors()
         self.work()
-        self.until(lambda: supervisor.healthy, HEALS_WITHIN, "the cluster to be whole")
-        for name in supervisor.children:  # who was to die at a step that has not come
+        self.until(lambda: self.supervisor.healthy, HEALS_WITHIN, "the cluster to be whole")
+        for name in ("supervisor", *self.supervisor.children):  # who was to die at a step that has not come
             self.process_of(name).dies_at = -1
         self._look_at_all()
         self.until(lambda: not self._unrest(), RESTS_WITHIN, lambda: "; ".join(self._unrest()))
-        supervisor.stop()
+        self.supervisor.stop()
         self.until(lambda: self._stopped, STOPS_WITHIN, "the stop")
         self._check()
 
@@ -137,8 +144,24 @@ class Run:
         for fault in plan.faults:
             world.at(began + fault.at, partial(self._begin, fault))
         self.until(lambda: not self._left, DONE_WITHIN, "the clients")
-        over = max((began + fault.at + fault.span for fault in plan.faults), default=0)
+        ends = (began + fault.at + fault.span + (LOG_AGAIN if fault.kind == "full" else 0) for fault in plan.faults)
+        over = max(ends, default=0)
         self.until(lambda: world.now > over, over, "the end of the last fault")
+
+    def _supervise(self, before: Supervisor | None) -> Supervisor:
+        found = Supervisor(
+            self.world, self.plan.shape, self.folder, self._is_running, self._has_stopped, self.clocks, before
+        )
+        found.died = self._start_again
+        return found
+
+    def _start_again(self) -> None:
+        """The supervisor was killed, and all of its cluster is gone."""
+        self.world.note("the cluster is started again")
+        heard = self.supervisor.heard
+        self.supervisor = self._supervise(self.supervisor)
+        self.supervisor.heard = heard
+        self.supervisor.start()
 
     def until(self, fact: Callable[[], object], within: int, what: str | Callable[[], str]) -> None:
         world, deadline = self.world, self.world.now + within
@@ -202,20 +225,31 @@ class Run:
     # -- faults ------------------------------------------------------------------------------------------------------
 
     def _begin(self, fault: Fault) -> None:
-        world, supervisor = self.world, self.supervisor
+        world = self.world
         if self._stopped:
             return
         if fault.kind == "partition":
             self._count(fault)
             head = {"do": "fault", "kind": "cut", "peer": fault.other}
-            supervisor.tell(fault.target, {**head, "cut": True})
-            world.after(fault.span, lambda: supervisor.tell(fault.target, {**head, "cut": False}))
+            self.supervisor.tell(fault.target, {**head, "cut": True})
+            world.after(fault.span, lambda: self.supervisor.tell(fault.target, {**head, "cut": False}))
+            return
+        if fault.kind == "clock":
+            self._count(fault)
+            self.clocks[int(fault.target.removeprefix("server"))].change(world.now, fault.span, fault.step)
+            return
+        if fault.kind == "full":
+            self._count(fault)
+            world.full.add(fault.target)
+            world.after(fault.span, partial(world.full.discard, fault.target))
             return
         process = self.process_of(fault.target)
         if process is None or not process.alive:
             return
         self._count(fault)
-        if fault.kind == "kill":
+        if fault.kind == "kill" and not fault.step:
+            process.end("killed")
+        elif fault.kind == "kill":
             process.dies_at = process.steps + fault.step
         elif fault.kind == "pause":
             process.stop()
@@ -233,6 +267,8 @@ class Run:
         if target.startswith("client"):
             number = int(target.removeprefix("client"))
             return self.clients[number].process if number < len(self.clients) else None
+        if target == "supervisor":
+            return self.supervisor.process
         child = self.supervisor.children.get(target)
         return None if child is None else child.process
 
@@ -261,10 +297,15 @@ class Run:
         if self.supervisor.shape.every_server_is_a_door:
             operations = [part for operation in operations for part in routed(self.layout, operation)]
         nodes = partial(logged_at, plan.shape.topology, self.layout)
-        outcome.broken += check_log(outcome.log, operations, nodes, EPOCH)
+        outcome.broken += check_log(outcome.log, operations, nodes, self._time, self._missing)
         said = self.supervisor.collected.get("collected")
         if said != len(outcome.log) and not self.supervisor.collected.get("missing"):
             outcome.broken.append(f"log: logger0 wrote {said} records of {len(outcome.log)}")
+
+    def _time(self, server: int, record: Record) -> int:
+        """When a record of a server began, by the world's clock."""
+        shown = record.start - EPOCH
+        return self.clocks[server].when(shown) if self.clocks else shown
 
     def _merged(self) -> list[Entry]:
         """The merged log, from the segments as they lie there."""
@@ -282,6 +323,9 @@ class Run:
         ]
         for server, reading in readings.items():
             for after, count in reading.gaps:
+                self._missing += count
+                if any(fault.kind == "full" for fault in self.plan.faults):
+                    continue  # the log says what it could not write
                 self.outcome.broken.append(f"log: {count} records of server{server} are missing after {after}")
         return found
 

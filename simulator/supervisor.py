@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,12 +31,14 @@ from memcluster.launcher.supervision.lifecycle import (
 from memcluster.node import topology
 from memcluster.node.cluster_map import ClusterMap, ServerEntry
 from memcluster.node.log.clock import Run
+from memcluster.node.log.takeover import next_run
 from memcluster.node.node import Node
 from memcluster.node.spec import Bounds, NodeSpec
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.frames import Frame
+from memcluster.simulator.clock import Clock
 from memcluster.simulator.plan import Shape
-from memcluster.simulator.process import Process
+from memcluster.simulator.process import LOGS, Process
 from memcluster.simulator.sockets import Socket
 from memcluster.simulator.world import MS, S, World
 
@@ -51,6 +54,8 @@ STOP_TIMEOUT = 10.0
 BEAT = 2.0
 FORK = 3 * MS
 """Until a process runs that was started, at most; and until it is known that one is gone."""
+AGAIN = 20 * MS
+"""Until somebody starts a cluster again whose supervisor was killed."""
 
 
 class Child:
@@ -65,7 +70,8 @@ class Child:
 
 class Supervisor:
     """Runs a cluster of this shape, whose files lie in `folder`; `running` is called when it serves, `stopped` when it
-    has come to its end. `deaths` has each child that ended, and how."""
+    has come to its end. `deaths` has each child that ended, and how. Of `clocks` each server's host has one, if they
+    have their own. It takes the place of the one `before`, which is dead."""
 
     def __init__(
         self,
@@ -74,11 +80,16 @@ class Supervisor:
         folder: Path,
         running: Callable[[], None],
         stopped: Callable[[], None],
+        clocks: Sequence[Clock] = (),
+        before: Supervisor | None = None,
     ) -> None:
         self.world = world
+        self.clocks = clocks
+        self.died: Callable[[], None] = lambda: None
+        """Called when it was killed, and everybody is gone."""
         self.folder = folder
         self.children: dict[str, Child] = {}
-        self.deaths: list[tuple[str, str]] = []
+        self.deaths: list[tuple[str, str]] = before.deaths if before is not None else []
         self.collected: dict[str, Any] = {}
         self.heard: Callable[[str, str], None] = lambda _event, _name: None
         """Called with what is told to people: the event, and of whom."""
@@ -87,14 +98,19 @@ class Supervisor:
         self._questions = 0
         self._ticks = False
         self.shape = topology.load(shape.topology)
-        self.process = Process(world, "supervisor", lambda _: None)
+        self.process = Process(world, "supervisor", self._ended)
         sizes = [0] * self.shape.dispatches + list(shape.sizes)
         count = len(sizes)
         doors = count if self.shape.every_server_is_a_door else 1
-        self._sockets = [
-            self._listen(f"server{index}.sock" if self.shape.hands_over and index >= doors else "")
-            for index in range(count)
-        ] + [self._listen("") for _ in range(count)]
+        names: list[str | tuple[str, int]] = [("127.0.0.1", 0)] * (2 * count)
+        if self.shape.hands_over:
+            names[doors:count] = [str(folder / f"server{index}.sock") for index in range(doors, count)]
+        if before is not None:  # the same again
+            names = [sock.getsockname() for sock in before._sockets]
+            for name in names:
+                if isinstance(name, str):
+                    os.unlink(name)
+        self._sockets: list[Socket] = [self.process.listen(name) for name in names]
         addresses = [_address(sock) for sock in self._sockets]
         self.map = ClusterMap(
             NAME,
@@ -107,10 +123,9 @@ class Supervisor:
             ),
         )
         for index, size in enumerate(sizes):
-            with self.shard(index).open("wb") as file:
+            with self.shard(index).open("ab") as file:
                 file.truncate(size)
         self.specs = self._make_specs()
-        self.first = dict.fromkeys(self.specs, True)
         servers, loggers = [name for name in self.specs if "server" in name], [n for n in self.specs if "logger" in n]
         self.lifecycle = Lifecycle(servers, loggers, doors=doors, restart=POLICY, stop_timeout=STOP_TIMEOUT)
 
@@ -144,11 +159,10 @@ class Supervisor:
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
-    def _listen(self, name: str) -> Socket:
-        return self.process.listen(str(self.folder / name) if name else ("127.0.0.1", 0))
-
     def _make_specs(self) -> dict[str, NodeSpec]:
-        run = Run(number=1, epoch=EPOCH, incarnation=1)
+        logs = [self.folder / LOGS / f"server{index}" for index in range(len(self.map.servers))]
+        number, incarnation, _ = next_run(logs)
+        run = Run(number, EPOCH, incarnation)
         found = [
             NodeSpec(
                 name=f"{kind}{index}",
@@ -157,7 +171,7 @@ class Supervisor:
                 cluster=self.map,
                 shard=str(self.shard(index)),
                 durable=False,
-                log_directory=str(self.folder / "logs" / f"server{index}"),
+                log_directory=str(logs[index]),
                 log_retain=RETAIN,
                 merged_log=str(self.folder / "merged.log"),
                 secret=SECRET,
@@ -220,11 +234,10 @@ class Supervisor:
 
     def _start(self, name: str) -> None:
         spec = self.specs[name]
-        if not self.first[name]:
-            spec = replace(spec, first=False)
-        self.first[name] = False
+        self.specs[name] = replace(spec, first=False, run=replace(spec.run, incarnation=spec.run.incarnation + 1))
         ours, theirs = self.process.pair()
-        process = Process(self.world, name, lambda why: self._gone(child, name, why))
+        clock = self.clocks[spec.index] if self.clocks else None
+        process = Process(self.world, name, lambda why: self._gone(child, name, why), clock)
         control = Socket(process, theirs.description)
         theirs.close()
         listeners = [Socket(process, self._listener(name).description)]
@@ -255,6 +268,18 @@ class Supervisor:
             self._do(self.lifecycle.ready(name, self._now()))
         elif head.get("event") == "failed":
             self.lifecycle.broken(name, head["reason"])
+
+    def _ended(self, why: str) -> None:
+        """With it goes the fork server, and the kernel kills who came from there."""
+        if not why:
+            return
+        for child in self.children.values():
+            kill = partial(child.process.end, "killed, for the supervisor is gone")
+            self.world.after(1 + self.world.dice.below(FORK), kill)
+        self.world.after(AGAIN, self._over)
+
+    def _over(self) -> None:
+        self.died()
 
     def _gone(self, child: Child, name: str, why: str) -> None:
         """The kernel tells a moment later."""

@@ -62,6 +62,8 @@ class World:
         """What listens, or takes datagrams, by its address."""
         self.port = 40_000
         """The last one given to a socket that asked for none."""
+        self.full: set[str] = set()
+        """The disks on which there is no room."""
         self.inside: object = None
         """The process that runs."""
         self._events: list[tuple[int, int, Callable[[], None]]] = []

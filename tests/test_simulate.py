@@ -8,23 +8,27 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from memcluster.launcher.cli import cli
+from memcluster.node.log.record import Record
 from memcluster.node.log.writer import LogWriter
 from memcluster.node.serving.memory import Shard
 from memcluster.node.serving.slots import SlotTable
 from memcluster.node.topologies.primary_secondary import Primary
 from memcluster.simulator import run
+from memcluster.simulator.clock import Clock
 from memcluster.simulator.folder import clear
 from memcluster.simulator.logrules import check_log
 from memcluster.simulator.many import Sum, run_seeds
-from memcluster.simulator.plan import FAULTS, TOPOLOGIES, Plan, Wish, make_plan
-from memcluster.simulator.run import simulate
+from memcluster.simulator.plan import FAULTS, TOPOLOGIES, Fault, Plan, Wish, make_plan
+from memcluster.simulator.run import Outcome, simulate
 from memcluster.simulator.shrink import shrink
+from memcluster.simulator.world import BEGINNING, S
 
 ROOT = Path(__file__).parent.parent
 SEEDS = 12
@@ -90,6 +94,7 @@ def test_nothing_is_left_of_a_run() -> None:
 
 
 STAYS = """
+from memcluster.simulator.clock import Clock
 from memcluster.simulator.folder import temporary_folder
 with temporary_folder() as folder:
     print(folder, flush=True)
@@ -112,6 +117,61 @@ def test_what_a_killed_simulation_left_goes_at_the_next_start() -> None:
         assert kept.exists()
         alive.communicate("\n")
     assert not kept.exists()
+
+
+def test_a_clock_of_its_own_jumps_and_drifts() -> None:
+    """And tells when it showed a time; what it jumped over, when it jumped."""
+    clock = Clock()
+    assert clock.read(700) == 700
+    clock.change(1_000, 500, 1_100_000)
+    assert [clock.read(now) for now in (1_000, 2_000)] == [1_500, 2_600]
+    clock.change(3_000, 0, 900_000)
+    assert clock.read(4_000) == 4_600
+    shown = (700, 1_200, 1_500, 2_600, 3_700, 4_600)
+    assert [clock.when(shows) for shows in shown] == [700, 1_000, 1_000, 2_000, 3_000, 4_000]
+
+
+def run_with(topology: str, kind: str, count: int) -> list[Outcome]:
+    """Outcomes of runs in which such a fault took place, none of which broke a rule."""
+    plans = (make_plan(seed, Wish(topology, faults=(kind,))) for seed in range(200))
+    outcomes = [simulate(plan) for plan in islice((plan for plan in plans if plan.faults), count)]
+    assert [outcome.broken for outcome in outcomes] == [[]] * count
+    return outcomes
+
+
+def test_clocks_of_hosts_differ() -> None:
+    """Records' times are those of their servers' hosts, and stand in the merged log causes first all the same."""
+    outcomes = run_with("primary-secondary", "clock", 4)
+    assert all(outcome.faults["clock"] for outcome in outcomes)
+    ends = [run.EPOCH + BEGINNING + int(outcome.seconds * S) for outcome in outcomes]
+    assert any(record.start > end for outcome, end in zip(outcomes, ends, strict=True) for _, record in outcome.log)
+
+
+def test_the_memorys_disk_is_full() -> None:
+    """What has no room is refused, and reads go on."""
+    plan = make_plan(1, Wish("primary-secondary", faults=()))
+    outcome = simulate(replace(plan, faults=(Fault(0, "full", "memory", 100_000_000),)))
+    assert outcome.broken == []
+    assert {one.kind for one in outcome.history if one.outcome == "error"} >= {"WRITE"}
+    assert all(one.acknowledged for one in outcome.history if one.kind == "READ")
+
+
+def test_the_logs_disk_is_full() -> None:
+    """Nobody notices but the log, which says how much it lost."""
+    plan = make_plan(1, Wish("primary-secondary", requests=500, faults=()))
+    outcome = simulate(replace(plan, faults=(Fault(0, "full", "logs", 3_000_000_000),)))
+    assert outcome.broken == []
+    assert all(one.acknowledged for one in outcome.history)
+    assert sum(record.kind == 1 for _, record in outcome.log) < len(outcome.history)
+
+
+def test_the_supervisor_is_killed() -> None:
+    """And with it all nodes; the cluster that is started again has every acknowledged byte and record."""
+    plan = make_plan(1, Wish("chain", faults=()))
+    outcome = simulate(replace(plan, faults=(Fault(3_000_000, "kill", "supervisor"),)))
+    assert outcome.broken == []
+    assert sum(line.endswith("the cluster is started again") for line in outcome.trace) == 1
+    assert len({record.identifier >> 34 & 0xFFFFF for _, record in outcome.log if record.kind == 1}) == 2
 
 
 # -- planted faults --------------------------------------------------------------------------------------------------
@@ -265,12 +325,15 @@ def test_the_rules_of_the_log() -> None:
     def nodes(*_: object) -> list[int]:
         return []
 
-    epoch = run.EPOCH
+
+    def began(_server: int, record: Record) -> int:
+        return record.start - run.EPOCH
+
     log, history = outcome.log, outcome.history
-    assert check_log(log, history, nodes, epoch) == []
+    assert check_log(log, history, nodes, began) == []
     at = next(index for index, (_, record) in enumerate(log) if record.kind == 1 and not record.error)
-    assert any("no record of" in told for told in check_log(log[:at] + log[at + 1 :], history, nodes, epoch))
-    assert any("2 times" in told for told in check_log([*log, log[at]], history, nodes, epoch))
-    assert any("one record too many" in told for told in check_log([*log, log[at]], history, nodes, epoch))
+    assert any("no record of" in told for told in check_log(log[:at] + log[at + 1 :], history, nodes, began))
+    assert any("2 times" in told for told in check_log([*log, log[at]], history, nodes, began))
+    assert any("one record too many" in told for told in check_log([*log, log[at]], history, nodes, began))
     piece = next(entry for entry in log if entry[1].kind == 2)
-    assert any("stands before it" in told for told in check_log([piece, *log], history, nodes, epoch))
+    assert any("stands before it" in told for told in check_log([piece, *log], history, nodes, began))
