@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -115,14 +116,13 @@ class Host:
 class Lab:
     """`here` is where commands are run, `hosts` are the others by name."""
 
+    engine = "ssh"
+    needs = (("sshd", "openssh-server"), ("ssh", "openssh-client"))
+    """Commands, and the Debian packages that have them."""
+
     def __init__(self, folder: Path, names: tuple[str, ...] = ("host-b", "host-c"), clock: int = 0) -> None:
         self.folder = folder
         self.file = folder / "cluster.yaml"
-        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key")
-        (folder / "sshd_config").write_text(SSHD.format(key=folder / "key"))
-        (folder / "bin").mkdir()
-        (folder / "bin" / "ssh").write_text(SSH.format(ssh=need("ssh", "openssh-client"), key=folder / "key"))
-        (folder / "bin" / "ssh").chmod(0o755)
         self.here = Host("host-a", "10.9.0.1")
         self.hosts: dict[str, Host] = {}
         try:
@@ -137,11 +137,21 @@ class Lab:
                 self.here.run("ip", "link", "set", f"to-{number}", "master", "br0", "up")
                 host.run("ip", "addr", "add", f"{host.address}/24", "dev", "eth0")
                 host.run("ip", "link", "set", "eth0", "up")
-            for host in self.hosts.values():
-                host.start_sshd(folder)
+            self.start_engine()
         except BaseException:
             self.end()
             raise
+
+    def start_engine(self) -> None:
+        """On all hosts; nothing of it outlives them."""
+        folder = self.folder
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key")
+        (folder / "sshd_config").write_text(SSHD.format(key=folder / "key"))
+        (folder / "bin").mkdir()
+        (folder / "bin" / "ssh").write_text(SSH.format(ssh=need("ssh", "openssh-client"), key=folder / "key"))
+        (folder / "bin" / "ssh").chmod(0o755)
+        for host in self.hosts.values():
+            host.start_sshd(folder)
 
     def describe(self, **keys: object) -> None:
         """Write cluster.yaml, in JSON, which YAML knows."""
@@ -152,7 +162,7 @@ class Lab:
             "servers": 3,
             "listen": "127.0.0.1:0",
             "hosts": [{"name": host.name, "address": host.address} for host in self.hosts.values()],
-            "engine": {"ssh": {"command": f"env PYTHONPATH={shlex.quote(str(ROOT))} {python} -P -m memcluster"}},
+            "engine": {self.engine: {"command": f"env PYTHONPATH={shlex.quote(str(ROOT))} {python} -P -m memcluster"}},
             "host_lease": "20s",
             **keys,
         }
@@ -195,11 +205,11 @@ class Lab:
 
 
 @functools.cache
-def why_not() -> str:
-    """What keeps a lab from being made here; "" if nothing does."""
+def why_not(kind: type[Lab]) -> str:
+    """What keeps such a lab from being made here; "" if nothing does."""
     if os.geteuid():
         return "a lab of hosts is made by root alone"
-    for command, package in (("sshd", "openssh-server"), ("ssh", "openssh-client"), ("ip", "iproute2")):
+    for command, package in (*kind.needs, ("ip", "iproute2")):
         if shutil.which(command) is None:
             return f"{command} is missing: install the Debian package {package}"
     tried = subprocess.run(
@@ -212,14 +222,71 @@ def why_not() -> str:
 
 
 @contextmanager
-def lab(folder: Path, **options) -> Iterator[Lab]:
+def lab(folder: Path, kind: type[Lab] = Lab, **options) -> Iterator[Lab]:
     """Skips the test where there can be none."""
-    if reason := why_not():
+    if reason := why_not(kind):
         if os.environ.get("MEMCLUSTER_REQUIRE_CLIENTS") and "missing" in reason:
             pytest.fail(reason)
         pytest.skip(reason)
-    made = Lab(folder, **options)
+    made = kind(folder, **options)
     try:
         yield made
     finally:
         made.end()
+
+
+# -- what tests do with one -------------------------------------------------------------------------------------------
+
+LOAD = """
+import sys, memcluster
+uri, size = sys.argv[1], int(sys.argv[2])
+written, number = {}, 0
+with memcluster.connect(uri) as memory:
+    print("begun", flush=True)
+    import select
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        number += 1
+        offset = number * 65_521 * 8 % (size - 8)
+        memory[offset : offset + 8] = number.to_bytes(8, "big")
+        for near in range(offset - 7, offset + 8):
+            written.pop(near, None)
+        written[offset] = number
+    wrong = [offset for offset, each in written.items() if memory[offset : offset + 8] != each.to_bytes(8, "big")]
+print(f"{number} written, {len(wrong)} wrong", flush=True)
+"""
+"""Writes all over the memory, each when the one before was acknowledged, until it is enough; then reads all of it."""
+
+
+def up(lab: Lab, **keys: object) -> dict:
+    lab.describe(**keys)
+    lab.command("up", "-d")
+    return lab.wait_until_running()
+
+
+def pids(status: dict) -> dict[str, int]:
+    return {node["name"]: node["pid"] for node in status["nodes"]}
+
+
+def guardian(host: Host) -> int:
+    [pid] = [pid for pid, words in host.ours().items() if words.endswith(": guardian")]
+    return pid
+
+
+@contextmanager
+def load(lab: Lab, status: dict) -> Iterator[None]:
+    """Every write that was acknowledged meanwhile is there afterwards, and there were some."""
+    words = [sys.executable, "-P", "-c", LOAD, status["uri"], str(status["memory"])]
+    writer = subprocess.Popen(
+        lab.here.words(*words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    )
+    try:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"begun\n"
+        yield
+        said, errors = writer.communicate(b"enough\n", timeout=60)
+    finally:
+        writer.kill()
+        writer.communicate()
+    found = re.fullmatch(rb"(\d+) written, 0 wrong\n", said)
+    assert found, (said, errors)
+    assert int(found[1]) > 1

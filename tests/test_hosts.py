@@ -3,79 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import ROOT, environment
-from hostlab import Host, Lab, lab
+from harness import ROOT
+from hostlab import Lab, guardian, lab, load, pids, up
 
 pytestmark = pytest.mark.timeout(300)
 SHORT = "5s"
 """A lease that a test waits for the end of; elsewhere no load of the machine is to end one."""
-LOAD = """
-import sys, memcluster
-uri, size = sys.argv[1], int(sys.argv[2])
-written, number = {}, 0
-with memcluster.connect(uri) as memory:
-    print("begun", flush=True)
-    import select
-    while not select.select([sys.stdin], [], [], 0)[0]:
-        number += 1
-        offset = number * 65_521 * 8 % (size - 8)
-        memory[offset : offset + 8] = number.to_bytes(8, "big")
-        for near in range(offset - 7, offset + 8):
-            written.pop(near, None)
-        written[offset] = number
-    wrong = [offset for offset, each in written.items() if memory[offset : offset + 8] != each.to_bytes(8, "big")]
-print(f"{number} written, {len(wrong)} wrong", flush=True)
-"""
-"""Writes all over the memory, each when the one before was acknowledged, until it is enough; then reads all of it."""
 
 
 @pytest.fixture
 def labs(tmp_path: Path) -> Iterator[Lab]:
     with lab(tmp_path) as made:
         yield made
-
-
-def up(lab: Lab, **keys: object) -> dict:
-    lab.describe(**keys)
-    lab.command("up", "-d")
-    return lab.wait_until_running()
-
-
-def pids(status: dict) -> dict[str, int]:
-    return {node["name"]: node["pid"] for node in status["nodes"]}
-
-
-def guardian(host: Host) -> int:
-    [pid] = [pid for pid, words in host.ours().items() if words.endswith(": guardian")]
-    return pid
-
-
-@contextmanager
-def load(lab: Lab, status: dict) -> Iterator[None]:
-    """Every write that was acknowledged meanwhile is there afterwards, and there were some."""
-    words = [sys.executable, "-P", "-c", LOAD, status["uri"], str(status["memory"])]
-    writer = subprocess.Popen(
-        lab.here.words(*words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
-    )
-    try:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == b"begun\n"
-        yield
-        said, errors = writer.communicate(b"enough\n", timeout=60)
-    finally:
-        writer.kill()
-        writer.communicate()
-    found = re.fullmatch(rb"(\d+) written, 0 wrong\n", said)
-    assert found, (said, errors)
-    assert int(found[1]) > 1
 
 
 def test_a_cluster_over_three_hosts_from_up_to_down(labs: Lab) -> None:

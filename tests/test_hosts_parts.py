@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from memcluster.launcher.certificates import between_hosts
 from memcluster.launcher.clusterfile.config import ConfigError, load
-from memcluster.launcher.clusterfile.settings import HostConfig
+from memcluster.launcher.clusterfile.settings import EngineConfig, HostConfig
 from memcluster.launcher.clusterfile.written import dump
 from memcluster.launcher.hosts.conversation import Conversation
 from memcluster.launcher.hosts.letter import Letter, write_certificates
@@ -49,6 +49,22 @@ def test_servers_are_dealt_to_the_hosts_in_turn_the_first_to_the_supervisors(tmp
     assert described(tmp_path, dump(config)) == config
 
 
+@pytest.mark.parametrize(
+    ("text", "engine"),
+    [
+        ("ssh", EngineConfig("ssh")),
+        ("slurm", EngineConfig("slurm")),
+        ("{slurm: }", EngineConfig("slurm")),
+        ("{slurm: {partition: long, command: ~/bin/memcluster}}", EngineConfig("slurm", "~/bin/memcluster", "long")),
+    ],
+)
+def test_an_engine_is_a_word_or_has_options(tmp_path: Path, text: str, engine: EngineConfig) -> None:
+    """Which come back when the description is written out."""
+    config = described(tmp_path, f"{TWO}engine: {text}\n")
+    assert config.engine == engine
+    assert described(tmp_path, dump(config)) == config
+
+
 def test_a_server_runs_where_its_entry_says(tmp_path: Path) -> None:
     """Those without a word are dealt."""
     text = "memory: 3MiB\nhosts: [b, c]\nservers: [{memory: 1MiB}, {memory: 1MiB, host: c}, {memory: 1MiB, host: b}]\n"
@@ -70,7 +86,10 @@ LISTED = "memory: 2MiB\nhosts: [b]\nservers:\n- {memory: 1MiB}\n"
         (LISTED + "- {memory: 1MiB, listen: '127.0.0.1:9'}\n", "5:26", "127.0.0.1:9 cannot be reached from another"),
         ("memory: 1MiB\nhosts: [b]\n", "2:9", "host 'b' has no server"),
         ("memory: 2MiB\nservers: 2\nhosts: [b, b]\n", "3:12", "host 'b' is there already"),
-        (TWO + "engine: slurm\n", "4:9", "engine must be"),
+        (TWO + "engine: rsh\n", "4:9", "engine must be"),
+        (TWO + "engine: {ssh: {}, slurm: {}}\n", "4:9", "engine must name one of ssh, slurm"),
+        (TWO + "engine: {slurm: {partition: 'a b'}}\n", "4:29", "engine.slurm.partition must be the name of"),
+        (TWO + "engine: {slurm: {partion: x}}\n", "4:18", "unknown key 'partion'; did you mean 'partition'?"),
         (TWO + "engine: {ssh: {comand: x}}\n", "4:16", "unknown key 'comand'; did you mean 'command'?"),
         (TWO.replace("[b]", "[{name: b, adress: c}]"), "3:19", "unknown key 'adress'; did you mean 'address'?"),
         (TWO + "links: shared\n", "4:8", "servers of several hosts share no memory"),

@@ -34,6 +34,7 @@ from memcluster.launcher.clusterfile.schema import (
     NamedHost,
     Restart,
     Server,
+    Slurm,
     Sockets,
     Stripes,
 )
@@ -300,7 +301,7 @@ def _rooms(config: ClusterConfig) -> Iterator[tuple[int, str]]:
 
 FORMS: dict[Place, str] = {
     ("servers",): "a whole number or a list of {memory, listen}",
-    ("engine",): "ssh or {ssh: {command: COMMAND}}",
+    ("engine",): "ssh, slurm, or one of them as a mapping, {ssh: {command: COMMAND}}",
     ("layout",): "linear or {stripe: SIZE}",
     ("clients", "limit"): "a whole number or auto",
 }
@@ -363,6 +364,7 @@ def _unknown(where: Place) -> str:
         ("hosts",): NamedHost,
         ("engine",): Engines,
         ("engine", "ssh"): SSH,
+        ("engine", "slurm"): Slurm,
     }
     parent = tuple(part for part in where[:-1] if not isinstance(part, int))
     known = list(models[parent].model_fields)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from memcluster.launcher.clusterfile.addresses import Found, Place
-from memcluster.launcher.clusterfile.schema import ClusterFile
+from memcluster.launcher.clusterfile.schema import SSH, ClusterFile, Engines, Slurm
 from memcluster.launcher.clusterfile.settings import ClusterConfig, EngineConfig, HostConfig
 from memcluster.launcher.reach import numbers
 from memcluster.node import topology
@@ -19,8 +19,16 @@ def hosts_of(parsed: ClusterFile) -> tuple[HostConfig, ...]:
 
 
 def engine_of(parsed: ClusterFile) -> EngineConfig:
-    """With its defaults."""
-    return EngineConfig() if isinstance(parsed.engine, str) else EngineConfig(command=parsed.engine.ssh.command)
+    """With its defaults. Of several the first, which check_hosts refuses."""
+    if isinstance(parsed.engine, str):
+        return EngineConfig(parsed.engine)
+    for name in type(parsed.engine).model_fields:
+        match getattr(parsed.engine, name):
+            case SSH(command=command):
+                return EngineConfig(name, command)
+            case Slurm(command=command, partition=partition):
+                return EngineConfig(name, command, partition or "")
+    return EngineConfig()
 
 
 def dealt(parsed: ClusterFile) -> list[str]:
@@ -34,6 +42,8 @@ def dealt(parsed: ClusterFile) -> list[str]:
 
 def check_hosts(config: ClusterConfig, parsed: ClusterFile) -> Iterator[Found]:
     """All that is wrong with hosts that are right one by one."""
+    if isinstance(parsed.engine, Engines) and len(parsed.engine.model_fields_set) != 1:
+        yield {"engine"}, ("engine",), f"engine must name one of {', '.join(Engines.model_fields)}"
     names = [host.name for host in config.hosts]
     for index, server in enumerate(() if isinstance(parsed.servers, int) else parsed.servers):
         if server.host is not None and server.host not in names:

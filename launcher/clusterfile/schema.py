@@ -82,6 +82,12 @@ def _host(value: Any) -> str:
     return text
 
 
+def _partition(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[\w.,-]+", value):
+        raise ValueError(f"must be the name of a partition of Slurm's (got {value!r})")
+    return value
+
+
 def _topology(value: Any) -> str:
     if value not in topology.names():
         raise ValueError(f"must be one of {', '.join(topology.names())} (got {value!r})")
@@ -142,6 +148,7 @@ Topology = Annotated[str, PlainValidator(_topology), WithJsonSchema({"type": "st
 Mode = Annotated[int, PlainValidator(_mode), WithJsonSchema(_MODE_SCHEMA)]
 Group = Annotated[str, PlainValidator(_group), WithJsonSchema({"type": "string", "minLength": 1})]
 Host = Annotated[str, PlainValidator(_host), WithJsonSchema({"type": "string", "minLength": 1})]
+Partition = Annotated[str, PlainValidator(_partition), WithJsonSchema({"type": "string", "minLength": 1})]
 User = Annotated[str, PlainValidator(_user), WithJsonSchema({"type": ["string", "integer"]})]
 Stripe = Annotated[int, PlainValidator(_stripe), WithJsonSchema(_SIZE_SCHEMA)]
 
@@ -221,8 +228,20 @@ class SSH(_Strict):
     command: Command = Field(default="memcluster", description="How the shell of a host calls memcluster.")
 
 
+class Slurm(_Strict):
+    command: Command = Field(default="memcluster", description="How the shell of a host calls memcluster.")
+    partition: Partition | None = Field(default=None, description="Where its jobs go; by default Slurm's own default.")
+
+
 class Engines(_Strict):
-    ssh: Annotated[SSH, BeforeValidator(_none_is_empty)] = Field(description="Over ssh, as its own configuration says.")
+    """One of them."""
+
+    ssh: Annotated[SSH | None, BeforeValidator(_none_is_empty)] = Field(
+        default=None, description="Over ssh, as its own configuration says."
+    )
+    slurm: Annotated[Slurm | None, BeforeValidator(_none_is_empty)] = Field(
+        default=None, description="As a job of Slurm's for each host."
+    )
 
 
 class Sockets(_Strict):
@@ -251,7 +270,7 @@ _HostEntry = Annotated[
     Discriminator(lambda value: "as a mapping" if isinstance(value, dict) else "as a word"),
 ]
 _Engine = Annotated[
-    Annotated[Literal["ssh"], Tag("as a word")] | Annotated[Engines, Tag("as a mapping")],
+    Annotated[Literal["ssh", "slurm"], Tag("as a word")] | Annotated[Engines, Tag("as a mapping")],
     Discriminator(lambda value: "as a mapping" if isinstance(value, dict) else "as a word"),
 ]
 TAGS = {"as a number", "as a count", "as a list", "as a mapping", "as a word", "as stripes"}

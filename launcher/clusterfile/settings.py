@@ -36,6 +36,8 @@ class EngineConfig:
 
     name: str = "ssh"
     command: str = "memcluster"
+    at: str = ""
+    """Slurm's partition; "" leaves it to the engine."""
 
 
 @dataclass(frozen=True)

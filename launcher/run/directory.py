@@ -81,8 +81,8 @@ class RunRecord:
     """Bytes; 0 for the linear layout."""
     hosts: tuple[tuple[str, str], ...] = ()
     """The others: (name, address)."""
-    engine: tuple[str, str] = ("", "")
-    """What reaches them, and how it calls memcluster there."""
+    engine: tuple[str, ...] = ("", "", "")
+    """What reaches them, as in EngineConfig."""
     host_lease: float = 0.0
     host_encryption: bool = True
 
@@ -104,7 +104,7 @@ class RunRecord:
             NodeRecord(**{**node, "range": tuple(node["range"]) if node["range"] else None}) for node in fields["nodes"]
         )
         fields["hosts"] = tuple((str(name), str(address)) for name, address in fields.get("hosts", ()))
-        fields["engine"] = tuple(fields.get("engine", ("", "")))
+        fields["engine"] = tuple(fields.get("engine", ("", "", "")))
         record = cls(**fields)
         if not record._is_sound():
             raise ValueError("a value of it cannot be right")
@@ -128,6 +128,7 @@ class RunRecord:
             and all(node.range is None or len(node.range) == 2 for node in nodes)
             and all(type(span) in (int, float) and 0 <= span <= MOST_SECONDS for span in spans)
             and type(self.host_encryption) is bool
+            and len(self.engine) == 3
             and (of_a_guardian or any(node.name == "logger0" for node in nodes))
         )
 

@@ -41,7 +41,7 @@ def record(cluster: Cluster) -> RunRecord:
         sample=config.logs.sample,
         fan_out=config.fan_out,
         hosts=tuple((host.name, host.address) for host in config.hosts),
-        engine=(config.engine.name, config.engine.command),
+        engine=(config.engine.name, config.engine.command, config.engine.at),
         host_lease=config.host_lease,
         host_encryption=config.host_encryption,
         supervisor=own,
