@@ -20,9 +20,9 @@ def fault(file: Path, kind: str, targets: Sequence[str], seconds: float | None, 
     if kind not in kinds:
         raise ValueError(f"there is no fault {kind!r}; there are {', '.join(kinds)}")
     if not targets:
-        raise ValueError(f"{kind} whom? Say a node, a role, server, logger, all or owner:OFFSET")
-    if len(targets) != (2 if kind == "partition" else 1):
-        raise ValueError("partition takes two nodes, every other fault one target")
+        raise ValueError(f"{kind} whom? Say a node, a role, server, logger, all, owner:OFFSET or host:NAME")
+    if len(targets) != (2 if kind == "partition" and not targets[0].startswith("host:") else 1):
+        raise ValueError("partition takes two nodes or a host, every other fault one target")
     if delay is not None and kind != "slow":
         raise ValueError(f"a delay goes with slow, not with {kind}")
     if seconds is not None and kind == "resume":

@@ -27,7 +27,8 @@ def fault(
     """Break something on purpose, to see what the cluster makes of it.
 
     TARGET is a node (server1, logger0), a role as `status` shows it, server or logger for all of
-    these, all for every node, or owner:OFFSET, the server that holds a byte.
+    these, all for every node, owner:OFFSET, the server that holds a byte, or host:NAME,
+    another host: kill ends its guardian, partition the way there, the rest is done to its nodes.
 
     \b
     memcluster fault pause server1 --for 5s     stop a process for 5 s

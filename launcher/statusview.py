@@ -115,6 +115,8 @@ def fault_sentences(faults: list[dict[str, Any]]) -> list[str]:
         if kind == "hang" and left is None:
             until = "until it is found and ended"
         pace = f"{fault['delay_s'] * 1000:g} ms a reply, " if kind == "slow" else ""
+        if host := fault.get("host"):
+            kind, names = "partition", [f"the nodes of {host}", "all others"]
         cut = listed(names) if kind == "partition" else ""  # each cut is a sentence of its own
         alike.setdefault((cut or kind, f"({pace}{until})"), []).extend(names)
     return [
@@ -138,6 +140,8 @@ def state_words(status: dict[str, Any], node: dict[str, Any]) -> str:
     for fault in status.get("faults", []):
         if node["name"] in fault["nodes"]:
             peers = [name for name in fault["nodes"] if name != node["name"]]
+            if fault.get("host"):
+                peers = ["all other hosts"]
             doing = f"cut from {peers[0]}" if peers else DOING[fault["kind"]]
             if doing == words[0]:
                 words.pop(0)

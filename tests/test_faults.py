@@ -290,6 +290,7 @@ def test_a_node_that_goes_on_has_time_to_beat_at_whatever_look():
         (["pause", "owner:x"], "is not a size"),
         (["partition", "server1", "server2"], "there is no link between server1 and server2"),
         (["partition", "server0", "logger1"], "there is no link"),
+        (["kill", "host:host-b"], "'host:host-b' is no other host; there are none"),
     ],
 )
 def test_a_fault_that_makes_no_sense_is_refused(make_cluster, words, sentence):
@@ -392,4 +393,4 @@ def test_hints_name_every_target(make_cluster):
     said = cluster.command("fault", "pause", "nobody", check=False).stderr.decode()
     words = "server2, logger0, logger1, logger2, primary, secondary, logger, server, all or owner:OFFSET"
     assert f"say one of server0, server1, {words}" in said
-    assert b"server, logger, all or owner:OFFSET" in cluster.command("fault", "pause", check=False).stderr
+    assert b"server, logger, all, owner:OFFSET or host:NAME" in cluster.command("fault", "pause", check=False).stderr

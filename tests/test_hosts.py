@@ -60,6 +60,28 @@ def test_a_guardian_that_is_killed_comes_back_and_nothing_is_lost(labs: Lab) -> 
     labs.wait_until_empty()
 
 
+def test_a_host_can_be_killed_and_cut_off_on_purpose(labs: Lab) -> None:
+    """Under load: its guardian dies, and the way there is cut, for less than the lease and for more."""
+    status = up(labs, host_lease=SHORT)
+    host = labs.hosts["host-b"]
+    with load(labs, status):
+        before = pids(status)
+        assert labs.command("fault", "kill", "host:host-b").stdout == b"kill: server1, logger1\n"
+        labs.wait_for(lambda now: now["state"] == "running" and pids(now)["server1"] != before["server1"])
+        before = pids(labs.status())
+        labs.command("fault", "partition", "host:host-b")
+        cut = labs.wait_for(lambda now: now["nodes"][1]["state"] == "unreachable")
+        assert [fault["host"] for fault in cut["faults"]] == ["host-b"]
+        labs.command("fault", "resume", "host:host-b")
+        assert pids(labs.wait_until_running()) == before
+        labs.command("fault", "partition", "host:host-b")
+        labs.wait_for(lambda _: before["server1"] not in host.ours())
+        labs.command("fault", "resume", "all")
+        labs.wait_for(lambda now: now["state"] == "running" and pids(now)["server1"] != before["server1"])
+    labs.command("down")
+    labs.wait_until_empty()
+
+
 def test_a_host_is_left_in_peace_only_by_its_guardians_own_word(labs: Lab) -> None:
     """One that its engine ends with a SIGTERM is not run again until somebody starts its nodes."""
     status = up(labs)

@@ -67,6 +67,7 @@ class FarHost:
         self._due: Timer | None = None
         self._peace = False
         self._closing = False
+        self._cut = False
         self._samples = 0
         self._quickest = float("inf")
         self._offset = 0
@@ -134,6 +135,9 @@ class FarHost:
         if self._closing and session != self._session:
             channel.send({"refused": "the cluster is being stopped"})
             channel.finish()
+            return
+        if self._cut:
+            channel.close()
             return
         if session in self._given_up:
             channel.send({"refused": f"{self.name} was not heard for too long, and is being started afresh"})
@@ -203,6 +207,12 @@ class FarHost:
         """Ask for a sign of life."""
         if self._conversation is not None:
             self._conversation.beat({"sent": time.monotonic_ns()})
+
+    def cut(self, cut: bool) -> None:
+        """Hear nothing of it, and have it hear nothing, until that is taken back."""
+        self._cut = cut
+        if cut and self._channel is not None:
+            self._channel.close()
 
     def end(self, keep: bool) -> None:
         """Tell it to end."""

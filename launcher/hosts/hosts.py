@@ -280,6 +280,12 @@ class Hosts:
                 host.prepare["hang_timeout"] = hang_timeout
             host.say({"do": "pace", "hang_timeout": hang_timeout})
 
+    def kill(self, host: str) -> None:
+        self._hosts[host].say({"do": "die"})
+
+    def cut(self, host: str, cut: bool) -> None:
+        self._hosts[host].cut(cut)
+
     def refuse(self, name: str) -> None:
         for host in self._hosts.values():
             if name in host.addresses:

@@ -1,8 +1,9 @@
 """Faults on purpose: `memcluster fault` pauses, kills, slows, hangs and partitions nodes, and heals them again.
 
 A target is a node (server1), a role (such as secondary), `server` or `logger` for all of these, `all`, or
-`owner:OFFSET`, the server that holds a byte of the memory. What is done to a node's inside (slow, hang, a cut link) is
-told to it over its control channel; nothing here needs root or touches the network of the machine.
+`owner:OFFSET`, the server that holds a byte of the memory; and `host:NAME`, another host, of which the guardian can be
+killed and the way there cut. What is done to a node's inside (slow, hang, a cut link) is told to it over its control
+channel; nothing here needs root or touches the network of the machine.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from memcluster.client.units import parse_size
 from memcluster.launcher.supervision.faultkind import FaultKind
 from memcluster.launcher.supervision.makeup import Makeup
 from memcluster.launcher.supervision.orders import Fault
-from memcluster.launcher.supervision.process import Process
+from memcluster.launcher.supervision.process import Elsewhere, Process
 from memcluster.node.log.record import LOGGER, subject_of
 from memcluster.node.transport.loop import Loop, Timer
 
 HANG = 3600.0
 """Seconds a node hangs when nobody says how long; its supervisor will have ended it before."""
+HOST = "host:"
+"""Before the name of a host, in a target."""
 EVENTS = {"pause": "paused", "kill": "killed", "hang": "hanging"}
 FAULTS_TOLD = {*EVENTS.values(), "slowed", "partitioned", "resumed", "healed"}
 """What faults note of themselves."""
@@ -37,6 +40,7 @@ class Cluster(Protocol):
 
     loop: Loop
     makeup: Makeup
+    hosts: Elsewhere | None
 
     def child(self, name: str) -> Process | None: ...
     def hold(self, name: str, seconds: float) -> None: ...
@@ -46,7 +50,8 @@ class Cluster(Protocol):
 
 @dataclass
 class InForce:
-    """A fault that has not healed: `until` is when it will by itself, on the monotonic clock, if somebody said so."""
+    """A fault that has not healed: `until` is when it will by itself, on the monotonic clock, if somebody said so. With
+    a host cut off `nodes` are its target, and then its nodes."""
 
     kind: FaultKind
     nodes: tuple[str, ...]
@@ -57,7 +62,10 @@ class InForce:
     def to_head(self) -> dict[str, Any]:
         """As `status --json` shows it."""
         left = None if self.until is None else round(max(0.0, self.until - time.monotonic()), 3)
-        return {"kind": self.kind, "nodes": list(self.nodes), "left_s": left, "delay_s": self.delay}
+        head: dict[str, Any] = {"kind": self.kind, "nodes": list(self.nodes), "left_s": left, "delay_s": self.delay}
+        if self.nodes[0].startswith(HOST):
+            head |= {"nodes": list(self.nodes[1:]), "host": self.nodes[0].removeprefix(HOST)}
+        return head
 
 
 class Faults:
@@ -69,6 +77,8 @@ class Faults:
 
     def apply(self, order: Fault) -> list[str]:
         """Do it; returns the names of the nodes it was done to. Raises FaultError."""
+        if order.kind in ("kill", "partition") and order.targets[0].startswith(HOST):
+            return self._break_host(order)
         if order.kind == "partition":
             pair = self._pair(order.targets)
             self._partition(pair, order.seconds)
@@ -99,6 +109,10 @@ class Faults:
                 continue
             if fault.kind == "slow":
                 self._tell(name, {"kind": "slow", "delay": fault.delay})
+            elif fault.nodes[0].startswith(HOST):
+                for one, other in self._over(fault.nodes[0]):
+                    if name in (one, other):
+                        self._tell(name, {"kind": "cut", "peer": other if name == one else one, "cut": True})
             elif fault.kind == "partition":
                 [peer] = set(fault.nodes) - {name}
                 self._tell(name, {"kind": "cut", "peer": peer, "cut": True})
@@ -198,12 +212,61 @@ class Faults:
 
     def _join(self, nodes: tuple[str, ...]) -> None:
         self._forget("partition", nodes)
-        self._cut(nodes, False)
+        links = [nodes]
+        if nodes[0].startswith(HOST):
+            assert self._cluster.hosts is not None
+            self._cluster.hosts.cut(nodes[0].removeprefix(HOST), False)
+            links = [*self._over(nodes[0])]
+        for link in links:
+            self._cut(link, False)
 
     def _cut(self, nodes: tuple[str, ...], cut: bool) -> None:
         for name, peer in (nodes, nodes[::-1]):
             self._tell(name, {"kind": "cut", "peer": peer, "cut": cut})
         self._cluster.note("partitioned" if cut else "healed", nodes[0], subject_of(nodes[1]) % LOGGER)
+
+    def _break_host(self, order: Fault) -> list[str]:
+        """Kill the guardian of a host, or cut the way there."""
+        target = order.targets[0]
+        names = self._on_host(target)
+        hosts, host = self._cluster.hosts, target.removeprefix(HOST)
+        assert hosts is not None
+        if order.kind == "kill":
+            for name in names:
+                if (child := self._cluster.child(name)) is not None and child.away:
+                    raise FaultError(child.away)
+            for name in names:
+                if order.seconds is not None:
+                    self._cluster.hold(name, order.seconds)
+                    self._hold("kill", (name,), order.seconds)
+                self._note("kill", name, order.seconds)
+            hosts.kill(host)
+            return names
+        nodes = target, *names
+        if ("partition", nodes) not in self._force:
+            for link in self._over(target):
+                self._cut(link, True)
+            hosts.cut(host, True)
+        self._hold("partition", nodes, order.seconds, heal=lambda: self._join(nodes))
+        return names
+
+    def _on_host(self, target: str) -> list[str]:
+        """The nodes there. Raises FaultError."""
+        specs = self._cluster.makeup.specs
+        names = [name for name, spec in specs.items() if spec.host and HOST + spec.host == target]
+        if not names:
+            known = ", ".join(self._hosts()) or "none"
+            raise FaultError(f"{target!r} is no other host; there are {known}")
+        return names
+
+    def _hosts(self) -> list[str]:
+        """The other hosts, as targets."""
+        return list(dict.fromkeys(HOST + spec.host for spec in self._cluster.makeup.specs.values() if spec.host))
+
+    def _over(self, target: str) -> list[tuple[str, str]]:
+        """The links between a host and others."""
+        there = self._on_host(target)
+        return [link for link in self._cluster.makeup.links() if (link[0] in there) != (link[1] in there)]
 
     def _tell(self, name: str, head: dict[str, Any]) -> None:
         child = self._cluster.child(name)
@@ -223,6 +286,8 @@ class Faults:
         names = self._cluster.makeup.roles
         if target in names:
             return [target]
+        if target.startswith(HOST):
+            return self._on_host(target)
         if target.startswith("owner:"):
             return [f"server{self._owner(target.removeprefix('owner:'))}"]
         if target == "all":
@@ -231,7 +296,7 @@ class Faults:
             return [name for name, role in names.items() if role != "logger"]
         found = [name for name, role in names.items() if role == target]
         if not found:
-            words = ", ".join(dict.fromkeys((*names, *names.values(), "server", "all")))
+            words = ", ".join(dict.fromkeys((*names, *names.values(), "server", *self._hosts(), "all")))
             raise FaultError(f"{target!r} is no node here; say one of {words} or owner:OFFSET")
         return found
 

@@ -69,6 +69,12 @@ class Elsewhere(Protocol):
     def child(self, spec: NodeSpec, told: Told, gone: Gone) -> Process:
         """Start a node on its host, now or when that is there."""
 
+    def kill(self, host: str) -> None:
+        """Have the guardian there end as if by a kill -9: its nodes die with it."""
+
+    def cut(self, host: str, cut: bool) -> None:
+        """Lose the guardian there, and hear nothing of it until that is taken back."""
+
     def refuse(self, name: str) -> None:
         """Nobody will serve those who connect to this node."""
 

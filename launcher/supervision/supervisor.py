@@ -76,7 +76,7 @@ class Supervisor:
         self.loop = hosts.loop if hosts else Loop()
         self.run_directory = run
         self.code = 0
-        self._hosts = hosts
+        self.hosts = hosts
         self._began = hosts.began if hosts else time.monotonic()
         self._watchers: list[Callable[[Happening], None]] = [tell]
         self._channels: set[Channel] = set()
@@ -105,7 +105,7 @@ class Supervisor:
     ) -> None:
         """Be this cluster, of which nothing has been started."""
         self.makeup = makeup = Makeup(
-            config, self.run_directory, places, listeners, shape, self._secret, self._probe, self._hosts
+            config, self.run_directory, places, listeners, shape, self._secret, self._probe, self.hosts
         )
         self._heartbeats.change(config.hang_timeout)
         self._belongings = Belongings(
@@ -236,9 +236,9 @@ class Supervisor:
         """Remove everything, but not the memory that an earlier run left if this one never ran."""
         sockets.release_all(self.makeup.listeners)
         step()
-        missed = self._hosts.end(self._keep_memory) if self._hosts else []
-        if self._hosts:
-            self._hosts.close()
+        missed = self.hosts.end(self._keep_memory) if self.hosts else []
+        if self.hosts:
+            self.hosts.close()
         for sentence in missed:
             self._tell({"event": "late", "name": "", "text": sentence})
         self._keep_memory = self._keep_memory or bool(missed)  # what is left elsewhere has the name that is kept here
@@ -293,8 +293,8 @@ class Supervisor:
 
     def _process(self, spec: NodeSpec) -> Process:
         """A new one, on its host."""
-        if spec.host and self._hosts:
-            return self._hosts.child(spec, self._told, self._gone)
+        if spec.host and self.hosts:
+            return self.hosts.child(spec, self._told, self._gone)
         return Child(self.loop, spec, self.makeup.given(spec.name), self._told, self._gone)
 
     def _refuse(self, name: str) -> None:
@@ -302,8 +302,8 @@ class Supervisor:
         if sock := self.makeup.listener(name):
             self._refusals[name] = Listener(self.loop, sock, socket.socket.close)
             self._refusals[name].start()
-        elif self._hosts:
-            self._hosts.refuse(name)
+        elif self.hosts:
+            self.hosts.refuse(name)
 
     def _set_timer(self) -> None:
         if self._wake is not None:
@@ -466,8 +466,8 @@ class Supervisor:
         """All nodes go by what the makeup has; these keys were others before."""
         config, self.stamp = self.makeup.config, stamp
         self._heartbeats.change(config.hang_timeout)
-        if self._hosts:
-            self._hosts.change(config.hang_timeout)
+        if self.hosts:
+            self.hosts.change(config.hang_timeout)
         self.lifecycle.change(lifecycle.RestartPolicy(**asdict(config.restart)), config.stop_timeout)
         self._belongings.watch_sockets(self.makeup.paths)
         self._recorder.write()
