@@ -215,8 +215,8 @@ class Cluster:
         """Draw the log as a page, as `memcluster timeline` does; returns where it lies."""
         from memcluster.launcher.log.timeline import make_page
 
-        topology = self._record().topology
-        page = make_page(self.name, topology, self._entries(last, since))
+        record = self._record()
+        page = make_page(self.name, record.topology, self._entries(last, since), record.fan_out, record.homes)
         Path(path).write_text(page, encoding="utf-8")
         return Path(path)
 

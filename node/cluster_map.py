@@ -68,6 +68,7 @@ class ClusterMap:
                     "memory": server.memory,
                     "range": self.range(server.role, index),
                 }
+                | ({"host": server.host} if server.host else {})
                 for index, server in enumerate(self.servers)
             ],
         }

@@ -39,6 +39,9 @@ def test_a_cluster_over_three_hosts_from_up_to_down(labs: Lab) -> None:
     [first] = [index for index, line in enumerate(lines) if "WRITE" in line and "client" in line]
     assert lines[first].split()[1] == "server0"
     assert sorted(line.split()[1:3] for line in lines[first + 1 : first + 3]) == [["server0", "└"], ["server1", "└"]]
+    page = labs.folder / "timeline.html"
+    labs.command("timeline", "-o", str(page))
+    assert '"name":"server2","kind":"process","host":"host-c"' in page.read_text()
     labs.command("fault", "kill", "server2")
     assert pids(labs.wait_until_running())["server2"] != pids(status)["server2"]
     said = labs.command("down").stdout.decode()

@@ -238,6 +238,17 @@ def test_a_process_is_down_between_its_death_and_its_next_start() -> None:
     assert lane_of("server0", *stopped)["down"] == [[50, 250, True]]
 
 
+def test_lanes_of_a_host_lie_together() -> None:
+    """Those of the supervisor's own come first."""
+    entries = [event(server, Event.STARTED, server) for server in range(4)]
+    homes = {"server1": "host-c", "server2": "host-b", "server3": "host-c"}
+    timeline = Timeline("demo", "primary-secondary", homes=homes)
+    for entry in entries:
+        timeline.add(entry)
+    lanes = [(lane["host"], lane["name"]) for lane in timeline.data()["lanes"]]
+    assert lanes == [("", "server0"), ("host-b", "server2"), ("host-c", "server1"), ("host-c", "server3")]
+
+
 def lane_of(name: str, *entries: LogEntry) -> dict[str, Any]:
     [lane] = [lane for lane in data_of(*entries)["lanes"] if lane["name"] == name]
     found: dict[str, Any] = lane

@@ -73,7 +73,7 @@ class Looker:
         """Raises LogsError."""
         if record.supervisor != self._supervisor:
             self._supervisor = record.supervisor
-            self._recent = Recent(record.cluster, record.topology, record.fan_out)
+            self._recent = Recent(record.cluster, record.topology, record.fan_out, record.homes)
         loggers = [node for node in nodes if node["role"] == "logger"]
         asked = {node["name"]: node["records"] for node in loggers if node["ready"] and "records" in node}
         ends = {name.replace("logger", "server"): end for name, end in asked.items()}

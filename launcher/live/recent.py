@@ -42,8 +42,8 @@ class _Story:
 class Recent:
     """Takes what glances bring; `asked` and `data` say what to ask for and what to show."""
 
-    def __init__(self, cluster: str, topology: str, fan_out: str) -> None:
-        self._about = cluster, topology, fan_out
+    def __init__(self, cluster: str, topology: str, fan_out: str, homes: Mapping[str, str] | None = None) -> None:
+        self._about = cluster, topology, fan_out, homes or {}
         self._seen: dict[str, int] = {}  # by server, the last record that was looked at
         self._skipped: set[str] = set()
         self._coming: dict[int, _Story] = {}

@@ -214,7 +214,7 @@ def timeline(
     path = output or Path(f"{source.cluster}-timeline.html")
     try:
         entries = (entry for batch in source.read_batches(last=last, **wanted) for entry in batch)
-        page = make_page(source.cluster, source.topology, entries, source.fan_out)
+        page = make_page(source.cluster, source.topology, entries, source.fan_out, source.homes)
         path.write_text(page, encoding="utf-8")
     except LogsError as error:
         raise Failure(str(error)) from error

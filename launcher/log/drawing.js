@@ -104,7 +104,7 @@ function draw() {
   paint.textBaseline = "middle"; paint.textAlign = "right";
   lanes.forEach((lane, index) => {
     paint.fillStyle = lane.kind === "client" ? soft : ink;
-    paint.fillText(lane.name, GUTTER - 8, tops[index] + talls[index] / 2, GUTTER - 12);
+    paint.fillText(lane.host ? `${lane.host}/${lane.name}` : lane.name, GUTTER - 8, tops[index] + talls[index] / 2, GUTTER - 12);
   });
   if (OVERVIEW) drawOverview(soft);
   document.getElementById("range").textContent = `${clock(Math.max(0, view[0]))}  +${span(view[1] - view[0])}`;

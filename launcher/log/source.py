@@ -34,6 +34,8 @@ class Source:
     memory: int
     nodes: tuple[str, ...]
     fan_out: str
+    homes: dict[str, str]
+    """The nodes that run on other hosts, and on which."""
 
     def read_batches(self, **wanted: Any) -> Iterator[list[LogEntry]]:
         """The merged log; see launcher.log.reader.read_batches."""
@@ -62,7 +64,7 @@ class _Running(Source):
         self._record = record
         self._secret = secret_of(record)
         self._run = run
-        self.fan_out = record.fan_out
+        self.fan_out, self.homes = record.fan_out, record.homes
         self._told = told
 
     def read_batches(self, **wanted: Any) -> Iterator[list[LogEntry]]:
@@ -80,6 +82,8 @@ class _Kept(Source):
         self.fan_out = found.fan_out
         count = max(len(found.servers), *(one.servers for one in log.runs))
         self.nodes = tuple(f"{kind}{index}" for kind in ("server", "logger") for index in range(count))
+        homes = {index: server.host for index, server in enumerate(found.servers) if server.host}
+        self.homes = {f"{kind}{index}": host for index, host in homes.items() for kind in ("server", "logger")}
         self._log = log
         self._run = run
         self._told = told

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -47,11 +47,13 @@ UP = (Event.STARTED, Event.RESTARTED, Event.READY)
 
 @dataclass
 class Lane:
-    """A process, or a client as its server sees it; times in ns since 1970. `down` are the spans in which the process
-    did not live, and whether that was as planned; `faults` those in which it was broken on purpose, and how."""
+    """A process, or a client as its server sees it; times in ns since 1970. Lanes of one `host`, which is another than
+    the supervisor's, lie together. `down` are the spans in which the process did not live, and whether that was as
+    planned; `faults` those in which it was broken on purpose, and how."""
 
     name: str
     kind: str
+    host: str = ""
     rows: int = 0
     down: list[tuple[int, int, bool]] = field(default_factory=list)
     faults: list[tuple[int, int, str]] = field(default_factory=list)
@@ -67,8 +69,10 @@ class Lane:
 class Timeline:
     """Takes the entries of a stretch of the log, in its order."""
 
-    def __init__(self, cluster: str, topology: str, fan_out: str = "") -> None:
+    def __init__(self, cluster: str, topology: str, fan_out: str = "", homes: Mapping[str, str] | None = None) -> None:
+        """`homes` are the nodes that run on other hosts, and on which."""
         self.cluster = cluster
+        self._homes = homes or {}
         self.topology = topology
         self._zero: int | None = None
         self._end = 0
@@ -102,7 +106,8 @@ class Timeline:
         lists: lane, time, name, detail, whether it means trouble."""
         bars, arrows = self._stories.drawn()
         clients = {id(lane): lane for lane in self._clients.values()}
-        lanes = [*clients.values(), *(self._processes[name] for name in sorted(self._processes, key=_order))]
+        processes = sorted(self._processes.values(), key=lambda lane: (lane.host, _order(lane.name)))
+        lanes = [*clients.values(), *processes]
         numbers = {id(lane): number for number, lane in enumerate(lanes)}
         for lane in lanes:
             if lane.dead is not None:
@@ -138,6 +143,7 @@ class Timeline:
         return {
             "name": lane.name,
             "kind": lane.kind,
+            "host": lane.host,
             "rows": lane.rows,
             "down": [[self._time(since), self._time(until), planned] for since, until, planned in lane.down],
             "faults": [[self._time(since), self._time(until), label] for since, until, label in lane.faults],
@@ -170,7 +176,7 @@ class Timeline:
         self._marks.append((lane, at, event_name(event), detail, event in TROUBLE))
 
     def _process(self, name: str) -> Lane:
-        return self._processes.setdefault(name, Lane(name, "process"))
+        return self._processes.setdefault(name, Lane(name, "process", printable(self._homes.get(name, ""))))
 
     def _client(self, entry: LogEntry) -> Lane:
         """Numbers of clients begin again with every start of their server. A client that routes by itself has a number
@@ -210,9 +216,15 @@ def _order(name: str) -> tuple[bool, int]:
     return name.startswith("logger"), int(name[len("server") :])
 
 
-def make_page(cluster: str, topology: str, entries: Iterable[LogEntry], fan_out: str = "") -> str:
+def make_page(
+    cluster: str,
+    topology: str,
+    entries: Iterable[LogEntry],
+    fan_out: str = "",
+    homes: Mapping[str, str] | None = None,
+) -> str:
     """The page for a stretch of the log."""
-    timeline = Timeline(printable(cluster), printable(topology), printable(fan_out))
+    timeline = Timeline(printable(cluster), printable(topology), printable(fan_out), homes)
     for entry in entries:
         timeline.add(entry)
     data = json.dumps(timeline.data(), separators=(",", ":")).replace("<", "\\u003c")

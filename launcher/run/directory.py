@@ -91,6 +91,11 @@ class RunRecord:
         """Who has the merged log; there is no record without it."""
         return next(node for node in self.nodes if node.name == "logger0")
 
+    @property
+    def homes(self) -> dict[str, str]:
+        """The nodes that run on other hosts, and on which."""
+        return {node.name: node.host for node in self.nodes if node.host}
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
 

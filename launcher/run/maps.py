@@ -34,7 +34,10 @@ def read_map(folder: Path, run: int) -> ClusterMap | None:
 
     try:
         found = parse_document(map_path(folder, run).read_bytes(), Target(path=str(folder)))
-        servers = tuple(ServerEntry(one["address"], "", one["memory"], one["role"]) for one in found["servers"])
+        servers = tuple(
+            ServerEntry(one["address"], "", one["memory"], one["role"], str(one.get("host", "")))
+            for one in found["servers"]
+        )
         stripe = found["layout"].get("stripe", 0)
         cluster = ClusterMap(found["cluster"], found["topology"], found["fan_out"], stripe, servers)
         _ = cluster.layout
