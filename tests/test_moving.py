@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from harness import TIMEOUT, Cluster, memcluster_command, run_in_small_room
+from harness import TIMEOUT, Cluster, memcluster_command, need, run, run_in_small_room
 
 from memcluster.node.topology import names
 
@@ -212,6 +213,58 @@ def test_a_server_that_is_paused_is_waited_for(tmp_path: Path, new_cluster: Make
     secondary.signal(signal.SIGCONT)
     assert applying.wait(TIMEOUT) == 0
     cluster.remember()
+
+
+def through_qemu(folder: Path, uri: str) -> list[str]:
+    """qemu writes the file `data` into the memory, 4 MiB a second, and comes back where it lost its connection."""
+    host, port = uri.removeprefix("nbd://").split(":")
+    target = f"driver=nbd,server.type=inet,server.host={host},server.port={port},reconnect-delay=60"
+    return [
+        need("qemu-img", "qemu-utils"), "convert", "-n", "-r", "4M", "-t", "writeback", "-f", "raw",
+        str(folder / "data"), "--target-image-opts", target,
+    ]  # fmt: skip
+
+
+def through_nbdcopy(folder: Path, uri: str) -> list[str]:
+    """nbdcopy does, by way of nbdkit, which comes back."""
+    need("nbdcopy", "libnbd-bin")
+    return [
+        need("nbdkit", "nbdkit"), "-U", "-", "--filter=retry", "--filter=rate", "nbd", f"uri={uri}", "retry=30",
+        "rate=32M", "retries=30", "retry-delay=1", "retry-exponential=no",
+        "--run", f'nbdcopy --flush "{folder}/data" "$uri"',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("client", [through_qemu, through_nbdcopy])
+def test_clients_of_others_that_come_back_go_on(
+    tmp_path: Path, make_cluster: Make, start: Callable[..., Any], client: Callable[[Path, str], list[str]]
+) -> None:
+    """They write from before bytes move until after the pause, and all of it is there."""
+    data = random.Random(4).randbytes(SIZE)
+    (tmp_path / "data").write_bytes(data)
+    cluster = make_cluster(memory=SIZE)
+    writing = start(*client(tmp_path, cluster.uri), stderr=subprocess.PIPE)
+    wait_for(cluster, lambda status: status["nodes"][0]["requests"] > 10)
+    write(cluster, servers=4, layout={"stripe": "64KiB"})
+    cluster.command("apply", "--yes")
+    cluster.remember()
+    _, said = writing.communicate(timeout=TIMEOUT)
+    assert writing.returncode == 0, said
+    assert holds(cluster, bytearray(data))
+
+
+def test_fio_verifies_what_it_wrote_before(tmp_path: Path, make_cluster: Make) -> None:
+    """fio does not come back, so it writes before, and verifies every checksum after."""
+    cluster = make_cluster(memory=SIZE)
+    job = [
+        need("fio", "fio"), "--name=moved", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", f"--size={SIZE}",
+        "--iodepth=16", "--randseed=7", "--verify=crc32c", "--verify_fatal=1",
+    ]  # fmt: skip
+    run(*job, f"--uri={cluster.uri}", "--do_verify=0", cwd=tmp_path)
+    write(cluster, servers=2, layout={"stripe": "4KiB"})
+    cluster.command("apply", "--yes")
+    cluster.remember()
+    run(*job, f"--uri={cluster.uri}", "--verify_only", cwd=tmp_path)
 
 
 def test_what_has_failed_can_be_removed(make_cluster: Make) -> None:

@@ -69,14 +69,23 @@ def content_of(folder: Path, name: str) -> bytes:
         return bytes(shards.read(0, shape.size) or bytes(shape.size))
 
 
-def change(folder: Path, name: str, *, back: bool = False) -> None:
-    """Have this shape; or, with `back`, have the old one again after half of it."""
+def change(folder: Path, name: str, way: str = "forward") -> None:
+    """Have this shape; `back`: have the old one again after half of it; `live`: as while servers serve, if bytes move."""
     claim = read_claim(folder)
     assert claim is not None
     sizes, stripe = SHAPES[name]
     work = Reshape(folder, claim, claim.shape.becoming(tuple(sizes), stripe))
+    if way == "live" and work.moves:
+        copying = work.begin_copying()
+        for server in claim.shape.owners:
+            copying.changed_all(server)
+        copying.go_on()
+        for _ in work.end_copying(copying):
+            pass
+        copying.close()
+        return
     steps = work.forward()
-    if back:
+    if way == "back":
         for _ in range(7):
             next(steps, None)
         if work.claim.new is None:
@@ -104,9 +113,7 @@ def test_every_shape_becomes_every_other(tmp_path: Path, old: str, new: str) -> 
     assert content_of(tmp_path, old) == cut_to(content, old)
 
 
-def kills(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, *, back: bool
-) -> Iterator[tuple[Path, bytes]]:
+def kills(folder: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, way: str) -> Iterator[tuple[Path, bytes]]:
     """The memory as it lies there when it was killed after step 1, 2, 3 … of the change, until they are used up."""
     for kill_at in range(1, 1000):
         place = folder / str(kill_at)
@@ -124,7 +131,7 @@ def kills(
             patched.setattr(reshape, "step", step)
             patched.setattr(files, "step", step)
             try:
-                change(place, new, back=back)
+                change(place, new, way)
             except Killed:
                 yield place, content
             else:
@@ -132,15 +139,13 @@ def kills(
                 return
 
 
-@pytest.mark.parametrize("back", [False, True], ids=["forward", "back"])
+@pytest.mark.parametrize("way", ["forward", "back", "live"])
 @pytest.mark.parametrize(("old", "new"), [("linear", "more servers"), ("tiny stripes", "unequal"),
                                           ("linear", "longer"), ("linear", "behind a dispatcher")])  # fmt: skip
-def test_killed_at_every_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, back: bool
-) -> None:
+def test_killed_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, way: str) -> None:
     """The next who comes has every byte, in the shape that is wanted then: the new one, or the old one as long as there
     is a way back; and whoever wants a third one changes nothing."""
-    for place, content in kills(tmp_path, monkeypatch, old, new, back=back):
+    for place, content in kills(tmp_path, monkeypatch, old, new, way):
         before = {path.name: path.read_bytes() for path in place.iterdir()}
         with pytest.raises(MemoryMismatch, match="holds another memory"):
             claim_memory(place, "demo", [4096], 0)

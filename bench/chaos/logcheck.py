@@ -65,10 +65,12 @@ def check_log(
     slack: int = SLACK,
     *,
     kept: bool = True,
+    split_again: bool = False,
 ) -> LogVerdict:
     """`nodes` tells where pieces of an operation must be logged (see `logged_at`); `clock` is
     what must be added to the operations' times to get the log's. If not all is `kept`, what may be gone need not be
-    there: what began before the end of the first that some server still has, as records are written when they end."""
+    there: what began before the end of the first that some server still has, as records are written when they end.
+    Where clients route and the map changes, what was in flight is `split_again` under its identifier."""
     verdict = LogVerdict()
     first: dict[str, int] = {}
     records: dict[Key, list[tuple[int, str]]] = defaultdict(list)
@@ -108,7 +110,8 @@ def check_log(
         if ours and length != PROBE and kind not in ("FLUSH", "BLOCK_STATUS"):
             verdict.double += len(left)
             verdict.tell(f"{len(left)} records of {kind} {length} bytes at {offset:#x}, which nobody asked for")
-    verdict.double += _twice("record", requests, verdict)
+    if not split_again:
+        verdict.double += _twice("record", requests, verdict)
     verdict.double_pieces = _twice("piece", pieces, verdict)
     return verdict
 

@@ -275,6 +275,7 @@ def _check(folder: Path, report: Report) -> None:
             facts["clock"],
             slack,
             kept=options.logs == "all",
+            split_again=_parts(options),
         )
 
 
