@@ -1,7 +1,9 @@
-"""What it costs to give a memory another shape: `python -m bench.reshape [BYTES] [TOPOLOGY]`. From 3 to 5 servers and
-back, in turns; every byte is in use. Idle it is held against nbdcopy between two memory servers of nbdkit in the same
-sitting; under load, 4 KiB at random places, as many reads as writes, 32 in flight, what is left of that while bytes
-move is held against what there was just before. fio loses its connection in the pause, and ends."""
+"""What it costs to give a memory another shape: `python -m bench.reshape [BYTES] [TOPOLOGY] [TURNS]`.
+
+From 3 to 5 servers and back, in turns; every byte is in use. Idle it is held against nbdcopy between two memory servers
+of nbdkit in the same sitting; under load, 4 KiB at random places, as many reads as writes, 32 in flight, what is left
+of that while bytes move is held against what there was just before. fio loses its connection in the pause, and ends.
+"""
 
 from __future__ import annotations
 
@@ -105,14 +107,14 @@ def copy(size: int) -> float:
         return time.perf_counter() - began
 
 
-def main(size: int, topology: str) -> None:
+def main(size: int = 1 << 30, topology: str = "primary-secondary", count: int = TURNS) -> None:
     with tempfile.TemporaryDirectory(prefix="memcluster-bench-") as folder:
         cluster = Cluster(Path(folder), memory=size, servers=3, topology=topology)
         cluster.up()
         try:
             status = cluster.status()
             fill(Service(status["uri"], status["nodes"][0]["pid"]), size)
-            turns = [(apply(cluster, 5 if turn % 2 == 0 else 3), copy(size)) for turn in range(TURNS)]
+            turns = [(apply(cluster, 5 if turn % 2 == 0 else 3), copy(size)) for turn in range(count)]
             loads = []
             if topology != "client-routed":  # fio does not route
                 loads = [(words, load_left(cluster, size, servers, *words)) for servers, words in LOADED]
@@ -120,14 +122,16 @@ def main(size: int, topology: str) -> None:
             cluster.down()
     for (took, pause), copied in turns:
         print(f"apply {took:.2f} s, a client waited {pause:.2f} s; nbdcopy {copied:.2f} s; ratio {took / copied:.2f}")
+    longest = max(pause for (_, pause), _ in turns)
     took, pause, copied = (median(column) for column in zip(*((a, b, c) for (a, b), c in turns), strict=True))
     for words, (before, during, seconds) in loads:
         how = " ".join(words) or "as fast as it can"
         print(f"under load, {how}: {before:,.0f} requests a second, {during:,.0f} in the {seconds:.1f} s while bytes "
               f"move: {during / before:.2f} of it")  # fmt: skip
     load = os.getloadavg()[0]
-    print(f"median: apply {took:.2f} s, pause {pause:.2f} s, nbdcopy {copied:.2f} s, load average {load:.1f}")
+    print(f"median: apply {took:.2f} s, pause {pause:.2f} s ({longest:.2f} at most), nbdcopy {copied:.2f} s; "
+          f"load average {load:.1f}")  # fmt: skip
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1 << 30, sys.argv[2] if len(sys.argv) > 2 else "primary-secondary")
+    main(*(int(word) if word.isdecimal() else word for word in sys.argv[1:]))  # type: ignore[arg-type]

@@ -70,7 +70,7 @@ def content_of(folder: Path, name: str) -> bytes:
 
 
 def change(folder: Path, name: str, way: str = "forward") -> None:
-    """Have this shape; `back`: have the old one again after half of it; `live`: as while servers serve, if bytes move."""
+    """Have this shape; `back`: the old one again after half of it; `live`: as while servers serve, if bytes move."""
     claim = read_claim(folder)
     assert claim is not None
     sizes, stripe = SHAPES[name]
