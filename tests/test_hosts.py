@@ -78,6 +78,9 @@ def test_a_host_can_be_killed_and_cut_off_on_purpose(labs: Lab) -> None:
         labs.command("fault", "resume", "host:host-b")
         assert pids(labs.wait_until_running()) == before
         labs.command("fault", "partition", "host:host-b")
+        labs.command("fault", "kill", "server0")
+        labs.wait_for(lambda now: now["nodes"][0]["state"] == "ready" and pids(now)["server0"] != before["server0"])
+        assert len(labs.memclient("read", "0x200000", "4").stdout) == 4  # a primary that begins then serves the others
         labs.wait_for(lambda _: before["server1"] not in host.ours())
         labs.command("fault", "resume", "all")
         labs.wait_for(lambda now: now["state"] == "running" and pids(now)["server1"] != before["server1"])
