@@ -16,12 +16,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
+from preloaded import Preloaded
 
 import memcluster
 from memcluster.client.discover import run_directory
@@ -35,6 +35,7 @@ ROOT = Path(__file__).parent.parent
 TIMEOUT = 60.0
 SECRET = b"the secret of a run, in 32 bytes"
 """Of nodes that a test makes itself."""
+PRELOADED = Preloaded()
 _numbers = itertools.count()
 
 
@@ -81,6 +82,20 @@ def memclient_command(*words: str) -> list[str]:
     return [sys.executable, "-P", "-m", "memcluster.client.cli", *words]
 
 
+def run_loaded(name: str, *words: str | os.PathLike[str], cwd: Path, check: bool = True,
+               timeout: float = TIMEOUT) -> subprocess.CompletedProcess[bytes]:  # fmt: skip
+    """As `run`, of `memcluster` or `memclient`, by a process that has loaded them: see preloaded.py."""
+    known = environment()
+    command = [name, *map(str, words)]
+    if not PRELOADED.takes(known):
+        executed = memcluster_command if name == "memcluster" else memclient_command
+        return run(*executed(*command[1:]), cwd=cwd, check=check, timeout=timeout)
+    code, out, err = PRELOADED.run(command, cwd, known, timeout)
+    if check:
+        assert code == 0, (command, code, out.decode(), err.decode())
+    return subprocess.CompletedProcess(command, code, out, err)
+
+
 def need(command: str, package: str) -> str:
     """The path of a real client; the test is skipped where it is missing, but in CI that is a failure."""
     path = shutil.which(command)
@@ -116,11 +131,15 @@ class Cluster:
 
     def command(self, *words: str, check: bool = True, timeout: float = TIMEOUT, **environment: str):
         """`memcluster WORDS` in the cluster's folder."""
-        return run(*memcluster_command(*words), cwd=self.folder, check=check, timeout=timeout, **environment)
+        if environment:
+            return run(*memcluster_command(*words), cwd=self.folder, check=check, timeout=timeout, **environment)
+        return run_loaded("memcluster", *words, cwd=self.folder, check=check, timeout=timeout)
 
     def memclient(self, *words: str, check: bool = True, stdin: bytes | None = None):
         """`memclient WORDS` in the cluster's folder."""
-        return run(*memclient_command(*words), cwd=self.folder, check=check, stdin=stdin)
+        if stdin is not None:
+            return run(*memclient_command(*words), cwd=self.folder, check=check, stdin=stdin)
+        return run_loaded("memclient", *words, cwd=self.folder, check=check)
 
     def up(self) -> None:
         self.command("up", "-d")
@@ -189,13 +208,11 @@ class Cluster:
 
     def processes(self) -> list[Identity]:
         """Everything that says by its title that it is of this cluster, or works in its folder, recorded or not."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.cwd() == str(self.folder) or f"memcluster {self.name}:" in " ".join(process.cmdline()):
-                    found.append(Identity.of(process.pid))
-            except psutil.Error:
-                continue
+        title, folder, found = f"memcluster {self.name}:".encode(), str(self.folder), []
+        for pid in filter(str.isdecimal, os.listdir("/proc")):
+            with suppress(OSError):
+                if os.readlink(f"/proc/{pid}/cwd") == folder or title in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(Identity.of(int(pid)))
         return [identity for identity in found if identity is not None and identity.alive]
 
     def left_behind(self, seconds: float = 5.0) -> list[str]:

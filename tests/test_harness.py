@@ -50,6 +50,37 @@ def test_commands_run_this_checkouts_code(tmp_path, start):
     assert told == str(ROOT)
 
 
+@pytest.mark.parametrize("words", ["--version", "status", "config", "down --wrong", "logs --since never"])
+def test_a_forked_command_is_as_one_that_was_executed(tmp_path, words):
+    """Its exit code, and what it prints on either output."""
+    cluster = Cluster(tmp_path)
+    forked = cluster.command(*words.split(), check=False)
+    executed = run(*memcluster_command(*words.split()), cwd=tmp_path, check=False)
+    assert (forked.returncode, forked.stdout, forked.stderr) == (
+        executed.returncode,
+        executed.stdout,
+        executed.stderr,
+    )
+
+
+def test_a_forked_command_has_a_time_and_is_killed_after_it(tmp_path):
+    """It is waited for until nobody can say any more; what it has started is the cluster's, which ends it."""
+    with clusters() as new:
+        cluster = new(tmp_path)
+        cluster.up()
+        with pytest.raises(subprocess.TimeoutExpired):
+            cluster.command("logs", "--follow", timeout=0.5)
+        assert {identity.pid for identity in cluster.processes()} == {*cluster._seen}
+
+
+def test_a_forked_command_sees_the_environment_of_its_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAME_OF_IT", "told")
+    cluster = Cluster(tmp_path, name="${NAME_OF_IT}")
+    assert "name: told" in cluster.command("config").stdout.decode()
+    monkeypatch.setenv("MEMCLUSTER_KILL_AT", "1")  # is looked at when modules are loaded
+    assert cluster.command("up", "-d", check=False).returncode
+
+
 def test_what_a_script_in_a_small_room_says_is_no_reason_to_skip(tmp_path):
     """Only who may not mount skips: a script that is refused something has failed."""
     assert b"tmpfs" in run_in_small_room(tmp_path, "mount -t tmpfs tmpfs . && mount | grep $PWD").stdout

@@ -1,0 +1,153 @@
+"""Commands of this checkout without the time that Python takes to load them: forks of one process that has.
+
+To load the command takes a fifth of a second of a processor, and the tests give thousands of them. What is forked has
+the words, the folder, the environment and the pipes of a command that was executed, and is a child of a process that
+waits for it alone. Who looks at how a command is loaded executes it: harness.run does, and so does whoever gives a
+command an environment of its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SHAPING = ("PYTHON", "LC_", "LANG", "MEMCLUSTER_KILL")
+"""What variables are called that are looked at when Python starts, or when modules are loaded."""
+Environment = dict[str, str]
+
+
+class Preloaded:
+    """The process, started when the first command is given; it ends with this one."""
+
+    def __init__(self) -> None:
+        self._control: socket.socket | None = None
+        self._shape: Environment = {}
+
+    def takes(self, environment: Environment) -> bool:
+        """Whether a command with this environment is the same if it is forked."""
+        return self._control is None or shape(environment) == self._shape
+
+    def run(self, words: list[str], cwd: Path, environment: Environment, timeout: float) -> tuple[int, bytes, bytes]:
+        """`memcluster …` or `memclient …`: its exit code and what it printed; its standard input is empty."""
+        if self._control is None:
+            self._start(environment)
+        assert self._control is not None
+        ours, theirs = socket.socketpair()
+        out, its_out = os.pipe()
+        err, its_err = os.pipe()
+        empty = os.open(os.devnull, os.O_RDONLY)
+        order = json.dumps({"words": words, "cwd": str(cwd), "environment": environment}).encode()
+        with ours:
+            try:
+                socket.send_fds(self._control, [order], [empty, its_out, its_err, theirs.fileno()])
+            finally:
+                theirs.close()
+                for descriptor in (empty, its_out, its_err):
+                    os.close(descriptor)
+            return _outcome(words, ours, out, err, timeout)
+
+    def _start(self, environment: Environment) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._shape = shape(environment)
+        process = subprocess.Popen(
+            [sys.executable, "-P", __file__, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,  # as a command's are: Python looks at what they are
+        )  # fmt: skip
+        theirs.close()
+        atexit.register(process.wait)
+        atexit.register(self._control.close)  # which is called first
+
+
+def shape(environment: Environment) -> Environment:
+    return {name: value for name, value in environment.items() if name.startswith(SHAPING)}
+
+
+def _outcome(words: list[str], process: socket.socket, out: int, err: int, timeout: float) -> tuple[int, bytes, bytes]:
+    """Wait for the ends of both pipes, whoever holds them, and of the process that waits for the command."""
+    deadline = time.monotonic() + timeout
+    said = {out: b"", err: b"", process.fileno(): b""}
+    with selectors.DefaultSelector() as selector:
+        for source in said:
+            selector.register(source, selectors.EVENT_READ)
+        try:
+            while selector.get_map():
+                ready = selector.select(max(0.0, deadline - time.monotonic()))
+                if not ready:
+                    process.shutdown(socket.SHUT_WR)  # it kills the command
+                    raise subprocess.TimeoutExpired(words, timeout, said[out], said[err])
+                for key, _ in ready:
+                    if data := os.read(key.fd, 1 << 16):
+                        said[key.fd] += data
+                    else:
+                        selector.unregister(key.fd)
+        finally:
+            os.close(out)
+            os.close(err)
+    return int(said[process.fileno()]), said[out], said[err]
+
+
+# -- the process -----------------------------------------------------------------------------------------------------
+
+
+def serve(control: socket.socket) -> None:
+    """Fork who waits for a command, for each that is asked for. Returns in the command itself, which is to go on."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here waits for those
+    while True:
+        order, descriptors, *_ = socket.recv_fds(control, 1 << 20, 4)
+        if not order:
+            os._exit(0)
+        if not os.fork():
+            control.close()
+            return _wait_for_one(json.loads(order), descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _wait_for_one(order: dict, descriptors: list[int]) -> None:
+    """Fork the command and tell its exit code; kill it when nobody waits for that any more."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    *standard, asker = descriptors
+    pid = os.fork()
+    if not pid:
+        for number, descriptor in enumerate(standard):
+            os.dup2(descriptor, number)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        os.chdir(order["cwd"])
+        os.environ.clear()
+        os.environ.update(order["environment"])
+        sys.argv = order["words"]
+        return
+    for descriptor in standard:
+        os.close(descriptor)
+    ended = os.pidfd_open(pid)
+    with selectors.DefaultSelector() as selector, socket.socket(fileno=asker) as sock:
+        selector.register(ended, selectors.EVENT_READ)
+        selector.register(sock, selectors.EVENT_READ)
+        if ended not in {key.fd for key, _ in selector.select()}:
+            signal.pidfd_send_signal(ended, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        sock.send(str(code).encode())
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    import memcluster.client.cli
+    import memcluster.launcher.background
+    import memcluster.launcher.cli
+    import memcluster.launcher.clusterfile.config
+    import memcluster.launcher.down
+    import memcluster.launcher.status
+    import memcluster.launcher.up
+
+    serve(socket.socket(fileno=int(sys.argv[1])))
+    {"memcluster": memcluster.launcher.cli.main, "memclient": memcluster.client.cli.main}[sys.argv[0]]()
