@@ -1,6 +1,14 @@
-"""Which tests `make test-compiled` leaves out: those whose subject is no node, and so the same in both forms."""
+"""What `make test-compiled` leaves out: the tests whose subject is no node, and so the same in both forms, and those
+that plant a fault in a function, which no compiled caller would meet."""
 
 from __future__ import annotations
+
+import pytest
+
+from memcluster.node.native import form
+
+planted = pytest.mark.skipif(form() == "compiled", reason="faults are planted in the source")
+"""Such a test proves that a fault would be found, by whoever looks for them in either form."""
 
 NO_NODES = frozenset(
     f"test_{name}"

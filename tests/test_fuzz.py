@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forms import planted
 from harness import ROOT, run
 
 sys.path.insert(0, str(ROOT))  # `bench` is not installed
@@ -186,6 +187,7 @@ PLANTED = {
 }
 
 
+@planted
 @pytest.mark.parametrize("what", PLANTED)
 def test_a_rule_that_is_broken_is_told(what, monkeypatch):
     """By an input that breaks none as the code is."""

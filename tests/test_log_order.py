@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from harness import SECRET, Cluster
@@ -26,7 +26,6 @@ from memcluster.node.log.history import History
 from memcluster.node.log.record import MAX_COUNTER, Kind, format_identifier, make_identifier
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.wire import Command, Option
-from memcluster.node.serving.connection import Connection
 from memcluster.node.spec import NodeSpec
 from memcluster.node.topologies.client_routed import Part
 from memcluster.node.transport.loop import Loop
@@ -84,14 +83,21 @@ class Door:
         self.listener.setblocking(False)
         self.server = Part(self.loop, spec, [self.listener], lambda _: None)
         self.server.start()
+        self.somebody: socket.socket | None = None
 
     def lent(self) -> int:
         """The first identifier of a block."""
-        nobody = cast(Connection, None)  # to each client another block, whoever it is
-        [context] = self.server.contexts(nobody, self.server.exports()[0])
+        if not self.server.connections:  # to each client another block, whoever it is
+            self.somebody = socket.socket(socket.AF_UNIX)
+            self.somebody.connect(self.address)
+            self.loop.turn(1)
+        [connection] = self.server.connections.values()
+        [context] = self.server.contexts(connection, self.server.exports()[0])
         return int(context.rpartition("/")[2], 16)
 
     def close(self) -> None:
+        if self.somebody is not None:
+            self.somebody.close()
         self.server.close()
         self.listener.close()
         self.loop.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from forms import planted
 
 from memcluster.launcher.cli import cli
 from memcluster.node.log.record import Record
@@ -214,6 +215,7 @@ def records_that_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LogWriter, "append", append)
 
 
+@planted
 @pytest.mark.parametrize(
     ("plant", "rules"),
     [
@@ -272,6 +274,7 @@ def invoke(*words: str) -> Result:
     return CliRunner().invoke(cli, ["simulate", *words], standalone_mode=False)
 
 
+@planted
 def test_a_failure_is_a_story(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It tells the rule, makes the run smaller, and writes what runs it again, its log and its timeline."""
     extents_that_lie(monkeypatch)

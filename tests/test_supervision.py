@@ -75,9 +75,10 @@ def test_a_stopped_supervisor_is_told_from_a_dead_one(make_cluster):
     assert cluster.status()["state"] == "running"
 
 
-def test_the_command_checks_the_file_for_a_supervisor_in_the_background(make_cluster):
+def test_the_command_checks_the_file_for_a_supervisor_in_the_background(tmp_path, new_cluster):
     """The supervisor takes orders, too, without pydantic, which takes long to load and much memory."""
-    cluster = make_cluster(servers=2)
+    cluster = new_cluster(tmp_path, servers=2)
+    run(*memcluster_command("up", "-d"), cwd=tmp_path)  # a forked command has loaded it: see preloaded.py
     cluster.command("fault", "pause", "server1", "--for", "10ms")
     with open(f"/proc/{cluster.record.supervisor.pid}/maps") as maps:
         assert "pydantic" not in maps.read()

@@ -17,6 +17,7 @@ from memcluster.launcher.run.identity import Identity
 from memcluster.node.handover.messages import ADOPT, DROP, HELLO, ORDER, Order
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.client import ClientSession
+from memcluster.node.nbd.errors import Refused
 from memcluster.node.nbd.wire import Command, CommandFlag
 
 MiB = 1 << 20
@@ -271,6 +272,15 @@ def test_a_client_that_goes_in_the_middle_leaves_nothing(make_cluster, kind):
         while descriptors() != before:  # the last ones are on their way out: each answer is a turn of every loop
             memory.pread(memory.size, 0)
             deadline.poll(10)
+
+
+def admitted(cluster: Cluster, memory: memcluster.Memory) -> tuple[socket.socket, ClientSession]:
+    """A connection, as soon as there is a place: those who vanished have theirs until what they asked for is done."""
+    while True:
+        try:
+            return session_of(cluster)
+        except Refused:
+            memory.pread(1000, 1000)
 
 
 def cluster_descriptors(pid: int) -> list[str]:

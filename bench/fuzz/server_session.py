@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import struct
 from collections.abc import Iterator, Sequence
 
@@ -227,10 +226,18 @@ OPENED: list[ServerSession] = []
 """Behind their handshake: made once and copied for each input, as that takes longer than what comes then."""
 
 
+def again(opened: ServerSession) -> ServerSession:
+    """Another one in the same state. A class that is compiled has no dictionary, and no copy."""
+    session = ServerSession(Rooms(), place, TAKEN)
+    for name in getattr(ServerSession, "__mypyc_attrs__", ()) or vars(opened):
+        setattr(session, name, getattr(opened, name))
+    session.outgoing = []
+    return session
+
+
 def take_requests(data: bytes) -> None:
     """The first byte says what was agreed on; the others are a client's requests."""
-    session = copy.copy(OPENED[(data[0] if data else 0) % len(OPENED)])
-    session.outgoing = []
+    session = again(OPENED[(data[0] if data else 0) % len(OPENED)])
     count = 0
     try:
         for part in parts(data[1:]):

@@ -22,6 +22,7 @@ from memcluster.node.handover.part import do_part, encode_result, join_parts, ow
 from memcluster.node.handover.passage import Passage, PassageLink
 from memcluster.node.handover.taking import Taker
 from memcluster.node.layout import Extents, Piece, join_extents
+from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
 from memcluster.node.nbd.wire import Buffer, CommandFlag, Error
 from memcluster.node.serving.connection import CHANGING, HUNG_UP, Connection
@@ -33,6 +34,7 @@ from memcluster.node.transport.address import Address
 from memcluster.node.transport.loop import Loop
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Head(Taker):
     """The first server: reads from the clients, and answers them only if it is the last one as well."""
 
@@ -85,6 +87,7 @@ class Head(Taker):
         do_part(self, order, piece, passed, ours, lambda: connection.open)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Member(Answerer):
     """A server behind the first: takes or adds its part and passes on what is left, or answers if it is the last."""
 

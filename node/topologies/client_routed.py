@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from memcluster.node.log.record import REPEATED
+from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.negotiation import Export
 from memcluster.node.nbd.server import Request
 from memcluster.node.serving.connection import Connection, Route
@@ -23,6 +24,7 @@ BLOCK = 1 << 16
 """Identifiers that a client is lent at a time."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Part(Door):
     """Lets clients in to its own shard. The log has the addresses of the whole memory: there people look for them."""
 

@@ -21,6 +21,7 @@ from memcluster.node.handover.part import FLUSH, do_part, encode_result, join_pa
 from memcluster.node.handover.passage import Passage, PassageLink
 from memcluster.node.handover.taking import HandedConnection, Taken, Taker
 from memcluster.node.layout import Extents, Piece, join_extents
+from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.server import Request
 from memcluster.node.nbd.wire import Buffer, CommandFlag, Error
 from memcluster.node.serving.connection import HUNG_UP, Connection
@@ -38,6 +39,7 @@ def gates_directory(spec: NodeSpec) -> Path:
     return Path(Address.parse(spec.cluster.servers[1].address).path).parent
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Dispatcher(Taker):
     """Gives each client a gate when its socket is handed over, and each request that spans servers a ticket."""
 
@@ -213,6 +215,7 @@ class Dispatcher(Taker):
             self.dropped(link.number, client)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Owner(Answerer):
     """Holds a shard, and answers the clients of the dispatcher for it."""
 
