@@ -10,7 +10,7 @@ from pathlib import Path
 
 import certificates
 import pytest
-from forms import NO_NODES
+from forms import left_out
 from harness import Cluster, clusters, commands, need
 from hypothesis import settings
 from loggers import Loggers, MakeLoggers
@@ -37,9 +37,8 @@ def pytest_report_header() -> str:
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """With MEMCLUSTER_TESTS=nodes, what has none."""
-    left_out = os.environ.get("MEMCLUSTER_TESTS") == "nodes" and collection_path.stem in NO_NODES
-    return True if left_out else None
+    """With MEMCLUSTER_TESTS, what is none of that part: see forms.py."""
+    return True if left_out(collection_path, os.environ.get("MEMCLUSTER_TESTS", "")) else None
 
 
 @pytest.fixture(params=names())

@@ -3,9 +3,15 @@ that plant a fault in a function, which no compiled caller would meet."""
 
 from __future__ import annotations
 
+import ast
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
 import pytest
 
 from memcluster.node.native import form
+
+NODE = Path(__file__).parent.parent / "node"
 
 planted = pytest.mark.skipif(form() == "compiled", reason="faults are planted in the source")
 """Such a test proves that a fault would be found, by whoever looks for them in either form."""
@@ -24,3 +30,32 @@ NO_NODES = frozenset(
         "admission", "frames", "peer", "pool", "slots",
     )
 )  # fmt: skip
+
+OUTSIDE = frozenset({"test_real_clients", "test_tls", "test_hostile_tls"})
+"""What others, or TLS, do with servers: belongs to the part for CI, although its code comes to no compiled module."""
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, and what it takes from them."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def compiled() -> set[str]:
+    """The modules that are compiled here."""
+    suffix = EXTENSION_SUFFIXES[0]
+    beside = [path.relative_to(NODE) for path in NODE.rglob(f"*{suffix}")]
+    return {"memcluster.node." + ".".join(path.parts).removesuffix(suffix) for path in beside}
+
+
+def left_out(file: Path, part: str) -> bool:
+    """Whether a file of tests is none of the part `nodes`, what may meet a compiled module, or `path`: what imports
+    one, and what is OUTSIDE."""
+    if part not in ("nodes", "path") or not file.stem.startswith("test_"):
+        return False
+    return file.stem in NO_NODES or (part == "path" and file.stem not in OUTSIDE and not imports(file) & compiled())

@@ -5,7 +5,6 @@ These hold in either form; `make test-compiled` runs them, and everything that s
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.util
 import os
@@ -18,7 +17,7 @@ from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 from pathlib import Path
 
 import pytest
-from forms import NO_NODES
+from forms import NO_NODES, OUTSIDE, imports, left_out
 from harness import ROOT, memclient_command, memcluster_command, run
 
 from memcluster.node.layout import make_layout
@@ -37,17 +36,6 @@ def listed() -> list[str]:
     setup = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(setup)
     return list(setup.MODULES)
-
-
-def imports(path: Path) -> set[str]:
-    """The modules that a file imports, and what it takes from them."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
 
 
 @pytest.mark.parametrize("name", listed())
@@ -72,6 +60,16 @@ def test_only_what_meets_no_node_is_left_out_of_the_compiled_form():
     compiled = {"memcluster.node." + name.replace("/", ".") for name in listed() if name not in apart}
     for name in NO_NODES:
         assert not compiled & imports(files[name]), name
+
+
+@pytest.mark.skipif(not COMPILED, reason="it is looked at what is compiled here")
+def test_the_part_for_ci_is_what_imports_compiled_modules():
+    """Of both kinds of links and of TLS, too; and all of it is in the whole."""
+    files = list(Path(__file__).parent.glob("test_*.py"))
+    part = {path.stem for path in files if not left_out(path, "path")}
+    assert part <= {path.stem for path in files if not left_out(path, "nodes")}
+    assert {"test_sharing", "test_nbd_server", "test_logwriter", "test_faults", *OUTSIDE} <= part
+    assert "test_tutorial" not in part
 
 
 @pytest.mark.parametrize("name", names())
