@@ -48,8 +48,7 @@ MODULES = [
 """The way of a request through a server. What is not on it stays as it is: a handshake is no faster for it, and what a
 topology of one's own derives from is open to a class that is not compiled."""
 SMALL = ["-fvisibility=hidden", "-fno-asynchronous-unwind-tables"]
-"""For gcc and clang: calls within the library go straight to what is called, and nothing is kept for those that do not.
-It runs 1.1 times as fast."""
+"""For gcc and clang: calls within the library go straight to what is called, and no tables are kept for C++."""
 STRIPPED = ["-Wl,-s"]
 
 

@@ -106,6 +106,17 @@ def test_a_checkout_is_measured_beside_another_one():
     assert all(float(cell.replace(",", "")) > 0 for row in rows for cell in row[3:5])
 
 
+def test_both_forms_and_both_kinds_of_links_are_measured_beside_nbdkit():
+    """Here the form that runs, twice; a row for each peer, a cell for each side."""
+    need("fio", "fio")
+    need("nbdkit", "nbdkit")
+    words = [".", "--pairs", "1", "--runtime", "0.05", "--only", "secondary, 1 MiB reads"]
+    done = run(sys.executable, "-m", "bench.targets", *words, cwd=ROOT, timeout=100)
+    _, _, *rows = [line.strip("| ").split(" | ") for line in done.stdout.decode().splitlines()]
+    assert [row[1] for row in rows] == ["nbdkit memory", "the proxy"]
+    assert all(float(cell.removesuffix("×")) > 0 for row in rows for cell in row[2:6])
+
+
 def test_the_library_is_measured_beside_itself():
     """An event loop beside a thread, the guard beside none, and the start of memclient beside that of a commit."""
     words = ["--pairs", "1", "--runtime", "0.05", "--against", "HEAD"]
