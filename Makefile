@@ -56,7 +56,7 @@ fresh:
 	done
 
 # The suite with the compiled data path, but for what never meets it; with PART=path what imports it and what comes from
-# outside, as CI does: see tests/forms.py. The checkout is left as it was.
+# outside, in a third of the time: see tests/forms.py. The checkout is left as it was.
 PART ?= nodes
 test-compiled: compile
 	@MEMCLUSTER_FORM=compiled MEMCLUSTER_TESTS=$(PART) $(BIN)/python -m pytest -n 2 $(ARGS); said=$$?; \

@@ -32,7 +32,7 @@ NO_NODES = frozenset(
 )  # fmt: skip
 
 OUTSIDE = frozenset({"test_real_clients", "test_tls", "test_hostile_tls"})
-"""What others, or TLS, do with servers: belongs to the part for CI, although its code comes to no compiled module."""
+"""What others, or TLS, do with servers: belongs to the short part, although its code comes to no compiled module."""
 
 
 def imports(path: Path) -> set[str]:

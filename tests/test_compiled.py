@@ -63,7 +63,7 @@ def test_only_what_meets_no_node_is_left_out_of_the_compiled_form():
 
 
 @pytest.mark.skipif(not COMPILED, reason="it is looked at what is compiled here")
-def test_the_part_for_ci_is_what_imports_compiled_modules():
+def test_the_short_part_is_what_imports_compiled_modules():
     """Of both kinds of links and of TLS, too; and all of it is in the whole."""
     files = list(Path(__file__).parent.glob("test_*.py"))
     part = {path.stem for path in files if not left_out(path, "path")}
