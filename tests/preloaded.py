@@ -82,7 +82,8 @@ def _outcome(words: list[str], process: socket.socket, out: int, err: int, timeo
             while selector.get_map():
                 ready = selector.select(max(0.0, deadline - time.monotonic()))
                 if not ready:
-                    process.shutdown(socket.SHUT_WR)  # it kills the command
+                    process.shutdown(socket.SHUT_WR)  # the command is killed then
+                    process.recv(16)
                     raise subprocess.TimeoutExpired(words, timeout, said[out], said[err])
                 for key, _ in ready:
                     if data := os.read(key.fd, 1 << 16):
