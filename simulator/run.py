@@ -24,7 +24,7 @@ from memcluster.simulator.logrules import Entry, check_log, logged_at, routed, u
 from memcluster.simulator.plan import Ask, Fault, Plan
 from memcluster.simulator.plan import Client as Errand
 from memcluster.simulator.rules import check
-from memcluster.simulator.supervisor import EPOCH, Supervisor
+from memcluster.simulator.supervisor import AGAIN, EPOCH, Supervisor
 from memcluster.simulator.world import BEGINNING, MS, S, World
 
 MOST_EVENTS = 300_000
@@ -95,7 +95,7 @@ class Run:
         self.history = self.outcome.history
         self.clients: list[Client] = []
         self._left = len(plan.clients)
-        self._runs = self._stopped = False
+        self._runs = self._ends = self._stopped = False
         self._missing = 0
         self.clocks: list[Clock] = []
         """Of each server's host its own, where clocks go wrong."""
@@ -130,6 +130,7 @@ class Run:
             self.process_of(name).dies_at = -1
         self._look_at_all()
         self.until(lambda: not self._unrest(), RESTS_WITHIN, lambda: "; ".join(self._unrest()))
+        self._ends = True
         self.supervisor.stop()
         self.until(lambda: self._stopped, STOPS_WITHIN, "the stop")
         self._check()
@@ -156,7 +157,7 @@ class Run:
         return found
 
     def _start_again(self) -> None:
-        """The supervisor was killed, and all of its cluster is gone."""
+        """The supervisor was killed, or gave up, and all of its cluster is gone."""
         self.world.note("the cluster is started again")
         heard = self.supervisor.heard
         self.supervisor = self._supervise(self.supervisor)
@@ -178,7 +179,10 @@ class Run:
         self._runs = True
 
     def _has_stopped(self) -> None:
-        self._stopped = True
+        if self._ends:
+            self._stopped = True
+        else:  # somebody died while the cluster began again, and it gave up: `up` is called once more
+            self.world.after(AGAIN, self._start_again)
 
     # -- clients -----------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,8 @@ IN, OUT, ERR, HUP, RDHUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR, sel
 UNIX = socket.AF_UNIX
 DATAGRAMS = 10
 """Messages that wait in a datagram socket, at most (net.unix.max_dgram_qlen)."""
+SMALL = 128
+"""Bytes that an empty buffer always takes at once."""
 SYN_AGAIN = 1 * S
 """A connection for which a backlog has no room is tried again."""
 Rights = list["Description"]
@@ -113,6 +115,11 @@ class Stream(Description):
         if self.finished or self.reset or self._room() * 3 >= self.send_buffer:
             events |= OUT
         return events
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing that was sent waits."""
+        return not self.outbox and (self.peer is None or not self.peer.inbox)
 
     def _room(self) -> int:
         if self.family == UNIX:
@@ -413,7 +420,9 @@ class Socket:
         process.step()
         data = buffers[0] if len(buffers) == 1 else b"".join(buffers)
         room = stream.may_send()
-        count = process.portion(min(room, len(data)))
+        count = min(room, len(data))
+        if count > SMALL or not stream.is_empty:
+            count = process.portion(count)
         rights = []
         for level, kind, content in ancillary:
             assert (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)

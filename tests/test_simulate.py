@@ -175,6 +175,14 @@ def test_the_supervisor_is_killed() -> None:
     assert len({record.identifier >> 34 & 0xFFFFF for _, record in outcome.log if record.kind == 1}) == 2
 
 
+@pytest.mark.parametrize("moment", [23_100_000, 25_000_000, 27_000_000])
+def test_a_server_dies_while_the_cluster_begins_again(moment: int) -> None:
+    """Then it gives up, as at any first start, and is started once more."""
+    plan = make_plan(1, Wish("primary-secondary", faults=()))
+    faults = Fault(3_000_000, "kill", "supervisor"), Fault(moment, "kill", "server0", 0, 8)
+    assert simulate(replace(plan, faults=faults)).broken == []
+
+
 # -- planted faults --------------------------------------------------------------------------------------------------
 
 
