@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from memcluster.client.console import Failure
-from memcluster.launcher.down import down
+from memcluster.launcher.down import Hosts, down
 from memcluster.launcher.run.control import FrameStream
 from memcluster.launcher.run.directory import RunDirectory
 from memcluster.launcher.supervision.orders import Down, Fault, Kill, OrderError, Status, parse
@@ -75,6 +75,9 @@ def test_a_supervisor_that_does_not_understand_down_is_quoted():
             listener.bind(str(run.control))
             listener.listen()
 
+            def never() -> Hosts:
+                raise AssertionError("there is nothing to be asked of other hosts")
+
             def answer() -> None:
                 stream = FrameStream(listener.accept()[0])
                 order = next(stream.frames(None))
@@ -84,7 +87,7 @@ def test_a_supervisor_that_does_not_understand_down_is_quoted():
             supervisor = threading.Thread(target=answer, daemon=True)
             supervisor.start()
             with pytest.raises(Failure, match="there is no 'down' here"):
-                down(name, timeout=None, drain=False, tell=print, paths=list)
+                down(name, timeout=None, drain=False, tell=print, paths=list, hosts=never)
             supervisor.join()
     finally:
         run.remove()

@@ -234,15 +234,15 @@ class Guardian:
         life = head["life"]
         match head["do"]:
             case "tell":
-                child.tell(head["head"])
+                child.tell(head["order"])
             case "ask":
-                asked = head["head"].get("do")
+                asked = head["order"].get("do")
 
                 def answered(answer: dict[str, Any]) -> None:
                     usage = self._usage.of(child.pid) if asked == "status" else {}
-                    self._conversation.say({"life": life, "answer": head["id"], "head": answer | usage})
+                    self._conversation.say({"life": life, "answer": head["id"], "reply": answer | usage})
 
-                child.ask(head["head"], answered)
+                child.ask(head["order"], answered)
             case "signal":
                 child.signal(*head["signums"])
                 self._conversation.say({"life": life, "signalled": True})

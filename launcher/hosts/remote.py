@@ -51,13 +51,13 @@ class RemoteChild:
 
     def tell(self, head: dict[str, Any]) -> None:
         if head["do"] != "drain" or not self.host.forget(self):
-            self._say({"do": "tell", "head": head})
+            self._say({"do": "tell", "order": head})
 
     def ask(self, head: dict[str, Any], answered: Answered, handed: socket.socket | None = None) -> None:
         assert handed is None, "no socket can be handed to another host"
         self._asked += 1
         self._answers[self._asked] = answered
-        self._say({"do": "ask", "id": self._asked, "head": head})
+        self._say({"do": "ask", "id": self._asked, "order": head})
 
     def signal(self, *signums: int) -> None:
         for signum in signums:
@@ -86,7 +86,7 @@ class RemoteChild:
             self._told(self, head["said"])
         elif "answer" in head:
             if answered := self._answers.pop(head["answer"], None):
-                answered(head["head"])
+                answered(head["reply"])
         elif "signalled" in head:
             self._signals -= 1
         elif "hung" in head:
