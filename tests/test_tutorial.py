@@ -23,6 +23,7 @@ VARIES = (
     (r"\d\d:\d\d:\d\d[.\d]*", "TIME"),
     (r"nbd://[\d.:]+", "URI"),
     (r"127\.0\.0\.1:\d+", "ADDRESS"),
+    (r"(?<!\S)\d+(?=MiB +\d+\.\d$)", "#"),  # the memory of a process that happens to be whole
     (r"\d+(?:\.\d+)+", "#"),  # spans, sizes and identifiers
     (r"(?<!\S)[\d,]+(?!\S)", "#"),  # counts, but neither offsets (0x…) nor lengths (+18)
     (r"\s+", " "),
