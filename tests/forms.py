@@ -36,13 +36,14 @@ OUTSIDE = frozenset({"test_real_clients", "test_tls", "test_hostile_tls"})
 
 
 def imports(path: Path) -> set[str]:
-    """The modules that a file imports, and what it takes from them."""
+    """The dotted names that a file imports, wherever in it: the modules, and what it takes from them."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)}
+            assert node.level == 0, f"{path}: imports are absolute"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 

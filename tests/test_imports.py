@@ -8,6 +8,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from forms import imports
 from harness import run
 
 import memcluster
@@ -65,18 +66,6 @@ DIRECTIONS: dict[str, dict[str, set[str]]] = {
     },
 }
 """What each part, a folder or a file, may import of the others beside it. The commands of the launcher may know all."""
-
-
-def imports(path: Path) -> set[str]:
-    """The dotted names that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
-            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
 
 
 def ours(path: Path) -> set[str]:

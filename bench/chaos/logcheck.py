@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from bench.chaos.places import Region
 from memcluster.node.layout import Layout
+from memcluster.simulator import logrules
 from memcluster.simulator.history import Operation
 
 SLACK = 50_000_000
@@ -197,16 +198,6 @@ def _match(
 
 
 def logged_at(topology: str, layout: Layout, operation: Operation, answered: str) -> list[str]:
-    """Where pieces of the request that a node `answered` are logged: with a primary nowhere if it carries it out alone,
-    in a chain by all on the way, unless there was none and the head answered; a dispatcher logs that it passed it on;
-    clients that route make requests without pieces."""
-    if topology == "client-routed":
-        return []
-    if topology == "chain" and answered == "server0":
-        return []
-    if topology == "chain" or operation.kind == "FLUSH":
-        return [f"server{server}" for server in range(len(layout.sizes))]
-    servers = [piece.server for piece in layout.split(operation.offset, operation.length)]
-    if topology == "dispatcher":
-        servers = [0, *servers]
-    return [] if servers == [0] else [f"server{server}" for server in servers]
+    """Where pieces of the request that a node `answered` are logged, by the rule of the simulated clusters."""
+    number = int(answered.removeprefix("server"))
+    return [f"server{server}" for server in logrules.logged_at(topology, layout, operation, number)]
