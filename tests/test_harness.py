@@ -79,6 +79,8 @@ def test_a_forked_command_sees_the_environment_of_its_time(tmp_path, monkeypatch
     assert "name: told" in cluster.command("config").stdout.decode()
     monkeypatch.setenv("MEMCLUSTER_KILL_AT", "1")  # is looked at when modules are loaded
     assert cluster.command("up", "-d", check=False).returncode
+    monkeypatch.delenv("MEMCLUSTER_KILL_AT")
+    cluster.command("down")  # what the killed one has left
 
 
 def test_what_a_script_in_a_small_room_says_is_no_reason_to_skip(tmp_path):
