@@ -144,7 +144,7 @@ def _show(outcome: Outcome, *, as_json: bool, steps: bool) -> int:
         click.echo(json.dumps(_document(outcome), indent=2))
         return EXIT_ERROR if outcome.broken else 0
     if steps:
-        click.echo("\n".join(f"{_time(line)}" for line in outcome.trace if not line.startswith(("Operation", "("))))
+        click.echo("\n".join(map(_time, outcome.trace)))
     plan, shape = outcome.plan, outcome.plan.shape
     layout = f"stripes of {shape.stripe}" if shape.stripe else "linear"
     acknowledged = sum(operation.acknowledged for operation in outcome.history)
@@ -233,7 +233,7 @@ def _history(outcome: Outcome) -> list[str]:
     first = lines[0][0] if lines else 0
     for line in outcome.trace:
         moment, _, what = line.partition(" ")
-        if moment.isdecimal() and int(moment) >= first and (what.startswith("fault:") or " ends: " in what):
+        if int(moment) >= first and (what.startswith("fault:") or " ends: " in what):
             lines.append((int(moment), what))
     return [f"{at / 1e6:12.6f} ms  {what}" for at, what in sorted(lines)]
 

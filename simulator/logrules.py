@@ -121,7 +121,7 @@ def routed(layout: Layout, operation: Operation) -> list[Operation]:
         return [operation._replace(offset=layout.address(server, 0)) for server in range(len(layout.sizes))]
     return [
         operation._replace(offset=layout.address(piece.server, piece.offset), length=piece.length)
-        for piece in layout.split(operation.offset, operation.length)
+        for piece in layout.split(operation.offset, operation.length, spans=False)
     ]
 
 
@@ -133,7 +133,7 @@ def logged_at(topology: str, layout: Layout, operation: Operation, answered: int
         return []
     if topology == "chain" or operation.kind == "FLUSH":
         return list(range(len(layout.sizes)))
-    servers = [piece.server for piece in layout.split(operation.offset, operation.length)]
+    servers = [piece.server for piece in layout.split(operation.offset, operation.length, spans=False)]
     if topology == "dispatcher":
         servers = [0, *servers]
     return [] if servers == [0] else servers

@@ -21,7 +21,6 @@ class Result:
 
     seed: int
     topology: str
-    digest: str
     broken: tuple[str, ...]
     requests: int
     acknowledged: int
@@ -56,7 +55,6 @@ def run_seed(seed: int, wish: Wish) -> Result:
     return Result(
         seed,
         outcome.plan.shape.topology,
-        outcome.digest,
         tuple(outcome.broken),
         len(outcome.history),
         acknowledged,

@@ -84,8 +84,8 @@ class Process:
             return count
         return 1 + int(roll * 5 * (count - 1)) if roll > 0.02 else 1
 
-    def note(self, what: str) -> None:
-        self.world.note(f"{self.name} {what}")
+    def note(self, *words: object) -> None:
+        self.world.note(self.name, *words)
 
     def next_port(self) -> int:
         self.world.port += 1
@@ -171,7 +171,7 @@ class Process:
         """It is gone, whatever it was at; the kernel takes back what it had."""
         if not self.alive:
             return
-        self.note(f"ends: {why or 'at its end'}")
+        self.note("ends:", why or "at its end")
         self.alive = False
         self.system.forget_all()
         descriptors, self._descriptors = self._descriptors, {}
@@ -202,7 +202,7 @@ class Process:
         self.step()
         description = self.description(descriptor)
         del self._descriptors[descriptor]
-        self.note(f"closes {descriptor}")
+        self.note("closes", descriptor)
         description.release()
 
     @property
@@ -303,10 +303,10 @@ class System:
         self._process.allocate(file, offset, length)
 
     def complain(self, line: bytes) -> None:
-        self._process.note(f"says {line.decode(errors='replace').strip()}")
+        self._process.note("says", line.decode(errors="replace").strip())
 
     def is_anything_ready(self) -> bool:
-        return any(poller.is_anything_ready() for poller in self._pollers)
+        return any(map(_Poller.is_anything_ready, self._pollers))
 
     def forget_all(self) -> None:
         for poller in self._pollers:
@@ -362,7 +362,7 @@ class _Poller:
         return found[:most]
 
     def is_anything_ready(self) -> bool:
-        return bool(self._ready())
+        return bool(self._maybe) and bool(self._ready())
 
     def _ready(self) -> list[tuple[int, int]]:
         found = []
@@ -376,6 +376,8 @@ class _Poller:
         return found
 
     def _look(self, descriptor: int) -> None:
+        if descriptor in self._maybe:
+            return  # the process knows, and runs if it can
         description, _, mask = self._watched[descriptor]
         if description.ready() & (mask | _ALWAYS):
             self._maybe[descriptor] = None

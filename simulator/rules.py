@@ -27,7 +27,9 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, permutations
+from operator import attrgetter
 from typing import NamedTuple
 
 from memcluster.simulator.history import BLOCK, EARLY, UNKNOWN, WRITING, Operation, pattern
@@ -87,6 +89,7 @@ class _Write(NamedTuple):
         return f"{one.kind} {one.tag:#x} (number {one.number} of {one.client}, began at {one.invoked}, {until})"
 
 
+_UNTIL = attrgetter("until")
 _NOTHING = _Write(Operation("nobody", -1, "WRITE_ZEROES", 0, 0, 0, -1, -1, "acknowledged", 0, [], ""), 0, -1, -1, True)
 """What the memory holds before the first write."""
 
@@ -129,19 +132,38 @@ class _Block:
         self.writes = [_NOTHING, *writes]
         self.looks = looks
         self.by_value: dict[int, list[_Write]] = defaultdict(list)
-        self._by_client: dict[str, list[_Write]] = defaultdict(list)
+        acknowledged = []
         for write in self.writes:
             self.by_value[write.value].append(write)
             if write.until != NEVER:
-                self._by_client[write.operation.client].append(write)
-        for own in self._by_client.values():
-            own.sort(key=lambda write: write.operation.number)
-        acknowledged = sorted((write for write in self.writes if write.until != NEVER), key=lambda write: write.until)
+                acknowledged.append(write)
+        acknowledged.sort(key=_UNTIL)
         self._ends = [write.until for write in acknowledged]
         self._latest: list[_Write] = list(accumulate(acknowledged, _later))
-        whole = sorted((look for look in looks if isinstance(look.value, int)), key=lambda look: look.read.returned)
-        self._returns = [look.read.returned for look in whole]
-        self._shown = list(accumulate(whole, _Shown.and_also, initial=_Shown()))
+        self._acknowledged = acknowledged
+        shown = {look.value for look in looks}
+        self._varies = len(shown) > 1
+        self._has_bytes = any(isinstance(value, str) for value in shown)
+
+    def is_alike(self, writes: Sequence[_Write], looks: Sequence[_Look]) -> bool:
+        """Whether another block's writes and looks are the same, so that it need not be looked at. Bytes that are kept
+        are of one place."""
+        return self.looks == looks and self.writes[1:] == writes and not self._has_bytes
+
+    @cached_property
+    def _by_client(self) -> dict[str, list[_Write]]:
+        """The acknowledged writes, in the order in which they were asked for."""
+        found: dict[str, list[_Write]] = defaultdict(list)
+        for write in sorted(self._acknowledged, key=lambda write: write.operation.number):
+            found[write.operation.client].append(write)
+        return found
+
+    @cached_property
+    def _shown(self) -> tuple[list[int], list[_Shown]]:
+        """What the whole looks had shown, by when."""
+        whole = [look for look in self.looks if isinstance(look.value, int)]
+        whole.sort(key=lambda look: look.read.returned)
+        return [look.read.returned for look in whole], list(accumulate(whole, _Shown.and_also, initial=_Shown()))
 
     def replaced(self, write: _Write, read: Operation, *, ordered: bool) -> _Write | None:
         """Rule `lost`: the acknowledged write that must have replaced `write` before the read."""
@@ -151,23 +173,23 @@ class _Block:
         if not ordered:
             return None
         if write.until != NEVER and not write.operation.repeats:
-            for later in reversed(self._by_client[write.operation.client]):
+            for later in reversed(self._by_client.get(write.operation.client, ())):
                 if later.operation.number <= write.operation.number:
                     break
                 own = later.operation.client == read.client and later.operation.number < read.number
                 if own or later.until < read.invoked:
                     return later
-        for earlier in reversed(self._by_client[read.client]):  # the read's own client
+        for earlier in reversed(self._by_client.get(read.client, ())):  # the read's own client
             if earlier.operation.number < read.number:
                 return earlier if earlier.invoked > write.until else None
         return None
 
     def came_back(self, write: _Write, read: Operation) -> bool:
         """Rule `back`. What was sent again may have been done again."""
-        if write.until == NEVER or write.operation.repeats:
+        if not self._varies or write.until == NEVER or write.operation.repeats:
             return False
-        shown = self._shown[bisect_left(self._returns, read.invoked)]
-        return shown.without(write.value) > write.until
+        returns, shown = self._shown
+        return shown[bisect_left(returns, read.invoked)].without(write.value) > write.until
 
     def landed_late(self, write: _Write, read: Operation) -> _Write | None:
         """Rule `late`: the acknowledged write on which this one landed."""
@@ -198,14 +220,19 @@ def check(
             first, end = operation.offset, operation.offset + operation.length
             for block in places[bisect_left(places, first) : bisect_left(places, end)]:
                 writes[block].append(write)
-    blocks = {offset: _Block(writes[offset], looks[offset]) for offset in places}
-    for offset, of in blocks.items():
-        for look in of.looks:
-            verdict.blocks_read += 1
-            if isinstance(look.value, str):
-                _check_mix(of, offset, bytes.fromhex(look.value), look.read, verdict, ordered, whole(look.read))
+    blocks: dict[int, _Block] = {}
+    before: _Block | None = None
+    for offset in places:
+        verdict.blocks_read += len(looks[offset])
+        if before is not None and before.is_alike(writes[offset], looks[offset]):
+            blocks[offset] = before
+            continue
+        of = blocks[offset] = before = _Block(writes[offset], looks[offset])
+        for read, value in of.looks:
+            if isinstance(value, str):
+                _check_mix(of, offset, bytes.fromhex(value), read, verdict, ordered, whole(read))
             else:
-                _check_value(of, offset, look.value, look.read, verdict, ordered)
+                _check_value(of, offset, value, read, verdict, ordered)
     for read in operations:
         if read.acknowledged and read.kind == "READ":
             _check_whole(read, blocks, by_tag, verdict, at_once=whole(read))
@@ -221,15 +248,17 @@ def _seen(read: Operation) -> Iterator[tuple[int, int | str]]:
 
 def _check_value(block: _Block, offset: int, value: int, read: Operation, verdict: Verdict, ordered: bool) -> None:
     """A block that shows one value must show it by some write; if not, the last write to have it tells the rule."""
+    broken = []
+    for write in block.by_value.get(value, ()):
+        if write.invoked < read.returned:
+            rule, by = _broken(block, write, read, ordered)
+            if not rule:
+                return
+            broken.append((write, rule, by))
     where = f"{_words(read)}: block {offset:#x} reads as {value:#x}"
-    having = block.by_value.get(value, [])
-    begun = [write for write in having if write.invoked < read.returned]
-    if not begun:
-        what = "a write that had not begun" if having else "no write there"
+    if not broken:
+        what = "a write that had not begun" if value in block.by_value else "no write there"
         verdict.broken("wrong", (read.client, read.number), f"{where}, which is of {what}")
-        return
-    broken = [(write, *_broken(block, write, read, ordered)) for write in begun]
-    if any(not rule for _, rule, _ in broken):
         return
     write, rule, by = max(broken, key=lambda found: (found[1] == "late", found[1] == "back", found[0].invoked))
     if rule == "late":

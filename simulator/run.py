@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,28 @@ class Outcome:
     """What a run has shown. `broken` are sentences, each with the rule before it; none if all is well."""
 
     plan: Plan
-    digest: str = ""
+    folder: str
     broken: list[str] = field(default_factory=list)
     history: list[Operation] = field(default_factory=list)
     log: list[Entry] = field(default_factory=list)
-    trace: list[str] = field(default_factory=list)
+    happened: list[tuple[int, tuple[object, ...]]] = field(default_factory=list)
+    """When, and what: the world's trace."""
     faults: Counter[str] = field(default_factory=Counter)
     """Those that took place, by kind."""
     seconds: float = 0.0
     """Of virtual time."""
-    steps: int = 0
+
+    @property
+    def trace(self) -> list[str]:
+        """A line for each thing that happened, in whatever folder."""
+        lines = (f"{when - BEGINNING} {' '.join(map(str, words))}" for when, words in self.happened)
+        return [line.replace(self.folder, "") for line in lines]
+
+    @property
+    def digest(self) -> str:
+        """Of all that has happened, and was seen and logged."""
+        lines = "\n".join([*self.trace, *map(repr, self.history), *map(repr, self.log)])
+        return blake2b(lines.encode(), digest_size=16).hexdigest()
 
     @property
     def rule(self) -> str:
@@ -91,7 +104,7 @@ class Run:
         self.plan = plan
         self.folder = folder
         self.world = World(plan.seed, calm=calm)
-        self.outcome = Outcome(plan)
+        self.outcome = Outcome(plan, str(folder))
         self.history = self.outcome.history
         self.clients: list[Client] = []
         self._left = len(plan.clients)
@@ -115,9 +128,8 @@ class Run:
             for name, why in self.supervisor.deaths
             if why and not why.startswith("killed")
         ]
-        outcome.trace = world.trace
+        outcome.happened = world.trace
         outcome.seconds = (world.now - BEGINNING) / S
-        outcome.digest = world.digest(str(self.folder))
         return outcome
 
     def _stages(self) -> None:
@@ -264,7 +276,7 @@ class Run:
 
     def _count(self, fault: Fault) -> None:
         self.outcome.faults[fault.kind] += 1
-        self.world.note(f"fault: {fault}")
+        self.world.note("fault:", fault)
 
     def process_of(self, target: str) -> Any:
         """The present process of this name, if there is one."""
@@ -290,13 +302,10 @@ class Run:
         for name, child in self.supervisor.children.items():
             if child.process.alive:
                 outcome.broken.append(f"left: {name} is still there")
-        for line in self.history:
-            self.world.trace.append(repr(line))
         ordered = plan.shape.fan_out == "parallel"
         verdict = check(self.history, ordered=ordered, whole=partial(_whole, self.layout))
         outcome.broken += verdict.told
         outcome.log = self._merged()
-        self.world.trace += map(repr, outcome.log)
         operations = self.history
         if self.supervisor.shape.every_server_is_a_door:
             operations = [part for operation in operations for part in routed(self.layout, operation)]
@@ -337,7 +346,7 @@ class Run:
 def _whole(layout: Layout, operation: Operation) -> bool:
     """The README promises that it is carried out whole: nobody sees it in part, if it is acknowledged."""
     long = operation.length > WHOLE.get(operation.kind, operation.length)
-    return not long and len(layout.split(operation.offset, operation.length)) == 1
+    return not long and len(layout.split(operation.offset, operation.length, spans=False)) == 1
 
 
 def _close_files_of(folder: Path) -> None:

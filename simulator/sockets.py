@@ -75,6 +75,7 @@ class Stream(Description):
     def __init__(self, world: World, family: int, name: Any = "", *, send_buffer: int, receive_buffer: int) -> None:
         super().__init__(world, family)
         self.name = name
+        self.is_unix = family == UNIX
         self.peer: Stream | None = None
         self.listener: Listener | None = None
         self.send_buffer = send_buffer
@@ -100,19 +101,25 @@ class Stream(Description):
     def ready(self) -> int:
         if self.peer is None and not self.reset:
             return 0 if self.listener is not None or self.family != UNIX else OUT | HUP
-        events = 0
         waiting = len(self.inbox)
-        unix = self.family == UNIX
-        over = self.ended or self.deaf or self.reset
-        if over or (waiting and (unix or waiting >= self.wakes_at or waiting >= self.receive_buffer)):
-            events |= IN
-        if over:
-            events |= RDHUP
+        enough = waiting and (waiting >= self.wakes_at or self.is_unix or waiting >= self.receive_buffer)
+        events = IN if enough else 0
+        if self.ended or self.deaf or self.reset or self.finished or self.error:
+            events |= self._ends()
+        elif not self._is_crowded:
+            events |= OUT
+        return events
+
+    def _ends(self) -> int:
+        """What it is ready for as something of it is over."""
+        events = 0
+        if self.ended or self.deaf or self.reset:
+            events |= IN | RDHUP
         if self.reset or ((self.ended or self.deaf) and self.finished):
             events |= HUP
         if self.error:
             events |= ERR
-        if self.finished or self.reset or self._room() * 3 >= self.send_buffer:
+        if self.finished or self.reset or not self._is_crowded:
             events |= OUT
         return events
 
@@ -122,9 +129,14 @@ class Stream(Description):
         return not self.outbox and (self.peer is None or not self.peer.inbox)
 
     def _room(self) -> int:
-        if self.family == UNIX:
+        if self.is_unix:
             return self.send_buffer - len(self.peer.inbox) if self.peer is not None else 0
         return self.send_buffer - len(self.outbox)
+
+    @property
+    def _is_crowded(self) -> bool:
+        """There is too little room to be told of."""
+        return self._room() * 3 < self.send_buffer
 
     # -- connecting --------------------------------------------------------------------------------------------------
 
@@ -170,8 +182,13 @@ class Stream(Description):
                 right.hold()
             peer._rights.append((self._sent, self._sent + len(data), rights))
         self._sent += len(data)
-        self.outbox += data
-        self._move()
+        at_once = self.is_unix or len(data) <= peer.receive_buffer - len(peer.inbox)
+        if at_once and peer.references and not self.outbox:
+            peer.inbox += data
+            peer.changed()
+        else:
+            self.outbox += data
+            self._move()
 
     def _move(self) -> None:
         """What waits in this side's buffer goes to the other's, as far as that has room; and the end behind it."""
@@ -229,12 +246,14 @@ class Stream(Description):
                 count = min(count, end - self._taken)
                 found = rights
                 self._rights.popleft()
+        peer = self.peer
+        is_awaited = peer is not None and (peer.outbox or peer._is_crowded)
         data = bytes(self.inbox[:count])
         del self.inbox[:count]
         self._taken += count
-        if self.peer is not None:
-            self.peer._move()
-            self.peer.changed()
+        if peer is not None and is_awaited:
+            peer._move()
+            peer.changed()
         return data, found
 
     # -- ending ------------------------------------------------------------------------------------------------------
@@ -418,19 +437,19 @@ class Socket:
         """Raises OSError."""
         process, stream = self._process, self._stream
         process.step()
-        data = buffers[0] if len(buffers) == 1 else b"".join(buffers)
-        room = stream.may_send()
-        count = min(room, len(data))
+        whole = bytes(buffers[0]) if len(buffers) == 1 else b"".join(buffers)
+        count = min(stream.may_send(), len(whole))
         if count > SMALL or not stream.is_empty:
             count = process.portion(count)
+        data = whole if count == len(whole) else whole[:count]
         rights = []
         for level, kind, content in ancillary:
             assert (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
             rights += [process.description(descriptor) for descriptor in content]
-        stream.send(bytes(data[:count]), rights)
-        process.note(f"sends {count} of {len(data)}" + (f" and {len(rights)} sockets" if rights else ""))
+        stream.send(data, rights)
+        process.note("sends", count, "of", len(whole), *(("and", len(rights), "sockets") if rights else ()))
         if process.world.tap is not None:
-            process.world.tap.sent(process.name, stream, bytes(data[:count]))
+            process.world.tap.sent(process.name, stream, data)
         process.step()  # it may be killed when a part is out
         return count
 
@@ -475,7 +494,7 @@ class Socket:
         process.step()
         there = stream.may_receive()
         data, rights = stream.receive(process.portion(min(there, most))) if there else (b"", [])
-        process.note(f"receives {len(data)} of {there}" + (f" and {len(rights)} sockets" if rights else ""))
+        process.note("receives", len(data), "of", there, *(("and", len(rights), "sockets") if rights else ()))
         if process.world.tap is not None:
             process.world.tap.received(process.name, stream, len(data))
             process.step()
@@ -485,7 +504,7 @@ class Socket:
         """Raises OSError."""
         self._process.step()
         self._stream.shut(how)
-        self._process.note(f"shuts {how}")
+        self._process.note("shuts", how)
 
     # -- listeners and datagrams -------------------------------------------------------------------------------------
 

@@ -201,7 +201,7 @@ class Supervisor:
                 case Probe():
                     self._do(self.lifecycle.probed())
                 case Say(event, name, text):
-                    self.world.note(f"supervisor: {event} {name} {text}")
+                    self.world.note("supervisor:", event, name, text)
                     self.heard(event, name)
                     if event == "running":
                         self._running()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from hashlib import blake2b
 from random import Random
 from typing import Any, Protocol
 
@@ -48,7 +47,7 @@ class Tap(Protocol):
 
 
 class World:
-    """`now` is the monotonic clock of all processes, in ns; `trace` has a line for each thing that happened. In a
+    """`now` is the monotonic clock of all processes, in ns; `trace` has when each thing happened, and its words. In a
     `calm` one what is sent goes through whole, and buffers are large."""
 
     def __init__(self, seed: int, *, calm: bool = False) -> None:
@@ -57,7 +56,7 @@ class World:
         self.tap: Tap | None = None
         self.dice = Dice(seed)
         self.now = BEGINNING
-        self.trace: list[str] = []
+        self.trace: list[tuple[int, tuple[object, ...]]] = []
         self.names: dict[object, object] = {}
         """What listens, or takes datagrams, by its address."""
         self.port = 40_000
@@ -77,9 +76,9 @@ class World:
         self.now += TICK
         return self.now
 
-    def note(self, line: str) -> None:
-        """Something happened."""
-        self.trace.append(f"{self.now - BEGINNING} {line}")
+    def note(self, *words: object) -> None:
+        """Something happened. The words are put together when somebody reads them."""
+        self.trace.append((self.now, words))
 
     def at(self, time: int, call: Callable[[], None]) -> None:
         """Call when it is that time; what is due at the same time comes in the order in which it was asked for."""
@@ -103,7 +102,3 @@ class World:
         self.now = max(self.now, time)
         call()
         return True
-
-    def digest(self, folder: str) -> str:
-        """Of all that has happened, in whatever folder."""
-        return blake2b("\n".join(self.trace).replace(folder, "").encode(), digest_size=16).hexdigest()

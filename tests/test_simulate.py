@@ -49,9 +49,9 @@ def test_no_seed_breaks_a_rule(topology: str) -> None:
 
 
 DIGESTS = """
-from memcluster.simulator.many import run_seed
-from memcluster.simulator.plan import Wish
-print(*(run_seed(seed, Wish()).digest for seed in range(4)))
+from memcluster.simulator.plan import Wish, make_plan
+from memcluster.simulator.run import simulate
+print(*(simulate(make_plan(seed, Wish())).digest for seed in range(4)))
 """
 
 
