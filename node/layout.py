@@ -8,7 +8,7 @@ the request's identifier is enough to name the piece.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
@@ -229,16 +229,15 @@ class Striped:
 
     def _held(self, server: int, end: int) -> int:
         """How many of the bytes before the address `end` a server holds: they lie first in its shard."""
-        held = 0
-        for number, (address, _, members) in enumerate(self._phases):
-            if end <= address:
-                break
-            if server in members:
-                stop = self._starts[number + 1] if number + 1 < len(self._starts) else self.size
-                rounds, rest = divmod(min(end, stop) - address, self.stripe * len(members))
-                within = rest - members.index(server) * self.stripe
-                held += rounds * self.stripe + min(max(within, 0), self.stripe)
-        return held
+        phase = bisect_left(self._starts, end) - 1
+        if phase < 0:
+            return 0
+        address, row, members = self._phases[phase]
+        if server not in members:
+            return self.sizes[server]
+        rounds, rest = divmod(end - address, self.stripe * len(members))
+        within = rest - members.index(server) * self.stripe
+        return (row + rounds) * self.stripe + min(max(within, 0), self.stripe)
 
     def _locate(self, offset: int) -> tuple[int, int]:
         """(server, offset in its shard) of a byte."""

@@ -12,13 +12,14 @@ import os
 import select
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from memcluster.node.transport.loop import Loop
 from memcluster.node.transport.system import Poller
 from memcluster.simulator.clock import Clock
 from memcluster.simulator.sockets import UNIX, Datagrams, Description, Listener, Socket, Stream, failure, make_name
-from memcluster.simulator.world import US, World
+from memcluster.simulator.world import TICK, US, World
 
 SEND_BUFFERS = (4 << 10, 64 << 10, 1 << 20)
 RECEIVE_BUFFERS = (4 << 10, 32 << 10, 256 << 10)
@@ -73,6 +74,13 @@ class Process:
         if self._look is not None:
             self._look()
 
+    def clock_ns(self) -> int:
+        """A look at the clock, which is a step, too."""
+        self.step()
+        world = self.world
+        world.now = now = world.now + TICK
+        return now if self.clock is None else self.clock.read(now)
+
     def watch(self, look: Callable[[], None] | None) -> None:
         """Look at each step, from now on."""
         self._look = look
@@ -85,7 +93,8 @@ class Process:
         return 1 + int(roll * 5 * (count - 1)) if roll > 0.02 else 1
 
     def note(self, *words: object) -> None:
-        self.world.note(self.name, *words)
+        world = self.world
+        world.trace.append((world.now, (self.name, *words)))
 
     def next_port(self) -> int:
         self.world.port += 1
@@ -105,7 +114,7 @@ class Process:
     def _turn_at(self, time: int) -> None:
         if self.alive and (self._due < 0 or time < self._due):
             self._due = time
-            self.world.at(time, lambda: self._turn(time))
+            self.world.at(time, partial(self._turn, time))
 
     def _turn(self, time: int) -> None:
         if time != self._due or not self.alive:
@@ -257,15 +266,10 @@ class System:
         self._process = process
         self._world = process.world
         self._pollers: list[_Poller] = []
+        self.monotonic_ns = process.clock_ns
 
     def monotonic(self) -> float:
         return self.monotonic_ns() / 1e9
-
-    def monotonic_ns(self) -> int:
-        process = self._process
-        process.step()
-        now = self._world.tick()
-        return now if process.clock is None else process.clock.read(now)
 
     def poller(self) -> Poller:
         made = _Poller(self._process)
@@ -319,30 +323,27 @@ class _Poller:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._world = process.world
-        self._watched: dict[int, tuple[Description, Callable[[], None], int]] = {}
-        self._maybe: dict[int, None] = {}
+        self._watched: dict[int, _Watch] = {}
+        self.maybe: dict[int, _Watch] = {}
+        """Those of which the process knows; it runs if it can."""
 
     def register(self, descriptor: int, events: int) -> None:
-        description = self._process.description(descriptor)
-
-        def changed() -> None:
-            self._look(descriptor)
-
-        self._watched[descriptor] = description, changed, events
-        description.watchers.append(changed)
-        self._look(descriptor)
+        watch = _Watch(self, descriptor, self._process.description(descriptor), events)
+        self._watched[descriptor] = watch
+        watch.description.watchers.append(watch.changed)
+        watch.changed()
 
     def modify(self, descriptor: int, events: int) -> None:
-        description, changed, _ = self._watched[descriptor]
-        self._watched[descriptor] = description, changed, events
-        self._look(descriptor)
+        watch = self._watched[descriptor]
+        watch.wanted = events | _ALWAYS
+        watch.changed()
 
     def unregister(self, descriptor: int) -> None:
         found = self._watched.pop(descriptor, None)
-        self._maybe.pop(descriptor, None)
+        self.maybe.pop(descriptor, None)
         if found is None:
             raise failure(errno.ENOENT)
-        found[0].watchers.remove(found[1])
+        found.description.watchers.remove(found.changed)
 
     def close(self) -> None:
         for descriptor in list(self._watched):
@@ -362,27 +363,39 @@ class _Poller:
         return found[:most]
 
     def is_anything_ready(self) -> bool:
-        return bool(self._maybe) and bool(self._ready())
+        return bool(self.maybe) and bool(self._ready())
 
     def _ready(self) -> list[tuple[int, int]]:
         found = []
-        for descriptor in list(self._maybe):
-            description, _, mask = self._watched[descriptor]
-            events = description.ready() & (mask | _ALWAYS)
+        for descriptor, watch in list(self.maybe.items()):
+            events = watch.description.ready(watch.wanted)
             if events:
                 found.append((descriptor, events))
             else:
-                del self._maybe[descriptor]
+                del self.maybe[descriptor]
         return found
 
-    def _look(self, descriptor: int) -> None:
-        if descriptor in self._maybe:
-            return  # the process knows, and runs if it can
-        description, _, mask = self._watched[descriptor]
-        if description.ready() & (mask | _ALWAYS):
-            self._maybe[descriptor] = None
-            if self._world.inside is not self._process:
-                self._process.wake()
+    def may_be_ready(self, watch: _Watch) -> None:
+        self.maybe[watch.descriptor] = watch
+        if self._world.inside is not self._process:
+            self._process.wake()
+
+
+class _Watch:
+    """One descriptor that is waited for."""
+
+    __slots__ = ("_poller", "description", "descriptor", "wanted")
+
+    def __init__(self, poller: _Poller, descriptor: int, description: Description, events: int) -> None:
+        self._poller = poller
+        self.descriptor = descriptor
+        self.description = description
+        self.wanted = events | _ALWAYS
+
+    def changed(self) -> None:
+        """What it is ready for may be something new."""
+        if self.descriptor not in self._poller.maybe and self.description.ready(self.wanted):
+            self._poller.may_be_ready(self)
 
 
 _ALWAYS = select.EPOLLERR | select.EPOLLHUP

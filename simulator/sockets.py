@@ -49,8 +49,8 @@ class Description:
         self.references = 0
         self.watchers: list[Callable[[], None]] = []
 
-    def ready(self) -> int:
-        """Events of epoll."""
+    def ready(self, wanted: int) -> int:
+        """Those of the wanted events of epoll that there are."""
         raise NotImplementedError
 
     def closed(self) -> None:
@@ -98,17 +98,17 @@ class Stream(Description):
 
     # -- what it is ready for ----------------------------------------------------------------------------------------
 
-    def ready(self) -> int:
+    def ready(self, wanted: int) -> int:
         if self.peer is None and not self.reset:
-            return 0 if self.listener is not None or self.family != UNIX else OUT | HUP
+            return 0 if self.listener is not None or self.family != UNIX else wanted & (OUT | HUP)
         waiting = len(self.inbox)
         enough = waiting and (waiting >= self.wakes_at or self.is_unix or waiting >= self.receive_buffer)
         events = IN if enough else 0
         if self.ended or self.deaf or self.reset or self.finished or self.error:
             events |= self._ends()
-        elif not self._is_crowded:
+        elif wanted & OUT and not self._is_crowded():
             events |= OUT
-        return events
+        return events & wanted
 
     def _ends(self) -> int:
         """What it is ready for as something of it is over."""
@@ -119,11 +119,10 @@ class Stream(Description):
             events |= HUP
         if self.error:
             events |= ERR
-        if self.finished or self.reset or not self._is_crowded:
+        if self.finished or self.reset or not self._is_crowded():
             events |= OUT
         return events
 
-    @property
     def is_empty(self) -> bool:
         """Nothing that was sent waits."""
         return not self.outbox and (self.peer is None or not self.peer.inbox)
@@ -133,7 +132,6 @@ class Stream(Description):
             return self.send_buffer - len(self.peer.inbox) if self.peer is not None else 0
         return self.send_buffer - len(self.outbox)
 
-    @property
     def _is_crowded(self) -> bool:
         """There is too little room to be told of."""
         return self._room() * 3 < self.send_buffer
@@ -247,7 +245,7 @@ class Stream(Description):
                 found = rights
                 self._rights.popleft()
         peer = self.peer
-        is_awaited = peer is not None and (peer.outbox or peer._is_crowded)
+        is_awaited = peer is not None and (peer.outbox or peer._is_crowded())
         data = bytes(self.inbox[:count])
         del self.inbox[:count]
         self._taken += count
@@ -297,7 +295,7 @@ class Stream(Description):
 
     def is_gone(self) -> bool:
         """As memcluster.node.transport.peer.is_gone has it."""
-        events = self.ready() & ~OUT
+        events = self.ready(IN | RDHUP | HUP | ERR)
         if not events:
             return False
         if events & (HUP | ERR) or self.family == UNIX:
@@ -315,8 +313,8 @@ class Listener(Description):
         self.limit = limit
         self.backlog: deque[Stream] = deque()
 
-    def ready(self) -> int:
-        return IN if self.backlog else 0
+    def ready(self, wanted: int) -> int:
+        return wanted & IN if self.backlog else 0
 
     def closed(self) -> None:
         self.world.names.pop(self.name, None)
@@ -333,8 +331,8 @@ class Datagrams(Description):
         self.name = ""
         self.inbox: deque[bytes] = deque()
 
-    def ready(self) -> int:
-        return OUT | (IN if self.inbox else 0)
+    def ready(self, wanted: int) -> int:
+        return wanted & (OUT | IN if self.inbox else OUT)
 
     def closed(self) -> None:
         if self.world.names.get(self.name) is self:
@@ -439,7 +437,7 @@ class Socket:
         process.step()
         whole = bytes(buffers[0]) if len(buffers) == 1 else b"".join(buffers)
         count = min(stream.may_send(), len(whole))
-        if count > SMALL or not stream.is_empty:
+        if count > SMALL or not stream.is_empty():
             count = process.portion(count)
         data = whole if count == len(whole) else whole[:count]
         rights = []
@@ -458,8 +456,9 @@ class Socket:
 
     def recv_into(self, buffer: memoryview) -> int:
         data = self.recv(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+        count = len(data)
+        buffer[:count] = data
+        return count
 
     def recv(self, most: int) -> bytes:
         """Raises OSError. What was handed over along with the bytes is lost."""

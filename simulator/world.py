@@ -71,11 +71,6 @@ class World:
     def __repr__(self) -> str:
         return f"<World {self.seed} at {(self.now - BEGINNING) / S:.6f} s, {len(self._events)} events to come>"
 
-    def tick(self) -> int:
-        """Somebody looks at the clock."""
-        self.now += TICK
-        return self.now
-
     def note(self, *words: object) -> None:
         """Something happened. The words are put together when somebody reads them."""
         self.trace.append((self.now, words))
