@@ -32,6 +32,7 @@ PACKAGES = {
     "py-spy": "py-spy (pip install py-spy)",
     "setpriv": "util-linux",
     "strace": "strace",
+    "valgrind": "valgrind",
 }
 """What provides a command, for people; Debian's name where nothing else is said."""
 SYSTEMD_FIRST = 3

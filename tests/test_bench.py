@@ -11,6 +11,8 @@ import xml.etree.ElementTree as ET
 import pytest
 from harness import ROOT, need, run
 
+from bench import instructions
+
 SHORT = ("--quick", "--pairs", "1", "--runtime", "0.2")
 
 
@@ -134,3 +136,10 @@ def test_every_marker_of_the_documents_has_a_table(monkeypatch):
     for path in report.DOCUMENTS:
         for name in report.markers(path.read_text()):
             assert name in report.TABLES
+
+
+def test_the_requests_whose_instructions_are_counted_are_answered_in_every_topology():
+    """The counter itself is valgrind, which takes a minute."""
+    links = [f"{topology},{links}" for topology, links in instructions.TOPOLOGIES]
+    cases = [f"{case},{command},{depth},3" for case in links for command, depth in (("READ", 4), ("WRITE", 1))]
+    run(sys.executable, str(instructions.SCRIPT), *cases, cwd=ROOT, PYTHONPATH=str(ROOT), timeout=60)
