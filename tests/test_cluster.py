@@ -127,9 +127,9 @@ def test_a_running_cluster_is_what_was_started_whatever_cluster_yaml_says_by_now
     done = cluster.command("logs", "--range", "1048575:2", check=False)
     assert done.returncode == EXIT_USAGE
     assert b"--range ends at byte 1048577, but the memory has 1048576 bytes" in done.stderr
-    supervisor = cluster.record.supervisor
-    supervisor.signal(signal.SIGKILL)
-    assert wait_gone([supervisor], TIMEOUT)
+    record = cluster.record
+    record.supervisor.signal(signal.SIGKILL)
+    assert wait_gone([record.supervisor, *(node.identity for node in record.nodes)], TIMEOUT)
     dead = cluster.status()
     assert (dead["state"], dead["memory"], dead["topology"]) == ("stopped", 1 << 20, "primary-secondary")
     cluster.command("down")

@@ -15,7 +15,9 @@ import memcluster
 from memcluster.client.console import EXIT_DEGRADED
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.leftovers import wait_gone
+from memcluster.launcher.supervision.faults import Faults
 from memcluster.launcher.supervision.heartbeats import Heartbeats, period
+from memcluster.launcher.supervision.orders import Fault
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.loop import Loop
 
@@ -61,6 +63,30 @@ def test_resume_ends_a_pause(make_cluster):
         cluster.command("fault", "resume", target)
         for name in names:
             assert node(cluster, name)["state"] == "ready"
+
+
+def test_a_pause_is_ended_although_nobody_has_seen_it_begin():
+    """A signal takes its time, on a busy processor and on another host: until the node has been seen to stand still,
+    that it runs says nothing."""
+    signals: list[int] = []
+    child = SimpleNamespace(stopped=False, signal=signals.append)
+    cluster = SimpleNamespace(
+        makeup=SimpleNamespace(roles={"server0": "primary"}),
+        child=lambda _name: child,
+        note=lambda *_event: None,
+        release=lambda _name: None,
+    )
+    faults = Faults(cluster)
+    faults.apply(Fault("pause", ["server0"]))
+    assert [fault["kind"] for fault in faults.in_force()] == ["pause"]
+    faults.apply(Fault("resume", ["server0"]))
+    assert (signals, faults.in_force()) == ([signal.SIGSTOP, signal.SIGCONT], [])
+
+    faults.apply(Fault("pause", ["server0"]))
+    child.stopped = True
+    assert len(faults.in_force()) == 1
+    child.stopped = False  # somebody else has let it go on
+    assert faults.in_force() == []
 
 
 def test_the_owner_of_a_byte_can_be_killed_and_kept_down(make_cluster):

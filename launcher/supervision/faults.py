@@ -58,6 +58,8 @@ class InForce:
     until: float | None
     delay: float
     timer: Timer | None = None
+    seen: bool = False
+    """A paused node has been seen to stand still: a signal may take its time."""
 
     def to_head(self) -> dict[str, Any]:
         """As `status --json` shows it."""
@@ -97,8 +99,10 @@ class Faults:
         now = time.monotonic()
         for fault in tuple(self._force.values()):
             over = fault.until is not None and fault.until <= now and fault.timer is None
-            if over or (fault.kind == "pause" and not self._stopped(fault.nodes[0])):  # somebody else let it go on
+            stopped = fault.kind == "pause" and self._stopped(fault.nodes[0])
+            if over or (fault.seen and not stopped):  # somebody else let it go on
                 self._forget(fault.kind, fault.nodes)
+            fault.seen = stopped
         return [fault.to_head() for fault in self._force.values()]
 
     def restarted(self, name: str) -> None:
@@ -189,8 +193,7 @@ class Faults:
         return child is not None and child.stopped
 
     def _continue(self, name: str) -> None:
-        self._forget("pause", (name,))
-        if self._stopped(name):
+        if self._forget("pause", (name,)) or self._stopped(name):
             self._signal(name, signal.SIGCONT)
             self._cluster.note("resumed", name, 0)
 
