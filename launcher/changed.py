@@ -36,7 +36,7 @@ def explained(found: Sequence[Change], config: ClusterConfig, width: int = 0) ->
     if How.NEXT_START not in ways:
         sees = "clients notice nothing"
         if ways - {How.AT_ONCE}:
-            sees = "every node is started anew; who is connected connects again, and nothing that was answered is lost"
+            sees = "the cluster pauses for that, and nothing that was answered is lost"
         return [*lines, folded(f"`{command(config.file, 'apply')}` applies that; {sees}", width)]
     down, up = command(config.file, "down"), command(config.file, "up -d")
     if config.storage is not None and not reshapes(found):

@@ -4,6 +4,7 @@ and what else may end it, is node/process.py's affair.
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -33,7 +34,11 @@ class Role(Protocol):
 
     def drain(self, mode: str, done: Callable[[], None]) -> None:
         """Stop gracefully: mode "now", "again" for clients that will come back to another one, or "finish" to let
-        present clients go on until they leave."""
+        present clients go on until they leave. With "hold", said to doors only, it keeps its clients when it has
+        stopped, for the role that takes over."""
+
+    def take_over(self, before: Role) -> None:
+        """Go on with the clients of the one that this one takes the place of, from `start` on."""
 
     def command(self, head: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
         """Carry out a word from the supervisor that only this role understands."""
@@ -48,6 +53,10 @@ class Role(Protocol):
         """Give everything back."""
 
 
+def _collect() -> None:
+    gc.collect()
+
+
 class Node:
     """Ties the loop, the role and the supervisor together; `control` is this end of the channel to the supervisor."""
 
@@ -57,14 +66,11 @@ class Node:
         self.loop = loop
         self.spec = spec
         self.draining = ""
+        self._listeners = listeners
+        self._rests = False  # the role has stopped, and keeps its clients
         self._beating: Timer | None = None
         self.control = HandedChannel(self.loop, control, self._told, lambda _: self._drain("now"))
-        try:
-            kinds = topology.load(spec.cluster.topology).roles | {"logger": Logger}
-            self.role: Role = kinds[spec.role](self.loop, spec, listeners, self.control.send)
-        except Exception as error:
-            self.control.send({"event": "failed", "reason": str(error)})
-            raise
+        self.role = self._make_role()
 
     def start(self) -> None:
         """Begin to serve, and to tell the supervisor that the loop turns."""
@@ -73,12 +79,25 @@ class Node:
 
     def close(self) -> None:
         """The loop has stopped: give everything back."""
-        self.role.close()
+        if not self._rests:
+            self.role.close()
         self.control.close()
         self.loop.close()
 
+    def _make_role(self) -> Role:
+        spec = self.spec
+        try:
+            kinds = topology.load(spec.cluster.topology).roles | {"logger": Logger}
+            role: Role = kinds[spec.role](self.loop, spec, self._listeners, self.control.send)
+        except Exception as error:
+            self.control.send({"event": "failed", "reason": str(error)})
+            raise
+        return role
+
     def _beat(self) -> None:
         """Only a loop that turns gets here: the beat is progress, not mere life."""
+        if self._beating is not None:
+            self._beating.cancel()
         self.control.send({"event": "beat", "turns": self.loop.turns})
         self._beating = self.loop.after(self.spec.beat, self._beat)
 
@@ -88,14 +107,39 @@ class Node:
         self.loop.after(TURN_COMES, lambda: self._drain("now"))
 
     def _drain(self, mode: str) -> None:
-        if self.draining != "now":
+        if self._rests:
+            self.loop.stop()
+        elif self.draining != "now":
             self.draining = mode
             self.role.drain(mode, self.loop.stop)
 
+    def _hold(self, head: dict[str, Any]) -> None:
+        """Have the role stop, and keep its clients."""
+
+        def done() -> None:
+            self._rests = True
+            self._answer(head, {})
+
+        self.role.drain("hold", done)
+
+    def _become(self, head: dict[str, Any]) -> None:
+        """Be this node from now on, another cluster's perhaps, with the clients of the role that rests."""
+        before, self.spec = self.role, NodeSpec.from_head(head["spec"])
+        self.role = self._make_role()
+        self._rests = False
+        self.role.take_over(before)
+        self.role.tune_process()
+        self.start()
+        self.loop.soon(_collect)  # what the other had mapped, of files that are removed, would be kept
+
     def _told(self, _channel: Channel, frame: Frame) -> None:
         head = frame.head
-        if head["do"] == "drain":
+        if head["do"] == "drain" and head["mode"] == "hold":
+            self._hold(head)
+        elif head["do"] == "drain":
             self._drain(head["mode"])
+        elif head["do"] == "become":
+            self._become(head)
         elif head["do"] == "status":
             self._answer(head, self.role.status())
         elif head["do"] == "settings":
@@ -109,8 +153,6 @@ class Node:
         """Beat at once, at the new pace: who waits for it counts in that from the answer on."""
         self.spec = self.spec.with_settings(head["settings"])
         self.role.settle_on(self.spec, self.control.take_socket() if head["hands"] else None)
-        if self._beating is not None:
-            self._beating.cancel()
         self._beat()
         self._answer(head, {})
 

@@ -1,5 +1,5 @@
 """A real cluster against a bytearray while its memory gets one shape after the other: whatever is done to both, before,
-while and after bytes move, they hold the same bytes.
+while and after bytes move, they hold the same bytes. A history has one connection from its beginning to its end.
 
 hypothesis makes up the histories. Each costs some starts of a cluster, so they are few and short;
 MEMCLUSTER_HISTORIES has more of them tried.
@@ -57,7 +57,8 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.cluster = cluster
         self.start = start
-        self.memory = cluster.connect()
+        # Only where clients route do they have to connect again, which is the library's to do.
+        self.memory = cluster.connect(reconnect=cluster.keys["topology"] == "client-routed")
         self.memory.zero(SIZE, 0)
         self.model = bytearray(SIZE)
         self.applying: subprocess.Popen[bytes] | None = None

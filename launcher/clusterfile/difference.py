@@ -32,6 +32,8 @@ ANEW = {"topology", "links", "listen", DOORS, "advertise", "sockets.mode", "sock
     f"tls.{key}" for key in ("mode", "certificates", "verify", "psk")
 }
 """What takes every node a new start; the bytes stay where they are."""
+ENDING = {"topology"} | {key for key in ANEW if key.startswith("tls.")}
+"""What ends the connections of clients."""
 REASONS = {
     "storage": "the bytes are copied to a memory that begins empty: `memclient copy` does that",
     "user": "no process that runs becomes another user's",
@@ -68,12 +70,14 @@ def differences(running: str, written: str) -> list[Change]:
     old, new = _layout(before), _layout(after)
     moved = 0 if same_places(old, new) else min(old.size, new.size)
     several = HOMES in before or HOMES in after
+    routed = load(after.get("topology", DEFAULT)).every_server_is_a_door
     found = []
     for key in dict.fromkeys([*before, *after]):
         was, will = before.get(key), after.get(key)
         if was != will:
             how = _how(key, moved > 0, after.get("topology", DEFAULT), several)
-            found.append(Change(key, was, will, how, _means(key, was, will, how, moved)))
+            ends = key in ENDING or (routed and (moved > 0 or key == "fan_out"))
+            found.append(Change(key, was, will, how, _means(key, was, will, how, moved, ends)))
     return found
 
 
@@ -95,20 +99,22 @@ def _how(key: str, moves: bool, topology: str, several: bool) -> How:
     return How.RESTART if key in ANEW else How.NEXT_START
 
 
-def _means(key: str, before: Any, after: Any, how: How, moved: int) -> str:
+def _means(key: str, before: Any, after: Any, how: How, moved: int, ends: bool) -> str:
+    """`ends` says whether the connections of clients do."""
     if how is How.AT_ONCE:
         return "at once, without a restart"
     again = {How.RESTART: "restart: ", How.MOVE: "move: "}.get(how, "")
+    clients = "clients connect again" if ends else "clients wait for a moment"
     if key == "memory" and parse_size(after) < parse_size(before):
         return f"{again}smaller: the bytes from {after} on are lost"
     if key == "memory":
         return f"{again}larger, at the end"
     if how is How.MOVE:
-        return f"{again}{format_size(moved)} go to other shards; clients connect again when they are there"
+        return f"{again}{format_size(moved)} go to other shards; {clients} when they are there"
     if key in ("listen", DOORS, "advertise"):
         return f"{again}clients find it at another address"
     if again:
-        return f"{again}clients connect again"
+        return f"{again}{clients}"
     return "the bytes are copied to another memory" if _is_of_shape(key) else "from the next start on"
 
 

@@ -6,8 +6,9 @@ changed.
 
 What running nodes can be told is an order over their control channel, which they acknowledge; before that the specs are
 changed, so a node that dies instead of answering has taken the settings, too, when it is back. The rest takes every
-node a new start: the cluster stops as it always does, keeps its sockets and its memory, and starts as the other one.
-Bytes that have to go to other shards are copied there before, while it serves, if there is room for both.
+node a new start: the cluster stops as it always does, keeps its sockets and its memory, and starts as the other one;
+where clients may stay (succession.py) the doors do so in the same processes. Bytes that have to go to other shards are
+copied there before, while it serves, if there is room for both.
 """
 
 from __future__ import annotations

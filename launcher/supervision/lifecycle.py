@@ -11,6 +11,7 @@ The life of a node:
                   |          +--> hung -> restarting        made no progress: its stack is shown, then it is killed
                   +----------+--> failed                    died too often, or said that it cannot run
                   +----------+--> stopping -> stopped       on purpose, until it is launched again
+                             +--> stopping -> held          lives, and keeps its clients for the cluster to come
 
 The stop goes through stages, each begun when all processes of the one before are gone: the doors, the other servers,
 then logger 0 collects the merged log, the other loggers, logger 0. At the deadline what is late is named and killed.
@@ -19,7 +20,7 @@ As long as present clients may finish there need be no deadline, and what they s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -39,6 +40,7 @@ class State(StrEnum):
     READY = "ready"
     STOPPING = "stopping"
     EXITED = "exited"
+    HELD = "held"
     STOPPED = "stopped"
     HUNG = "hung"
     RESTARTING = "restarting"
@@ -107,6 +109,13 @@ class Drain:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """Let a door answer what is in flight, keep its clients, and rest."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Kill:
     name: str
 
@@ -147,7 +156,7 @@ class Finish:
     code: int
 
 
-Action = Start | Drain | Kill | ShowStack | Collect | Probe | Say | Finish
+Action = Start | Drain | Hold | Kill | ShowStack | Collect | Probe | Say | Finish
 
 
 @dataclass(frozen=True)
@@ -186,6 +195,7 @@ class Lifecycle:
             Stage(loggers[:1]),
         ]
         self._doors = frozenset(servers[:doors])
+        self._kept: frozenset[str] = frozenset()  # who is not to end when all stop for another cluster
         self._mode = "now"
         self._ran = False
         self._deadline: float | None = None
@@ -311,15 +321,31 @@ class Lifecycle:
             return self._wait_for_room(node, how, now)
         return self._died(node, how, now)
 
-    def leave_log(self) -> None:
-        """The stop to come does not write the merged log: another cluster will begin at its end."""
+    def give_way(self, kept: Collection[str], now: float) -> list[Action]:
+        """Stop for another cluster, which goes on with the log and with these processes: those are held."""
         self._stages = [stage for stage in self._stages if not stage.collects]
+        self._kept = frozenset(kept)
+        self.phase, self._mode, self._deadline = Phase.DRAINING, "now", now + self._stop_timeout
+        self._restart_no_more()
+        return [Say("draining"), *self._enter_stage(now)]
+
+    def held(self, name: str, now: float) -> list[Action]:
+        """A door rests."""
+        node = self.nodes[name]
+        if name not in self._kept or node.state is not State.STOPPING:
+            return []
+        node.state = State.HELD
+        return self._advance(now)
 
     def stop(self, mode: str, timeout: float | None, now: float) -> list[Action]:
         """Stop gracefully. Mode "finish" lets present clients go on, for `timeout` seconds if it is given; mode "now"
         ends within `timeout`, or the cluster's own stop_timeout. A stop under way can only be hastened by another."""
         if timeout is None and mode == "now":
             timeout = self._stop_timeout
+        if kept := self._release():  # no other cluster comes: they end first
+            self.phase, self._deadline = Phase.DRAINING, now + (self._stop_timeout if timeout is None else timeout)
+            self._stages.insert(0, Stage(kept))
+            return self._enter_stage(now)
         deadline = None if timeout is None else now + timeout
         again = self.phase is Phase.DRAINING
         if again and mode in ("finish", self._mode):
@@ -344,6 +370,7 @@ class Lifecycle:
         """No more patience: end everything at once."""
         if self.phase is not Phase.DRAINING:
             self.stop("now", None, now)
+        self._release()
         self._mode, self._deadline, self._last_deadline = "now", None, None
         self._restart_no_more()
         self._stages = [Stage(list(self.nodes))]
@@ -408,6 +435,14 @@ class Lifecycle:
         node.state, node.due = State.RESTARTING, now + delay
         return [Say("died", node.name, how), Say("restarting", node.name, f"in {delay:.1f} s")]
 
+    def _release(self) -> list[str]:
+        """Who was kept for another cluster is to end like the rest."""
+        kept = [name for name in self._kept if self.nodes[name].state in (State.STOPPING, State.HELD)]
+        self._kept = frozenset()
+        for name in kept:
+            self.nodes[name].state = State.STOPPING
+        return kept
+
     def _restart_no_more(self) -> None:
         for node in self.nodes.values():
             if node.state in (State.PENDING, State.RESTARTING, State.FAILED, State.STOPPED):
@@ -451,7 +486,8 @@ class Lifecycle:
             node = self.nodes[name]
             if node.state is not State.HUNG:  # that one is killed when it is due
                 node.state = State.STOPPING
-            actions.append(Drain(name, self._mode if name in self._doors else "now"))
+            mode = self._mode if name in self._doors else "now"
+            actions.append(Hold(name) if name in self._kept else Drain(name, mode))
         return [*said, *(actions or self._advance(now))]
 
     def _uncollected(self) -> list[Action]:

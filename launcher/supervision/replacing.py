@@ -4,7 +4,7 @@ shape there is a way back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from memcluster.launcher.supervision import sockets
@@ -27,8 +27,8 @@ CALLED_OFF = "called off by `apply --abort`"
 class Cluster(MovesBytes, Protocol):
     """What is asked of the supervisor."""
 
-    def stop_for_another(self) -> None:
-        """Stop every node, and call `go_on` when they are gone."""
+    def stop_for_another(self, kept: Collection[str]) -> None:
+        """Stop every node, or have those that are `kept` rest with their clients, and call `go_on` then."""
 
     def abandoned(self) -> None:
         """No node was stopped, and none will be."""
@@ -78,7 +78,7 @@ class Replacing:
 
     def _stop_for(self, succession: Succession) -> None:
         self.wanted, self._coming = succession, None
-        self._cluster.stop_for_another()
+        self._cluster.stop_for_another(succession.kept)
 
     def _not_now(self, why: str) -> None:
         """Bytes cannot be copied: nothing has stopped."""

@@ -31,7 +31,9 @@ class Succession:
     retired: Listeners
     shape: Shape
     word: str
-    """What the doors are told: how present clients are to be left."""
+    """What doors are told that end: how present clients are to be left."""
+    kept: frozenset[str]
+    """The doors that do not end: their processes go on as the other cluster's, with their clients."""
 
     def let_in(self) -> None:
         """Who may connect is who may by this description."""
@@ -67,7 +69,10 @@ def prepare(makeup: Makeup, run: RunDirectory, config: ClusterConfig) -> Success
     # What clients find at an address is the whole memory or a part: who comes back by himself must not find the other.
     word = "again" if before.every_server_is_a_door == after.every_server_is_a_door else "now"
     shape = makeup.shape.becoming(tuple(place.memory for place in found), config.stripe)
-    return Succession(config, found, listeners, list(fresh.values()), retired, shape, word)
+    like = (config.topology, config.tls) == (makeup.config.topology, makeup.config.tls)
+    doors = range(min(makeup.doors, len(found)) if like else 0)
+    staying = frozenset(f"server{index}" for index in doors if listeners[index] is makeup.listeners[index])
+    return Succession(config, found, listeners, list(fresh.values()), retired, shape, word, staying)
 
 
 def _by_place(config: ClusterConfig, found: Sequence[Place]) -> list[tuple[str, Address | None]]:

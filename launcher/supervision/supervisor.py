@@ -13,7 +13,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ class Supervisor:
         self._wake: Timer | None = None
         self._late: Timer | None = None  # until it runs for the first time
         self.children: dict[str, Process] = {}
+        self._kept: dict[str, Process] = {}  # held, until they are started as another cluster's
         self._interrupted = False
         self.stamp = stamp
         self._keep_memory = keep_memory  # until somebody asks for the stop
@@ -264,6 +265,8 @@ class Supervisor:
                     child.tell({"do": "drain", "mode": self._replacing.word(mode)})
                     if mode == "now" and child.ready:  # reaches one that does not listen, and one that is paused
                         child.signal(signal.SIGTERM, signal.SIGCONT)
+                case lifecycle.Hold(name):
+                    self._hold(name)
                 case lifecycle.Kill(name):
                     self.children[name].kill()
                 case lifecycle.ShowStack(name):
@@ -283,10 +286,29 @@ class Supervisor:
             step()
         self._set_timer()
 
+    def _hold(self, name: str) -> None:
+        child = self.children[name]
+
+        def answered(answer: dict[str, Any]) -> None:
+            if "error" not in answer:
+                self._do(self.lifecycle.held(name, self._now()))
+                step("reshape")
+
+        child.ask({"do": "drain", "mode": "hold"}, answered)
+        child.signal(signal.SIGCONT)
+
     def _start(self, name: str) -> None:
+        """In a process of its own, or in the one that has been kept for it."""
         if refusal := self._refusals.pop(name, None):
             refusal.pause()
-        self.children[name] = self._process(self.makeup.next_life(name))
+        spec, kept = self.makeup.next_life(name), self._kept.pop(name, None)
+        if kept is not None:
+            kept.spec = spec
+            kept.tell({"do": "become", "spec": spec.to_head()})
+            self.children[name] = kept
+            step("reshape")
+        else:
+            self.children[name] = self._process(spec)
         if self._replacing.move is not None:
             self._replacing.move.started(name)
         self._recorder.due()
@@ -381,6 +403,8 @@ class Supervisor:
             self._do(self.lifecycle.halt(name, self._now()))
 
     def _gone(self, child: Process, how: str) -> None:
+        if self.children.get(child.spec.name) is not child:  # another one has its place already
+            return
         if self.lifecycle.nodes[child.spec.name].state is lifecycle.State.HUNG:
             output = Path(child.spec.log_directory).parent / f"{child.spec.name}.out"
             place = child.place or where_it_stands(output)
@@ -426,11 +450,10 @@ class Supervisor:
         """Stop, and be another cluster then; `live`: when bytes have been copied. Raises OSError, MemoryMismatch."""
         self._replacing.begin(succession, live=live, rate=rate)
 
-    def stop_for_another(self) -> None:
-        """Stop every node; Replacing goes on then."""
+    def stop_for_another(self, kept: Collection[str]) -> None:
+        """Stop every node, or have it rest; Replacing goes on then."""
         self._faults.heal()
-        self.lifecycle.leave_log()
-        self._do(self.lifecycle.stop("now", None, self._now()))
+        self._do(self.lifecycle.give_way(kept, self._now()))
 
     def abandoned(self) -> None:
         """No node was stopped, and none will be."""
@@ -443,6 +466,7 @@ class Supervisor:
         for refusal in self._refusals.values():
             refusal.pause()
         self._refusals.clear()
+        self._kept = self._held()
         self.children.clear()
         self._notes.clear()
         uri = self.makeup.uri
@@ -459,8 +483,19 @@ class Supervisor:
         self._keep_memory = True
         self._tell({"event": "gave-up", "text": problem})
         self._applying.called_off(problem)
+        for child in self._held().values():
+            child.kill()
         self.code = EXIT_ERROR
         self.loop.stop()
+
+    def _held(self) -> dict[str, Process]:
+        """Who rests, and keeps its clients; of one that has just died nobody may have told yet."""
+        nodes, held = self.lifecycle.nodes, lifecycle.State.HELD
+        return {
+            name: child
+            for name, child in self.children.items()
+            if nodes[name].state is held and child.identity.alive
+        }
 
     def settled(self, stamp: str, keys: Sequence[str]) -> None:
         """All nodes go by what the makeup has; these keys were others before."""

@@ -117,6 +117,12 @@ class HandedConnection(Connection):
                 self.when_said = None
         super()._flushed()
 
+    def rest(self) -> None:
+        """Nobody else has the socket, or knows of the gate, when it goes on."""
+        super().rest()
+        self.adopted.clear()
+        self.gates, self._has_gate = None, False
+
     def _let_go(self) -> None:
         if self._has_gate and self.gates is not None:
             self._has_gate = False
@@ -224,6 +230,8 @@ class Taker(Door):
 
     def close(self) -> None:
         super().close()
+        if self._expiry is not None:
+            self._expiry.cancel()
         for link in self.links.values():
             link.close()
 

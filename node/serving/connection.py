@@ -138,8 +138,36 @@ class Connection(Stream):
 
     def let_go(self) -> None:
         """Go on with what it has asked for meanwhile."""
-        self.session.held = False
-        self._resume()
+        if not self.owner.holding:
+            self.session.held = False
+            self._resume()
+            self.update()
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing of it is under way, and nothing will be while it is held; what it has not yet taken may be left."""
+        return not (self.in_flight or self._flush_is_due or self._comes_again or (self.closing and self.queued))
+
+    def rest(self) -> None:
+        """It is quiet: keep the socket, and what there is of a payload, and let nothing move until `let_go`."""
+        if self.closing or (self.owner.security is not None and not self.inside):
+            self._lost("")
+            return
+        if (receiving := self.session.receiving) is not None:
+            self.session.move(memoryview(bytearray(receiving.length)))
+            receiving.at = -1
+        outgoing = self.outgoing
+        for index, buffer in enumerate(outgoing):
+            if isinstance(buffer, memoryview):
+                outgoing[index] = buffer.tobytes()
+        self.loop.unwatch(self.sock)
+        self._mask = 0
+
+    def pass_to(self, owner: Server) -> None:
+        """It is another one's client from now on, and goes on when that lets it go."""
+        self.owner, self.lender, self._budget = owner, owner.lender, owner.budget
+        self._held = 0
+        self._account()
 
     def finish(self) -> None:
         """Close as soon as nothing is in flight; until then the owner goes on being asked."""
@@ -269,6 +297,8 @@ class Connection(Stream):
 
     def _flushed(self) -> None:
         self._account()
+        if self.session.held:
+            self.owner.eased()
         if self.queued:
             return
         if (self.closing or self._leaving) and not self.in_flight:

@@ -3,24 +3,30 @@ the cluster's map as cluster.json.
 
 A topology derives from it and says where a request on the memory goes (`request`), where a large payload is received,
 and whether there are more exports (`parts`).
+
+When another cluster takes the place of the one that runs, a door keeps its clients (`hold`), and the door that is made
+after it in the same process goes on with them (`take_over`).
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from memcluster.node.log.record import PROBE, Kind
+from memcluster.node.layout import same_places
+from memcluster.node.log.record import PROBE, Event, Kind
 from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.negotiation import Export
 from memcluster.node.nbd.server import Request
 from memcluster.node.nbd.wire import BASE_ALLOCATION, OWNER, Command, Status, TransmissionFlag
+from memcluster.node.serving.admission import Admission
 from memcluster.node.serving.connection import Connection, Route
-from memcluster.node.serving.server import MEMORY_FLAGS, REQUEST, Report, Server
+from memcluster.node.serving.server import MEMORY_FLAGS, REQUEST, Report, Server, places
 from memcluster.node.spec import NodeSpec
-from memcluster.node.transport.loop import Loop
+from memcluster.node.transport.loop import Loop, Timer
 
 MAP: Final = int(Kind.MAP)
 MAP_EXPORT: Final = "cluster.json"
@@ -32,6 +38,8 @@ READ_ONLY: Final = (
     | TransmissionFlag.CAN_MULTI_CONN
     | TransmissionFlag.SEND_CACHE
 )
+PATIENCE: Final = 1.0
+"""Seconds that all clients wait for those whose requests are not answered, or who do not take the answers."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -43,6 +51,8 @@ class Door(Server):
         self.layout = spec.cluster.layout
         self.holders: dict[str, int] = {}
         """The exports that one server holds each, and which."""
+        self._held: Callable[[], None] | None = None  # told when all clients rest
+        self._impatience: Timer | None = None
         self._set_out()
         if spec.tls is not None:
             from memcluster.node.serving.security import Security  # late: it loads OpenSSL
@@ -96,9 +106,99 @@ class Door(Server):
         return self._exports
 
     def route(self, connection: Connection, export: Export) -> Route:
-        self.take_slot(connection)
         connection.holder = self.holders.get(export.name)
         return partial(self._read_map, self._map) if export.name == MAP_EXPORT else self.request
+
+    # -- from one cluster to the next ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        if not self.holding:  # before all was there
+            super().start()
+
+    def drain(self, mode: str, done: Callable[[], None]) -> None:
+        if mode == "hold":
+            self.hold(done)
+        else:
+            self.holding = False
+            super().drain(mode, done)
+
+    def hold(self, held: Callable[[], None]) -> None:
+        """Stop, and keep the clients: nothing more is begun of what they ask for; when what is in flight is answered
+        everything else is given back, and `held` is called."""
+        self.holding, self._held = True, held
+        for listener in self._listeners:
+            listener.pause()  # the next door needs the socket
+        self._listeners = []
+        for connection in self.connections.values():
+            connection.hold()
+        self._be_patient()
+        self.eased()
+
+    def eased(self) -> None:
+        if self.holding and self._held is not None:
+            self.loop.soon(self._rest)
+
+    def _rest(self) -> None:
+        held, connections = self._held, list(self.connections.values())
+        if not self.holding or held is None or not all(connection.quiet for connection in connections):
+            return
+        if self.under_way:  # for a client that is gone
+            self.loop.soon(self._rest)
+            return
+        self._held = None
+        for connection in connections:
+            connection.rest()
+        self._landing.end()
+        self._stop_watching()
+        if self._impatience is not None:
+            self._impatience.cancel()
+        self.close()
+        self.shard.close()
+        held()
+
+    def _end_late(self) -> None:
+        if self.holding and self._held is not None:
+            for connection in list(self.connections.values()):
+                if not connection.quiet:
+                    self.notice(f"client {connection.number} loses its connection: it holds up all others")
+                    connection.cut_off("")
+            self._be_patient()
+            self.eased()
+
+    def _be_patient(self) -> None:
+        self._impatience = self.loop.after(PATIENCE, self._end_late)
+
+    def take_over(self, before: Door) -> None:
+        """Go on, from `start` on, with the clients of a door that rests. Who is in stays in, whatever the limits; but
+        not who has opened what is not there any more."""
+        self.scratch, self.changes = before.scratch, before.changes
+        self._accepted, self.connections, self._handshakes = before._accepted, before.connections, before._handshakes
+        self.admission = Admission(None, per_address=sys.maxsize)
+        for connection in list(self.connections.values()):
+            connection.pass_to(self)
+            self.admission.connected(connection.origin)
+            opened = connection.session.export
+            if opened is None:
+                continue
+            slot = self.admission.take(connection.origin)
+            assert isinstance(slot, int)
+            connection.slot = slot
+            self._guests += 1
+            self.event(Event.CONNECTED, client=connection.number)
+            export = self.counterpart(before, opened)
+            if export is None:
+                connection.hang_up()
+            else:
+                connection.route = self.route(connection, export)
+        self.admission.change(*places(self.spec))
+        self._watch_handshakes()
+
+    def counterpart(self, before: Door, opened: Export) -> Export | None:
+        """What a client has here that has opened this there; None if it may not go on: there it found other bytes."""
+        found = next((export for export in self._exports if export.name == opened.name), None)
+        if found is None or found.name == MAP_EXPORT or found.size < opened.size:
+            return None
+        return found if found.name not in self.holders or same_places(before.layout, self.layout) else None
 
     def turn_away(self, connection: Connection, request: Request, start: int) -> None:
         opened = connection.session.export

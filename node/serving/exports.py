@@ -27,6 +27,7 @@ class Host(Protocol):
 
     def exports(self) -> Sequence[Export]: ...
     def contexts(self, connection: Connection, export: Export) -> Sequence[str]: ...
+    def take_slot(self, connection: Connection) -> None: ...
     def route(self, connection: Connection, export: Export) -> Route: ...
     def came_in(self, connection: Connection) -> None: ...
     def event(self, event: Event, *, client: int = 0, value: int = 0) -> None: ...
@@ -36,10 +37,14 @@ class Host(Protocol):
 class ClientExports:
     """The Exports of an NBD session (see node/nbd/negotiation.py)."""
 
-    def __init__(self, host: Host, connection: Connection) -> None:
-        self._host = host
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._contexts: dict[str, Sequence[str]] = {}
+
+    @property
+    def _host(self) -> Host:
+        """Another one may take over."""
+        return self._connection.owner
 
     def names(self) -> Sequence[Export]:
         self._check_open()
@@ -66,6 +71,7 @@ class ClientExports:
         host, client = self._host, self._connection.number
         try:
             export = self.find(name)
+            host.take_slot(self._connection)
             self._connection.route = host.route(self._connection, export)
         except Refused as refused:
             host.refused += 1

@@ -15,6 +15,7 @@ import errno
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from memcluster.node.files import open_file
@@ -186,9 +187,11 @@ class Shard:
             self.readers.add(changes)
 
     def close(self) -> None:
-        """Unmap the shard; the file stays."""
-        self._view.release()
-        self._map.close()
+        """Unmap the shard, now or when nobody has a view of it any more; the file stays."""
+        self.watch(None)
+        with suppress(BufferError):
+            self._view.release()
+            self._map.close()
         os.close(self._fd)
 
     def _settle(self, offset: int, length: int) -> None:

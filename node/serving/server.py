@@ -88,13 +88,14 @@ class Server(Keeper):
         super().__init__(loop, spec)
         self.report = report
         self.event(Event.STARTED, value=self.log.incarnation)
-        self.admission = Admission(*_places(spec))
+        self.admission = Admission(*places(spec))
         self.budget = Budget(CLIENTS_MEMORY)
         self.connections: dict[int, Connection] = {}
         self._handshakes: dict[int, float] = {}  # when those came that came not long ago, the first one first
         self._handshake_watch: Timer | None = None
         self._client_watch: Timer | None = None
         self._sampling: Timer | None = None
+        self._looking: Timer | None = None
         self.scratch = memoryview(bytearray(RECEIVE_BUFFER))
         self.pool = Pool()
         self.security: Security | None = None
@@ -104,6 +105,8 @@ class Server(Keeper):
         self._guests = 0  # clients with an export open
         self._landing = Landing(loop, self.pool.take)
         self._marks: Changes | None = None
+        self.holding = False
+        """Nothing that clients ask for is begun; they are kept for who takes over."""
         self.draining = False
         """No new client is let in."""
         self.stopping = False
@@ -160,7 +163,7 @@ class Server(Keeper):
 
     def tune_process(self) -> None:
         """Make a process fit in which nothing else runs."""
-        self.loop.wait = eager(self.loop.wait, look=not self.crowded)
+        self.loop.wait = eager(self.loop.poll, look=not self.crowded)
 
     @property
     def crowded(self) -> bool:
@@ -170,7 +173,7 @@ class Server(Keeper):
     # -- life --------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Let clients in."""
+        """Let clients in, and those go on that there are already."""
         for listener in self._listeners:
             listener.start()
         self._watch_clients()
@@ -178,19 +181,26 @@ class Server(Keeper):
         self.event(Event.READY)
         self._sample()
         self.report({"event": "ready"})
+        for connection in self.connections.values():
+            self.loop.soon(connection.let_go)
 
     def settle_on(self, spec: NodeSpec, page: socket.socket | None) -> None:  # noqa: ARG002 - the page is a logger's
         """Go on with other settings, from now on."""
         self.spec = spec
         self.log.change(spec.log_retain, spec.log_level, spec.log_sample, spec.log_retain_age)
         if not self.private:
-            self.admission.change(*_places(spec))
-        for timer in (self._handshake_watch, self._client_watch, self._sampling):
-            if timer is not None:
-                timer.cancel()
+            self.admission.change(*places(spec))
+        self._stop_watching()
         self._watch_handshakes()
         self._watch_clients()
+        self._look()
         self._sample()
+
+    def _stop_watching(self) -> None:
+        """No timer calls any more."""
+        for timer in (self._handshake_watch, self._client_watch, self._sampling, self._looking):
+            if timer is not None:
+                timer.cancel()
 
     def status(self) -> dict[str, Any]:
         """The counters, for `memcluster status`."""
@@ -303,7 +313,7 @@ class Server(Keeper):
             self.loop,
             line,
             self,
-            lambda client: ClientExports(self, client),
+            ClientExports,
             number=self._accepted,
             scratch=self.scratch,
             budget=self.budget,
@@ -343,7 +353,7 @@ class Server(Keeper):
             self.report({"event": "failed", "reason": str(error)})
             raise
         self.log.look()
-        self.loop.after(LOOK, self._look)
+        self._looking = self.loop.after(LOOK, self._look)
 
     def _watch_clients(self) -> None:
         """Cut off those that hold memory and make no use of it; twice in the time they have, to see progress."""
@@ -379,6 +389,10 @@ class Server(Keeper):
         if connection.slot is not None:
             self.admission.give_back(connection.slot)
             connection.slot = None
+        self.eased()
+
+    def eased(self) -> None:
+        """Something that clients had under way is at its end."""
 
     def came_in(self, connection: Connection) -> None:
         """A client has opened an export, and may look at the memory from now on."""
@@ -583,7 +597,7 @@ class Server(Keeper):
         return room
 
 
-def _places(spec: NodeSpec) -> tuple[int | None, Callable[[], Usage] | None, int]:
+def places(spec: NodeSpec) -> tuple[int | None, Callable[[], Usage] | None, int]:
     """How many clients there may be, how the machine is looked at where that says it, and how many of one address."""
     limit = spec.bounds.clients
     return limit, look_at_the_machine() if limit is None else None, spec.bounds.per_address

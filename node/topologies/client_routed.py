@@ -20,6 +20,8 @@ from memcluster.node.serving.connection import Connection, Route
 from memcluster.node.serving.door import MAP_EXPORT, Door
 from memcluster.node.topology import Topology
 
+PART = "part-"
+"""The name of the export for clients that route begins so; the rest says by which map."""
 BLOCK = 1 << 16
 """Identifiers that a client is lent at a time."""
 
@@ -30,7 +32,7 @@ class Part(Door):
 
     def _set_out(self) -> None:
         super()._set_out()
-        name = f"part-{hashlib.sha256(self._map).hexdigest()[:16]}"
+        name = f"{PART}{hashlib.sha256(self._map).hexdigest()[:16]}"
         self._part = replace(self._exports[0], name=name, own_flags=REPEATED)
         self._exports = (*self._exports, self._part)
         self.holders = {export.name: self.spec.index for export in self._exports if export.name != MAP_EXPORT}
@@ -45,6 +47,13 @@ class Part(Door):
 
     def parts(self) -> Sequence[Export]:
         return [self.part(self.spec.index)]
+
+    def counterpart(self, before: Door, opened: Export) -> Export | None:
+        """A client that routes may go on by an old map while that leads it to the same bytes, in the same way."""
+        here = opened
+        if opened.name.startswith(PART) and self.spec.cluster.fan_out == before.spec.cluster.fan_out:
+            here = replace(opened, name=self._part.name)
+        return super().counterpart(before, here)
 
     def contexts(self, connection: Connection, export: Export) -> Sequence[str]:  # noqa: ARG002
         """What a client that routes must know before it opens anything."""

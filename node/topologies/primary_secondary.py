@@ -223,12 +223,14 @@ class Secondary(Server):
         self._offered[connection.number] = staged
         return (agreement(staged.token, self.shard.identity),)
 
-    def route(self, connection: Connection, export: Export) -> Route:  # noqa: ARG002
+    def take_slot(self, connection: Connection) -> None:
         """What is left of a link that the primary has lost ends here: it may bring writes that were given up since."""
         if self._link is not None:
             self._link.cut_off("")
-        self.take_slot(connection)
+        super().take_slot(connection)
         self._link = connection
+
+    def route(self, connection: Connection, export: Export) -> Route:  # noqa: ARG002
         self._staged = self._offered.pop(connection.number, None)
         return self._piece
 

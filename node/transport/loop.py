@@ -69,8 +69,9 @@ class Loop:
         self.system = system
         self._monotonic = system.monotonic
         self._poller = system.poller()
-        self.wait: Wait = self._poller.poll
-        """How it waits; others may put their own way around this one."""
+        self.poll: Wait = self._poller.poll
+        self.wait = self.poll
+        """How it waits; others may put their own way around `poll`."""
         self._watched: dict[int, tuple[Callable[[int], None], int]] = {}
         self._fresh: set[int] = set()  # watched since this turn began, perhaps under a number that was another's
         self._timers: list[tuple[float, int, Timer]] = []
