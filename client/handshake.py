@@ -32,6 +32,15 @@ PART = f"{NAMESPACE}part/"
 """Begins the context by which a server tells that it has a part of a memory."""
 PATIENCE = 2.0
 """Seconds that all wait while one server lets itself be connected to, or tells the map; then they go on without it."""
+LOST_AFTER = 3
+"""Seconds after which a machine that does not answer is taken for gone. After a cut of the link the kernel's own next
+attempt could be a minute away, and a new connection is there at once; what was in flight is repeated on it."""
+ELSEWHERE = (
+    (socket.TCP_KEEPIDLE, 1),
+    (socket.TCP_KEEPINTVL, 1),
+    (socket.TCP_KEEPCNT, LOST_AFTER),
+    (socket.TCP_USER_TIMEOUT, LOST_AFTER * 1000),
+)
 
 
 def is_part(contexts: Sequence[str]) -> bool:
@@ -203,6 +212,10 @@ def _connected(target: Target, deadline: float) -> socket.socket:
         if sock.getsockname()[0] == sock.getpeername()[0]:  # on one host nothing needs pacing (node/transport/tcp.py)
             with suppress(OSError):  # this system has Reno not allowed
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in ELSEWHERE:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
         return sock
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

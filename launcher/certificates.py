@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 LOCAL = "localhost", "127.0.0.1", "::1"
 EARLIER = timedelta(hours=1)
 """Clocks differ."""
+HOSTS_EARLIER = timedelta(days=1)
+"""Of hosts they may differ more."""
+FOR_A_RUN = 3650
+"""Days that what is made for one run is good for."""
+FILES = CA, SERVER_CERTIFICATE, SERVER_KEY, CLIENT_CERTIFICATE, CLIENT_KEY
 
 
 def make(folder: Path, hosts: Sequence[str] = (), days: int = 30, begin: datetime | None = None) -> list[Path]:
@@ -43,11 +48,29 @@ def make(folder: Path, hosts: Sequence[str] = (), days: int = 30, begin: datetim
     return [folder / name for name in contents]
 
 
+def for_clients(folder: Path, hosts: Sequence[str]) -> None:
+    """Have the five files there for servers of a run on these hosts. Those of an earlier run whose memory is still
+    there stay, if they are good for all of them: its clients come back. Raises Failure, OSError."""
+    if not _is_for(folder, hosts):
+        for file in FILES:
+            (folder / file).unlink(missing_ok=True)
+        make(folder, hosts, FOR_A_RUN, datetime.now(UTC) - HOSTS_EARLIER)
+
+
+def _is_for(folder: Path, hosts: Sequence[str]) -> bool:
+    if not all((folder / file).exists() for file in FILES):
+        return False
+    from cryptography import x509
+
+    certificate = x509.load_pem_x509_certificate((folder / SERVER_CERTIFICATE).read_bytes())
+    there = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return all(_name(host) in there for host in hosts)
+
+
 def between_hosts() -> dict[str, str]:
     """What the hosts of a run know one another by: the same files, of an authority that has signed nothing else. Which
     host it is that shows them the proof of the run's secret says (node/transport/proof.py). Raises Failure."""
-    begin = datetime.now(UTC) - timedelta(days=1)  # of hosts the clocks may differ more
-    contents = _contents("a run of memcluster", LOCAL, begin, days=3650)
+    contents = _contents("a run of memcluster", LOCAL, datetime.now(UTC) - HOSTS_EARLIER, FOR_A_RUN)
     return {name: data.decode() for name, data in contents.items()}
 
 

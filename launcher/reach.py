@@ -31,6 +31,14 @@ def is_wildcard(address: Address) -> bool:
     return any(number.is_unspecified for number in numbers(address))
 
 
+def way_to(number: str) -> str:
+    """The address of this machine at which one that is reached by this number reaches it. Raises OSError."""
+    there = Address(number, 9)  # of a datagram that is never sent
+    with socket.socket(there.family, socket.SOCK_DGRAM) as probe:
+        probe.connect(there.sockaddr)
+        return str(probe.getsockname()[0])
+
+
 def _number(text: str) -> IPAddress:
     number = ipaddress.ip_address(text)
     return number.ipv4_mapped or number if isinstance(number, ipaddress.IPv6Address) else number

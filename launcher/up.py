@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,6 +190,7 @@ def _prepare(
 
 def start_hosts(config: ClusterConfig, run: RunDirectory, secret: bytes) -> Hosts:
     """Have a guardian run on every other host. Raises CannotStart."""
+    from memcluster.launcher.hosts.doors import door_files
     from memcluster.launcher.hosts.hosts import HostError, Hosts
 
     try:
@@ -202,10 +204,13 @@ def start_hosts(config: ClusterConfig, run: RunDirectory, secret: bytes) -> Host
             topology=config.topology,
             lease=config.host_lease,
             encrypted=config.host_encryption,
+            doors=partial(door_files, config),
         )
         hosts.start()
     except HostError as error:
         raise CannotStart(str(error)) from error
+    except OSError as error:
+        raise CannotStart(f"{error.filename}: {error.strerror}") from error
     return hosts
 
 

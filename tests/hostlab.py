@@ -174,10 +174,11 @@ class Lab:
         command = [sys.executable, "-P", "-m", "memcluster", "-f", str(self.file), *words]
         return self.here.run("env", f"PATH={path}", *command, check=check, timeout=timeout)
 
-    def memclient(self, *words: str, check: bool = True, timeout: float = TIMEOUT):
-        """`memclient WORDS`."""
-        command = [sys.executable, "-P", "-m", "memcluster.client.cli", "-f", str(self.file), *words]
-        return self.here.run(*command, check=check, timeout=timeout)
+    def memclient(self, *words: str, check: bool = True, timeout: float = TIMEOUT, host: Host | None = None):
+        """`memclient WORDS`, where commands are run or on another host; there nobody finds the cluster by its file."""
+        words = words if host else ("-f", str(self.file), *words)
+        command = [sys.executable, "-P", "-m", "memcluster.client.cli", *words]
+        return (host or self.here).run(*command, check=check, timeout=timeout)
 
     def status(self) -> dict:
         return json.loads(self.command("status", "--json", check=False).stdout)

@@ -14,7 +14,7 @@ from harness import SECRET, Cluster, memcluster_command, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memcluster.launcher.certificates import between_hosts
+from memcluster.launcher.certificates import between_hosts, for_clients
 from memcluster.launcher.clusterfile.config import ConfigError, load
 from memcluster.launcher.clusterfile.settings import EngineConfig, HostConfig
 from memcluster.launcher.clusterfile.written import dump
@@ -72,7 +72,36 @@ def test_a_server_runs_where_its_entry_says(tmp_path: Path) -> None:
 
 
 TWO = "memory: 2MiB\nservers: 2\nhosts: [b]\n"
+ROUTED = TWO + "topology: client-routed\n"
 LISTED = "memory: 2MiB\nhosts: [b]\nservers:\n- {memory: 1MiB}\n"
+
+
+def test_where_clients_come_to_several_hosts_they_have_tls_by_default(tmp_path: Path) -> None:
+    """Of certificates that are made for the run, if the file names none; `insecure_network` does without."""
+    at = ROUTED + "listen: 192.0.2.1:0\n"
+    for text in (at, at + "tls: {}\n"):
+        config = described(tmp_path, text)
+        assert config.tls.mode == "require"
+        assert config.tls.of_the_run
+        assert described(tmp_path, dump(config)) == config
+    config = described(tmp_path, at + "insecure_network: true\n")
+    assert config.tls.mode == "off"
+    assert described(tmp_path, dump(config)) == config
+    assert not described(tmp_path, TWO).tls.credentials
+
+
+def test_what_clients_have_for_a_run_stays_as_long_as_it_is_good_for_its_hosts(tmp_path: Path) -> None:
+    """Those of a run whose supervisor died come back."""
+    folder = tmp_path / "clients"
+    for_clients(folder, ["192.0.2.1", "b"])
+    first = {file.name: file.read_bytes() for file in folder.iterdir()}
+    for_clients(folder, ["b"])
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == first
+    for_clients(folder, ["c"])
+    assert not {file.read_bytes() for file in folder.iterdir()} & set(first.values())
+    (folder / "client-key.pem").unlink()
+    for_clients(folder, ["c"])
+    assert {file.name for file in folder.iterdir()} == set(first)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +109,10 @@ LISTED = "memory: 2MiB\nhosts: [b]\nservers:\n- {memory: 1MiB}\n"
     [
         (TWO + "topology: dispatcher\n", "4:11", "dispatcher hands over sockets and needs one host; with hosts use"),
         (TWO + "topology: chain\n", "4:11", "chain hands over sockets and needs one host; with hosts use"),
-        (TWO + "topology: client-routed\n", "4:11", "client-routed is not yet to be had over several hosts"),
+        (ROUTED + "listen: 127.0.0.1:9\n", "5:9", "127.0.0.1:9 cannot be reached from another host: leave listen out"),
+        (ROUTED + "listen: 'unix:s'\n", "5:9", "a unix socket cannot be reached from another host"),
+        (ROUTED + "listen: 192.0.2.1:0\ntls: {mode: 'off'}\n", "5:9", "192.0.2.1:0 can be reached from other machines"),
+        (ROUTED + "listen: 0.0.0.0:0\n", "5:9", "with topology client-routed clients are told where every server is"),
         (LISTED + "- {memory: 1MiB, host: z}\n", "5:24", "'z' is none of hosts; there are b"),
         (LISTED + "- {memory: 1MiB, listen: 'unix:s'}\n", "5:26", "a unix socket cannot be reached from another host"),
         (LISTED + "- {memory: 1MiB, listen: '127.0.0.1:9'}\n", "5:26", "127.0.0.1:9 cannot be reached from another"),

@@ -22,10 +22,11 @@ MAX_UNIX_PATH = 107
 def check_addresses(config: ClusterConfig, parsed: ClusterFile) -> Iterator[Found]:
     """All that is wrong with addresses that are right one by one."""
     yield from _check_choice(config, parsed)
+    every = topology.load(config.topology).every_server_is_a_door
     seen: dict[Address, str] = {}
     secured = doors(config) if config.tls.mode == "require" else ()
-    for where, address in _listening(config, parsed):
-        if _is_far(config, where):  # nobody but the cluster's own is let in there (hosts.py)
+    for where, address in listening(config, parsed):
+        if _is_far(config, where) and not every:  # nobody but the cluster's own is let in there (hosts.py)
             continue
         key = str(where[0])
         if problem := _path_problem(address.path):
@@ -54,7 +55,7 @@ def doors(config: ClusterConfig) -> list[Address]:
     return [server.listen for server in (config.servers if every else config.servers[:1])]
 
 
-def _listening(config: ClusterConfig, parsed: ClusterFile) -> Iterator[tuple[Place, Address]]:
+def listening(config: ClusterConfig, parsed: ClusterFile) -> Iterator[tuple[Place, Address]]:
     """Each address that was chosen, and where that stands; what follows from another is not told twice."""
     entries = () if isinstance(parsed.servers, int) else parsed.servers
     for index, server in enumerate(config.servers):
@@ -93,8 +94,8 @@ def _check_advertised(config: ClusterConfig, parsed: ClusterFile) -> Iterator[Fo
         return
     if not every:
         return
-    for where, address in _listening(config, parsed):
-        if where != ("metrics",) and is_wildcard(address):
+    for where, address in listening(config, parsed):
+        if where != ("metrics",) and not _is_far(config, where) and is_wildcard(address):
             yield {str(where[0]), "topology"}, where, (
                 f"with topology {config.topology} clients are told where every server is, and {address.host} is no "
                 "place to connect to: add advertise: HOST, as clients know this machine"

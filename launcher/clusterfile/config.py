@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,14 @@ from memcluster.client.discover import NotOurs, contents, default_name, located,
 from memcluster.client.units import format_size
 from memcluster.launcher.clusterfile.addresses import check_addresses
 from memcluster.launcher.clusterfile.encryption import check_tls
-from memcluster.launcher.clusterfile.hosts import check_hosts, dealt, engine_of, hosts_of
+from memcluster.launcher.clusterfile.hosts import (
+    check_hosts,
+    comes_to_hosts,
+    dealt,
+    default_listen,
+    engine_of,
+    hosts_of,
+)
 from memcluster.launcher.clusterfile.positions import Document, Problem, YAMLProblem, parse
 from memcluster.launcher.clusterfile.schema import (
     MAX_SERVERS,
@@ -39,6 +47,7 @@ from memcluster.launcher.clusterfile.schema import (
     Stripes,
 )
 from memcluster.launcher.clusterfile.settings import (
+    FOR_CLIENTS,
     ClientConfig,
     ClusterConfig,
     LogConfig,
@@ -58,7 +67,6 @@ PAGE = 4096
 OWN_FILES = 1 << 20
 """Bytes of tmpfs that a run takes beside its shards."""
 AS_WRITTEN: tuple[Place, ...] = ("name",), ("user",), ("sockets", "mode")
-DEFAULT_LISTEN = Address("127.0.0.1", 10809)
 ANY_PORT = Address("127.0.0.1", 0)
 
 
@@ -159,13 +167,14 @@ def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
     """Every default filled in, every path made absolute."""
     file = located(path)
     folder = file.parent
+    name = parsed.name or default_name(file)
     stripe = 0 if isinstance(parsed.layout, str) else parsed.layout.stripe
     if isinstance(parsed.servers, int):
         sizes = _deal(parsed.memory, parsed.servers, stripe)
         entries: list[tuple[int, Address | None]] = [(size, None) for size in sizes]
     else:
         entries = [(server.memory, server.listen) for server in parsed.servers]
-    first = entries[0][1] or parsed.listen or DEFAULT_LISTEN
+    first = entries[0][1] or parsed.listen or default_listen(parsed)
     others = ANY_PORT
     if topology.load(parsed.topology).every_server_is_a_door and not first.path:
         others = replace(first, port=0)  # who reaches one is to reach all
@@ -176,7 +185,7 @@ def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
     ]
     return ClusterConfig(
         file=file,
-        name=parsed.name or default_name(file),
+        name=name,
         memory=parsed.memory,
         servers=tuple(servers),
         topology=parsed.topology,
@@ -193,14 +202,7 @@ def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
             sample=parsed.logs.sample,
         ),
         restart=RestartConfig(**parsed.restart.model_dump()),
-        tls=TLSConfig()
-        if parsed.tls is None
-        else TLSConfig(
-            mode=parsed.tls.mode,
-            certificates=_file(parsed.tls.certificates, folder),
-            verify=parsed.tls.verify,
-            psk=_file(parsed.tls.psk, folder),
-        ),
+        tls=_tls(parsed, folder, name),
         metrics=None if parsed.metrics is None else _absolute(parsed.metrics, folder),
         sockets=SocketConfig(**parsed.sockets.model_dump()),
         insecure_network=parsed.insecure_network,
@@ -214,6 +216,20 @@ def _complete(path: Path, parsed: ClusterFile) -> ClusterConfig:
         retry_timeout=parsed.retry_timeout,
         hang_timeout=parsed.hang_timeout,
     )
+
+
+def _tls(parsed: ClusterFile, folder: Path, name: str) -> TLSConfig:
+    """Where clients come to servers of several hosts, they have TLS by default."""
+    several = comes_to_hosts(parsed)
+    if parsed.tls is None and (not several or parsed.insecure_network):
+        return TLSConfig()
+    written = parsed.tls or TLS()
+    certificates, psk = _file(written.certificates, folder), _file(written.psk, folder)
+    of_the_run = several and written.mode != "off" and certificates is None and psk is None
+    if of_the_run:
+        with suppress(NotOurs):  # said where the directory is made
+            certificates = run_directory(name) / FOR_CLIENTS
+    return TLSConfig(written.mode, certificates, written.verify, psk, of_the_run)
 
 
 def _deal(memory: int, servers: int, stripe: int) -> list[int]:

@@ -20,6 +20,8 @@ def check_tls(config: ClusterConfig) -> Iterator[tuple[set[str], tuple[int | str
             f"topology {config.topology} hands its clients' sockets from server to server, where TLS cannot follow; "
             "choose primary-secondary or client-routed"
         )
+    if config.tls.of_the_run:
+        return
     if not credentials.certificates and not credentials.psk:
         yield {"tls"}, ("tls",), (
             "tls needs certificates, a folder (`memcluster certificates` makes one to try), or psk, a file of keys"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 
-from memcluster.launcher.clusterfile.addresses import Found, Place
+from memcluster.launcher.clusterfile.addresses import Found, Place, listening
 from memcluster.launcher.clusterfile.schema import SSH, ClusterFile, Engines, Slurm
 from memcluster.launcher.clusterfile.settings import ClusterConfig, EngineConfig, HostConfig
-from memcluster.launcher.reach import numbers
+from memcluster.launcher.reach import numbers, way_to
 from memcluster.node import topology
+from memcluster.node.transport.address import Address
+
+DEFAULT_LISTEN = Address("127.0.0.1", 10809)
 
 
 def hosts_of(parsed: ClusterFile) -> tuple[HostConfig, ...]:
@@ -40,6 +45,23 @@ def dealt(parsed: ClusterFile) -> list[str]:
     return [server.host or places[index % len(places)] for index, server in enumerate(parsed.servers)]
 
 
+def comes_to_hosts(parsed: ClusterFile) -> bool:
+    """Clients connect to servers on several hosts."""
+    return bool(parsed.hosts) and topology.load(parsed.topology).every_server_is_a_door
+
+
+def default_listen(parsed: ClusterFile) -> Address:
+    """Server 0's address where the file says nothing: clients that come to several hosts find it where the others find
+    this one."""
+    if not comes_to_hosts(parsed):
+        return DEFAULT_LISTEN
+    [host, *_] = hosts_of(parsed)
+    for there in numbers(Address(host.address or host.name, 0)):
+        with suppress(OSError):
+            return replace(DEFAULT_LISTEN, host=way_to(str(there)))
+    return DEFAULT_LISTEN  # which is refused: it is loopback's
+
+
 def check_hosts(config: ClusterConfig, parsed: ClusterFile) -> Iterator[Found]:
     """All that is wrong with hosts that are right one by one."""
     if isinstance(parsed.engine, Engines) and len(parsed.engine.model_fields_set) != 1:
@@ -58,11 +80,8 @@ def check_hosts(config: ClusterConfig, parsed: ClusterFile) -> Iterator[Found]:
     where: Place = ("topology",) if "topology" in parsed.model_fields_set else ("hosts",)
     if shape.hands_over:
         yield {"topology", "hosts"}, where, (
-            f"{config.topology} hands over sockets and needs one host; with hosts use primary-secondary"
-        )
-    elif shape.every_server_is_a_door:
-        yield {"topology", "hosts"}, where, (
-            f"{config.topology} is not yet to be had over several hosts; with hosts use primary-secondary"
+            f"{config.topology} hands over sockets and needs one host; "
+            "with hosts use primary-secondary or client-routed"
         )
     if config.links == "shared":
         message = "servers of several hosts share no memory: leave links out, and bytes go over the links"
@@ -75,12 +94,16 @@ def check_hosts(config: ClusterConfig, parsed: ClusterFile) -> Iterator[Found]:
         elif name not in [server.host for server in config.servers]:
             message = f"host {name!r} has no server: have more servers, give it one of them, or take it off"
             yield {"hosts", "servers"}, ("hosts", index), message
-    for index, server in enumerate(() if isinstance(parsed.servers, int) else parsed.servers):
-        if server.listen is None or not config.servers[index].host:
+    far = {host.name: Address(host.address or host.name, 0) for host in config.hosts}
+    for at, listen in listening(config, parsed):
+        if at == ("metrics",):
             continue
-        if server.listen.path:
+        host = config.servers[int(at[1]) if len(at) > 1 else 0].host
+        if listen == far.get(host) or not (host or shape.every_server_is_a_door):
+            continue
+        if listen.path:
             message = "a unix socket cannot be reached from another host: write HOST:PORT"
-            yield {"servers", "hosts"}, ("servers", index, "listen"), message
-        elif any(number.is_loopback for number in numbers(server.listen)):
-            message = f"{server.listen} cannot be reached from another host: leave listen out, or write one of its own"
-            yield {"servers", "hosts"}, ("servers", index, "listen"), message
+            yield {str(at[0]), "hosts"}, at, message
+        elif any(number.is_loopback for number in numbers(listen)):
+            message = f"{listen} cannot be reached from another host: leave listen out, or write one of its own"
+            yield {str(at[0]), "hosts"}, at, message

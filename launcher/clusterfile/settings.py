@@ -61,6 +61,10 @@ class ClientConfig:
     stall_timeout: float
 
 
+FOR_CLIENTS = "clients"
+"""The folder, in the run directory, of certificates that are made for a run."""
+
+
 @dataclass(frozen=True)
 class TLSConfig:
     """See schema.py's TLS. Without the key in the file `mode` is off."""
@@ -69,6 +73,8 @@ class TLSConfig:
     certificates: Path | None = None
     verify: bool = True
     psk: Path | None = None
+    of_the_run: bool = False
+    """The certificates are made when the cluster starts, by an authority that signs nothing else."""
 
     @property
     def credentials(self) -> Credentials | None:

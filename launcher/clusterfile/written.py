@@ -27,6 +27,7 @@ def dump(config: ClusterConfig) -> str:
     """cluster.yaml with every default filled in: a file that means the same."""
     import yaml
 
+    tls = config.tls
     chosen = not topology.load(config.topology).hands_over  # elsewhere only server 0's address can be
     document = {
         "name": config.name,
@@ -71,10 +72,10 @@ def dump(config: ClusterConfig) -> str:
             "within": format_duration(config.restart.within),
         },
         "tls": {
-            "mode": config.tls.mode,
-            **({"certificates": str(config.tls.certificates)} if config.tls.certificates else {}),
-            "verify": config.tls.verify,
-            **({"psk": str(config.tls.psk)} if config.tls.psk else {}),
+            "mode": tls.mode,
+            **({"certificates": str(tls.certificates)} if tls.certificates and not tls.of_the_run else {}),
+            "verify": tls.verify,
+            **({"psk": str(tls.psk)} if tls.psk else {}),
         },
         **({"metrics": str(config.metrics)} if config.metrics else {}),
         "stop_timeout": format_duration(config.stop_timeout),

@@ -27,6 +27,7 @@ from typing import Any, Final
 from setproctitle import setproctitle
 
 from memcluster.launcher.hosts.conversation import Conversation, Head
+from memcluster.launcher.hosts.doors import KEYS
 from memcluster.launcher.hosts.letter import Letter, write_certificates
 from memcluster.launcher.hosts.shards import NotThere, Part, find_or_make
 from memcluster.launcher.run import leftovers
@@ -41,6 +42,7 @@ from memcluster.node import topology
 from memcluster.node.files import make_folder
 from memcluster.node.log.takeover import next_run
 from memcluster.node.spec import NodeSpec, opener_tls
+from memcluster.node.tls.credentials import Credentials
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.dialer import Dialer
@@ -79,6 +81,7 @@ def guard(letter: Letter) -> int:
         leftovers.end(record)
         run.forget()
     folder = write_certificates(run.certificates, letter.certificates)
+    write_certificates(run.doors, letter.doors)
     if letter.topology:
         start_fork_server(run.path, topology.module(letter.topology))
     setproctitle(f"memcluster {run.name}: guardian")
@@ -122,6 +125,7 @@ class Guardian:
         self._run = run
         self._certificates = certificates
         self._session = secrets.token_hex(8)
+        self._probe = f"probe-{secrets.token_hex(16)}"
         self._shards = run.path
         self._logs: Path | None = None
         self._sockets: dict[str, socket.socket] = {}
@@ -235,6 +239,8 @@ class Guardian:
         match head["do"]:
             case "tell":
                 child.tell(head["order"])
+            case "ask" if head["order"]["do"] == "probe":
+                self._look_for_a_byte(life, child.spec.name, head["id"])
             case "ask":
                 asked = head["order"].get("do")
 
@@ -248,6 +254,15 @@ class Guardian:
                 self._conversation.say({"life": life, "signalled": True})
             case "kill":
                 child.kill()
+
+    def _look_for_a_byte(self, life: int, server: str, asked: int) -> None:
+        """As a client here would, but without TLS: nobody else has the name of the export, which does not travel."""
+        from memcluster.launcher.supervision.probe import Probe  # late: most guardians have no clients' door
+
+        def probed(problem: str) -> None:
+            self._conversation.say({"life": life, "answer": asked, "reply": {"problem": problem}})
+
+        Probe(self.loop, self._probe, [(server, sockets.bound_address(self._sockets[server]), 0)], probed)
 
     def _prepared(self, head: Head) -> Head:
         """Take the addresses and the shards: what can fail before the first node is started."""
@@ -288,13 +303,25 @@ class Guardian:
         if refusal := self._refusals.pop(name, None):
             refusal.pause()
         shard = str(self._shards / Path(spec.shard).name)
-        spec = replace(spec, shard=shard, between_hosts=self._certificates)
+        spec = replace(
+            spec,
+            shard=shard,
+            secret=bytes.fromhex(self._letter.secret),
+            probe=self._probe,
+            between_hosts=self._certificates,
+            tls=None if spec.tls is None else self._door(spec.tls),
+        )
         child = Child(
             self.loop, spec, [self._sockets[name]], self._said(life), lambda child, how: self._gone(life, child, how)
         )
         self._lives[life] = child
         self._conversation.say({"life": life, "born": [child.identity.pid, child.identity.start]})
         self._write_record()
+
+    def _door(self, tls: Credentials) -> Credentials:
+        """The same, with the files as they lie here."""
+        folder = str(self._run.doors)
+        return replace(tls, certificates=tls.certificates and folder, psk=tls.psk and f"{folder}/{KEYS}")
 
     def _refuse(self, name: str) -> None:
         if name in self._sockets and name not in self._refusals:

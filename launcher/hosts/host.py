@@ -276,7 +276,9 @@ class FarHost:
             return
         for life, spec in self._queued.items():
             # Its clock is another one: with this epoch its records have the times of the supervisor's.
-            there = replace(spec, run=replace(spec.run, epoch=spec.run.epoch + self._offset))
+            # And what its guardian has, or has its own of, need not travel.
+            run = replace(spec.run, epoch=spec.run.epoch + self._offset)
+            there = replace(spec, run=run, secret=b"", probe="")
             self.say({"do": "start", "life": life, "spec": there.to_head()})
         self._queued.clear()
 

@@ -20,7 +20,7 @@ from memcluster.launcher.hosts.engine import Engine, EngineError, Host, make
 from memcluster.launcher.hosts.guardian import LEASES, SUPERVISOR
 from memcluster.launcher.hosts.host import FarHost
 from memcluster.launcher.hosts.letter import VARIABLE, Letter, write_certificates
-from memcluster.launcher.reach import is_wildcard, numbers
+from memcluster.launcher.reach import is_wildcard, numbers, way_to
 from memcluster.launcher.run import leftovers
 from memcluster.launcher.run.directory import RunDirectory
 from memcluster.launcher.supervision import sockets
@@ -48,6 +48,15 @@ GOODBYE = 10.0
 """Seconds that hosts have to leave when they are told to."""
 
 
+Doors = Callable[[Sequence[str]], dict[str, str]]
+"""The files by which servers on hosts of these addresses let clients in over TLS, by name."""
+
+
+def no_doors(_addresses: Sequence[str]) -> dict[str, str]:
+    """They let in no clients, or have no TLS for them."""
+    return {}
+
+
 class HostError(Exception):
     """A host cannot be had; says which, and why."""
 
@@ -67,6 +76,7 @@ class Hosts:
         topology: str,
         lease: float,
         encrypted: bool,
+        doors: Doors = no_doors,
     ) -> None:
         self.loop = loop
         self.secret = secret
@@ -84,6 +94,7 @@ class Hosts:
             lease=lease,
             topology=topology,
             certificates=files,
+            doors=doors([resolve(host) for host in hosts]),
         )
         try:
             self._engine: Engine = make(loop, engine, self._ended)
@@ -209,13 +220,10 @@ class Hosts:
 
     def _way_back(self, host: str) -> Address:
         """Where a guardian there finds this process: at the address of this host from which that one is reached."""
-        there = Address(self._numeric[host], 9)
-        with socket.socket(there.family, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.connect(there.sockaddr)
-            except OSError as error:
-                raise HostError(f"{host}: {self._numeric[host]} cannot be reached: {error.strerror}") from error
-            here = probe.getsockname()[0]
+        try:
+            here = way_to(self._numeric[host])
+        except OSError as error:
+            raise HostError(f"{host}: {self._numeric[host]} cannot be reached: {error.strerror}") from error
         if here not in self._listeners:
             sock = sockets.bind(Address(here, 0), sockets.Access(network=True))
             self._listeners[here] = Listener(self.loop, sock, self._door.take)

@@ -32,6 +32,8 @@ class Letter:
     topology: str
     certificates: dict[str, str] = field(repr=False)
     """Files by name, to know other hosts by; none where nothing is encrypted."""
+    doors: dict[str, str] = field(default_factory=dict, repr=False)
+    """Files by name, by which servers there let clients in over TLS."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

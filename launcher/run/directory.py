@@ -9,6 +9,8 @@ lives, so a free lock beside a record means that a supervisor died; what it left
     control       the supervisor's socket for the command line
     secret        what the run's own processes know each other by (node/transport/proof.py); for this user's eyes alone
     between-hosts what the run's hosts know one another by, where there are several
+    clients       by what clients and servers know each other, where that is made for the run; stays with the memory
+    doors         the servers' share of that, on another host
     listener-…    the fork server's own
     server1.sock, gates, bell1 …  of the topologies that hand clients' sockets over
     staging       of the payloads on their way between servers, with `links: shared` (node/forwarding/staging.py)
@@ -148,6 +150,7 @@ class RunDirectory:
         self.uri = self.path / "uri"
         self.control = self.path / "control"
         self.certificates = self.path / "between-hosts"
+        self.doors = self.path / "doors"
         self._secret = self.path / "secret"
         self._lock = self.path / "lock"
         self._lock_fd: int | None = None
@@ -246,8 +249,9 @@ class RunDirectory:
         left = (path for kind in ("listener-*", "changes*") for path in self.path.glob(kind))
         for path in (self.uri, self.control, self.state, self._secret, *left):
             path.unlink(missing_ok=True)
-        for path in (*self.certificates.glob("*"), self.certificates):
-            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+        for folder in (self.certificates, self.doors):
+            for path in (*folder.glob("*"), folder):
+                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
 
     @property
     def holds_memory(self) -> bool:

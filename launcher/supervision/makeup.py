@@ -117,11 +117,15 @@ class Makeup:
         return [address.path for address in self.addresses if address.path]
 
     def questions(self) -> list[tuple[str, Address, int]]:
-        """A byte of every shard, at the door where clients ask for it."""
+        """A byte of every shard, at the door where clients ask for it, if that is on this host."""
         owners = [index for index, server in enumerate(self.map.servers) if server.memory]
         if self.topology.every_server_is_a_door:
-            return [(f"server{index}", self.addresses[index], 0) for index in owners]
+            return [(f"server{index}", self.addresses[index], 0) for index in owners if not self.places[index].host]
         return [(f"server{index}", self.addresses[0], self.layout.address(index, 0)) for index in owners]
+
+    def far_doors(self) -> list[str]:
+        """The servers on other hosts that let clients in."""
+        return [f"server{index}" for index in range(self.doors) if self.places[index].host]
 
     def _place(self, name: str) -> int:
         """Of its listener."""

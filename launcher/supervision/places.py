@@ -77,13 +77,13 @@ def listening(config: ClusterConfig, found: Sequence[Place], owner: int = -1) ->
     ]
 
 
-def advertised(config: ClusterConfig, addresses: Sequence[Address]) -> list[Address]:
+def advertised(config: ClusterConfig, places: Sequence[Place], addresses: Sequence[Address]) -> list[Address]:
     """Where clients are told to find each server, of the addresses that they are bound to: the doors on TCP are at the
-    host that cluster.yaml advertises."""
-    doors = door_count(config, len(addresses))
+    host that cluster.yaml advertises, if that is the supervisor's."""
+    own = [not place.host and index < door_count(config, len(places)) for index, place in enumerate(places)]
     return [
-        replace(address, host=config.advertise) if config.advertise and index < doors and not address.path else address
-        for index, address in enumerate(addresses)
+        replace(address, host=config.advertise) if config.advertise and is_own and not address.path else address
+        for is_own, address in zip(own, addresses, strict=False)
     ]
 
 
@@ -94,13 +94,15 @@ def exposures(config: ClusterConfig, places: Sequence[Place], addresses: Sequenc
     may = [f"{who} may read and write the memory"] * count + [f"{who} may read the log"] * count
     may += [f"{who} may read the figures"]
     may = [f"{sentence} (insecure_network)" for sentence in may]
+    doors = door_count(config, count)
     if config.tls.mode == "require":
-        doors = door_count(config, count)
         anybody = config.tls.certificates is not None and not config.tls.verify
         may[:doors] = [f"{who} may read and write the memory, over TLS (tls.verify)" * anybody] * doors
     for index, place in enumerate(places):
-        if place.host:  # there nobody but the cluster's own is let in
-            may[index] = may[count + index] = ""
+        if place.host:  # there nobody but the cluster's own is let in, and clients where they come to every server
+            may[count + index] = ""
+            if index >= doors:
+                may[index] = ""
     return [
         f"{address} can be reached from other machines: {sentence}"
         for address, sentence in zip(addresses, may, strict=False)
@@ -111,7 +113,7 @@ def exposures(config: ClusterConfig, places: Sequence[Place], addresses: Sequenc
 def cluster_map(config: ClusterConfig, places: Sequence[Place], addresses: Sequence[Address]) -> ClusterMap:
     """What nodes and clients know of the cluster; the addresses are server 0's, server 1's …, then the loggers'."""
     count = len(places)
-    known = advertised(config, addresses[:count])
+    known = advertised(config, places, addresses)
     entries = tuple(
         ServerEntry(str(known[index]), str(addresses[count + index]), place.memory, place.role, place.host)
         for index, place in enumerate(places)

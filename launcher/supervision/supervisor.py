@@ -274,7 +274,8 @@ class Supervisor:
                 case lifecycle.Collect(within):
                     self.children["logger0"].ask({"do": "collect", "within": within}, self._collected)
                 case lifecycle.Probe():
-                    Probe(self.loop, self._probe, self.makeup.questions(), self._probed)
+                    far = {name: self.children[name] for name in self.makeup.far_doors()}
+                    Probe(self.loop, self._probe, self.makeup.questions(), self._probed, far)
                 case lifecycle.Say(event, name, text):
                     self._say(event, name, text)
                 case lifecycle.Finish(code) if self._replacing.wanted is None:
