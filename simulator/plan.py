@@ -16,6 +16,10 @@ from memcluster.simulator.world import MS, US, Dice
 TOPOLOGIES = ("primary-secondary", "dispatcher", "chain", "client-routed")
 FAULTS = ("kill", "pause", "partition", "slow", "clock", "full")
 PAGE = 4096
+SLICE = 64 << 20
+"""Bytes that the product clears in one turn: more than there are here."""
+LATE = 20 * MS
+"""By which a client comes later than others, at most."""
 LARGE = 0.1
 """Of the runs, in which some requests are too long for a receive buffer."""
 KINDS = (("WRITE", 40), ("READ", 34), ("WRITE_ZEROES", 7), ("TRIM", 7), ("BLOCK_STATUS", 8), ("FLUSH", 4))
@@ -31,12 +35,14 @@ DEATHS = 3
 
 @dataclass(frozen=True)
 class Shape:
-    """The cluster. `stripe` is 0 for the linear layout; `sizes` are the shards' of the servers that own memory."""
+    """The cluster. `stripe` is 0 for the linear layout; `sizes` are the shards' of the servers that own memory. A TRIM
+    clears `slice` bytes a turn, and what keeps its room a sixteenth of that."""
 
     topology: str
     sizes: tuple[int, ...]
     stripe: int
     fan_out: str
+    slice: int = SLICE
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,13 @@ class Ask:
 
 @dataclass(frozen=True)
 class Client:
-    """One client: at most `depth` requests in flight; one that `repeats` sends again what a lost connection had, as
-    memcluster's library does, and the others give it up."""
+    """One client, which comes `late` by so many ns: at most `depth` requests in flight; one that `repeats` sends again
+    what a lost connection had, as memcluster's library does, and the others give it up."""
 
     depth: int
     repeats: bool
     asks: tuple[Ask, ...]
+    late: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ class Plan:
             document["seed"],
             Shape(**{**shape, "sizes": tuple(shape["sizes"])}),
             tuple(
-                Client(client["depth"], client["repeats"], tuple(Ask(**ask) for ask in client["asks"]))
+                Client(**{**client, "asks": tuple(Ask(**ask) for ask in client["asks"])})
                 for client in document["clients"]
             ),
             tuple(Fault(**fault) for fault in document["faults"]),
@@ -139,7 +146,8 @@ def make_plan(seed: int, wish: Wish) -> Plan:
     sizes = [unit] * wish.servers
     if not striped and dice.chance(0.5):  # borders that lie in a page
         sizes[0] += PAGE // 2
-    shape = Shape(topology, tuple(sizes), stripe, "serial" if dice.chance(0.3) else "parallel")
+    fan_out = "serial" if dice.chance(0.3) else "parallel"
+    shape = Shape(topology, tuple(sizes), stripe, fan_out, PAGE << dice.below(3) if dice.chance(0.3) else SLICE)
     clients = [_client(dice, shape, share, large=large) for share in _shares(wish.requests, wish.clients)]
     return Plan(seed, shape, tuple(clients), tuple(_faults(dice, shape, wish)))
 
@@ -152,7 +160,7 @@ def _client(dice: Dice, shape: Shape, count: int, *, large: bool) -> Client:
     depth = (1, 1, 2, 4, 8, 16)[dice.below(6)]
     haste = (0, 50 * US, 500 * US, 2 * MS)[dice.below(4)]
     asks = [_ask(dice, sum(shape.sizes), haste, large=large) for _ in range(count)]
-    return Client(depth, dice.chance(0.5), tuple(asks))
+    return Client(depth, dice.chance(0.5), tuple(asks), dice.below(LATE) if dice.chance(0.2) else 0)
 
 
 def _ask(dice: Dice, memory: int, haste: int, *, large: bool) -> Ask:
@@ -218,7 +226,23 @@ def _faults(dice: Dice, shape: Shape, wish: Wish) -> list[Fault]:
             found.append(Fault(at, kind, target, min(span, 300 * MS)))
         else:
             found.append(Fault(at, kind, target, span))
+            if target in servers and dice.chance(0.5):
+                found += _meanwhile(dice, found[-1], kinds, servers, wish.clients)
     return sorted(found, key=lambda fault: fault.at)
+
+
+def _meanwhile(dice: Dice, pause: Fault, kinds: list[str], servers: list[str], clients: int) -> list[Fault]:
+    """What happens while a server is stopped: what it was sent lies there unread."""
+    at = pause.at + dice.below(min(pause.span, SPAN))
+    what = dice.below(3)
+    if what == 0 and "kill" in kinds:
+        return [Fault(at, "kill", f"client{dice.below(clients)}")]
+    if what == 1 and "partition" in kinds:
+        other = servers[dice.below(len(servers))]
+        return [Fault(at, "partition", other, pause.span // 4, 0, pause.target)] if other != pause.target else []
+    if what == 2 and "kill" in kinds and pause.target != servers[0]:
+        return [Fault(at, "kill", servers[0], 0, 1 + dice.below(60))]
+    return []
 
 
 def without_faults(plan: Plan) -> Plan:

@@ -5,7 +5,8 @@ One block of the memory is a register: each write has a value of its own, zeroes
 lost      A write that was acknowledged is there until another replaces it: a block may show a write only if no other,
           which began after the first one's acknowledgement, was acknowledged before the read began. Where the requests
           of one client keep their order (`ordered`), its own later write replaces the earlier, too, whether or not it
-          waited for it; but not one that had to be sent again.
+          waited for it; but not one that had to be sent again, and neither does this hold of one that is `slow`: what
+          clears much takes several turns, in which others may be answered, or come to the next server before it.
 wrong     A block shows what was written there, or zeroes: not another block's bytes, nobody's, or the future's. While
           writes overlap it may be made up of those that it may show, and of nothing else.
 back      What was replaced does not come back: if a write was acknowledged and a read that began later does not show
@@ -36,7 +37,7 @@ from memcluster.simulator.history import BLOCK, EARLY, UNKNOWN, WRITING, Operati
 
 NEVER = 1 << 63
 MAX_TOLD = 20
-Whole = Callable[[Operation], bool]
+Which = Callable[[Operation], bool]
 
 
 @dataclass
@@ -74,12 +75,13 @@ class _Write(NamedTuple):
     until: int
     """When it was acknowledged; NEVER if it was not."""
     whole: bool
+    slow: bool
 
     @classmethod
-    def of(cls, operation: Operation, whole: Whole) -> _Write:
+    def of(cls, operation: Operation, whole: Which, slow: Which) -> _Write:
         until = operation.returned if operation.acknowledged else NEVER
         value = operation.tag if operation.kind == "WRITE" else 0
-        return cls(operation, value, operation.invoked, until, whole(operation))
+        return cls(operation, value, operation.invoked, until, whole(operation), slow(operation))
 
     def __str__(self) -> str:
         one = self.operation
@@ -90,7 +92,8 @@ class _Write(NamedTuple):
 
 
 _UNTIL = attrgetter("until")
-_NOTHING = _Write(Operation("nobody", -1, "WRITE_ZEROES", 0, 0, 0, -1, -1, "acknowledged", 0, [], ""), 0, -1, -1, True)
+_AT_FIRST = Operation("nobody", -1, "WRITE_ZEROES", 0, 0, 0, -1, -1, "acknowledged", 0, [], "")
+_NOTHING = _Write(_AT_FIRST, 0, -1, -1, whole=True, slow=False)
 """What the memory holds before the first write."""
 
 
@@ -172,15 +175,15 @@ class _Block:
             return latest
         if not ordered:
             return None
-        if write.until != NEVER and not write.operation.repeats:
+        if write.until != NEVER and not (write.operation.repeats or write.slow):
             for later in reversed(self._by_client.get(write.operation.client, ())):
                 if later.operation.number <= write.operation.number:
                     break
                 own = later.operation.client == read.client and later.operation.number < read.number
-                if own or later.until < read.invoked:
+                if (own and not later.slow) or later.until < read.invoked:
                     return later
         for earlier in reversed(self._by_client.get(read.client, ())):  # the read's own client
-            if earlier.operation.number < read.number:
+            if earlier.operation.number < read.number and not earlier.slow:
                 return earlier if earlier.invoked > write.until else None
         return None
 
@@ -199,7 +202,11 @@ class _Block:
 
 
 def check(
-    operations: Iterable[Operation], *, ordered: bool = False, whole: Whole = lambda _operation: False
+    operations: Iterable[Operation],
+    *,
+    ordered: bool = False,
+    whole: Which = lambda _operation: False,
+    slow: Which = lambda _operation: False,
 ) -> Verdict:
     """Check the whole history of a memory that was all zeroes at first."""
     operations = list(operations)
@@ -216,7 +223,7 @@ def check(
     by_tag: dict[int, _Write] = {}
     for operation in operations:
         if operation.kind in WRITING:
-            write = by_tag[operation.tag] = _Write.of(operation, whole)
+            write = by_tag[operation.tag] = _Write.of(operation, whole, slow)
             first, end = operation.offset, operation.offset + operation.length
             for block in places[bisect_left(places, first) : bisect_left(places, end)]:
                 writes[block].append(write)

@@ -16,6 +16,7 @@ from memcluster.node.layout import Layout
 from memcluster.node.log.filter import Filter
 from memcluster.node.log.history import History, merged
 from memcluster.node.log.record import RECORD, Record
+from memcluster.node.serving import keeper
 from memcluster.node.transport.address import Address
 from memcluster.simulator.client import Client, Door
 from memcluster.simulator.clock import Clock
@@ -35,8 +36,8 @@ STARTS_WITHIN, DONE_WITHIN, HEALS_WITHIN, RESTS_WITHIN, STOPS_WITHIN = 30 * S, 1
 SLOWED = 2 * MS
 LOG_AGAIN = 1500 * MS
 """A log for which there was no room tries again, and says what it has lost, within this."""
-WHOLE = {"TRIM": 64 << 20, "WRITE_ZEROES": 4 << 20}
-"""Bytes of the longest request that the README promises to carry out whole; without a bound for others."""
+KEEPING = 16
+"""What keeps its room is cleared in slices that are so much smaller."""
 
 
 @dataclass
@@ -119,10 +120,14 @@ class Run:
 
     def go(self) -> Outcome:
         outcome, world = self.outcome, self.world
+        slices = keeper.SLICE, keeper.KEEPING_SLICE
+        keeper.SLICE, keeper.KEEPING_SLICE = self.plan.shape.slice, self.plan.shape.slice // KEEPING
         try:
             self._stages()
         except Stuck as error:
             outcome.broken.append(f"progress: {error}")
+        finally:
+            keeper.SLICE, keeper.KEEPING_SLICE = slices
         outcome.broken += [
             f"crash: {name} ended by itself: {why}"
             for name, why in self.supervisor.deaths
@@ -153,7 +158,7 @@ class Run:
         began = world.now
         for number, errand in enumerate(plan.clients):
             client = self.client(number, errand)
-            world.after(1 + world.dice.below(MS), client.start)
+            world.after(1 + world.dice.below(MS) + errand.late, client.start)
         for fault in plan.faults:
             world.at(began + fault.at, partial(self._begin, fault))
         self.until(lambda: not self._left, DONE_WITHIN, "the clients")
@@ -214,7 +219,7 @@ class Run:
 
     def _look_at_all(self) -> None:
         """Nobody writes any more: what is there is read, and asked for zeroes, and must be what lies in the shards."""
-        step = 64 * BLOCK
+        step = 512 * BLOCK
         asks = [
             Ask(kind, at, min(step, self.layout.size - at), 0, 0)
             for at in range(0, self.layout.size, step)
@@ -303,7 +308,10 @@ class Run:
             if child.process.alive:
                 outcome.broken.append(f"left: {name} is still there")
         ordered = plan.shape.fan_out == "parallel"
-        verdict = check(self.history, ordered=ordered, whole=partial(_whole, self.layout))
+        most = plan.shape.slice
+        verdict = check(
+            self.history, ordered=ordered, whole=partial(_whole, self.layout, most), slow=partial(_slow, most)
+        )
         outcome.broken += verdict.told
         outcome.log = self._merged()
         operations = self.history
@@ -343,10 +351,16 @@ class Run:
         return found
 
 
-def _whole(layout: Layout, operation: Operation) -> bool:
-    """The README promises that it is carried out whole: nobody sees it in part, if it is acknowledged."""
-    long = operation.length > WHOLE.get(operation.kind, operation.length)
-    return not long and len(layout.split(operation.offset, operation.length, spans=False)) == 1
+def _whole(layout: Layout, most: int, operation: Operation) -> bool:
+    """The README promises that it is carried out whole, as what is cleared in one slice is: nobody sees it in part, if
+    it is acknowledged."""
+    return not _slow(most, operation) and len(layout.split(operation.offset, operation.length, spans=False)) == 1
+
+
+def _slow(most: int, operation: Operation) -> bool:
+    """It may be too long for one slice on one of its servers."""
+    bounds = {"TRIM": most, "WRITE_ZEROES": most // KEEPING}
+    return operation.length > bounds.get(operation.kind, operation.length)
 
 
 def _close_files_of(folder: Path) -> None:

@@ -389,6 +389,7 @@ class Socket:
             stream.receive_buffer = max(stream.receive_buffer, 2 * value)
             if stream.peer is not None:
                 stream.peer._move()
+                stream.peer.changed()
             stream.changed()
         elif option == socket.SO_LINGER:
             assert isinstance(value, bytes)

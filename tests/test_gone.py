@@ -3,6 +3,8 @@ nothing of theirs comes after what somebody else was told is done."""
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +13,10 @@ import pytest
 from nodes import SHARD, Client, Nodes, cut_slices
 
 from memcluster.node.nbd import wire
-from memcluster.node.nbd.wire import Command
+from memcluster.node.nbd.wire import Command, Error
 from memcluster.node.serving import connection
 from memcluster.node.topology import names
+from memcluster.node.transport.system import Kernel
 
 SLICE = 4096
 SLICES = 3 * SHARD // SLICE
@@ -81,6 +84,31 @@ def test_zeroing_of_a_client_that_stays_is_done(make_nodes: MakeNodes, topology:
     assert nodes.bytes(begin - 1, 1) == b"x" if topology != "client-routed" else True
     assert not any(nodes.bytes(2 * SHARD, SHARD))
     assert topology == "client-routed" or not any(nodes.bytes(SHARD, SHARD))
+
+
+class Disk(Kernel):
+    """The system, with a disk that may be full."""
+
+    full = False
+
+    def allocate(self, file: int, offset: int, length: int) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().allocate(file, offset, length)
+
+
+def test_zeroing_goes_on_where_a_newer_write_found_no_room(make_nodes: MakeNodes, topology: str) -> None:
+    """The write has changed nothing, so what was begun before it is done there, too."""
+    disk = Disk()
+    nodes = make_nodes(topology, system=disk)
+    begin = 2 * SHARD
+    other = nodes.client(begin)
+    client = begin_zeroing(nodes, begin)
+    disk.full = True
+    other.ask(Command.WRITE, 1, begin, SHARD // 4, b"B" * (SHARD // 4))
+    assert other.reply().error == Error.ENOSPC
+    assert not client.reply().error
+    assert not any(nodes.bytes(begin, SHARD))
 
 
 @pytest.mark.parametrize("kind", ["chain", "dispatcher", "primary-secondary", SHARED])

@@ -104,11 +104,11 @@ class Keeper:
                         parts.append((offset + shift, buffer))
                         offset += len(buffer)
             elif command == WRITE:
-                if self.under_way:
-                    self.overtake(offset, piece.length)
                 for buffer in payload:
                     shard.write(offset, buffer)
                     offset += len(buffer)
+                if self.under_way:
+                    self.overtake(piece.offset, piece.length)
                 if flags & FUA:
                     shard.sync(piece.offset, piece.length)
             elif command == BLOCK_STATUS:
@@ -142,8 +142,6 @@ class Keeper:
     ) -> None:
         """As `change`, a slice a turn of the loop, so that nobody waits long. `changed` is called at the end, or when
         it is not `wanted` any more."""
-        if self.under_way:
-            self.overtake(offset, length)
         size = self.slice_of(command, flags)
         if length <= size:
             try:
@@ -151,6 +149,7 @@ class Keeper:
             except OSError as error:
                 changed(error)
             else:
+                self.overtake(offset, length)
                 changed(None)
             return
         clearing = Clearing(offset, offset + length)
@@ -165,6 +164,7 @@ class Keeper:
                 except OSError as error:
                     failure = error
                 else:
+                    self.overtake(start, end - start, clearing)
                     self.loop.soon(step)
                     return
             self.under_way.remove(clearing)
@@ -176,10 +176,13 @@ class Keeper:
         """Bytes that a command may clear in one turn."""
         return KEEPING_SLICE if command == WRITE_ZEROES and flags & NO_HOLE else SLICE
 
-    def overtake(self, offset: int, length: int) -> None:
-        """These bytes are about to be changed by a newer request: what is left of older ones that take long leaves
-        them alone, as if it had come to them before. So it never lands over a newer one that was answered."""
+    def overtake(self, offset: int, length: int, newer: Clearing | None = None) -> None:
+        """These bytes have just been changed by a newer request: what is left of older ones that take long leaves them
+        alone, as if it had come to them before. So it never lands over a newer one that was answered. Where the newer
+        one failed the older ones go on: they will be answered, too."""
         for clearing in self.under_way:
+            if clearing is newer:
+                return
             clearing.leave(offset, offset + length)
 
     def change(self, command: int, flags: int, offset: int, length: int) -> None:

@@ -541,9 +541,9 @@ class Server(Keeper):
                     self._landing.end()
                 elif length:
                     assert request.payload is not None
+                    self.shard.write(offset, request.payload)
                     if self.under_way:
                         self.overtake(offset, length)
-                    self.shard.write(offset, request.payload)
                 if request.flags & FUA:
                     self.shard.sync(offset, length)
             elif command == BLOCK_STATUS:

@@ -276,14 +276,14 @@ class Secondary(Server):
         except ValueError as error:
             request.refuse(Error.EINVAL, f"{self.spec.name}: {error}")
             return
-        if self.under_way:
-            self.overtake(offset, length)
         try:
             if len(parts) > 1:
                 shard.room(offset, length)
             for part in parts:
                 shard.write(offset, part)
                 offset += len(part)
+            if self.under_way:
+                self.overtake(request.offset, length)
             if request.flags & FUA:
                 shard.sync(request.offset, length)
         except OSError as error:
