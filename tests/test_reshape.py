@@ -7,7 +7,7 @@ import json
 import os
 import random
 from collections.abc import Iterator
-from itertools import permutations
+from itertools import chain, permutations
 from pathlib import Path
 
 import pytest
@@ -80,17 +80,18 @@ def change(folder: Path, name: str, way: str = "forward") -> None:
         for server in claim.shape.owners:
             copying.changed_all(server)
         copying.go_on()
-        for _ in work.end_copying(copying):
+        for _ in chain(work.end_copying(copying), work.clean_up()):
             pass
         copying.close()
         return
-    steps = work.forward()
+    forward = work.forward()
+    steps: Iterator[None] = chain(forward, work.clean_up())
     if way == "back":
         for _ in range(7):
             next(steps, None)
         if work.claim.new is None:
             return
-        steps.close()
+        forward.close()
         steps = work.back()
     for _ in steps:
         pass
@@ -328,7 +329,7 @@ def test_trimmed_pages_become_holes_in_a_copy(tmp_path: Path) -> None:
         if not again:
             with Files(tmp_path, claim.shape) as shards:
                 shards.write(0, len(content), None)
-    for _ in work.end_copying(copying):
+    for _ in chain(work.end_copying(copying), work.clean_up()):
         pass
     copying.close()
     assert not sum(path.stat().st_blocks for path in tmp_path.glob("shard*"))

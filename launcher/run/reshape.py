@@ -11,8 +11,9 @@ before the next step relies on it. From any point it goes on, or back, to the en
        there is room for both shapes: all is copied while servers go on in the old files (launcher/run/copying.py), and
        memory.json goes on saying moved 0, as nothing may rely on the copy before its end
     4. memory.json: the new shape, and what is left over
-    5. what is left over is removed, or cut off
-    6. memory.json: the new shape
+    5. what is left over of files that are kept is cut off; from here on the new shape may be served
+    6. other files that are left over are removed, which takes the system its time
+    7. memory.json: the new shape
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from memcluster.launcher.run.copying import Copying
@@ -36,7 +38,8 @@ STRETCH = 64 << 20
 
 class Reshape:
     """From the shape that memory.json has to another one, or where it says that one is under way, to that one, or back.
-    `forward` and `back` do a little at each turn; they raise OSError."""
+    `forward` and `back` do a little at each turn, and so does `clean_up` after `forward` or `end_copying`; they raise
+    OSError."""
 
     def __init__(self, directory: Path, claim: Claim, new: Shape | None = None) -> None:
         self.directory = directory
@@ -66,7 +69,7 @@ class Reshape:
             if self.moves:
                 yield from self._move(self.claim.shape, self.claim.new)
             self._commit(self.claim.new)
-        self._clean_up()
+        self._cut_off()
 
     def begin_copying(self) -> Copying:
         """Make the files of the new shape; all of the memory is to be copied there."""
@@ -84,7 +87,17 @@ class Reshape:
         copying.sync()
         step("reshape")
         self._commit(self.claim.new)
-        self._clean_up()
+
+    def clean_up(self) -> Iterator[None]:
+        """Remove what is not needed any more."""
+        if not self.claim.leftover:
+            return
+        for name in sorted(set(self.claim.leftover) - set(self.claim.shape.files)):
+            (self.directory / name).unlink(missing_ok=True)
+            step("reshape")
+            yield
+        sync(self.directory)
+        self._write(replace(self.claim, leftover=()))
 
     def back(self) -> Iterator[None]:
         """Have the old shape again."""
@@ -154,26 +167,20 @@ class Reshape:
         sizes = dict(zip(new.files, new.shards, strict=True))
         left = set(old.files) - set(new.files)
         left |= {name for name, size in sizes.items() if (self.directory / name).stat().st_size != size}
+        left |= set(self.claim.leftover)  # of an earlier change, if it could not be removed
         self._write(Claim(self.claim.cluster, new, leftover=tuple(sorted(left))))
 
-    def _clean_up(self) -> None:
-        sizes = dict(zip(self.claim.shape.files, self.claim.shape.shards, strict=True))
-        if not self.claim.leftover:
-            return
-        for name in self.claim.leftover:
-            if name in sizes:
-                _resize(self.directory / name, sizes[name])
-            else:
-                (self.directory / name).unlink(missing_ok=True)
-            step("reshape")
-        sync(self.directory)
-        self._write(replace(self.claim, leftover=()))
+    def _cut_off(self) -> None:
+        for name, size in zip(self.claim.shape.files, self.claim.shape.shards, strict=True):
+            if name in self.claim.leftover:
+                _resize(self.directory / name, size)
+                step("reshape")
 
 
 def finish(directory: Path, claim: Claim, forward: bool) -> Claim:
     """Bring a change that was under way to its end. Raises OSError."""
     reshape = Reshape(directory, claim)
-    for _ in reshape.forward() if forward else reshape.back():
+    for _ in chain(reshape.forward(), reshape.clean_up()) if forward else reshape.back():
         pass
     return reshape.claim
 

@@ -41,17 +41,18 @@ class Changeover:
         self._tell = tell
         self._done = done
         self._stuck = stuck
-        self._reshape: Reshape | None = None
+        self.reshape: Reshape | None = None
+        """What is being done to the memory; when it has the new shape, what is left over has to be cleaned up."""
         self._copying: Copying | None = None
         if begun is not None:
-            self._reshape, self._copying = begun
+            self.reshape, self._copying = begun
         self._steps: Iterator[None] = iter(())
         self._problem = ""
         self._over = False
         self._began = self._told = time.monotonic()
 
     def start(self) -> None:
-        reshape = self._reshape
+        reshape = self.reshape
         try:
             if reshape is None:
                 claim = read_claim(self._directory)
@@ -64,7 +65,7 @@ class Changeover:
             self._end(problem)
             return
         assert reshape is not None
-        self._reshape = reshape
+        self.reshape = reshape
         self._steps = reshape.forward() if self._copying is None else reshape.end_copying(self._copying)
         if problem:
             self.abort(problem)
@@ -72,7 +73,7 @@ class Changeover:
 
     def abort(self, why: str) -> bool:
         """Go back to the old shape; false if that is not possible any more, or done already."""
-        reshape = self._reshape
+        reshape = self.reshape
         if reshape is None or reshape.claim.new is None or self._problem:
             return False
         self._problem = why
@@ -85,7 +86,7 @@ class Changeover:
 
     def told(self) -> dict[str, Any]:
         """How far it is, for `status`."""
-        reshape = self._reshape
+        reshape = self.reshape
         if reshape is None or not reshape.moves:
             return {}
         seconds = round(time.monotonic() - self._began, 3)
@@ -108,8 +109,8 @@ class Changeover:
                 self._tell(told)
 
     def _failed(self, why: str) -> None:
-        assert self._reshape is not None
-        if self._reshape.claim.new is None:  # all but some rubbish is done
+        assert self.reshape is not None
+        if self.reshape.claim.new is None:  # all but some rubbish is done
             self._end("")
         elif self._problem:
             self._close()

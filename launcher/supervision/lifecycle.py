@@ -14,7 +14,8 @@ The life of a node:
                              +--> stopping -> held          lives, and keeps its clients for the cluster to come
 
 The stop goes through stages, each begun when all processes of the one before are gone: the doors, the other servers,
-then logger 0 collects the merged log, the other loggers, logger 0. At the deadline what is late is named and killed.
+then logger 0 collects the merged log, the other loggers, logger 0. Before another cluster there are but two: the doors
+and the loggers, then the other servers. At the deadline what is late is named and killed.
 As long as present clients may finish there need be no deadline, and what they still need is restarted as before.
 """
 
@@ -322,8 +323,10 @@ class Lifecycle:
         return self._died(node, how, now)
 
     def give_way(self, kept: Collection[str], now: float) -> list[Action]:
-        """Stop for another cluster, which goes on with the log and with these processes: those are held."""
-        self._stages = [stage for stage in self._stages if not stage.collects]
+        """Stop for another cluster, which goes on with the log, so that nobody need wait for a logger, and with these
+        processes: those are held."""
+        doors, others, _, *loggers = self._stages
+        self._stages = [Stage([name for stage in (doors, *loggers) for name in stage.names]), others]
         self._kept = frozenset(kept)
         self.phase, self._mode, self._deadline = Phase.DRAINING, "now", now + self._stop_timeout
         self._restart_no_more()

@@ -4,7 +4,7 @@ shape there is a way back."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from memcluster.launcher.supervision import sockets
@@ -53,6 +53,7 @@ class Replacing:
         self.move: Move | None = None
         self._changeover: Changeover | None = None
         self._called_off = ""
+        self._leftover: Iterator[None] = iter(())  # removes it, a file at a time
 
     def begin(self, succession: Succession, *, live: bool, rate: int | None) -> None:
         """Stop everything for this, at once, or (`live`) when bytes have been copied, at most `rate` a second. Raises
@@ -127,6 +128,7 @@ class Replacing:
             self.move = None
         if self._changeover is not None:
             self._changeover.cancel()
+        self._leftover = iter(())
 
     def go_on(self) -> None:
         """Everything has stopped: have the memory ready for the other one."""
@@ -150,7 +152,7 @@ class Replacing:
 
     def _done(self, problem: str) -> None:
         """Be the other cluster; or, if there is a problem, what this one was."""
-        cluster, to = self._cluster, self.wanted
+        cluster, to, changeover = self._cluster, self.wanted, self._changeover
         assert to is not None
         self.wanted = self._changeover = None
         if problem:
@@ -162,4 +164,16 @@ class Replacing:
         else:
             sockets.release_all(to.retired)
             to.let_in()
+            assert changeover is not None
+            assert changeover.reshape is not None
+            self._leftover = changeover.reshape.clean_up()
             cluster.start_as(to.config, to.places, to.listeners, to.shape)
+
+    def running(self) -> None:
+        """The other cluster runs, or this one again: remove what is left over, for which nobody need wait before."""
+        try:
+            next(self._leftover)
+        except (StopIteration, OSError):  # what could not be removed goes with the next apply or up
+            self._applying.running()
+        else:
+            self._cluster.loop.soon(self.running)

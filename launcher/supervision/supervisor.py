@@ -352,7 +352,7 @@ class Supervisor:
         if event == "running":
             if self._late is not None:
                 self._late.cancel()
-            self.loop.soon(self._applying.running)
+            self.loop.soon(self._replacing.running)
             notices = [*self.makeup.config.notices, *self.makeup.exposed]
             happening |= {"uri": self.makeup.uri, "seconds": self._now() - self._began, "notices": notices}
         self._tell(happening)
