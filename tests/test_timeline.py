@@ -46,6 +46,22 @@ def event(server: int, kind: Event, start: int, value: int = 0, client: int = 0)
     return LogEntry(server, Record(START + start * US, 0, 0, value, server, client, Kind.EVENT, kind, 0, 0, 1))
 
 
+def test_a_client_that_keeps_its_connection_has_one_lane() -> None:
+    """Its server begins another life, and goes on with it; another one's number of before is another client's now."""
+    timeline = Timeline("demo", "primary-secondary")
+    second = [event(0, Event.STARTED, 900), event(0, Event.CONNECTED, 910, value=1, client=1)]
+    second += [event(0, Event.READY, 920), event(0, Event.CONNECTED, 930, client=2)]
+    story = [event(0, Event.STARTED, 1), *request(1, client=1), *request(2, client=2), *second]
+    for client in (1, 2):
+        [entry] = request(7, start=1000 + client, client=client)
+        later = entry.record._replace(identifier=make_identifier(0, 2, client))
+        story.append(LogEntry(0, later))
+    for entry in story:
+        timeline.add(entry)
+    lanes = [lane["name"] for lane in timeline.data()["lanes"] if lane["kind"] == "client"]
+    assert lanes == ["client 1", "client 2", "client 2 of server0"]
+
+
 class Browser:
     """Debian's chromium without a window."""
 

@@ -17,7 +17,7 @@ from typing import Any
 from memcluster.client.router import BLOCK
 from memcluster.launcher.log.stories import Arrow, Bar, Stories, shape_of
 from memcluster.launcher.log.trace import Tracks
-from memcluster.node.log.record import COUNTER_BITS, PROBE, TROUBLE, Event, Kind, subject_name
+from memcluster.node.log.record import COUNTER_BITS, PROBE, SERVER_SHIFT, TROUBLE, Event, Kind, subject_name
 from memcluster.node.log.text import LogEntry, event_detail, event_name, kind_name, operation_name
 from memcluster.node.nbd.printable import printable
 from memcluster.node.nbd.wire import Error
@@ -78,6 +78,8 @@ class Timeline:
         self._end = 0
         self._clients: dict[tuple[tuple[int, int], int], Lane] = {}  # by ((server, its life), client)
         self._lives: Counter[int] = Counter()  # of each server, as far as the log tells of them
+        self._newest: dict[tuple[int, int], Lane] = {}  # by (server, client)
+        self._stayed: set[tuple[int, int]] = set()  # who has kept its connection, and has asked nothing since
         self._blocks: dict[int, tuple[Lane, set[int]]] = {}  # whose identifiers these are, and on which servers
         self._processes: dict[str, Lane] = {}
         self._marks: list[tuple[Lane, int, str, str, bool]] = []
@@ -158,6 +160,8 @@ class Timeline:
         event, at = record.operation, record.start
         if event == Event.STARTED:
             self._lives[entry.server] += 1
+        elif event == Event.CONNECTED and record.offset:
+            self._stayed.add((entry.server, record.client))
         lane = self._process(subject_name(record.length))
         if event in DOWN and lane.dead is None:
             lane.dead = at, event == Event.STOPPED
@@ -179,14 +183,17 @@ class Timeline:
         return self._processes.setdefault(name, Lane(name, "process", printable(self._homes.get(name, ""))))
 
     def _client(self, entry: LogEntry) -> Lane:
-        """Numbers of clients begin again with every start of their server. A client that routes by itself has a number
-        on each server, and a block of identifiers that is its own."""
+        """Numbers of clients begin again with every start of their server, but for those that keep their connections. A
+        client that routes by itself has a number on each server, and a block of identifiers that is its own."""
         server, record = entry
         routed = shape_of(self.topology).every_server_is_a_door
+        place = server if routed else record.identifier >> SERVER_SHIFT, record.client
         key = ((server, self._lives[server]) if routed else (record.identifier >> COUNTER_BITS, 0)), record.client
         block = self._blocks.get(record.identifier // BLOCK) if routed else None
         if block is not None and server not in block[1]:
             self._clients[key] = block[0]
+        elif key not in self._clients and place in self._stayed and place in self._newest:
+            self._clients[key] = self._newest[place]
         elif key not in self._clients:
             if len({id(known) for known in self._clients.values()}) >= MAX_CLIENTS:
                 key = (-1, -1), -1
@@ -195,6 +202,8 @@ class Timeline:
                 name = f"client {record.client}"
                 taken = any(known.name == name for known in self._clients.values())
                 self._clients[key] = Lane(f"{name} of server{server}" if taken else name, "client")
+        self._stayed.discard(place)
+        self._newest[place] = self._clients[key]
         self._blocks.setdefault(record.identifier // BLOCK, (self._clients[key], set()))[1].add(server)
         return self._clients[key]
 

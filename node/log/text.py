@@ -126,6 +126,8 @@ def _meaning(operation: int, value: int, of_logger: bool) -> str:
     match operation:
         case Event.STARTED:
             return f"incarnation {value}"
+        case Event.CONNECTED if value:
+            return "still, as before the change"
         case Event.DIED if value < 0:
             return f"killed by {_signal_name(-value)}"
         case Event.DIED if value > 0:

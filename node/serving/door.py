@@ -184,7 +184,7 @@ class Door(Server):
             assert isinstance(slot, int)
             connection.slot = slot
             self._guests += 1
-            self.event(Event.CONNECTED, client=connection.number)
+            self.event(Event.CONNECTED, client=connection.number, value=1)
             export = self.counterpart(before, opened)
             if export is None:
                 connection.hang_up()
