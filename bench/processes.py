@@ -30,8 +30,10 @@ PACKAGES = {
     "nsenter": "util-linux",
     "perf": "linux-perf",
     "py-spy": "py-spy (pip install py-spy)",
+    "qemu-nbd": "qemu-utils",
     "setpriv": "util-linux",
     "strace": "strace",
+    "unshare": "util-linux",
     "valgrind": "valgrind",
 }
 """What provides a command, for people; Debian's name where nothing else is said."""

@@ -119,6 +119,20 @@ def test_both_forms_and_both_kinds_of_links_are_measured_beside_nbdkit():
     assert all(float(cell.removesuffix("×")) > 0 for row in rows for cell in row[2:6])
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="another root is entered, which takes root")
+def test_servers_of_another_root_are_measured_beside_those_of_this_machine():
+    """Here that root is this machine's, too."""
+    for command in ("fio", "nbdkit", "qemu-nbd"):
+        need(command, command)
+    words = ["/", "--pairs", "1", "--runtime", "0.05", "--only", "4 KiB reads, depth 1"]
+    done = run(sys.executable, "-m", "bench.newest", *words, cwd=ROOT, timeout=100).stdout.decode()
+    of, newest, _, _, _, *rows = done.splitlines()
+    assert of.removeprefix("as installed") == newest.removeprefix("newest")
+    peers = ["nbdkit memory", "qemu-nbd", "nbdkit memory", "nbdkit proxy"]
+    assert [row.split(" | ")[2] for row in rows] == peers
+    assert all(float(cell.strip("| ×")) > 0 for row in rows for cell in row.split(" | ")[3:])
+
+
 def test_the_library_is_measured_beside_itself():
     """An event loop beside a thread, the guard beside none, and the start of memclient beside that of a commit."""
     words = ["--pairs", "1", "--runtime", "0.05", "--against", "HEAD"]
