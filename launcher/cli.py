@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 Setting = tuple[str, str]
 """A key of cluster.yaml and its value, as they are written on the command line."""
+SERVERS = click.IntRange(1, 64)
+"""So many a cluster may have."""
 TROUBLE = ("gave-up", "died", "failed", "late", "lost", "unresponsive", "uncollected")
 """Happenings that are told on stderr."""
 
@@ -89,6 +91,7 @@ def _scale(text: str) -> Setting:
     key, value = _setting(text)
     if key != "servers":
         raise click.BadParameter(f"only servers can be scaled: write servers=5 (got {text!r})")
+    SERVERS(value)
     return key, value
 
 
@@ -98,7 +101,7 @@ _settings = click.option("--set", "settings", metavar="KEY=VALUE", type=_setting
 
 @cli.command()
 @click.option("--memory", default="64MiB", show_default=True, metavar="SIZE", help="Bytes in all.")
-@click.option("--servers", type=click.IntRange(1, 64), default=3, show_default=True, help="That share them.")
+@click.option("--servers", type=SERVERS, default=3, show_default=True, help="That share them.")
 @click.option("--topology", type=click.Choice(names()), default=DEFAULT, show_default=True, help="Who answers clients.")
 @click.option("--listen", default="127.0.0.1:10809", show_default=True, metavar="ADDRESS", help="Or unix:PATH.")
 @click.option("--storage", default="memory", show_default=True, metavar="DIRECTORY", help="Where the bytes are kept.")

@@ -188,6 +188,9 @@ def test_a_run_may_differ_from_the_file(new_cluster, tmp_path):
     refused = cluster.command("up", "-d", "--scale", "loggers=2", check=False)
     assert refused.returncode == 2
     assert b"only servers can be scaled" in refused.stderr
+    refused = cluster.command("up", "-d", "--scale", "servers=0", check=False)
+    assert refused.returncode == 2
+    assert b"'--scale': 0 is not in the range 1<=x<=64" in refused.stderr
     assert b"memory: 3MiB" in cluster.command("config", "--set", "memory=3MiB").stdout
 
 
