@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memcluster.client.connection import Connection
-from memcluster.client.errors import ClusterError
+from memcluster.client.errors import ClusterError, Timeout
+from memcluster.client.handshake import opening
 from memcluster.client.pending import Pending
+from memcluster.client.system import KERNEL, Steps, System, finish
 from memcluster.client.uri import Target
 from memcluster.node.layout import Layout, make_layout
 from memcluster.node.nbd.printable import printable, shown
@@ -34,21 +36,30 @@ class ClusterMap:
     servers: tuple[Target, ...]
 
 
-def read_map(target: Target, timeout: float) -> bytes:
+def reading_map(system: System, target: Target, seconds: float) -> Steps[bytes]:
     """What the export cluster.json says. Raises ClusterError."""
-    connection = Connection(replace(target, export="cluster.json"), timeout=timeout, reconnect=False)
+    deadline = system.monotonic() + seconds
+    target = replace(target, export="cluster.json")
+    opened = yield from opening(system, target, seconds)
+    connection = Connection(target, reconnect=False, opened=opened, system=system)
     try:
         size = connection.session.size
         if not 0 < size <= MAX_MAP:
             return b""
-        return bytes(connection.submit(Pending(Command.READ, 0, min(size, MAX_PAYLOAD))).wait().data or b"")
+        pending = connection.submit(Pending(Command.READ, 0, min(size, MAX_PAYLOAD)))
+        while not pending.done:
+            if system.monotonic() >= deadline:
+                raise Timeout(target, "answer", seconds)
+            descriptors, until = connection.interest
+            yield descriptors, min(until, deadline)
+        return bytes(pending.wait().data or b"")
     finally:
         connection.close()
 
 
 def read_document(target: Target, timeout: float) -> dict[str, Any]:
     """The map as it stands there, checked. Raises ClusterError if there is none."""
-    return parse_document(read_map(target, timeout), target)
+    return parse_document(finish(KERNEL, reading_map(KERNEL, target, timeout)), target)
 
 
 def parse_document(content: bytes, entry: Target) -> dict[str, Any]:

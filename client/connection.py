@@ -12,21 +12,18 @@ memory.py.
 from __future__ import annotations
 
 import select
-import socket
-import time
 from typing import NoReturn
 
 from memcluster.client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout
 from memcluster.client.exclusive import Exclusive, exclusive
-from memcluster.client.handshake import Carrier, Return, open_session
+from memcluster.client.handshake import Carrier, Opened, Return, opening, push
 from memcluster.client.pending import Pending
+from memcluster.client.system import KERNEL, Interest, System, finish, wait
 from memcluster.client.uri import Target
 from memcluster.node.nbd import errors as nbd
 from memcluster.node.nbd.client import ClientSession
 from memcluster.node.nbd.wire import Rep
 
-IOV_MAX = 1024
-"""Buffers in one sendmsg, at most (Linux)."""
 MAX_IN_FLIGHT = 64 << 20
 """Bytes in flight, at most; `submit` waits for room."""
 BATCH = 16
@@ -46,16 +43,19 @@ class Connection(Exclusive):
         *,
         timeout: float = 30.0,
         reconnect: bool = True,
-        namespace: str = "",
         routed: bool = False,
+        opened: Opened | None = None,
+        system: System = KERNEL,
     ) -> None:
-        """The server is asked for metadata contexts of `namespace`. One that is `routed` is connected and turned by its
-        router."""
+        """It has been `opened`, or that is done here; one that is `routed` is connected and turned by its router."""
         super().__init__()
         self.target = target
         self.timeout = timeout
         self.reconnect = reconnect
         self._routed = routed
+        self._secured = target.tls is not None
+        self._system = system
+        self._monotonic = system.monotonic
         self.reconnections = 0
         self._in_flight: dict[int, Pending] = {}
         self._cost = 0
@@ -66,7 +66,7 @@ class Connection(Exclusive):
         self._sock: Carrier | None = None
         self.session = ClientSession(target.export)
         if not routed:
-            self._sock, self.session = open_session(target, time.monotonic() + timeout, namespace=namespace)
+            self._sock, self.session = opened or finish(system, opening(system, target, timeout))
             self._watch()
 
     def __repr__(self) -> str:
@@ -79,7 +79,7 @@ class Connection(Exclusive):
     def submit(self, pending: Pending, cookie: int = 0) -> Pending:
         """Begin a request, when there is room for it. Raises Disconnected, Refused, Timeout."""
         if self._cost > MAX_IN_FLIGHT and not self._routed:
-            deadline = time.monotonic() + self.timeout
+            deadline = self._monotonic() + self.timeout
             while self._cost > MAX_IN_FLIGHT:
                 if not self._turn(deadline):
                     raise Timeout(self.target, "room for a request", self.timeout)
@@ -113,7 +113,7 @@ class Connection(Exclusive):
     def wait_for(self, pending: Pending, timeout: float | None) -> None:
         """Send and receive until the outcome is known. Raises Timeout, Disconnected, Refused."""
         limit = self.timeout if timeout is None else timeout
-        deadline = time.monotonic() + limit
+        deadline = self._monotonic() + limit
         while pending.outcome is None:
             if not self._turn(deadline):
                 raise Timeout(self.target, "answer", limit)
@@ -126,7 +126,7 @@ class Connection(Exclusive):
                 self._turn(0.0)
             else:
                 self._try_again()
-                if self._back is not None and time.monotonic() > self._back.begun + self.timeout:
+                if self._back is not None and self._monotonic() > self._back.begun + self.timeout:
                     self._surrender(self._back)
         except ClusterError:
             pass  # it is the outcome of all that was in flight
@@ -155,17 +155,17 @@ class Connection(Exclusive):
 
     @property
     def lost(self) -> bool:
-        """There is no connection now: `progress` may wait for a server to let itself be connected to."""
+        """There is no connection now: `progress` may wait for the address of a host that has a name."""
         return self._sock is None
 
-    def interest(self) -> tuple[dict[int, int], float]:
-        """What `progress` waits for: descriptors with their masks for poll, and the time when it has something to do
-        without them."""
+    @property
+    def interest(self) -> Interest:
+        """What `progress` waits for."""
         if not self._in_flight:
             return {}, float("inf")
         if self._sock is not None:
             return {self._sock.fileno(): select.POLLIN | (select.POLLOUT if self.session.outgoing else 0)}, float("inf")
-        return ({}, 0.0) if self._back is None else self._back.interest()
+        return ({}, 0.0) if self._back is None else self._back.interest
 
     # -- for a router ------------------------------------------------------------------------------------------------
 
@@ -187,9 +187,9 @@ class Connection(Exclusive):
         assert self._sock is not None
         return self._sock.fileno()
 
-    def come_back(self, sock: Carrier, session: ClientSession) -> None:
+    def come_back(self, opened: Opened) -> None:
         """Go on with a new connection, and repeat on it what is in flight."""
-        self._sock, self.session = sock, session
+        self._sock, self.session = opened
         self._watch()
         self.reconnections += 1
         repeated = REPEATED if self._routed else 0
@@ -200,9 +200,9 @@ class Connection(Exclusive):
 
     def _watch(self) -> None:
         assert self._sock is not None
-        self._readable, self._both = select.poll(), select.poll()
-        self._readable.register(self._sock, select.POLLIN)
-        self._both.register(self._sock, select.POLLIN | select.POLLOUT)
+        self._readable, self._both = self._system.poll(), self._system.poll()
+        self._readable.register(self._sock.fileno(), select.POLLIN)
+        self._both.register(self._sock.fileno(), select.POLLIN | select.POLLOUT)
 
     def _turn(self, deadline: float) -> bool:
         """One step: send and receive as soon as the socket is ready, or go on with making the connection again. False
@@ -210,8 +210,10 @@ class Connection(Exclusive):
         is in flight."""
         if self._sock is None:
             self._try_again()
-            if self._back is not None and not self._back.wait(deadline):
-                self._surrender(self._back)
+            if self._back is not None:
+                wait(self._system, self._back.interest, deadline)
+                if self._monotonic() >= deadline:
+                    self._surrender(self._back)
             return True
         try:
             return self._exchange(deadline)
@@ -225,7 +227,7 @@ class Connection(Exclusive):
         if self._sock is None:
             return True
         poller = self._both if self.session.outgoing else self._readable
-        ready = poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        ready = poller.poll(max(0.0, deadline - self._monotonic()) * 1000)
         if ready and ready[0][1] & ~select.POLLOUT:
             self.receive()
         return bool(ready)
@@ -233,30 +235,18 @@ class Connection(Exclusive):
     def send(self) -> None:
         """Send as much as the socket takes."""
         outgoing = self.session.outgoing
-        while outgoing and self._sock is not None:
+        if outgoing and self._sock is not None:
             try:
-                sent = self._sock.sendmsg(outgoing[:IOV_MAX])
-            except (BlockingIOError, InterruptedError):
-                return
+                push(self._sock, outgoing)
             except OSError as error:
                 self._lose(error.strerror or "send failed")
-                return
-            whole = 0
-            for buffer in outgoing:
-                if sent < len(buffer):
-                    break
-                sent -= len(buffer)
-                whole += 1
-            del outgoing[:whole]
-            if sent:
-                outgoing[0] = memoryview(outgoing[0])[sent:]
 
     def receive(self) -> None:
         """Take what has come, as far as it is complete; of TLS all: nothing would say that there is more."""
         sock = self._sock
         self._receive()
-        if not isinstance(sock, socket.socket):
-            while self._sock is sock and sock is not None and sock.more:
+        if self._secured:
+            while self._sock is sock and sock is not None and sock.more:  # type: ignore[union-attr]
                 self._receive()
 
     def _receive(self) -> None:
@@ -298,23 +288,24 @@ class Connection(Exclusive):
             self.give_up(failure)
             raise failure
         if self._back is None:
-            self._back = Return(self.target)
+            self._back = Return(self._system, self.target)
         try:
-            handshake = self._back.step()
+            opened = self._back.step()
         except ConnectionProblem as error:
             if isinstance(error, Refused) and error.reply != Rep.ERR_SHUTDOWN:
                 self.give_up(error)
                 raise
             return
-        if handshake is not None:
+        if opened is not None:
             self._back = None
-            if handshake.session.size < self.session.size:
-                handshake.sock.close()
-                sizes = f"{handshake.session.size} bytes now, {self.session.size} before"
+            carrier, session = opened
+            if session.size < self.session.size:
+                carrier.close()
+                sizes = f"{session.size} bytes now, {self.session.size} before"
                 smaller = Disconnected(self.target, f"the memory there is another one: {sizes}; connect anew")
                 self.give_up(smaller)
                 raise smaller
-            self.come_back(handshake.sock, handshake.session)
+            self.come_back(opened)
 
     def _surrender(self, back: Return) -> NoReturn:
         words = f"the connection was lost ({self._trouble}) and could not be made again: {back.reason}"

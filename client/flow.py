@@ -1,9 +1,9 @@
 """Requests of many tasks on one connection, for an event loop: nothing here waits.
 
 The connection is the one that threads use; its descriptors stand in an epoll, and the loop watches that. What can be
-sent and received is, whenever the loop says so. Where a server must be connected to, which may take its time, a thread
-makes that step, and nobody else touches the connection meanwhile: what is begun then queues here, as does what there is
-no room for.
+sent and received is, whenever the loop says so. While a connection is lost, the name of its host may have to be looked
+up, which may take its time: a thread makes these steps, and nobody else touches the connection meanwhile. What is begun
+then queues here, as does what there is no room for.
 
 A request whose task has been cancelled goes on, and its reply is received and dropped; so the connection stays sound.
 It must therefore have no bytes in common with its caller: see aio.py.
@@ -196,7 +196,7 @@ class Flow:
         self._loop.add_reader(self._epoll, self._step)
 
     def _watch(self) -> None:
-        descriptors, until = self._connection.interest()
+        descriptors, until = self._connection.interest
         watched = self._watched
         if descriptors != watched:
             for descriptor in watched.keys() - descriptors:

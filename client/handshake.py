@@ -1,6 +1,7 @@
 """The way to a connection: the connecting, then the handshake up to an export, or one that only asks about it.
 
-What is done with the connection is not its affair: see connection.py and router.py.
+What is done with the connection is not its affair: see connection.py and router.py. Nothing here waits, but for the
+address of a host that has a name.
 """
 
 from __future__ import annotations
@@ -9,22 +10,24 @@ import errno
 import os
 import select
 import socket
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias
 
 from memcluster.client.errors import ConnectionProblem, Disconnected, Refused, Timeout
+from memcluster.client.system import KERNEL, Errand, Interest, Place, Steps, System, finish
 from memcluster.client.uri import Target
 from memcluster.node.nbd import errors as nbd
 from memcluster.node.nbd.client import ClientSession
-from memcluster.node.nbd.wire import Option
+from memcluster.node.nbd.wire import Buffer, Option
 
 if TYPE_CHECKING:
     from memcluster.node.tls.secured import Secured  # else it would load OpenSSL
 
 Carrier: TypeAlias = "socket.socket | Secured"
 """What bytes go through: a socket, or TLS on it. It does not block."""
+Opened: TypeAlias = tuple[Carrier, ClientSession]
+"""A connected socket and its session, the handshake behind it."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
 """Seconds between two attempts to connect; each pause is twice the one before."""
 NAMESPACE = "x-memcluster:"
@@ -41,6 +44,8 @@ ELSEWHERE = (
     (socket.TCP_KEEPCNT, LOST_AFTER),
     (socket.TCP_USER_TIMEOUT, LOST_AFTER * 1000),
 )
+IOV_MAX = 1024
+"""Buffers in one sendmsg, at most (Linux)."""
 
 
 def is_part(contexts: Sequence[str]) -> bool:
@@ -48,201 +53,222 @@ def is_part(contexts: Sequence[str]) -> bool:
     return any(context.startswith(PART) for context in contexts)
 
 
-class Handshake:
-    """A connection to be: `step` goes on with the handshake, and nothing waits but the connecting itself, `seconds` at
-    most. Raises Refused, Disconnected, Timeout, and is closed then."""
-
-    def __init__(self, target: Target, seconds: float, goal: Option = Option.GO, namespace: str = "") -> None:
-        self.target = target
-        self.session = ClientSession(target.export, goal=goal, namespace=namespace, tls=target.tls is not None)
-        self._secured: Secured | None = None
-        try:
-            self.sock: Carrier = _connect(target, time.monotonic() + seconds)
-        except TimeoutError as error:
-            raise Timeout(target, "connection", max(0.0, seconds)) from error
-        except OSError as error:
-            raise Disconnected(target, f"cannot connect: {error.strerror or error}") from error
-
-    def step(self) -> bool:
-        """Send and receive what can be without waiting; whether the handshake is done."""
-        session = self.session
-        try:
-            while not (session.ready or session.finished):
-                self._say()
-                try:
-                    if session.securing:
-                        self._start_tls()
-                        continue
-                    count = self.sock.recv_into(session.receive_buffer())
-                except BlockingIOError:
-                    return False
-                if count:
-                    session.received(count)
-                else:
-                    session.receive_eof()
-            if session.finished:
-                self._say()
-        except nbd.Refused as error:
-            self.sock.close()
-            raise Refused(self.target, error) from error
-        except Disconnected:
-            self.sock.close()
-            raise
-        except OSError as error:
-            self.sock.close()
-            raise Disconnected(self.target, error.strerror or str(error)) from error
-        except nbd.ProtocolError as error:
-            self.sock.close()
-            raise Disconnected(self.target, str(error)) from error
-        return True
-
-    def _start_tls(self) -> None:
-        """Shake hands. Raises BlockingIOError when the other side has to say something first."""
-        if self._secured is None:
-            from memcluster.client.secure import secure  # late: it loads OpenSSL
-
-            assert isinstance(self.sock, socket.socket)
-            self.sock = self._secured = secure(self.sock, self.target)
-        while not self._secured.shake_hands():
-            if not self._secured.receive():
-                raise Disconnected(self.target, "the server hung up in the handshake of TLS")
-        self.session.secured()
-
-    def _say(self) -> None:
-        """A handshake is a few hundred bytes: a socket always takes them."""
-        if self.session.outgoing:
-            self.sock.sendall(b"".join(self.session.outgoing))
-            self.session.outgoing.clear()
-
-
-class Return:
-    """A lost connection on its way back: tried at once, then after pauses that grow. Nothing waits but the connecting
-    itself, PATIENCE at most."""
-
-    def __init__(self, target: Target) -> None:
-        self.target = target
-        self.begun = time.monotonic()
-        self.reason = "it does not answer"
-        self._handshake: Handshake | None = None
-        self._due = 0.0
-        self._pause = FIRST_PAUSE
-
-    def step(self) -> Handshake | None:
-        """Go on; the handshake when it is done. Raises ConnectionProblem, and tries again later."""
-        try:
-            if self._handshake is None:
-                if time.monotonic() < self._due:
-                    return None
-                self._handshake = Handshake(self.target, PATIENCE)
-            return self._handshake if self._handshake.step() else None
-        except ConnectionProblem as error:
-            self._handshake = None
-            if not isinstance(error, Timeout):  # that time is up explains less than what was before
-                self.reason = error.reason
-            self._due = time.monotonic() + self._pause
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
-            raise
-
-    def interest(self) -> tuple[dict[int, int], float]:
-        """What the next step waits for: a descriptor, or a time."""
-        if self._handshake is None:
-            return {}, self._due
-        return {self._handshake.sock.fileno(): select.POLLIN}, float("inf")
-
-    def wait(self, deadline: float) -> bool:
-        """Until there may be something to step for; false if time is up."""
-        descriptors, due = self.interest()
-        poll = select.poll()
-        for descriptor, mask in descriptors.items():
-            poll.register(descriptor, mask)
-        poll.poll(max(0.0, min(due, deadline) - time.monotonic()) * 1000)
-        return time.monotonic() < deadline
-
-    def close(self) -> None:
-        if self._handshake is not None:
-            self._handshake.sock.close()
-
-
-def open_session(
-    target: Target, deadline: float, goal: Option = Option.GO, namespace: str = ""
-) -> tuple[Carrier, ClientSession]:
-    """A connected, non-blocking socket and its session, the handshake behind it."""
-    seconds = deadline - time.monotonic()
-    handshake = Handshake(target, seconds, goal, namespace)
-    poll = select.poll()
-    poll.register(handshake.sock, select.POLLIN)
+def opening(
+    system: System,
+    target: Target,
+    seconds: float,
+    goal: Option = Option.GO,
+    namespace: str = "",
+    *,
+    patient: bool = False,
+) -> Steps[Opened]:
+    """Connect within so many seconds, and within them shake hands, or, if `patient`, in whatever time that takes. The
+    server is asked for metadata contexts of `namespace`. Raises Refused, Disconnected, Timeout."""
+    deadline = system.monotonic() + seconds
     try:
-        while not handshake.step():
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise Timeout(target, "end of the handshake", seconds)
-    except BaseException:
-        handshake.sock.close()
+        sock = yield from _connecting(system, target, deadline)
+    except TimeoutError as error:
+        raise Timeout(target, "connection", max(0.0, seconds)) from error
+    except OSError as error:
+        raise Disconnected(target, f"cannot connect: {error.strerror or error}") from error
+    session = ClientSession(target.export, goal=goal, namespace=namespace, tls=target.tls is not None)
+    done = False
+    try:
+        carrier = yield from _shaking_hands(system, sock, session, target, float("inf") if patient else deadline)
+        done = True
+        return carrier, session
+    except _TimeIsUp as error:
+        raise Timeout(target, "end of the handshake", seconds) from error
+    except ConnectionProblem:
         raise
-    return handshake.sock, handshake.session
+    except nbd.Refused as error:
+        raise Refused(target, error) from error
+    except OSError as error:
+        raise Disconnected(target, error.strerror or str(error)) from error
+    except nbd.ProtocolError as error:
+        raise Disconnected(target, str(error)) from error
+    finally:
+        if not done:
+            sock.close()
+
+
+def offering(system: System, target: Target, seconds: float) -> Steps[list[str]]:
+    """The metadata contexts of NAMESPACE that an export has. Raises Refused, Disconnected, Timeout."""
+    carrier, session = yield from opening(system, target, seconds, Option.INFO, NAMESPACE)
+    carrier.close()
+    return session.offered
 
 
 def list_exports(target: Target, timeout: float = 30.0) -> list[tuple[str, str]]:
     """(name, description) of what a server offers. Raises Refused, Disconnected, Timeout."""
-    sock, session = open_session(target, time.monotonic() + timeout, Option.LIST)
-    sock.close()
+    carrier, session = finish(KERNEL, opening(KERNEL, target, timeout, Option.LIST))
+    carrier.close()
     return session.exports
 
 
-def offered_contexts(target: Target, namespace: str, timeout: float) -> list[str]:
-    """The metadata contexts of a namespace that an export has. Raises Refused, Disconnected, Timeout."""
-    sock, session = open_session(target, time.monotonic() + timeout, Option.INFO, namespace)
-    sock.close()
-    return session.offered
+class Return:
+    """A lost connection on its way back: tried at once, then after pauses that grow."""
+
+    def __init__(self, system: System, target: Target) -> None:
+        self.target = target
+        self.begun = system.monotonic()
+        self.reason = "it does not answer"
+        self._system = system
+        self._errand: Errand[Opened] | None = None
+        self._due = 0.0
+        self._pause = FIRST_PAUSE
+
+    def step(self) -> Opened | None:
+        """Go on; what has been opened when it is. Raises ConnectionProblem, and tries again later."""
+        if self._errand is None:
+            if self._system.monotonic() < self._due:
+                return None
+            self._errand = Errand(opening(self._system, self.target, PATIENCE, patient=True))
+        try:
+            return self._errand.result if self._errand.step() else None
+        except ConnectionProblem as error:
+            self._errand = None
+            if not isinstance(error, Timeout):  # that time is up explains less than what was before
+                self.reason = error.reason
+            self._due = self._system.monotonic() + self._pause
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            raise
+
+    @property
+    def interest(self) -> Interest:
+        """What the next step waits for."""
+        return ({}, self._due) if self._errand is None else self._errand.interest
+
+    def close(self) -> None:
+        if self._errand is not None:
+            self._errand.close()
 
 
-def _connect(target: Target, deadline: float) -> socket.socket:
-    sock = _connected(target, deadline)
-    sock.setblocking(False)
-    return sock
+def push(carrier: Carrier, outgoing: list[Buffer]) -> None:
+    """Send as much as is taken. Raises OSError."""
+    while outgoing:
+        try:
+            sent = carrier.sendmsg(outgoing[:IOV_MAX])
+        except (BlockingIOError, InterruptedError):
+            return
+        whole = 0
+        for buffer in outgoing:
+            if sent < len(buffer):
+                break
+            sent -= len(buffer)
+            whole += 1
+        del outgoing[:whole]
+        if sent:
+            outgoing[0] = memoryview(outgoing[0])[sent:]
 
 
-def _connected(target: Target, deadline: float) -> socket.socket:
-    if not target.path:
-        host = target.host.encode() if target.host.isascii() else target.host  # what is no text needs no IDNA loaded
-        sock = socket.create_connection((host, target.port), _remaining(deadline))  # type: ignore[arg-type]
-        if sock.getsockname() == sock.getpeername():  # nobody listens, and the system has chosen that very port for us
-            sock.close()
-            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if sock.getsockname()[0] == sock.getpeername()[0]:  # on one host nothing needs pacing (node/transport/tcp.py)
-            with suppress(OSError):  # this system has Reno not allowed
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+# -- steps -----------------------------------------------------------------------------------------------------------
+
+
+class _TimeIsUp(Exception):
+    """Of the handshake."""
+
+
+def _shaking_hands(
+    system: System, sock: socket.socket, session: ClientSession, target: Target, deadline: float
+) -> Steps[Carrier]:
+    """Raises _TimeIsUp, OSError, Disconnected, and the session's errors."""
+    carrier: Carrier = sock
+    secured: Secured | None = None
+    while not (session.ready or session.finished):
+        push(carrier, session.outgoing)
+        try:
+            if session.securing:
+                if secured is None:
+                    from memcluster.client.secure import secure  # late: it loads OpenSSL
+
+                    carrier = secured = secure(sock, target)
+                _secure(secured, target)
+                session.secured()
+                continue
+            count = carrier.recv_into(session.receive_buffer())
+        except BlockingIOError:
+            if system.monotonic() >= deadline:
+                raise _TimeIsUp from None
+            mask = select.POLLIN | (select.POLLOUT if session.outgoing else 0)
+            yield {carrier.fileno(): mask}, deadline
+            continue
+        if count:
+            session.received(count)
         else:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in ELSEWHERE:
-                sock.setsockopt(socket.IPPROTO_TCP, option, value)
-        return sock
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            session.receive_eof()
+    if session.finished:
+        push(carrier, session.outgoing)
+    return carrier
+
+
+def _secure(secured: Secured, target: Target) -> None:
+    """The handshake of TLS. Raises BlockingIOError when the other side has to say something first."""
+    while not secured.shake_hands():
+        if not secured.receive():
+            raise Disconnected(target, "the server hung up in the handshake of TLS")
+
+
+def _connecting(system: System, target: Target, deadline: float) -> Steps[socket.socket]:
+    """To one of the host's addresses; each has its share of the time. Raises OSError."""
+    places: list[Place] = [(socket.AF_UNIX, target.path)] if target.path else system.find(target.host, target.port)
+    problem = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    for tried, place in enumerate(places):
+        now = system.monotonic()
+        try:
+            return (yield from _connecting_to(system, place, now + (deadline - now) / (len(places) - tried)))
+        except OSError as error:
+            problem = error
+    raise problem
+
+
+def _connecting_to(system: System, place: Place, deadline: float) -> Steps[socket.socket]:
+    """Raises OSError; TimeoutError when time is up."""
+    family, address = place
+    sock = system.make_socket(family, socket.SOCK_STREAM)
+    done = False
     try:
-        sock.settimeout(_remaining(deadline))
-        while True:
-            try:
-                sock.connect(target.path)
-                return sock
-            except BlockingIOError as error:  # the backlog is full; a TCP socket would wait
-                if not pause_until(FIRST_PAUSE, deadline):
-                    raise TimeoutError from error
-    except BaseException:
-        sock.close()
-        raise
+        sock.setblocking(False)
+        while not _is_connected(sock, address):
+            now = system.monotonic()
+            if now >= deadline:
+                raise TimeoutError
+            if family == socket.AF_UNIX:  # the backlog is full; a TCP socket would wait
+                yield {}, min(now + FIRST_PAUSE, deadline)
+            else:
+                yield {sock.fileno(): select.POLLOUT}, deadline
+        if family != socket.AF_UNIX:
+            _tune(sock)
+        done = True
+        return sock
+    finally:
+        if not done:
+            sock.close()
 
 
-def _remaining(deadline: float) -> float:
-    remaining = deadline - time.monotonic()
-    if remaining <= 0:
-        raise TimeoutError
-    return remaining
-
-
-def pause_until(seconds: float, deadline: float) -> bool:
-    """Wait, but not beyond the deadline; false if that has passed."""
-    remaining = deadline - time.monotonic()
-    if remaining <= 0:
+def _is_connected(sock: socket.socket, address: object) -> bool:
+    """Connect, or go on with it; whether that is done. Raises OSError."""
+    number = sock.connect_ex(address)  # type: ignore[arg-type]
+    if number in (0, errno.EISCONN):
+        return True
+    if number in (errno.EINPROGRESS, errno.EALREADY, errno.EAGAIN, errno.EINTR):
         return False
-    select.poll().poll(min(seconds, remaining) * 1000)
-    return True
+    raise OSError(number, os.strerror(number))
+
+
+def _tune(sock: socket.socket) -> None:
+    """Raises OSError."""
+    try:
+        here, there = sock.getsockname(), sock.getpeername()
+    except OSError:
+        return  # the other side is gone, and reading from it will say so
+    if here == there:  # nobody listens, and the system has chosen that very port for us
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if here[0] == there[0]:  # on one host nothing needs pacing (node/transport/tcp.py)
+        with suppress(OSError):  # this system has Reno not allowed
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+    else:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in ELSEWHERE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from memcluster.client.connection import Connection
-from memcluster.client.handshake import NAMESPACE, is_part, list_exports
+from memcluster.client.handshake import NAMESPACE, is_part, list_exports, opening
 from memcluster.client.requests import Extent, Requests, Walk, as_bytes
+from memcluster.client.system import KERNEL, Steps, System, finish
 from memcluster.client.units import LONGEST_WAIT
 from memcluster.client.uri import Target, parse_uri
 
@@ -51,16 +52,23 @@ def default_uri() -> str:
     return running_uri(cluster_file())
 
 
-def open_carrier(target: Target, *, timeout: float, reconnect: bool) -> Connection | Router:
-    """A connection, or one to each server where clients route. Raises ClusterError."""
+def opening_carrier(system: System, target: Target, *, timeout: float, reconnect: bool) -> Steps[Connection | Router]:
+    """The way to a connection, or to one to each server where clients route. Raises ClusterError."""
     timeout = min(timeout, LONGEST_WAIT)
-    connection = Connection(target, timeout=timeout, reconnect=reconnect, namespace=NAMESPACE)
+    opened = yield from opening(system, target, timeout, namespace=NAMESPACE)
+    connection = Connection(target, timeout=timeout, reconnect=reconnect, opened=opened, system=system)
     if not is_part(connection.session.offered):
         return connection
     from memcluster.client.router import Router  # late: it takes a tenth of the start of a program that does not route
 
     connection.close()
-    return Router(target, connection.session.offered, timeout=timeout, reconnect=reconnect)
+    offered = connection.session.offered
+    return (yield from Router.opening(system, target, offered, timeout=timeout, reconnect=reconnect))
+
+
+def open_carrier(target: Target, *, timeout: float, reconnect: bool) -> Connection | Router:
+    """Waits for it."""
+    return finish(KERNEL, opening_carrier(KERNEL, target, timeout=timeout, reconnect=reconnect))
 
 
 def _connected(target: Target, timeout: float, reconnect: bool) -> Memory:

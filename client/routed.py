@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memcluster.client.connection import Connection
+from memcluster.client.connection import REPEATED, Connection
 from memcluster.client.errors import ClusterError
 from memcluster.client.pending import Pending
 from memcluster.node.layout import Extents, Piece, join_extents
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Routed:
     """It is done when all its pieces are, or when one has failed."""
 
-    __slots__ = ("_begun", "_identifier", "_later", "_payload", "_router", "pending")
+    __slots__ = ("_begun", "_identifier", "_later", "_more_flags", "_payload", "_router", "pending")
 
     def __init__(self, router: Router, identifier: int, pending: Pending) -> None:
         """Its pieces have the `identifier` as their cookie."""
@@ -31,7 +31,9 @@ class Routed:
         self._later: list[Piece] = []
 
     def begin(self, pieces: list[Piece], *, serial: bool) -> None:
-        """Send the pieces, or the first of them."""
+        """Send the pieces, or the first of them; once more if there is another map. What servers do again they log
+        once."""
+        self._more_flags = REPEATED if self._begun else 0
         self._begun = []
         self._later = pieces[::-1]
         if not pieces:
@@ -66,7 +68,8 @@ class Routed:
         place = None
         if whole.destination is not None and len(piece.spans) == 1:
             place = whole.destination[slice(*piece.spans[0])]
-        part = Pending(whole.command, piece.offset, piece.length, whole.flags, payload, place)
+        flags = whole.flags | self._more_flags
+        part = Pending(whole.command, piece.offset, piece.length, flags, payload, place)
         self._router.connection(piece.server).submit(part, self._identifier)
         self._begun.append((piece, part))
 

@@ -9,25 +9,17 @@ anew, and what is in flight is split again.
 from __future__ import annotations
 
 import select
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from memcluster.client.cluster_map import ClusterMap, parse_map, read_map
+from memcluster.client.cluster_map import ClusterMap, parse_map, reading_map
 from memcluster.client.connection import MAX_IN_FLIGHT, Connection
 from memcluster.client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout
 from memcluster.client.exclusive import Exclusive, exclusive
-from memcluster.client.handshake import (
-    LONGEST_PAUSE,
-    NAMESPACE,
-    PART,
-    PATIENCE,
-    Handshake,
-    Return,
-    offered_contexts,
-)
+from memcluster.client.handshake import LONGEST_PAUSE, PART, PATIENCE, Return, offering, opening
 from memcluster.client.pending import Pending
 from memcluster.client.routed import Routed
+from memcluster.client.system import Errand, Interest, Steps, System, wait
 from memcluster.client.uri import Target
 from memcluster.node.layout import Layout, Piece
 from memcluster.node.nbd.wire import Command, Rep, TransmissionFlag
@@ -50,22 +42,38 @@ class Facts:
 
 
 class Router(Exclusive):
-    """Connects to every server of the cluster that `target` is one server of; see `Connection` for the rest."""
+    """Knows every server of the cluster that `target` is one server of; see `Connection` for the rest. Made by
+    `opening`."""
 
-    def __init__(self, target: Target, contexts: Sequence[str], *, timeout: float, reconnect: bool) -> None:
+    def __init__(self, system: System, target: Target, *, timeout: float, reconnect: bool) -> None:
         super().__init__()
         self.target = target
         self.timeout = timeout
         self.reconnect = reconnect
         self.reconnections = 0
+        self._system = system
+        self._monotonic = system.monotonic
         self._closed = False
         self._restock = 0.0  # when to ask for more identifiers
         self._under_way: dict[Pending, Routed] = {}
         self._connections: list[Connection | None] = []  # by server; not every server has a part
         self._parts: list[Connection] = []
         self._returns: dict[Connection, Return] = {}
-        self._take_block(contexts)
-        self._adopt(parse_map(read_map(target, timeout), target))
+        self._search: Errand[bool] | None = None  # for a new map
+        self._loan: Errand[list[str]] | None = None  # of more identifiers
+        self._no_loan: ClusterError | None = None  # why there is none
+
+    @classmethod
+    def opening(
+        cls, system: System, target: Target, contexts: Sequence[str], *, timeout: float, reconnect: bool
+    ) -> Steps[Router]:
+        """Connect to every server of the cluster; `contexts` are those of the export at `target`. Raises
+        ClusterError."""
+        router = cls(system, target, timeout=timeout, reconnect=reconnect)
+        router._take_block(contexts)
+        found = parse_map((yield from reading_map(system, target, timeout)), target)
+        router._adopt(found, (yield from router._connecting(found)))
+        return router
 
     def __repr__(self) -> str:
         return f"<Router over {len(self._connections)} servers from {self.target}, {len(self._under_way)} in flight>"
@@ -90,13 +98,17 @@ class Router(Exclusive):
     @exclusive
     def submit(self, pending: Pending) -> Pending:
         """Begin a request, when there is room for it; see Connection.submit."""
-        deadline = time.monotonic() + self.timeout
-        while self._no_room:
-            if not self._turn(deadline):
+        deadline = self._monotonic() + self.timeout
+        while self.full and not self._closed:
+            in_time = self._turn(deadline)
+            if self._no_loan is not None and not (in_time and self.reconnect):
+                raise self._no_loan
+            if not in_time:
                 raise Timeout(self.target, "room for a request", self.timeout)
         if self._closed:
             raise Disconnected(self.target, "the connection was closed by this program")
-        routed = Routed(self, self._next_identifier(), pending)
+        self._identifier += 1
+        routed = Routed(self, self._identifier, pending)
         pending.owner = self
         self._under_way[pending] = routed
         self._begin(routed)
@@ -106,7 +118,7 @@ class Router(Exclusive):
     def wait_for(self, pending: Pending, timeout: float | None) -> None:
         """Send and receive until the outcome is known. Raises Timeout."""
         limit = self.timeout if timeout is None else timeout
-        deadline = time.monotonic() + limit
+        deadline = self._monotonic() + limit
         while pending.outcome is None:
             if not self._turn(deadline) and pending.outcome is None:
                 self._give_up_lost(self._under_way[pending])
@@ -116,23 +128,20 @@ class Router(Exclusive):
     @exclusive
     def progress(self) -> None:
         """Send and receive what can be without waiting; go on with making lost connections again."""
-        if self._exhausted and time.monotonic() >= self._restock:
-            try:
-                self._take_block(offered_contexts(replace(self.target, export=""), NAMESPACE, PATIENCE))
-            except ClusterError:
-                self._restock = time.monotonic() + LONGEST_PAUSE
         self._turn(0.0)
 
     @exclusive
     def _say_goodbye(self) -> None:
         if not self._closed:
-            self._closed = True
-            self._close_all()
+            self._abandon()
             self._fail(Disconnected(self.target, "the connection was closed by this program"))
 
     def _abandon(self) -> None:
         self._closed = True
-        self._close_all()
+        for errand in (self._search, self._loan):
+            if errand is not None:
+                errand.close()
+        self._close_connections()
 
     # -- for an event loop -------------------------------------------------------------------------------------------
 
@@ -143,13 +152,28 @@ class Router(Exclusive):
 
     @property
     def lost(self) -> bool:
-        """`progress` may wait for a server to let itself be connected to."""
+        """`progress` may wait for the address of a host that has a name."""
         return self._exhausted or any(connection.lost for connection in self._parts)
 
-    def interest(self) -> tuple[dict[int, int], float]:
+    @property
+    def interest(self) -> Interest:
         """See Connection.interest."""
-        descriptors, until = self._interest()
-        return descriptors, min(until, self._restock) if self._exhausted else until
+        descriptors: dict[int, int] = {}
+        until = float("inf")
+        returns = self._returns
+        for connection in self._parts if self._under_way else ():
+            back = returns.get(connection) if returns else None
+            wanted, due = connection.interest if back is None else back.interest
+            descriptors |= wanted
+            until = min(until, due)
+        if self._search is None and not self._exhausted:
+            return descriptors, until
+        waits = [(descriptors, until)]
+        if self._search is not None and self._under_way:
+            waits.append(self._search.interest)
+        if self._exhausted:
+            waits.append(({}, self._restock) if self._loan is None else self._loan.interest)
+        return _united(waits)
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -167,40 +191,29 @@ class Router(Exclusive):
     def _turn(self, deadline: float) -> bool:
         """One step over all connections: send, wait for any, receive; go on with making lost ones again. False if
         nothing was ready before the deadline."""
-        if self._bring_back():
+        if (self._exhausted and self._borrow()) or self._bring_back():
             return True
         for connection in self._parts:
             if not connection.lost:
                 connection.send()
-        descriptors, until = self._interest()
-        poll = select.poll()
-        for descriptor, mask in descriptors.items():
-            poll.register(descriptor, mask)
-        ready = dict(poll.poll(max(0.0, min(until, deadline) - time.monotonic()) * 1000))
+        ready = wait(self._system, self.interest, deadline)
         for connection in self._parts if ready else ():
             if not connection.lost and ready.get(connection.fileno(), 0) & ~select.POLLOUT:
                 connection.receive()
         self._look()
-        return bool(ready) or time.monotonic() < deadline
-
-    def _interest(self) -> tuple[dict[int, int], float]:
-        descriptors: dict[int, int] = {}
-        until = float("inf")
-        for connection in self._parts if self._under_way else ():
-            if connection.lost and connection not in self._returns:
-                until = 0.0
-            else:
-                waited_for, due = (self._returns[connection] if connection.lost else connection).interest()
-                descriptors |= waited_for
-                until = min(until, due)
-        return descriptors, until
+        return bool(ready) or self._monotonic() < deadline
 
     def _look(self) -> None:
         for pending in [pending for pending, routed in self._under_way.items() if routed.look()]:
             del self._under_way[pending]
 
     def _bring_back(self) -> bool:
-        """Go on with making lost connections again. True if that has decided about something in flight."""
+        """Go on with making lost connections again, and with looking for a new map. True if that has decided about
+        something in flight."""
+        if self._search is not None and self._search.step():
+            search, self._search = self._search, None
+            if search.result:
+                return True
         for connection in self._parts:
             if not connection.lost:
                 continue
@@ -209,19 +222,19 @@ class Router(Exclusive):
                     connection.target, f"the connection is lost: {connection.trouble}"
                 )
             else:
-                back = self._returns.setdefault(connection, Return(connection.target))
+                back = self._returns.setdefault(connection, Return(self._system, connection.target))
                 try:
-                    handshake = back.step()
-                    if handshake is not None:
-                        connection.come_back(handshake.sock, handshake.session)
+                    opened = back.step()
+                    if opened is not None:
+                        connection.come_back(opened)
                         self.reconnections += 1
                         del self._returns[connection]
                     continue
                 except ConnectionProblem as error:
                     problem = error
                 if not isinstance(problem, Refused) or problem.reply in (Rep.ERR_SHUTDOWN, Rep.ERR_UNKNOWN):
-                    if self._find_new_map():
-                        return True
+                    if self._search is None:
+                        self._search = Errand(self._searching())
                     continue
             if connection.in_flight:
                 connection.give_up(problem)
@@ -233,44 +246,84 @@ class Router(Exclusive):
         """Time is up: fail what is in flight where the request waits for a connection that could not be made again."""
         for connection in routed.waits_for():
             if connection.lost:
-                back = self._returns.get(connection) or Return(connection.target)
+                back = self._returns.get(connection) or Return(self._system, connection.target)
                 words = f"the connection was lost ({connection.trouble}) and could not be made again: {back.reason}"
                 connection.give_up(Disconnected(connection.target, words))
         self._look()
 
-    def _find_new_map(self) -> bool:
+    def _searching(self) -> Steps[bool]:
         """Ask the entry, then the servers of the old map, for the map; true if it is another one, and in use now."""
         for target in (self.target, *self._map.servers):
             try:
-                fresh = parse_map(read_map(target, PATIENCE), target)
+                fresh = parse_map((yield from reading_map(self._system, target, PATIENCE)), target)
                 if fresh.export == self._map.export:
                     return False
                 if fresh.layout.size < self._map.layout.size:
                     sizes = f"{self._map.layout.size} bytes before, {fresh.layout.size} now"
                     self._fail(ClusterError(f"{self.target}: the memory is another one: {sizes}"))
                     return True
-                self._take_block(offered_contexts(replace(target, export=""), NAMESPACE, PATIENCE))
-                self._adopt(fresh)
+                self._take_block((yield from offering(self._system, replace(target, export=""), PATIENCE)))
+                made = yield from self._connecting(fresh)
             except ClusterError:
                 continue
+            self._adopt(fresh, made)
             self.reconnections += 1
             for routed in list(self._under_way.values()):
                 self._begin(routed)
             return True
         return False
 
-    def _adopt(self, found: ClusterMap) -> None:
-        """Connect to the servers of a map, those that do not answer apart: they are tried again when something is asked
-        of them. Raises ClusterError if nobody answers or one does not let us in, and then nothing has changed."""
-        made: list[Connection | None] = [
-            Connection(replace(target, export=found.export), timeout=self.timeout, reconnect=False, routed=True)
+    def _connecting(self, found: ClusterMap) -> Steps[list[Connection | None]]:
+        """Connections to the servers of a map, to all at once. Those that do not answer within PATIENCE, when others
+        have, are lost: they are tried again when something is asked of them. Raises ClusterError if nobody answers, or
+        if one refuses."""
+        system, timeout = self._system, self.timeout
+        begun = system.monotonic()
+        made = [
+            Connection(
+                replace(target, export=found.export), timeout=timeout, reconnect=False, routed=True, system=system
+            )
             if size
             else None
             for target, size in zip(found.servers, found.layout.sizes, strict=True)
         ]
         parts = [connection for connection in made if connection is not None]
-        _connect_all(parts, self.timeout)
-        self._close_all()
+        under_way = {connection: Errand(opening(system, connection.target, timeout)) for connection in parts}
+        problem: ConnectionProblem | None = None
+        done = False
+        try:
+            while under_way:
+                for connection, errand in list(under_way.items()):
+                    try:
+                        if not errand.step():
+                            continue
+                        connection.come_back(errand.result)
+                    except ConnectionProblem as error:
+                        if isinstance(error, Refused) and error.reply != Rep.ERR_SHUTDOWN:
+                            raise
+                        problem = error
+                    del under_way[connection]
+                nobody = all(connection.lost for connection in parts)
+                until = begun + (timeout if nobody else min(PATIENCE, timeout))
+                if system.monotonic() >= until:
+                    break
+                descriptors, due = _united([errand.interest for errand in under_way.values()])
+                if under_way:
+                    yield descriptors, min(due, until)
+            if all(connection.lost for connection in parts):
+                raise problem or Timeout(parts[0].target, "end of the handshake", timeout)
+            done = True
+            return made
+        finally:
+            for errand in under_way.values():
+                errand.close()
+            for connection in () if done else parts:
+                connection.close()
+
+    def _adopt(self, found: ClusterMap, made: list[Connection | None]) -> None:
+        """Go on with the connections of a map, some of which may be lost."""
+        parts = [connection for connection in made if connection is not None]
+        self._close_connections()
         self._connections, self._parts = made, parts
         self._map = found
         self._serial = found.document.get("fan_out") == "serial"
@@ -289,12 +342,42 @@ class Router(Exclusive):
             sessions[0].contexts,
         )
 
-    def _close_all(self) -> None:
+    def _close_connections(self) -> None:
         for back in self._returns.values():
             back.close()
         self._returns.clear()
         for connection in self._parts:
             connection.close()
+
+    # -- identifiers -------------------------------------------------------------------------------------------------
+
+    def _borrow(self) -> bool:
+        """Go on with asking for more; whether they are here."""
+        if self._loan is None:
+            if self._monotonic() < self._restock:
+                return False
+            self._loan = Errand(self._lending())
+        try:
+            if not self._loan.step():
+                return False
+            self._take_block(self._loan.result)
+            self._loan = self._no_loan = None
+        except ClusterError as error:
+            self._loan, self._no_loan = None, error
+            self._restock = self._monotonic() + LONGEST_PAUSE
+            return False
+        return True
+
+    def _lending(self) -> Steps[list[str]]:
+        """What the entry offers, or another server if it does not answer. Raises ClusterError."""
+        problem: ConnectionProblem | None = None
+        for target in (self.target, *self._map.servers):
+            try:
+                return (yield from offering(self._system, replace(target, export=""), PATIENCE))
+            except ConnectionProblem as error:
+                problem = problem or error
+        assert problem is not None
+        raise problem
 
     def _take_block(self, contexts: Sequence[str]) -> None:
         """The identifiers that a server has lent. Raises ClusterError if it has not."""
@@ -313,58 +396,17 @@ class Router(Exclusive):
     def _no_room(self) -> bool:
         return sum(connection.cost for connection in self._parts) > MAX_IN_FLIGHT
 
-    def _next_identifier(self) -> int:
-        if self._exhausted:
-            self._take_block(offered_contexts(replace(self.target, export=""), NAMESPACE, self.timeout))
-        self._identifier += 1
-        return self._identifier
-
     def _fail(self, error: ClusterError) -> None:
         for pending in self._under_way:
             pending.settle(error)
         self._under_way.clear()
 
 
-def _connect_all(connections: Sequence[Connection], seconds: float) -> None:
-    """Connect to all at once; those that do not answer within PATIENCE, when others have, stay lost. Raises
-    ClusterError, with all closed, if none has in so many `seconds`, or if one refuses."""
-    begun = time.monotonic()
-    deadline, enough = begun + seconds, begun + min(PATIENCE, seconds)
-    under_way: dict[int, tuple[Connection, Handshake]] = {}
-    poll = select.poll()
-    problem: ConnectionProblem | None = None
-    try:
-        for connection in connections:
-            try:
-                handshake = Handshake(connection.target, deadline - time.monotonic())
-            except ConnectionProblem as error:
-                problem = error
-            else:
-                under_way[handshake.sock.fileno()] = connection, handshake
-                poll.register(handshake.sock, select.POLLIN)
-        ready = list(under_way)
-        while ready:
-            for descriptor in ready:
-                connection, handshake = under_way[descriptor]
-                try:
-                    if not handshake.step():
-                        continue
-                    connection.come_back(handshake.sock, handshake.session)
-                except ConnectionProblem as error:
-                    if isinstance(error, Refused) and error.reply != Rep.ERR_SHUTDOWN:
-                        raise
-                    problem = error
-                poll.unregister(descriptor)
-                del under_way[descriptor]
-            until = deadline if all(connection.lost for connection in connections) else enough
-            wait = max(0.0, until - time.monotonic()) * 1000
-            ready = [found for found, _ in poll.poll(wait)] if under_way else []
-        if all(connection.lost for connection in connections):
-            raise problem or Timeout(connections[0].target, "end of the handshake", seconds)
-    except BaseException:
-        for connection in connections:
-            connection.close()
-        raise
-    finally:
-        for _, handshake in under_way.values():
-            handshake.sock.close()
+def _united(waits: Iterable[Interest]) -> Interest:
+    """Whatever comes first."""
+    descriptors: dict[int, int] = {}
+    until = float("inf")
+    for wanted, due in waits:
+        descriptors |= wanted
+        until = min(until, due)
+    return descriptors, until

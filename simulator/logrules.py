@@ -35,8 +35,8 @@ def check_log(
     many records are `missing`, and the log says so."""
     told: list[str] = []
     absent: list[str] = []
-    requests: dict[int, tuple[int, Record]] = {}
-    by_key: dict[tuple[int, int, int], list[Record]] = defaultdict(list)
+    requests: set[int] = set()
+    by_key: dict[tuple[int, int, int], list[tuple[Record, int]]] = defaultdict(list)
     counts: Counter[tuple[int, int, int]] = Counter()
     early: set[int] = set()
     for server, record in entries:
@@ -50,9 +50,9 @@ def check_log(
             continue
         if record.identifier in early:
             told.append(f"before: a piece of {name} stands before it")
-        requests.setdefault(record.identifier, (server, record))
+        requests.add(record.identifier)
         if not record.error:
-            by_key[record.operation, record.offset, record.length].append(record)
+            by_key[record.operation, record.offset, record.length].append((record, server))
     for (kind, identifier, server), count in counts.items():
         if count > 1:
             what = "request" if kind == REQUEST else "piece"
@@ -61,7 +61,7 @@ def check_log(
     for operation in operations:
         asked[int(Command[operation.kind]), operation.offset, operation.length].append(operation)
     for key, found in asked.items():
-        told += _check_key(found, by_key.pop(key, []), requests, counts, nodes, time, absent)
+        told += _check_key(found, by_key.pop(key, []), counts, nodes, time, absent)
     for (operation_code, offset, length), left in by_key.items():
         what = f"{Command(operation_code).name} of {length} bytes at {offset:#x}"
         told.append(f"once: {len(left)} records of {what}, which nobody asked for")
@@ -70,8 +70,7 @@ def check_log(
 
 def _check_key(
     operations: list[Operation],
-    records: list[Record],
-    requests: dict[int, tuple[int, Record]],
+    records: list[tuple[Record, int]],
     counts: Counter[tuple[int, int, int]],
     nodes: Nodes,
     time: Time,
@@ -82,13 +81,12 @@ def _check_key(
     told = []
     must = sorted((one for one in operations if one.acknowledged), key=lambda one: one.returned)
     more = {id(one): one.repeats + (not one.acknowledged) for one in operations}
-    for record in sorted(records):
-        began = time(requests[record.identifier][0], record)
+    for record, server in sorted(records):
+        began = time(server, record)
         own = next((one for one in must if one.invoked <= began <= one.returned), None)
         name = format_identifier(record.identifier)
         if own is not None:
             must.remove(own)
-            server = requests[record.identifier][0]
             for node in nodes(own, server):
                 if not counts[PIECE, record.identifier, node]:
                     absent.append(f"once: no piece of {name} ({_words(own)}) stands on server{node}")
@@ -116,7 +114,8 @@ def _words(operation: Operation) -> str:
 
 def routed(layout: Layout, operation: Operation) -> list[Operation]:
     """What the client that routes makes of an operation: one on each server, logged under the address of its first byte
-    in the whole memory."""
+    in the whole memory. What is sent again is logged once: it has the same identifier."""
+    operation = operation._replace(repeats=0)
     if operation.kind == "FLUSH":
         return [operation._replace(offset=layout.address(server, 0)) for server in range(len(layout.sizes))]
     return [

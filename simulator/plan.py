@@ -23,8 +23,12 @@ LATE = 20 * MS
 LARGE = 0.1
 """Of the runs, in which some requests are too long for a receive buffer."""
 KINDS = (("WRITE", 40), ("READ", 34), ("WRITE_ZEROES", 7), ("TRIM", 7), ("BLOCK_STATUS", 8), ("FLUSH", 4))
+WORK = 4 * MS
+"""About how long clients work, beside their pauses, from when the cluster runs."""
+AFTERWARDS = 0.15
+"""Of the faults, which may begin after that."""
 SPAN = 50 * MS
-"""In which faults begin, from when the cluster runs."""
+"""In which they begin."""
 SUPERVISORS = 0.1
 """Of the kills."""
 OWN_CLOCKS = ("primary-secondary", "client-routed")
@@ -70,8 +74,9 @@ class Client:
 @dataclass(frozen=True)
 class Fault:
     """`at` ns after the cluster runs do `kind` to the process `target`, for `span` ns. A kill comes `step` calls of the
-    system later (0: at once), a partition is from the `other` process. The clock of a server's host jumps `span` ns
-    ahead, and goes at `step` millionths of the world's pace from then on. What is full is a disk."""
+    system later (0: at once), a partition is of a server or a client from the `other` process, a server. The clock of
+    a server's host jumps `span` ns ahead, and goes at `step` millionths of the world's pace from then on. What is full
+    is a disk."""
 
     at: int
     kind: str
@@ -149,7 +154,8 @@ def make_plan(seed: int, wish: Wish) -> Plan:
     fan_out = "serial" if dice.chance(0.3) else "parallel"
     shape = Shape(topology, tuple(sizes), stripe, fan_out, PAGE << dice.below(3) if dice.chance(0.3) else SLICE)
     clients = [_client(dice, shape, share, large=large) for share in _shares(wish.requests, wish.clients)]
-    return Plan(seed, shape, tuple(clients), tuple(_faults(dice, shape, wish)))
+    work = WORK + max(sum(ask.pause for ask in client.asks) for client in clients)
+    return Plan(seed, shape, tuple(clients), tuple(_faults(dice, shape, wish, work)))
 
 
 def _shares(count: int, parts: int) -> list[int]:
@@ -193,7 +199,7 @@ def _weighted(dice: Dice) -> str:
     raise AssertionError
 
 
-def _faults(dice: Dice, shape: Shape, wish: Wish) -> list[Fault]:
+def _faults(dice: Dice, shape: Shape, wish: Wish, work: int) -> list[Fault]:
     kinds = [kind for kind in FAULTS if kind in wish.faults]
     count = len(shape.sizes) + (shape.topology == "dispatcher")
     servers = [f"server{index}" for index in range(count)]
@@ -202,7 +208,7 @@ def _faults(dice: Dice, shape: Shape, wish: Wish) -> list[Fault]:
     found = []
     for _ in range(dice.below(6) if kinds else 0):
         kind = kinds[dice.below(len(kinds))]
-        at = dice.below(SPAN)
+        at = dice.below(SPAN if dice.chance(AFTERWARDS) else work)
         span = (1 * MS, 10 * MS, 300 * MS, 3000 * MS)[dice.below(4)]
         target = servers[dice.below(count)] if dice.chance(0.75) else others[dice.below(len(others))]
         if kind == "kill" and dice.chance(SUPERVISORS):
@@ -214,7 +220,9 @@ def _faults(dice: Dice, shape: Shape, wish: Wish) -> list[Fault]:
                 found.append(Fault(at, kind, target, 0, step))
         elif kind == "partition":
             one, other = dice.below(count), dice.below(count)
-            if one != other:
+            if shape.topology == "client-routed":  # whose servers have nothing to say to one another
+                found.append(Fault(at, kind, f"client{dice.below(wish.clients)}", span, 0, servers[other]))
+            elif one != other:
                 found.append(Fault(at, kind, servers[one], span, 0, servers[other]))
         elif kind == "clock":
             if shape.topology in OWN_CLOCKS:

@@ -184,6 +184,7 @@ class _Play(Run):
             watched.watch(None)
             if what == "dies" and target == moment.process:
                 self._mark(target, what, over=True)
+                watched.dies_at = watched.steps
                 raise Killed
             self._act(target, what)
 
@@ -296,4 +297,3 @@ class _Play(Run):
 
 def _words(operation: Operation) -> str:
     return f"{operation.outcome} {operation.why}".strip()
-

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
+from memcluster.client.system import Place, Poll
 from memcluster.node.transport.loop import Loop
 from memcluster.node.transport.system import Poller
 from memcluster.simulator.clock import Clock
@@ -69,7 +70,7 @@ class Process:
     def step(self) -> None:
         """A call of the system."""
         self.steps += 1
-        if self.steps == self.dies_at:
+        if 0 <= self.dies_at <= self.steps:  # nor does it do anything else on its way out
             raise Killed
         if self._look is not None:
             self._look()
@@ -214,6 +215,16 @@ class Process:
         self.note("closes", descriptor)
         description.release()
 
+    def hold(self, address: object) -> list[Stream]:
+        """Hold up what goes between it and who listens there; both ends of what is held."""
+        held = []
+        for description in self._descriptors.values():
+            if isinstance(description, Stream) and description.peer is not None and description.peer.name == address:
+                held += [description, description.peer]
+        for stream in held:
+            stream.held += 1
+        return held
+
     @property
     def descriptors(self) -> int:
         """How many there are."""
@@ -260,7 +271,7 @@ class Process:
 
 
 class System:
-    """What memcluster.node.transport.system.System asks for, for one process."""
+    """What memcluster.node.transport.system.System asks for, and memcluster.client.system.System, for one process."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -275,6 +286,12 @@ class System:
         made = _Poller(self._process)
         self._pollers.append(made)
         return made
+
+    def poll(self) -> Poll:
+        return _Poll(self._process)
+
+    def find(self, host: str, port: int) -> list[Place]:
+        return [(socket.AF_INET, (host, port))]
 
     def make_socket(self, family: int, kind: int) -> socket.socket:
         self._process.step()
@@ -396,6 +413,26 @@ class _Watch:
         """What it is ready for may be something new."""
         if self.descriptor not in self._poller.maybe and self.description.ready(self.wanted):
             self._poller.may_be_ready(self)
+
+
+class _Poll:
+    """As poll, but that a process of this world never waits in it."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._wanted: dict[int, int] = {}
+
+    def register(self, descriptor: int, events: int) -> None:
+        self._wanted[descriptor] = events
+
+    def poll(self, milliseconds: float) -> list[tuple[int, int]]:
+        process = self._process
+        process.step()
+        found = [(number, process.description(number).ready(mask | _ALWAYS)) for number, mask in self._wanted.items()]
+        found = [(number, events) for number, events in found if events]
+        if not found and milliseconds:
+            raise NotImplementedError("a simulated process does not wait")
+        return found
 
 
 _ALWAYS = select.EPOLLERR | select.EPOLLHUP

@@ -12,16 +12,16 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from memcluster.client.uri import Target
 from memcluster.node.layout import Layout
 from memcluster.node.log.filter import Filter
 from memcluster.node.log.history import History, merged
 from memcluster.node.log.record import RECORD, Record
 from memcluster.node.serving import keeper
-from memcluster.node.transport.address import Address
-from memcluster.simulator.client import Client, Door
+from memcluster.simulator.client import KILLED, Client
 from memcluster.simulator.clock import Clock
 from memcluster.simulator.folder import temporary_folder
-from memcluster.simulator.history import BLOCK, Operation, identify
+from memcluster.simulator.history import BLOCK, UNKNOWN, Operation, identify
 from memcluster.simulator.logrules import Entry, check_log, logged_at, routed, unrest
 from memcluster.simulator.plan import Ask, Fault, Plan
 from memcluster.simulator.plan import Client as Errand
@@ -131,8 +131,9 @@ class Run:
         outcome.broken += [
             f"crash: {name} ended by itself: {why}"
             for name, why in self.supervisor.deaths
-            if why and not why.startswith("killed")
+            if why and not why.startswith(KILLED)
         ]
+        outcome.broken += [f"crash: {one.name} ended by itself: {why}" for one in self.clients for why in one.crashes]
         outcome.happened = world.trace
         outcome.seconds = (world.now - BEGINNING) / S
         return outcome
@@ -140,7 +141,6 @@ class Run:
     def _stages(self) -> None:
         self.supervisor.start()
         self.until(lambda: self._runs, STARTS_WITHIN, "the start of the cluster")
-        self.doors = self._doors()
         self.work()
         self.until(lambda: self.supervisor.healthy, HEALS_WITHIN, "the cluster to be whole")
         for name in ("supervisor", *self.supervisor.children):  # who was to die at a step that has not come
@@ -203,14 +203,13 @@ class Run:
 
     # -- clients -----------------------------------------------------------------------------------------------------
 
-    def _doors(self) -> list[Door]:
-        entries = self.supervisor.map.servers
-        if not self.supervisor.shape.every_server_is_a_door:
-            return [Door(Address.parse(entries[0].address), None)]
-        return [Door(Address.parse(entry.address), index) for index, entry in enumerate(entries)]
-
     def client(self, number: int, errand: Errand) -> Client:
-        client = Client(self.world, number, errand, self.doors, self.layout, self.history, self._client_is_done)
+        """Where clients route, those with other numbers know the memory by another server, but never by the last: its
+        address may change."""
+        entries = self.supervisor.map.servers
+        known = max(1, len(entries) - 1) if self.supervisor.shape.every_server_is_a_door else 1
+        host, _, port = entries[number % known].address.rpartition(":")
+        client = Client(self.world, number, errand, Target(host, int(port)), self.history, self._client_is_done)
         self.clients.append(client)
         return client
 
@@ -249,6 +248,9 @@ class Run:
         world = self.world
         if self._stopped:
             return
+        if fault.kind == "partition" and fault.target.startswith("client"):
+            self._cut_off(fault)
+            return
         if fault.kind == "partition":
             self._count(fault)
             head = {"do": "fault", "kind": "cut", "peer": fault.other}
@@ -278,6 +280,24 @@ class Run:
         elif fault.kind == "slow":
             process.slow = SLOWED
             world.after(fault.span, partial(setattr, process, "slow", 0))
+
+    def _cut_off(self, fault: Fault) -> None:
+        """A client from a server: what goes between them is held up."""
+        process = self.process_of(fault.target)
+        if process is None or not process.alive:
+            return
+        self._count(fault)
+        address = self.supervisor.doors[int(fault.other.removeprefix("server"))].getsockname()
+        cut = (fault.target, address)
+        self.world.cuts[cut] += 1
+        held = process.hold(address)
+
+        def join() -> None:
+            self.world.cuts[cut] -= 1
+            for stream in held:
+                stream.let_go()
+
+        self.world.after(fault.span, join)
 
     def _count(self, fault: Fault) -> None:
         self.outcome.faults[fault.kind] += 1
@@ -312,7 +332,7 @@ class Run:
         verdict = check(
             self.history, ordered=ordered, whole=partial(_whole, self.layout, most), slow=partial(_slow, most)
         )
-        outcome.broken += verdict.told
+        outcome.broken += verdict.told + self._given_up()
         outcome.log = self._merged()
         operations = self.history
         if self.supervisor.shape.every_server_is_a_door:
@@ -322,6 +342,15 @@ class Run:
         said = self.supervisor.collected.get("collected")
         if said != len(outcome.log) and not self.supervisor.collected.get("missing"):
             outcome.broken.append(f"log: logger0 wrote {said} records of {len(outcome.log)}")
+
+    def _given_up(self) -> list[str]:
+        """By clients whose library connects again and repeats, and that were not killed."""
+        return [
+            f"kept: {one.kind} {one.number} of {one.client} was given up: {one.why}"
+            for client, errand in zip(self.clients, self.plan.clients, strict=False)
+            for one in self.history
+            if errand.repeats and one.client == client.name and one.outcome == UNKNOWN and one.why != KILLED
+        ]
 
     def _time(self, server: int, record: Record) -> int:
         """When a record of a server began, by the world's clock."""
@@ -371,5 +400,3 @@ def _close_files_of(folder: Path) -> None:
                 os.close(int(name))
         except OSError:
             pass
-
-

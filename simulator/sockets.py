@@ -32,7 +32,7 @@ DATAGRAMS = 10
 SMALL = 128
 """Bytes that an empty buffer always takes at once."""
 SYN_AGAIN = 1 * S
-"""A connection for which a backlog has no room is tried again."""
+"""A connection for which a backlog has no room, or which does not get through, is tried again."""
 Rights = list["Description"]
 
 
@@ -77,12 +77,13 @@ class Stream(Description):
         self.name = name
         self.is_unix = family == UNIX
         self.peer: Stream | None = None
-        self.listener: Listener | None = None
         self.send_buffer = send_buffer
         self.receive_buffer = receive_buffer
         self.inbox = bytearray()
         self.outbox = bytearray()
         self.wakes_at = 1
+        self.under_way = False
+        """It was to be connected, and nobody has asked yet whether it is."""
         self.error = 0
         self.reset = False
         """Nothing can be sent or will come any more."""
@@ -93,6 +94,8 @@ class Stream(Description):
         self.deaf = False
         """This side receives no more."""
         self.resets_at_close = False
+        self.held = 0
+        """How many faults hold up what goes between the two sides."""
         self._sent = self._taken = 0
         self._rights: deque[tuple[int, int, Rights]] = deque()  # where in the stream, to where, what
 
@@ -100,7 +103,7 @@ class Stream(Description):
 
     def ready(self, wanted: int) -> int:
         if self.peer is None and not self.reset:
-            return 0 if self.listener is not None or self.family != UNIX else wanted & (OUT | HUP)
+            return wanted & (OUT | HUP) if self.is_unix else 0
         waiting = len(self.inbox)
         enough = waiting and (waiting >= self.wakes_at or self.is_unix or waiting >= self.receive_buffer)
         events = IN if enough else 0
@@ -151,6 +154,15 @@ class Stream(Description):
         self.changed()
         return True
 
+    def end_connecting(self) -> None:
+        """It is connected. Raises OSError: EALREADY if it is still under way, or why it is not."""
+        if self.peer is None and not self.reset:
+            raise failure(errno.EALREADY)
+        self.under_way = False
+        if self.reset:
+            error, self.error = self.error or errno.ECONNABORTED, 0
+            raise failure(error)
+
     # -- sending -----------------------------------------------------------------------------------------------------
 
     def may_send(self) -> int:
@@ -191,7 +203,7 @@ class Stream(Description):
     def _move(self) -> None:
         """What waits in this side's buffer goes to the other's, as far as that has room; and the end behind it."""
         peer = self.peer
-        if peer is None:
+        if peer is None or self.held:
             return
         if self.outbox:
             if not peer.references and self.family != UNIX:
@@ -275,7 +287,7 @@ class Stream(Description):
             for right in rights:
                 right.release()
         self._rights.clear()
-        if peer is None or self.reset:
+        if peer is None or self.reset or self.held:
             return
         if self.family == UNIX:
             peer.ended = peer.finished = True
@@ -293,6 +305,14 @@ class Stream(Description):
             else:
                 self._move()
 
+    def let_go(self) -> None:
+        """One of those who hold it up does no longer."""
+        self.held -= 1
+        if not self.held:
+            if not self.references:
+                self.closed()
+            self._move()
+
     def is_gone(self) -> bool:
         """As memcluster.node.transport.peer.is_gone has it."""
         events = self.ready(IN | RDHUP | HUP | ERR)
@@ -300,7 +320,7 @@ class Stream(Description):
             return False
         if events & (HUP | ERR) or self.family == UNIX:
             return bool(events & (HUP | ERR))
-        return self.peer is None or not self.peer.references
+        return self.peer is None or not (self.peer.references or self.held)
 
 
 class Listener(Description):
@@ -397,17 +417,30 @@ class Socket:
 
     @property
     def _stream(self) -> Stream:
-        if self._descriptor < 0:
+        if self._descriptor < 0 or not self._process.alive:
             raise failure(errno.EBADF)
         assert isinstance(self._description, Stream)
         return self._description
 
     # -- streams -----------------------------------------------------------------------------------------------------
 
+    def connect_ex(self, address: Any) -> int:
+        """The number of the error; 0 if there is none."""
+        try:
+            self.connect(address)
+        except OSError as error:
+            return error.errno or errno.EINVAL
+        return 0
+
     def connect(self, address: Any) -> None:
-        """Raises OSError: EINPROGRESS for TCP."""
+        """Raises OSError: EINPROGRESS for TCP; what has become of that when it is called again."""
         process, stream = self._process, self._stream
         process.step()
+        if stream.under_way:
+            stream.end_connecting()
+            return
+        if stream.peer is not None:
+            raise failure(errno.EISCONN)
         name = address if stream.family == UNIX else tuple(address[:2])
         listener = process.world.names.get(name)
         if stream.family == UNIX:
@@ -419,18 +452,21 @@ class Socket:
                 raise failure(errno.EAGAIN)
             return
         stream.name = (address[0], process.next_port())
-        if isinstance(listener, Listener):
-            stream.listener = listener
-            self._try(stream, listener)
-        else:
+        stream.under_way = True
+        self._try(stream, name)
+        raise failure(errno.EINPROGRESS)
+
+    def _try(self, stream: Stream, name: Any) -> None:
+        world = self._process.world
+        listener = world.names.get(name)
+        if not stream.references:
+            return
+        if world.cuts[self._process.name, name] or (isinstance(listener, Listener) and not stream.connect(listener)):
+            world.after(SYN_AGAIN, lambda: self._try(stream, name))
+        elif listener is None:
             stream.reset = True
             stream.error = errno.ECONNREFUSED
             stream.changed()
-        raise failure(errno.EINPROGRESS)
-
-    def _try(self, stream: Stream, listener: Listener) -> None:
-        if stream.references and not stream.connect(listener):
-            self._process.world.after(SYN_AGAIN, lambda: self._try(stream, listener))
 
     def sendmsg(self, buffers: Sequence[Buffer], ancillary: Sequence[tuple[int, int, Any]] = ()) -> int:
         """Raises OSError."""

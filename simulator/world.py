@@ -8,6 +8,7 @@ each look at a clock, so that no two looks show the same. Nothing here knows a s
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable
 from random import Random
 from typing import Any, Protocol
@@ -63,6 +64,8 @@ class World:
         """The last one given to a socket that asked for none."""
         self.full: set[str] = set()
         """The disks on which there is no room."""
+        self.cuts: Counter[tuple[str, object]] = Counter()
+        """How many times a process is cut off from an address now."""
         self.inside: object = None
         """The process that runs."""
         self._events: list[tuple[int, int, Callable[[], None]]] = []

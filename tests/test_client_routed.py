@@ -216,6 +216,18 @@ def test_identifiers_are_lent_anew_when_a_block_is_used_up(make_cluster, monkeyp
     assert len({entry["request"] for entry in writes}) == len(writes) == 10
 
 
+def test_identifiers_are_lent_by_whoever_is_there(make_cluster, monkeypatch):
+    """The server that a client was told of is away: it asks another one, and those that are there do what they can."""
+    monkeypatch.setattr("memcluster.client.router.BLOCK", 3)
+    monkeypatch.setattr("memcluster.client.router.PATIENCE", 0.2)
+    cluster = make_cluster(topology="client-routed", restart={"deaths": 100})
+    with cluster.connect() as memory:
+        cluster.command("fault", "kill", "server0", "--for", "1h")
+        for number in range(6):
+            memory.pwrite(bytes([number]), SIZE - 1)
+        assert memory.pread(1, SIZE - 1) == b"\5"
+
+
 def test_a_context_that_is_listed_can_be_chosen(make_cluster):
     """The word to clients that route is one for every client, by the letter of the protocol: it tells of no byte."""
     cluster = make_cluster(topology="client-routed", servers=2, memory="2MiB")

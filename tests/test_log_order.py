@@ -17,8 +17,9 @@ import pytest
 from harness import SECRET, Cluster
 from test_secondary import Peer
 
-from memcluster.client.handshake import offered_contexts
+from memcluster.client.handshake import offering
 from memcluster.client.router import BLOCK
+from memcluster.client.system import KERNEL, finish
 from memcluster.client.uri import parse_uri
 from memcluster.node.cluster_map import ClusterMap, ServerEntry
 from memcluster.node.log.filter import Filter
@@ -150,7 +151,7 @@ def test_who_asks_again_and_again_is_lent_one_block(make_cluster: Make) -> None:
     target = parse_uri(cluster.uri)
 
     def lent() -> int:
-        [context] = offered_contexts(target, "x-memcluster:", 10)
+        [context] = finish(KERNEL, offering(KERNEL, target, 10))
         return int(context.rpartition("/")[2], 16)
 
     before = lent()

@@ -5,8 +5,6 @@ For whoever waits for the socket: when `more` is true there are bytes to be rece
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 from collections.abc import Sequence
 
@@ -85,11 +83,6 @@ class Secured:
                 self._held = 1
                 return taken - 1
         return taken
-
-    def sendall(self, data: Buffer) -> None:
-        """As a socket's that does not block. Raises BlockingIOError if it cannot take all of it."""
-        if self.sendmsg([data]) < len(data):
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def fileno(self) -> int:
         return self.sock.fileno()
