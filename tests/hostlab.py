@@ -130,7 +130,7 @@ class Lab:
             self.here.run("ip", "addr", "add", "10.9.0.1/24", "dev", "br0")
             self.here.run("ip", "link", "set", "br0", "up")
             for number, name in enumerate(names, start=2):
-                host = self.hosts[name] = Host(name, f"10.9.0.{number}", clock)
+                host = self.hosts[name] = Host(name, f"10.9.0.{number}", clock * (number - 1))
                 self.here.run("ip", "link", "add", f"to-{number}", "type", "veth", "peer", "name", f"p{number}")
                 nsenter = ["nsenter", "--target", str(self.here.pid), "--net", "--"]
                 run(*nsenter, "ip", "link", "set", f"p{number}", "netns", str(host.pid), "name", "eth0")

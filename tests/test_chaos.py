@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # `bench` is not installed
 from bench.chaos import places
 from bench.chaos.logcheck import LogVerdict, check_log, logged_at
 from bench.chaos.report import Report
-from bench.chaos.schedule import PHASE, QUIET, WEIGHTS, plan
+from bench.chaos.schedule import HOSTS, LEASE, PHASE, QUIET, WEIGHTS, plan
 from memcluster.node.layout import Linear, Striped
 from memcluster.node.topology import names
 from memcluster.simulator.history import BLOCK, Operation, identify, pattern, read_operations, write_operations, zeroes
@@ -423,6 +423,18 @@ def test_one_server_has_no_links_to_cut():
 def test_servers_that_are_not_linked_are_not_cut_off():
     """Where clients route by themselves; everything else happens to these servers, too."""
     assert {fault.kind for fault in plan(1, 500.0, 3, linked=False)}.isdisjoint({"partition"})
+
+
+def test_other_hosts_are_cut_off_for_less_than_their_lease_and_for_more():
+    """Each link comes back; and faults of hosts are for those that there are."""
+    faults = plan(1, 1000.0, 3, weights=HOSTS, only=HOSTS, hosts=["b", "c"])
+    kinds = {fault.kind for fault in faults if fault.target in ("b", "c")}
+    assert kinds == {"kill guardian", "kill host", "lose host", "cut", "cut for long", "mend"}
+    for kind, longest in (("cut", LEASE), ("cut for long", 2 * LEASE)):
+        for cut in [fault for fault in faults if fault.kind == kind]:
+            ends = [end.at - cut.at for end in faults if (end.kind, end.target) == ("mend", cut.target)]
+            assert any(longest - LEASE < span < longest for span in ends)
+    assert plan(1, 1000.0, 3) == plan(1, 1000.0, 3, hosts=["b", "c"])
 
 
 @pytest.mark.parametrize("layout", [

@@ -7,14 +7,16 @@ import shutil
 import signal
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from threading import Event
 
 import click
 
+from bench.chaos.far import Far, names, run_in_lab
 from bench.chaos.report import Report
 from bench.chaos.run import LOGS, Options, replay, run
-from bench.chaos.schedule import RESHAPE, WEIGHTS, Fault, plan
+from bench.chaos.schedule import HOSTS, RESHAPE, WEIGHTS, Fault, plan
 from bench.chaos.sweep import sweep, table
 from memcluster.client.units import parse_duration
 from memcluster.node import topology as topologies
@@ -41,8 +43,11 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, text: str) ->
 @click.option("--clients", type=click.IntRange(1, 16), default=4, show_default=True, help="Our own ones.")
 @click.option("--rate", type=click.FloatRange(1), default=250.0, show_default=True, help="Operations a second of each.")
 @click.option("--every", type=click.FloatRange(0.05), default=1.0, show_default=True, help="Seconds between faults.")
-@click.option("--only", type=click.Choice(list(WEIGHTS)), multiple=True, help="These faults alone; may be given again.")
+@click.option("--only", type=click.Choice(list(HOSTS)), multiple=True, help="These faults alone; may be given again.")
 @click.option("--reshape", is_flag=True, help="The memory gets another shape now and then.")
+@click.option("--hosts", type=click.IntRange(0, 8), default=0, show_default=True,
+              help="Other hosts, made as namespaces; takes root.")  # fmt: skip
+@click.option("--lab", type=click.Path(path_type=Path), hidden=True, help="Where they were made.")
 @click.option("--no-real", is_flag=True, help="Without fio and nbdcopy.")
 @click.option("--keep", is_flag=True, help="Keep the folder of a run that went well, too.")
 @click.option("--replay", "earlier", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
@@ -68,6 +73,8 @@ def main(
     every: float,
     only: tuple[str, ...],
     reshape: bool,
+    hosts: int,
+    lab: Path | None,
     no_real: bool,
     keep: bool,
     earlier: Path | None,
@@ -79,8 +86,10 @@ def main(
     """Break a cluster under verified load, and tell what became of the bytes and of the log."""
     if seeds is not None:
         words = ["--for", f"{seconds}s", "--every", f"{every}", *["--no-real"] * no_real, *["--reshape"] * reshape]
+        words += ["--hosts", f"{hosts}"] if hosts else []
         words += [word for kind in only for word in ("--only", kind)]
-        rows = sweep(range(seed, seed + seeds), words, jobs, lambda text: click.echo(text, err=True), links)
+        tell = partial(click.echo, err=True)
+        rows = sweep(range(seed, seed + seeds), words, jobs, tell, links, hosts=hosts > 0)
         click.echo("\n".join(table(rows)))
         sys.exit(any(row.found.total() for row in rows.values()))
     if earlier is not None:
@@ -93,22 +102,27 @@ def main(
         storage = "data" if storage == "directory" else storage
         options = Options(
             seed, seconds, servers, layout, fan_out, storage, clients, rate, not no_real, topology, memory, logs, links,
-            reshape,
+            reshape, hosts,
         )  # fmt: skip
         shape = topologies.load(topology)
         processes = servers + shape.dispatches
         linked = bool(shape.links(processes))
-        weights = RESHAPE if reshape else WEIGHTS
-        schedule = plan(seed, seconds, processes, every, linked=linked, only=only or weights, weights=weights)
-    sys.exit(_run(options, schedule, keep=keep, figures=figures))
+        weights = RESHAPE if reshape else HOSTS if hosts else WEIGHTS
+        schedule = plan(
+            seed, seconds, processes, every, linked=linked, only=only or weights, weights=weights, hosts=names(hosts)
+        )
+    if options.hosts and lab is None:
+        sys.exit(run_in_lab(options.hosts, sys.argv[1:]))
+    far = Far(lab, options.hosts) if lab else None
+    sys.exit(_run(options, schedule, far, keep=keep, figures=figures))
 
 
-def _run(options: Options, schedule: list[Fault], *, keep: bool, figures: Path | None) -> int:
+def _run(options: Options, schedule: list[Fault], far: Far | None, *, keep: bool, figures: Path | None) -> int:
     end = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: end.set())
     folder = Path(tempfile.mkdtemp(prefix="memcluster-chaos-"))
-    report = run(options, schedule, folder, end, lambda text: click.echo(text, err=True))
+    report = run(options, schedule, folder, end, lambda text: click.echo(text, err=True), far)
     _show(report)
     (folder / "report").write_text("\n".join(report.lines()) + "\n")
     if figures is not None:

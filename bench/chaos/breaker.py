@@ -9,12 +9,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
 from threading import Event
 from typing import Any
 
+from bench.chaos.far import FarProcess
 from bench.chaos.schedule import Fault
 from bench.chaos.subject import Subject
 from memcluster.client.console import EXIT_DEGRADED
+from memcluster.launcher.run.directory import NodeRecord
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.leftovers import wait_gone
 
@@ -28,6 +31,7 @@ COMES_WITHIN = 5.0
 STEPS, STEP, REST = 30, 0.01, 0.06
 """How a server goes on that was stopped in the middle of a zeroing: seconds that it runs, and does not."""
 COMMAND_PATIENCE = 15.0
+OF_HOSTS = ("kill guardian", "kill host", "lose host", "cut", "cut for long", "mend")
 RATES = ("", "24MiB", "48MiB")
 UP_AGAIN = "up again"
 
@@ -49,7 +53,8 @@ class Breaker:
         self._subject = subject
         self._asked = asked
         self._rng = random.Random(f"breaker {seed}")
-        self._paused: dict[str, Identity] = {}
+        self._paused: dict[str, Identity | FarProcess] = {}
+        self._cut: set[str] = set()
         self._commands: list[tuple[Fault, subprocess.Popen[bytes]]] = []
 
     def run(self, schedule: Iterable[Fault], seconds: float, end: Event) -> None:
@@ -78,6 +83,7 @@ class Breaker:
         for identity in self._paused.values():
             identity.signal(signal.SIGCONT)
         self._paused.clear()
+        self._mend_all()
         self._reap(COMMAND_PATIENCE)
 
     def _do(self, fault: Fault) -> str:
@@ -102,6 +108,8 @@ class Breaker:
             return self._reshape(fault)
         if fault.kind == "fail":
             return self._fail(fault.target)
+        if fault.kind in OF_HOSTS:
+            return self._of_host(fault)
         words = ["fault", fault.kind, fault.target, "--for", f"{fault.span:g}s"]
         if fault.kind == "partition":
             words.append(self._subject.peer(fault.target))
@@ -111,14 +119,46 @@ class Breaker:
         self.others[fault.kind] += 1
         return "asked"
 
+    def _of_host(self, fault: Fault) -> str:
+        """What becomes of another host: its guardian dies, or the way there is cut."""
+        far, host = self._subject.far, fault.target
+        assert far is not None
+        if fault.kind == "mend":
+            return self._mend(host)
+        if fault.kind == "kill guardian":
+            pid = far.guardian(host, self._subject.name)
+            if not pid or far.run(host, "kill", "-KILL", str(pid))[0]:
+                return "not alive"
+            self.kills["guardian"] += 1
+            return f"pid {pid}"
+        self.others[fault.kind] += 1
+        if fault.kind.startswith("cut"):
+            self._cut.add(host)
+            far.cut(host, True)
+            return "cut"
+        words = ["kill"] if fault.kind == "kill host" else ["partition", "--for", f"{fault.span:g}s"]
+        self._commands.append((fault, self._subject.begin("fault", *words, f"host:{host}")))
+        return "asked"
+
+    def _mend_all(self) -> None:
+        for host in tuple(self._cut):
+            self._mend(host)
+
+    def _mend(self, host: str) -> str:
+        assert self._subject.far is not None
+        self._cut.discard(host)
+        self._subject.far.cut(host, False)
+        return "mended"
+
     def _kill(self, target: str) -> str:
         record = self._subject.record()
         if record is None:
             return "no record"
         if target == "all":
-            victims = [record.supervisor, *record.helpers, *(node.identity for node in record.nodes)]
+            victims: list[Identity | FarProcess] = [record.supervisor, *record.helpers]
+            victims += [self._identity(node) for node in record.nodes]
         elif target == "fork server":
-            victims = list(record.helpers)
+            victims = [*record.helpers]
         else:
             victims = [identity for identity in [self._find(target)] if identity]
         killed = [identity for identity in victims if identity.signal(signal.SIGKILL)]
@@ -171,11 +211,9 @@ class Breaker:
     def _fail(self, target: str) -> str:
         """The target does not come back, as its shard is not where it was; then the first server restarts, and must
         serve what is not the target's."""
-        shard, failed, first = self._subject.shard(int(target.removeprefix("server"))), self._find(target), None
-        if failed is None or not shard.exists():
+        failed, first = self._find(target), None
+        if failed is None or not self._move_shard(target, away=True):
             return "not alive"
-        aside = shard.with_name(f"aside.{shard.name}")
-        shard.rename(aside)
         try:
             failed.signal(signal.SIGKILL)
             if not self._wait_for(lambda: self._subject.states().get(target) == "failed", FAILS_WITHIN):
@@ -189,8 +227,22 @@ class Breaker:
                 self.unserved.append(f"{target} had failed, server0 had been killed: {trouble}")
             return trouble or "served"
         finally:
-            aside.rename(shard)
+            self._move_shard(target, away=False)
             self._subject.command("fault", "resume", target)
+
+    def _move_shard(self, target: str, *, away: bool) -> bool:
+        """Out of the way, or back; false if it is not there."""
+        server, far = int(target.removeprefix("server")), self._subject.far
+        host = self._subject.home(server)
+        shard = Path(self._subject.shard_there(server, host)) if far and host else self._subject.shard(server)
+        aside = shard.with_name(f"aside.{shard.name}")
+        old, new = (shard, aside) if away else (aside, shard)
+        if far and host:
+            return far.run(host, "mv", str(old), str(new))[0] == 0
+        if not old.exists():
+            return False
+        old.rename(new)
+        return True
 
     def _reshape(self, fault: Fault) -> str:
         """Have the memory get another shape, while all else goes on; or have it go back on the way."""
@@ -219,6 +271,7 @@ class Breaker:
     def _up(self, dead: Identity) -> None:
         self._paused.pop("supervisor", None)
         wait_gone([dead], COMMAND_PATIENCE)
+        self._mend_all()  # `up` wants all hosts, and no fault comes before it is done
         self._begin_anew()
         self.failed_ups += self._subject.up()
 
@@ -233,16 +286,21 @@ class Breaker:
         record = self._subject.record()
         if record is None or not record.supervisor.alive:
             self.deaths_unasked.append(f"{at:.3f} s")
+            self._mend_all()
             self._begin_anew()
             self.failed_ups += self._subject.up()
 
-    def _find(self, target: str) -> Identity | None:
+    def _identity(self, node: NodeRecord) -> Identity | FarProcess:
+        far = self._subject.far
+        return FarProcess(far, node.host, node.pid, node.start) if far and node.host else node.identity
+
+    def _find(self, target: str) -> Identity | FarProcess | None:
         record = self._subject.record()
         if record is None:
             return None
         if target == "supervisor":
             return record.supervisor
-        return next((node.identity for node in record.nodes if node.name == target), None)
+        return next((self._identity(node) for node in record.nodes if node.name == target), None)
 
     def _reap(self, seconds: float) -> None:
         """Take note of the commands that have ended; those that are late are ended."""

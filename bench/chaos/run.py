@@ -17,8 +17,9 @@ from typing import Any
 
 import memcluster
 from bench.chaos import load, rude
-from bench.chaos.agreement import disagreements
+from bench.chaos.agreement import TRIES, disagreements
 from bench.chaos.breaker import Breaker
+from bench.chaos.far import Far
 from bench.chaos.logcheck import SLACK, check_log, logged_at
 from bench.chaos.places import Places, Region, choose
 from bench.chaos.realclients import Copy, Fio, RealClient
@@ -68,12 +69,16 @@ class Options:
     """The memory gets other shapes meanwhile. Then nobody looks at one server's part alone, and where pieces stand in
     the log is not checked."""
 
+    hosts: int = 0
+    """Other ones, beside that of the supervisor."""
+
     @property
     def title(self) -> str:
         return (
             f"seed {self.seed}, {self.seconds:g} s, {self.topology}, {self.servers} servers, {self.layout}, "
             f"{self.fan_out}, links {self.links}, {self.memory} MiB of storage {self.storage}, logs {self.logs}, "
             f"{self.clients} clients of {self.rate:g} operations a second{', reshaped' * self.reshape}"
+            f"{f', over {self.hosts + 1} hosts' * bool(self.hosts)}"
         )
 
     @property
@@ -94,10 +99,12 @@ class Options:
         }
 
 
-def run(options: Options, schedule: list[Fault], folder: Path, end: Event, tell: Tell) -> Report:
+def run(
+    options: Options, schedule: list[Fault], folder: Path, end: Event, tell: Tell, far: Far | None = None
+) -> Report:
     """Do it all. What can be looked at afterwards is in `folder`; nothing else is left."""
     report = Report(options.title)
-    subject = Subject(folder, options.shape, options.servers, options.memory << 20, **options.keys)
+    subject = Subject(folder, options.shape, options.servers, options.memory << 20, far, **options.keys)
     asked, asking = multiprocessing.Pipe()
     report.breaker = breaker = Breaker(subject, asking, options.seed)
     breaker.reshapes = options.reshape
@@ -239,7 +246,9 @@ def _look_at_the_end(options: Options, subject: Subject, places: Places, report:
     if done.returncode or (done.stderr and not (NO_LONGER in done.stderr and options.logs != "all")):
         report.trouble.append(f"logs: exit {done.returncode}: {done.stderr.decode(errors='replace').strip()}")
     with memcluster.connect(subject.uri) as memory:
-        found = disagreements(memory, subject.layout, subject.shard)
+        for _ in range(TRIES):  # a copy of a shard on another host may be older than what was still under way
+            if not (found := disagreements(memory, subject.layout, subject.shard)) or not options.hosts:
+                break
     (subject.folder / "disagreements").write_text("".join(f"{line}\n" for line in found))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 FIRST = 0.5
@@ -42,6 +42,11 @@ RESHAPE = {"reshape": 70} | {
     if kind.startswith(("kill", "pause ")) or kind in ("slow", "partition", "hang")
 }
 """The same where the memory gets another shape now and then, but for those that rely on the shape that it had."""
+LEASE = 3.0
+"""Of the hosts of a run that has several, in seconds."""
+HOSTS = WEIGHTS | {"kill guardian": 9, "kill host": 4, "lose host": 6, "cut": 9, "cut for long": 4}
+"""The same over several hosts. `kill host` and `lose host` are asked of the cluster; `cut` is the link itself, for less
+than the lease, and `for long` for more."""
 FATAL = ("kill fork server", "kill supervisor", "kill all", "pause, kill primary", "zeroes", "fail")
 """The primary dies with them."""
 
@@ -64,9 +69,10 @@ def plan(
     linked: bool = True,
     only: Collection[str] = WEIGHTS,
     weights: Mapping[str, int] = WEIGHTS,
+    hosts: Sequence[str] = (),
 ) -> list[Fault]:
     """The faults of a run of so many seconds, `mean` seconds apart on average. Servers that are not `linked` to one
-    another cannot be cut off. Where `only` kinds that are fatal are wanted, nothing is spared."""
+    another cannot be cut off; other `hosts` can. Where `only` kinds that are fatal are wanted, nothing is spared."""
     rng = random.Random(f"schedule {seed}")
     faults: list[Fault] = []
     at = FIRST + rng.expovariate(1 / mean)
@@ -74,7 +80,10 @@ def plan(
         spared = servers > 1 and (int(at / PHASE) + seed) % 2 == 0 and not set(only) <= set(FATAL)
         kinds = [kind for kind in weights if kind in only and not (spared and kind in FATAL)]
         [kind] = rng.choices(kinds, [weights[kind] for kind in kinds])
-        faults += _fault(rng, kind, round(at, 3), servers, spared=spared, linked=linked and servers > 1)
+        if kind in HOSTS and kind not in WEIGHTS:
+            faults += _of_host(rng, kind, round(at, 3), rng.choice(hosts))
+        else:
+            faults += _fault(rng, kind, round(at, 3), servers, spared=spared, linked=linked and servers > 1)
         at += rng.expovariate(1 / mean)
     return sorted(faults)
 
@@ -112,6 +121,14 @@ def _fault(rng: random.Random, kind: str, at: float, servers: int, *, spared: bo
     if kind == "hang":
         return [Fault(at, kind, server, 5.0)]
     return [Fault(at, "slow", server, span)]
+
+
+def _of_host(rng: random.Random, kind: str, at: float, host: str) -> list[Fault]:
+    span = round(rng.uniform(0.2, LEASE / 2), 3)
+    if kind.startswith("cut"):
+        span += LEASE + 1.0 if kind == "cut for long" else 0.0
+        return [Fault(at, kind, host), Fault(round(at + span, 3), "mend", host)]
+    return [Fault(at, kind, host, span)]
 
 
 def _pause(at: float, target: str, span: float) -> list[Fault]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import socket
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import psutil
 import yaml
 
 import memcluster
+from bench.chaos.far import HERE, Far
+from bench.chaos.schedule import LEASE
 from memcluster.launcher.clusterfile import config
 from memcluster.launcher.run.directory import RunDirectory, RunRecord
 from memcluster.launcher.run.identity import Identity
@@ -45,8 +48,11 @@ class NotUp(Exception):
 class Subject:
     """A cluster of so many servers in `folder`, with `keys` of cluster.yaml beside those that a chaos run needs."""
 
-    def __init__(self, folder: Path, shape: Topology, servers: int, memory: int, **keys: Any) -> None:
+    def __init__(
+        self, folder: Path, shape: Topology, servers: int, memory: int, far: Far | None = None, **keys: Any
+    ) -> None:
         self.folder = folder
+        self.far = far
         self._shape = shape
         self._links = shape.links(servers + shape.dispatches)
         self.name = f"chaos-{os.getpid()}-{folder.name[-8:]}"
@@ -60,14 +66,34 @@ class Subject:
             "stop_timeout": "60s",
             **keys,
         }
+        here = "127.0.0.1"
+        if far is not None:
+            self.keys |= _over(far)
+            if shape.every_server_is_a_door:  # as fio and nbdcopy have no certificate of a run
+                here = HERE
+                self.keys |= {"listen": f"{here}:{_free_port()}", "insecure_network": True}
         if shape.every_server_is_a_door:
             share = memory // servers // STRIPE * STRIPE
-            others = [{"memory": share, "listen": f"127.0.0.1:{_free_port()}"} for _ in range(servers - 1)]
+            hosts = self._homes(servers)
+            at = [far.address(host) if far and host else here for host in hosts]
+            others = [
+                {"memory": share, "listen": f"{address}:{_free_port()}", **({"host": host} if host else {})}
+                for address, host in zip(at[1:], hosts[1:], strict=True)
+            ]
             self.keys |= {"memory": share * servers, "servers": [{"memory": share}, *others]}
         for name, shape_keys in (("cluster.yaml", self.keys), (FIRST, self.keys), (OTHER, self.shapes[1])):
             (folder / name).write_text(yaml.safe_dump(shape_keys))
         self.directory = RunDirectory(self.name)
         self._seen: dict[Identity, None] = {}
+
+    def _homes(self, servers: int) -> list[str]:
+        """The host of each server, as cluster.yaml deals them; "" is this one."""
+        places = ["", *(self.far.hosts if self.far else ())]
+        return [places[index % len(places)] for index in range(servers)]
+
+    def home(self, server: int) -> str:
+        """The host of a server; "" is this one."""
+        return self._homes(server + 1)[server]
 
     @property
     def layout(self) -> Layout:
@@ -84,8 +110,16 @@ class Subject:
         """Where clients connect to a server that lets them in to its own part."""
         return f"nbd://{self.keys['servers'][server]['listen']}" if server else self.uri
 
+    def shard_there(self, server: int, host: str) -> str:
+        """The file of its part of the memory, on another host."""
+        return f"/dev/shm/{self.directory.path.name}@{host}/shard{server}"
+
     def shard(self, server: int) -> Path:
-        """The file of its part of the memory."""
+        """The file of its part of the memory; of one on another host a copy as it is now."""
+        if self.far and (host := self.home(server)):
+            copy = self.folder / f"shard{server}"
+            self.far.run(host, "cp", self.shard_there(server, host), str(copy))
+            return copy
         claim = self._claim
         return self._storage / (f"shard{server}" if claim is None else claim.shape.files[server])
 
@@ -190,7 +224,8 @@ class Subject:
         """Who runs now; all of them are remembered."""
         record = self.directory.record()
         if record is not None:
-            everyone = (record.supervisor, *record.helpers, *(node.identity for node in record.nodes))
+            nodes = (node.identity for node in record.nodes if not node.host)
+            everyone = (record.supervisor, *record.helpers, *nodes)
             self._seen.update(dict.fromkeys(everyone))
         return record
 
@@ -229,6 +264,8 @@ class Subject:
         if self.directory.path.exists():
             names = ", ".join(sorted(entry.name for entry in self.directory.path.iterdir()))
             problems.append(f"{self.directory.path.name}: {names}")
+        for host in self.far.hosts if self.far else ():
+            problems += self.far.left(host, self.name)
         problems += [f"logs/{path.name}" for path in (self.folder / "logs").glob(".*")]
         return problems
 
@@ -253,6 +290,16 @@ def _identities(wanted: Callable[[psutil.Process], bool]) -> list[Identity]:
         except psutil.Error:
             continue
     return found
+
+
+def _over(far: Far) -> dict[str, Any]:
+    """What cluster.yaml says of other hosts."""
+    python = f"env PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)}"
+    return {
+        "hosts": [{"name": host, "address": far.address(host)} for host in far.hosts],
+        "engine": {"ssh": {"command": f"{python} -m memcluster"}},
+        "host_lease": f"{LEASE:g}s",
+    }
 
 
 def environment() -> dict[str, str]:

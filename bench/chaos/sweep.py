@@ -32,11 +32,14 @@ class Row:
     found: Counter[str] = field(default_factory=Counter)
 
 
-def options(seed: int, links: str | None = None) -> list[str]:
+def options(seed: int, links: str | None = None, *, hosts: bool = False) -> list[str]:
     """The words of a seed's run: eight seeds that follow each other have all topologies and layouts, and the rest goes
-    its own way; with `links`, all the topologies that have a choice there. Only long zeroing needs much memory."""
+    its own way; with `links`, all the topologies that have a choice there, and with `hosts` those that need not be on
+    one. Only long zeroing needs much memory."""
     shares = {name: topologies.load(name).shares for name in topologies.names()}
     names = [name for name, may in shares.items() if may or links is None]
+    if hosts:  # which share no memory either, and no folder
+        names, links = [name for name in names if not topologies.load(name).hands_over], "copy"
     topology = names[seed % len(names)]
     rng = random.Random(f"sweep {seed}")
     return [
@@ -44,7 +47,7 @@ def options(seed: int, links: str | None = None) -> list[str]:
         "--topology", topology,
         "--layout", LAYOUTS[seed // len(names) % len(LAYOUTS)],
         "--fan-out", rng.choice(("parallel", "serial")),
-        "--storage", rng.choice(("memory", "memory", "directory")),
+        "--storage", "memory" if hosts else rng.choice(("memory", "memory", "directory")),
         "--memory", rng.choice(("48", "96", "768")),
         "--logs", rng.choice(("all", "age", "small")),
         "--links", links or rng.choice(("copy", "shared") if shares[topology] else ("copy",)),
@@ -52,17 +55,23 @@ def options(seed: int, links: str | None = None) -> list[str]:
 
 
 def sweep(
-    seeds: Iterable[int], words: list[str], jobs: int, tell: Callable[[str], object], links: str | None = None
+    seeds: Iterable[int],
+    words: list[str],
+    jobs: int,
+    tell: Callable[[str], object],
+    links: str | None = None,
+    *,
+    hosts: bool = False,
 ) -> dict[str, Row]:
     """The rows by topology, layout and links; what a run that finds something says is told at once."""
     rows: dict[str, Row] = defaultdict(Row)
     with tempfile.TemporaryDirectory(prefix="memcluster-sweep-") as folder, ThreadPoolExecutor(jobs) as pool:
 
         def one(seed: int) -> tuple[int, dict[str, Any], str]:
-            return seed, *_run(options(seed, links) + words, Path(folder) / f"{seed}.json")
+            return seed, *_run(options(seed, links, hosts=hosts) + words, Path(folder) / f"{seed}.json")
 
         for seed, figures, said in pool.map(one, seeds):
-            chosen = options(seed, links)
+            chosen = options(seed, links, hosts=hosts)
             of = dict(zip(chosen[::2], chosen[1::2], strict=True))
             shared = ", shared" if of["--links"] == "shared" else ""
             row = rows[f"{of['--topology']}, {of['--layout']}{shared}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
 import time
 from contextlib import suppress
 
@@ -85,4 +86,9 @@ class Wire:
         return bool(select.select([self._sock], [], [], seconds)[0])
 
     def close(self) -> None:
+        """A server on another host cannot know that this side is gone before it has read all that was sent, and what
+        still waits here would come later: that is thrown away."""
+        with suppress(OSError):  # the connection is gone already
+            if self._sock.getsockname()[0] != self._sock.getpeername()[0]:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._sock.close()
