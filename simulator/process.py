@@ -347,11 +347,13 @@ class _Poller:
     def register(self, descriptor: int, events: int) -> None:
         watch = _Watch(self, descriptor, self._process.description(descriptor), events)
         self._watched[descriptor] = watch
-        watch.description.watchers.append(watch.changed)
+        watch.description.watchers.append(watch)
         watch.changed()
 
     def modify(self, descriptor: int, events: int) -> None:
-        watch = self._watched[descriptor]
+        watch = self._watched.get(descriptor)
+        if watch is None:
+            raise failure(errno.ENOENT)
         watch.wanted = events | _ALWAYS
         watch.changed()
 
@@ -360,7 +362,7 @@ class _Poller:
         self.maybe.pop(descriptor, None)
         if found is None:
             raise failure(errno.ENOENT)
-        found.description.watchers.remove(found.changed)
+        found.description.watchers.remove(found)
 
     def close(self) -> None:
         for descriptor in list(self._watched):
@@ -392,6 +394,10 @@ class _Poller:
                 del self.maybe[descriptor]
         return found
 
+    def forget(self, watch: _Watch) -> None:
+        if self._watched.get(watch.descriptor) is watch:
+            self.unregister(watch.descriptor)
+
     def may_be_ready(self, watch: _Watch) -> None:
         self.maybe[watch.descriptor] = watch
         if self._world.inside is not self._process:
@@ -413,6 +419,10 @@ class _Watch:
         """What it is ready for may be something new."""
         if self.descriptor not in self._poller.maybe and self.description.ready(self.wanted):
             self._poller.may_be_ready(self)
+
+    def gone(self) -> None:
+        """Nobody has it any more, and so it is no longer waited for."""
+        self._poller.forget(self)
 
 
 class _Poll:

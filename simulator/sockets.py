@@ -17,7 +17,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from memcluster.node.nbd.wire import Buffer
 from memcluster.simulator.world import S, World
@@ -40,6 +40,13 @@ def failure(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
+class Watcher(Protocol):
+    """Who waits for a description to be ready for something."""
+
+    def changed(self) -> None: ...
+    def gone(self) -> None: ...
+
+
 class Description:
     """What descriptors refer to. `watchers` are told when it may be ready for something new."""
 
@@ -47,7 +54,7 @@ class Description:
         self.world = world
         self.family = family
         self.references = 0
-        self.watchers: list[Callable[[], None]] = []
+        self.watchers: list[Watcher] = []
 
     def ready(self, wanted: int) -> int:
         """Those of the wanted events of epoll that there are."""
@@ -62,11 +69,13 @@ class Description:
     def release(self) -> None:
         self.references -= 1
         if not self.references:
+            for watcher in list(self.watchers):
+                watcher.gone()
             self.closed()
 
     def changed(self) -> None:
         for watcher in self.watchers:
-            watcher()
+            watcher.changed()
 
 
 class Stream(Description):
@@ -136,8 +145,8 @@ class Stream(Description):
         return self.send_buffer - len(self.outbox)
 
     def _is_crowded(self) -> bool:
-        """There is too little room to be told of."""
-        return self._room() * 3 < self.send_buffer
+        """There is too little room to be told of: less than a third, of a unix socket less than three quarters."""
+        return self._room() * 4 < self.send_buffer * 3 if self.is_unix else self._room() * 3 < self.send_buffer
 
     # -- connecting --------------------------------------------------------------------------------------------------
 

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from memcluster.client import system as client
 from memcluster.node.transport.system import KERNEL, Poller, System
 from memcluster.simulator.process import Process
+from memcluster.simulator.sockets import SMALL
 from memcluster.simulator.world import World
 
 IN, OUT, ERR, HUP, RDHUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR, select.EPOLLHUP, select.EPOLLRDHUP
@@ -30,6 +32,8 @@ class Place:
     """Where sockets are: `system` as a node has it, and a way to listen."""
 
     system: System
+    library: client.System
+    """The same for the client's library."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -104,6 +108,7 @@ class Place:
 
 class Real(Place):
     system = KERNEL
+    library = client.KERNEL
 
     def listen(self, family: int) -> Any:
         if family == socket.AF_INET:
@@ -114,7 +119,6 @@ class Real(Place):
             listener.listen()
         listener.setblocking(False)
         return listener
-
 
     def nobodys(self) -> Any:
         self.taken = socket.socket()
@@ -130,7 +134,7 @@ class Simulated(Place):
     def __init__(self, folder: Path, seed: int) -> None:
         super().__init__(folder)
         self.process = Process(World(seed), "test", lambda _: None)
-        self.system = self.process.system
+        self.system = self.library = self.process.system
 
     def listen(self, family: int) -> Any:
         return self.process.listen(str(self.folder / "door") if family == socket.AF_UNIX else ("127.0.0.1", 0))
@@ -192,6 +196,32 @@ def test_a_reader_that_does_not_read_stops_its_sender(place: Place, family: int)
     assert place.wait(client, OUT) & OUT
     assert client.send(b"x") == 1
     assert place.read(server, 1) == b"x"
+
+
+@FAMILIES
+def test_a_small_send_goes_whole_into_an_empty_buffer(place: Place, family: int) -> None:
+    """In one piece or in several, and again when what was there has been read; handshakes count on it."""
+    client, server = place.pair(family)
+    for _ in range(20):
+        assert client.sendmsg([bytes(28), bytes(SMALL - 28)]) == SMALL
+        assert place.read(server, SMALL) == bytes(SMALL)
+        assert server.send(bytes(SMALL)) == SMALL
+        assert place.read(client, SMALL) == bytes(SMALL)
+
+
+@FAMILIES
+def test_a_full_sender_is_told_of_room_when_there_is_much(place: Place, family: int) -> None:
+    """Not for a byte that was read, nor, on a unix socket, before most of it has been."""
+    client, server = place.pair(family)
+    sent = place.fill(client)
+    place.read(server, 1)
+    assert not place.events(client) & OUT
+    if family == socket.AF_UNIX:
+        place.read(server, sent // 2)
+        assert not place.events(client) & OUT
+        sent -= sent // 2
+    place.read(server, sent - 1)
+    assert place.wait(client, OUT) & OUT
 
 
 @FAMILIES
@@ -286,6 +316,16 @@ def test_a_connection_can_be_reset_on_purpose(place: Place) -> None:
     assert client.recv(1) == b""
 
 
+def test_who_was_reset_has_no_peer(place: Place) -> None:
+    client, server = place.pair(socket.AF_INET)
+    assert client.getpeername() == server.getsockname()
+    assert server.getpeername() == client.getsockname()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    server.close()
+    place.wait(client, IN)
+    assert code(client.getpeername) == errno.ENOTCONN
+
+
 # -- RCVLOWAT --------------------------------------------------------------------------------------------------------
 
 
@@ -365,6 +405,61 @@ def test_a_unix_socket_connects_at_once_or_not_at_all(place: Place) -> None:
     assert code(lambda: other.connect(str(place.folder / "door"))) == errno.ECONNREFUSED
 
 
+def test_who_connects_again_learns_what_became_of_it(place: Place) -> None:
+    """Once that it is connected, then that it has been; or why not."""
+    listener = place.listen(socket.AF_INET)
+    client = place.system.make_socket(socket.AF_INET, socket.SOCK_STREAM)
+    client.setblocking(False)
+    assert client.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+    place.wait(client, OUT)
+    assert client.connect_ex(listener.getsockname()) == 0
+    assert client.connect_ex(listener.getsockname()) == errno.EISCONN
+    address = place.nobodys()
+    other = place.system.make_socket(socket.AF_INET, socket.SOCK_STREAM)
+    other.setblocking(False)
+    assert other.connect_ex(address) == errno.EINPROGRESS
+    place.wait(other, OUT)
+    assert other.connect_ex(address) == errno.ECONNREFUSED
+
+
+def test_whom_a_backlog_has_no_room_for_waits(place: Place) -> None:
+    """It is neither refused nor connected, and there is nothing to send to."""
+    listener = place.listen(socket.AF_INET)
+    clients = []
+    while True:
+        client = place.system.make_socket(socket.AF_INET, socket.SOCK_STREAM)
+        clients.append(client)
+        client.setblocking(False)
+        assert client.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+        if not place.events(client, QUIET) & OUT:
+            break
+    assert place.events(client) == 0
+    assert client.connect_ex(listener.getsockname()) == errno.EALREADY
+    assert code(client.getpeername) == errno.ENOTCONN
+    assert code(lambda: client.send(b"x")) == errno.EAGAIN
+    assert code(lambda: client.recv(1)) == errno.EAGAIN
+    for one in clients:
+        one.close()
+
+
+def test_a_unix_socket_that_a_backlog_has_no_room_for_may_try_again(place: Place) -> None:
+    listener = place.listen(socket.AF_UNIX)
+    clients = []
+    while True:
+        client = place.system.make_socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        clients.append(client)
+        client.setblocking(False)
+        if number := client.connect_ex(listener.getsockname()):
+            break
+    assert number == errno.EAGAIN
+    listener.accept()[0].close()
+    assert client.connect_ex(listener.getsockname()) == 0
+    listener.accept()[0].close()
+    assert client.connect_ex(listener.getsockname()) == errno.EISCONN
+    for one in clients:
+        one.close()
+
+
 @FAMILIES
 def test_a_connection_in_a_backlog_is_reset_with_it(place: Place, family: int) -> None:
     listener = place.listen(family)
@@ -432,6 +527,38 @@ def test_a_message_with_a_socket_ends_what_is_received_at_once(place: Place) -> 
     assert take(taker, 100) == (b"a", [])
     for descriptor in descriptors:
         place.system.close(descriptor)
+
+
+def test_a_message_may_hand_over_several_sockets(place: Place) -> None:
+    """They come in their order, and those of the next message do not come with them."""
+    taker, giver = place.pair(socket.AF_UNIX)
+    (place.folder / "door").unlink()
+    client, server = place.pair(socket.AF_INET)
+    hand(giver, server, client)
+    hand(giver, giver)
+    place.wait(taker, IN)
+    data, descriptors = take(taker, 100)
+    assert data == b"h"
+    first, second = (place.system.socket_of(descriptor) for descriptor in descriptors)
+    assert (first.getsockname(), second.getsockname()) == (server.getsockname(), client.getsockname())
+    data, [third] = take(taker, 100)
+    assert data == b"h"
+    place.system.close(third)
+    for sock in (first, second):
+        sock.close()
+
+
+def test_a_socket_that_comes_with_bytes_that_are_just_received_is_lost(place: Place) -> None:
+    taker, giver = place.pair(socket.AF_UNIX)
+    (place.folder / "door").unlink()
+    client, server = place.pair(socket.AF_INET)
+    hand(giver, server)
+    server.close()
+    assert not place.events(client) & IN
+    place.wait(taker, IN)
+    assert taker.recv(100) == b"h"
+    place.wait(client, IN)
+    assert client.recv(1) == b""
 
 
 def test_a_socket_on_its_way_to_nobody_is_closed(place: Place) -> None:
@@ -563,3 +690,46 @@ def test_only_what_was_asked_for_is_told_but_failures_are(place: Place, family: 
     poller.unregister(client.fileno())
     assert code(lambda: poller.unregister(client.fileno())) == errno.ENOENT
     poller.close()
+
+
+@FAMILIES
+def test_what_is_closed_is_no_longer_told(place: Place, family: int) -> None:
+    """And its number may be watched anew, for another."""
+    client, server = place.pair(family)
+    poller = place.system.poller()
+    number = server.fileno()
+    poller.register(number, IN)
+    client.send(b"x")
+    place.wait(server, IN)
+    server.close()
+    assert poller.poll(0, 8) == []
+    assert code(lambda: poller.modify(number, IN)) in (errno.EBADF, errno.ENOENT)
+    poller.close()
+
+
+# -- poll, in which the client's library waits -----------------------------------------------------------------------
+
+
+@FAMILIES
+def test_poll_tells_as_epoll_does(place: Place, family: int) -> None:
+    client, server = place.pair(family)
+    waits, both = place.library.poll(), place.library.poll()
+    waits.register(client.fileno(), IN)
+    both.register(client.fileno(), IN | OUT)
+    assert waits.poll(0) == []
+    assert both.poll(0) == [(client.fileno(), OUT)]
+    server.send(b"x")
+    place.wait(client, IN)
+    assert waits.poll(0) == [(client.fileno(), IN)]
+    assert both.poll(0) == [(client.fileno(), IN | OUT)]
+    client.send(b"y")
+    place.wait(server, IN)
+    server.close()
+    place.wait(client, RDHUP)
+    [(number, events)] = waits.poll(0)
+    assert number == client.fileno()
+    assert events & (IN | ERR | HUP) == IN | ERR | HUP
+
+
+def test_a_number_is_an_address(place: Place) -> None:
+    assert place.library.find("127.0.0.1", 7) == [(socket.AF_INET, ("127.0.0.1", 7))]
