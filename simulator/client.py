@@ -20,11 +20,11 @@ from memcluster.client.uri import Target
 from memcluster.node.nbd.client import Reply
 from memcluster.node.nbd.wire import Command, CommandFlag, Status
 from memcluster.node.transport.loop import READ, WRITE, Timer
+from memcluster.simulator.descriptions import Description
 from memcluster.simulator.history import ACKNOWLEDGED, BLOCK, ERROR, UNKNOWN, Operation, identify, pattern, zeroes
 from memcluster.simulator.plan import Ask
 from memcluster.simulator.plan import Client as Errands
 from memcluster.simulator.process import Process
-from memcluster.simulator.sockets import Description
 from memcluster.simulator.world import World
 
 TAG_SHIFT = 20

@@ -16,7 +16,7 @@ from memcluster.node.handover import messages as handover
 from memcluster.node.layout import Layout
 from memcluster.node.nbd import wire
 from memcluster.node.nbd.wire import Command
-from memcluster.simulator.sockets import Stream
+from memcluster.simulator.streams import Stream
 from memcluster.simulator.world import World
 
 REQUEST, ORDER, ANSWER, DONE = "request", "order", "answer", "done"

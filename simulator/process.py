@@ -19,7 +19,9 @@ from memcluster.client.system import Place, Poll
 from memcluster.node.transport.loop import Loop
 from memcluster.node.transport.system import Poller
 from memcluster.simulator.clock import Clock
-from memcluster.simulator.sockets import UNIX, Datagrams, Description, Listener, Socket, Stream, failure, make_name
+from memcluster.simulator.descriptions import UNIX, Datagrams, Description, failure
+from memcluster.simulator.sockets import Socket, make_name
+from memcluster.simulator.streams import Listener, Stream
 from memcluster.simulator.world import TICK, US, World
 
 SEND_BUFFERS = (4 << 10, 64 << 10, 1 << 20)
