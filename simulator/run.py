@@ -23,6 +23,7 @@ from memcluster.simulator.clock import Clock
 from memcluster.simulator.folder import temporary_folder
 from memcluster.simulator.history import BLOCK, UNKNOWN, Operation, identify
 from memcluster.simulator.logrules import Entry, check_log, logged_at, routed, unrest
+from memcluster.simulator.patience import check_patience
 from memcluster.simulator.plan import Ask, Fault, Plan
 from memcluster.simulator.plan import Client as Errand
 from memcluster.simulator.rules import check
@@ -332,7 +333,7 @@ class Run:
         verdict = check(
             self.history, ordered=ordered, whole=partial(_whole, self.layout, most), slow=partial(_slow, most)
         )
-        outcome.broken += verdict.told + self._given_up()
+        outcome.broken += verdict.told + self._given_up() + check_patience(self.world.trace)
         outcome.log = self._merged()
         operations = self.history
         if self.supervisor.shape.every_server_is_a_door:

@@ -250,6 +250,7 @@ class Supervisor:
         self.children[name] = child
 
         def live() -> None:
+            process.note("begins")
             child.node = Node(
                 process.loop, spec, cast(list[socket.socket], listeners), cast(socket.socket, control)
             )

@@ -26,7 +26,7 @@ from memcluster.simulator.clock import Clock
 from memcluster.simulator.folder import clear
 from memcluster.simulator.logrules import check_log
 from memcluster.simulator.many import Sum, run_seeds
-from memcluster.simulator.plan import FAULTS, TOPOLOGIES, Fault, Plan, Wish, make_plan
+from memcluster.simulator.plan import FAULTS, TOPOLOGIES, Ask, Client, Fault, Plan, Shape, Wish, make_plan
 from memcluster.simulator.run import Outcome, simulate
 from memcluster.simulator.shrink import shrink
 from memcluster.simulator.world import BEGINNING, S
@@ -157,6 +157,22 @@ def test_the_memorys_disk_is_full() -> None:
     assert all(one.acknowledged for one in outcome.history if one.kind == "READ")
 
 
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_a_write_without_room_overtakes_nothing(topology: str) -> None:
+    """Found by seed 310 when slices were first as short as this: the rest of a TRIM was left out for the write."""
+    size = 512 << 10
+    asks = (
+        Ask("WRITE", 0, size, 0, 0),
+        Ask("TRIM", 0, size, 0, 20_000_000),
+        Ask("WRITE", 0, size // 2, 0, 0),
+    )
+    shape = Shape(topology, (size,) * 3, 0, "parallel", 4096)
+    outcome = simulate(Plan(1, shape, (Client(2, True, asks),), (Fault(10_000_000, "full", "memory", 50_000_000),)))
+    assert outcome.broken == []
+    assert [one.outcome for one in outcome.history[:3]].count("acknowledged") == 2
+    assert {one.number: one.outcome for one in outcome.history[:3]}[3] == "error"
+
+
 def test_the_logs_disk_is_full() -> None:
     """Nobody notices but the log, which says how much it lost."""
     plan = make_plan(1, Wish("primary-secondary", requests=500, faults=()))
@@ -240,6 +256,22 @@ def test_what_is_planted_is_found(
     plant(monkeypatch)
     found = next(result for result in run_seeds(range(FOUND_WITHIN), Wish("primary-secondary")) if result.broken)
     assert {sentence.partition(":")[0] for sentence in found.broken} & rules
+
+
+@planted
+def test_a_server_that_waits_for_others_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The primary dies while a secondary is stopped: the next one serves its own bytes at once."""
+    plan = make_plan(4, Wish("primary-secondary", faults=()))
+    faults = Fault(1_000_000, "pause", "server1", 3 * S), Fault(5_000_000, "kill", "server0")
+    plan = replace(plan, faults=faults)
+    assert simulate(plan).broken == []
+
+    def start(self: Primary) -> None:
+        self._starting = True
+        self._check_links()
+
+    monkeypatch.setattr(Primary, "start", start)
+    assert simulate(plan).rule == "waits"
 
 
 # -- plans and stories -----------------------------------------------------------------------------------------------
