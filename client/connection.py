@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from memcluster.client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout
 from memcluster.client.exclusive import Exclusive, exclusive
-from memcluster.client.handshake import Carrier, Opened, Return, opening, push
+from memcluster.client.handshake import Carrier, Opened, Return, opening, push, throw_away
 from memcluster.client.pending import Pending
 from memcluster.client.system import KERNEL, Interest, System, finish, wait
 from memcluster.client.uri import Target
@@ -277,7 +277,10 @@ class Connection(Exclusive):
         """The connection is gone; the next turn makes another."""
         self._end_return()
         if self._sock is not None:
-            self._sock.close()
+            if self._in_flight:
+                throw_away(self._sock)
+            else:
+                self._sock.close()
             self._sock = None
             self._trouble = reason
 

@@ -10,9 +10,10 @@ import errno
 import os
 import select
 import socket
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from memcluster.client.errors import ConnectionProblem, Disconnected, Refused, Timeout
 from memcluster.client.system import KERNEL, Errand, Interest, Place, Steps, System, finish
@@ -254,6 +255,17 @@ def _is_connected(sock: socket.socket, address: object) -> bool:
     if number in (errno.EINPROGRESS, errno.EALREADY, errno.EAGAIN, errno.EINTR):
         return False
     raise OSError(number, os.strerror(number))
+
+
+def throw_away(carrier: Carrier) -> None:
+    """Close a connection on which something waits for its answer. What of that has not left this system yet is not to
+    come to another machine when others have written there since. (On one host a server asks the kernel.)"""
+    secured: Any = carrier
+    sock: socket.socket = getattr(secured, "sock", secured)
+    with suppress(OSError):  # the other side is gone
+        if sock.family != socket.AF_UNIX and sock.getsockname()[0] != sock.getpeername()[0]:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    carrier.close()
 
 
 def _tune(sock: socket.socket) -> None:

@@ -8,6 +8,7 @@ import threading
 from contextlib import contextmanager
 
 import pytest
+from harness import TIMEOUT
 from peers import Peer, opened, refusing, scripted, serving, wait_for_goodbye
 
 import memcluster.client.connection
@@ -23,7 +24,7 @@ from memcluster.client.errors import (
     ShuttingDown,
     Timeout,
 )
-from memcluster.client.handshake import list_exports
+from memcluster.client.handshake import list_exports, throw_away
 from memcluster.client.pending import Pending
 from memcluster.client.uri import Target, parse_uri
 from memcluster.node.nbd import wire
@@ -456,3 +457,23 @@ def test_what_a_server_offers_can_be_asked():
     exports = {"": 100, "cluster.json": 10}
     with scripted(lambda peer: peer.handshake(), exports=exports) as uri:
         assert list_exports(parse_uri(uri)) == [("", "the memory"), ("cluster.json", "cluster.json memory")]
+
+
+@pytest.mark.parametrize(("listens", "reset"), [("127.0.0.1", False), ("127.0.0.2", True)])
+def test_what_has_not_left_yet_does_not_come_later_to_another_machine(listens: str, reset: bool) -> None:
+    """A connection there is reset when something on it waits for an answer; another address is another machine."""
+    with socket.create_server((listens, 0)) as listener:
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        sock.connect(listener.getsockname())
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(TIMEOUT)
+            sock.sendall(b"a request")
+            throw_away(sock)
+            assert server.recv(100) == b"a request"
+            if reset:
+                with pytest.raises(ConnectionResetError):
+                    server.recv(100)
+            else:
+                assert server.recv(100) == b""
