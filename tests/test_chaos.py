@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))  # `bench` is not installed
 from bench.chaos import places
 from bench.chaos.logcheck import LogVerdict, check_log, logged_at
 from bench.chaos.report import Report
+from bench.chaos.runs import Runs
 from bench.chaos.schedule import HOSTS, LEASE, PHASE, QUIET, WEIGHTS, plan
 from memcluster.node.layout import Linear, Striped
 from memcluster.node.topology import names
@@ -249,7 +250,7 @@ def test_operations_survive_their_file(tmp_path):
 
 # -- the log -----------------------------------------------------------------------------------------------------
 
-NODES = partial(logged_at, "primary-secondary", Linear((2 * BLOCK, 2 * BLOCK)))
+NODES = partial(logged_at, "primary-secondary", lambda _time: Linear((2 * BLOCK, 2 * BLOCK)))
 REGION = [places.Region("all", 0, 4 * BLOCK)]
 CLOCK = 1000
 
@@ -342,9 +343,27 @@ def test_each_part_of_what_a_client_routes_is_held_against_the_log(layout, missi
         for number, part in enumerate(parts)
         if number != missing
     ]
-    nodes = partial(logged_at, "client-routed", layout)
+    nodes = partial(logged_at, "client-routed", lambda _time: layout)
     verdict = check_log(entries, parts, REGION, nodes, CLOCK, slack=0)
     assert (verdict.missing, verdict.double, verdict.missing_pieces) == (missing is not None, 0, 0)
+
+
+def test_each_run_has_its_layout():
+    """A piece is looked for where the layout of its time has it; of what a client that routes had in flight when the
+    map changed no part need be there, by either."""
+    second = {"begin_ns": 100 + CLOCK, "sizes": [2 * BLOCK, 2 * BLOCK], "stripe": 0}
+    runs = Runs([{"begin_ns": 0, "sizes": [BLOCK, 3 * BLOCK], "stripe": 0}, second], Linear((BLOCK,)))
+    nodes = partial(logged_at, "primary-secondary", runs.at)
+    before, after = write(A, 1, 3, block=1), write(B, 200, 203, block=1)
+    entries = [logged(2, block=1), logged(201, "0.2.1", block=1)]
+    verdict = check_log([*entries, piece("0.1.1", "server1")], [before, after], REGION, nodes, CLOCK, slack=0)
+    assert verdict == LogVerdict(requests=2, pieces=1)
+    assert check_log(entries, [before, after], REGION, nodes, CLOCK, slack=0).missing_pieces == 1
+    assert [part.outcome for part in runs.parts(before, CLOCK, 0)] == ["acknowledged"]
+    between = runs.parts(write(A, 90, 110, block=0, blocks=2), CLOCK, 0)
+    assert [(part.offset, part.length, part.acknowledged) for part in between] == [
+        (0, BLOCK, False), (BLOCK, BLOCK, False), (0, 2 * BLOCK, False)
+    ]  # fmt: skip
 
 
 def test_a_flush_of_a_client_that_routes_is_logged_by_every_server():

@@ -61,14 +61,14 @@ def check_log(
     entries: Iterable[Mapping[str, Any]],
     operations: Iterable[Operation],
     regions: Sequence[Region],
-    nodes: Callable[[Operation, str], list[str]],
+    nodes: Callable[[Operation, str, int], list[str]],
     clock: int,
     slack: int = SLACK,
     *,
     kept: bool = True,
     split_again: bool = False,
 ) -> LogVerdict:
-    """`nodes` tells where pieces of an operation must be logged (see `logged_at`); `clock` is
+    """`nodes` tells where pieces of an operation must be logged that began at a time (see `logged_at`); `clock` is
     what must be added to the operations' times to get the log's. If not all is `kept`, what may be gone need not be
     there: what began before the end of the first that some server still has, as records are written when they end.
     Where clients route and the map changes, what was in flight is `split_again` under its identifier."""
@@ -130,7 +130,7 @@ def _check_key(
     operations: list[Operation],
     records: list[tuple[int, str]],
     pieces: Mapping[tuple[str, str], int],
-    nodes: Callable[[Operation, str], list[str]],
+    nodes: Callable[[Operation, str, int], list[str]],
     answered: Mapping[str, str],
     clock: int,
     slack: int,
@@ -147,8 +147,8 @@ def _check_key(
     verdict.missing += len(absent)
     for operation in absent:
         verdict.tell(f"no record of {key[0]} {operation.number} of {operation.client}, acknowledged")
-    for operation, request in matched:
-        for node in nodes(operation, answered[request]):
+    for operation, time, request in matched:
+        for node in nodes(operation, answered[request], time):
             if not pieces.get((request, node)):
                 verdict.missing_pieces += 1
                 verdict.tell(f"no piece of {request} ({key[0]} {key[2]} bytes at {key[1]:#x}) on {node}")
@@ -172,9 +172,9 @@ def _check_key(
 
 def _match(
     spans: list[_Span], records: list[tuple[int, str]]
-) -> tuple[list[tuple[Operation, str]], list[tuple[int, str]], list[Operation]]:
-    """Give each record, in order of time, to the open span that ends first; returns the pairs, the records left over,
-    and the operations that got none of theirs."""
+) -> tuple[list[tuple[Operation, int, str]], list[tuple[int, str]], list[Operation]]:
+    """Give each record, in order of time, to the open span that ends first; returns who got which, the records left
+    over, and the operations that got none of theirs."""
     waiting = sorted(spans, key=lambda span: span.begin, reverse=True)
     opened: list[tuple[int, int, _Span]] = []
     pairs, left, absent = [], [], []
@@ -188,7 +188,7 @@ def _match(
                 absent.append(span.operation)
         if opened:
             end, order, span = heappop(opened)
-            pairs.append((span.operation, request))
+            pairs.append((span.operation, time, request))
             if span.times > 1:
                 heappush(opened, (end, order, span._replace(times=span.times - 1)))
         else:
@@ -197,7 +197,10 @@ def _match(
     return pairs, left, absent
 
 
-def logged_at(topology: str, layout: Layout, operation: Operation, answered: str) -> list[str]:
-    """Where pieces of the request that a node `answered` are logged, by the rule of the simulated clusters."""
+def logged_at(
+    topology: str, layout: Callable[[int], Layout], operation: Operation, answered: str, time: int
+) -> list[str]:
+    """Where pieces of the request that a node `answered` are logged, by the rule of the simulated clusters; `layout` is
+    told the time at which it began."""
     number = int(answered.removeprefix("server"))
-    return [f"server{server}" for server in logrules.logged_at(topology, layout, operation, number)]
+    return [f"server{server}" for server in logrules.logged_at(topology, layout(time), operation, number)]

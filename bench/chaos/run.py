@@ -24,6 +24,7 @@ from bench.chaos.logcheck import SLACK, check_log, logged_at
 from bench.chaos.places import Places, Region, choose
 from bench.chaos.realclients import Copy, Fio, RealClient
 from bench.chaos.report import Report
+from bench.chaos.runs import Runs, known
 from bench.chaos.schedule import Fault
 from bench.chaos.subject import FIRST, OTHER, STRIPE, NotUp, Subject
 from memcluster.launcher.clusterfile import config
@@ -31,9 +32,9 @@ from memcluster.node import topology
 from memcluster.node.layout import Layout, make_layout
 from memcluster.node.topology import Topology
 from memcluster.simulator.history import Operation, read_operations
-from memcluster.simulator.logrules import routed
 from memcluster.simulator.rules import NEVER, check
 
+RUNS = "runs.json"
 NO_LONGER = b"no longer kept"
 """What is said of records that had to make room."""
 BEGIN_WITHIN = 60.0
@@ -242,6 +243,8 @@ def _look_at_the_end(options: Options, subject: Subject, places: Places, report:
     load.read_all(subject.uri, seen, subject.folder / "history" / "last.jsonl")
     done = subject.command("logs", "--json", "--all-runs", timeout=300.0)
     (subject.folder / "log.jsonl").write_bytes(done.stdout)
+    listed = subject.command("logs", "--runs", "--json").stdout
+    (subject.folder / RUNS).write_text(json.dumps(known(listed, subject.folder / "logs" / subject.name)))
     subject.record()
     if done.returncode or (done.stderr and not (NO_LONGER in done.stderr and options.logs != "all")):
         report.trouble.append(f"logs: exit {done.returncode}: {done.stderr.decode(errors='replace').strip()}")
@@ -271,16 +274,15 @@ def _check(folder: Path, report: Report) -> None:
         report.trouble.append("there is no log")
         return
     slack = SLACK + abs(facts["drift"])
-    if _parts(options):
-        operations = []
-    elif options.shape.every_server_is_a_door:
-        operations = [part for operation in operations for part in routed(layout, operation)]
+    runs = Runs.read(folder / RUNS, layout)
+    if options.shape.every_server_is_a_door:
+        operations = [part for operation in operations for part in runs.parts(operation, facts["clock"], slack)]
     with log.open() as lines:
         report.log = check_log(
             map(json.loads, lines),
             operations,
-            [] if _parts(options) else places.ours,
-            (lambda _operation, _server: []) if options.reshape else partial(logged_at, options.topology, layout),
+            places.ours,
+            partial(logged_at, options.topology, runs.at),
             facts["clock"],
             slack,
             kept=options.logs == "all",

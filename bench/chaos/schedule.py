@@ -39,9 +39,10 @@ is stopped in the middle of a long zeroing. `fail`: a server stays away for good
 RESHAPE = {"reshape": 70} | {
     kind: weight
     for kind, weight in WEIGHTS.items()
-    if kind.startswith(("kill", "pause ")) or kind in ("slow", "partition", "hang")
+    if kind.startswith(("kill", "pause")) or kind in ("slow", "partition", "hang")
 }
-"""The same where the memory gets another shape now and then, but for those that rely on the shape that it had."""
+"""The same where the memory gets another shape now and then, but for those that rely on the shape that it had: `crowd`
+and `zeroes` on where bytes are, `fail` on the name of a shard's file."""
 LEASE = 3.0
 """Of the hosts of a run that has several, in seconds."""
 HOSTS = WEIGHTS | {"kill guardian": 9, "kill host": 4, "lose host": 6, "cut": 9, "cut for long": 4}
