@@ -142,7 +142,7 @@ class Stream(Description):
             peer._rights.append((self._sent, self._sent + len(data), rights))
         self._sent += len(data)
         at_once = self.is_unix or len(data) <= peer.receive_buffer - len(peer.inbox)
-        if at_once and peer.references and not self.outbox:
+        if at_once and peer.references and not (self.outbox or self.held):
             peer.inbox += data
             peer.changed()
         else:
@@ -261,6 +261,7 @@ class Stream(Description):
             if not self.references:
                 self.closed()
             self._move()
+            self.changed()
 
     def is_gone(self) -> bool:
         """As memcluster.node.transport.peer.is_gone has it."""

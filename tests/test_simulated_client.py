@@ -3,7 +3,10 @@ found."""
 
 from __future__ import annotations
 
+import select
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +23,9 @@ from memcluster.node.nbd.client import Reply
 from memcluster.node.nbd.wire import Command
 from memcluster.simulator.many import run_seeds
 from memcluster.simulator.plan import Fault, Plan, Wish, make_plan
+from memcluster.simulator.process import Process
 from memcluster.simulator.run import simulate
-from memcluster.simulator.world import BEGINNING, MS, S
+from memcluster.simulator.world import BEGINNING, MS, S, World
 
 FOUND_WITHIN = 60
 """Seeds in which what is planted here is found."""
@@ -63,6 +67,31 @@ def test_a_client_that_is_cut_off_from_a_server_waits(moment: int) -> None:
         waited += any(one.returned - BEGINNING > S for one in outcome.history if one.client == "client0")
         assert all(one.returned - BEGINNING < S for one in outcome.history if one.client == "client1")
     assert waited
+
+
+def test_who_was_cut_off_while_it_sent_is_told_of_room() -> None:
+    """What it had sent waits where it is, and goes on when the link is there again."""
+    process = Process(World(1), "client0", lambda _: None)
+    listener = process.listen(("127.0.0.1", 0))
+    client = process.system.make_socket(socket.AF_INET, socket.SOCK_STREAM)
+    with suppress(BlockingIOError):
+        client.connect(listener.getsockname())
+    server, _ = listener.accept()
+    held = process.hold(listener.getsockname())
+    sent = 0
+    with suppress(BlockingIOError):
+        while True:
+            sent += client.send(bytes(1 << 20))
+    poller = process.system.poller()
+    poller.register(client.fileno(), select.EPOLLOUT)
+    with pytest.raises(BlockingIOError):
+        server.recv(1)
+    assert poller.poll(0, 8) == []
+    for stream in held:
+        stream.let_go()
+    while sent:
+        sent -= len(server.recv(sent))
+    assert poller.poll(0, 8) == [(client.fileno(), select.EPOLLOUT)]
 
 
 def test_what_may_have_been_done_is_marked_when_the_map_has_changed() -> None:
