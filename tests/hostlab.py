@@ -119,17 +119,19 @@ class Lab:
     engine = "ssh"
     needs = (("sshd", "openssh-server"), ("ssh", "openssh-client"))
     """Commands, and the Debian packages that have them."""
+    home = "host-a"
+    names: tuple[str, ...] = ("host-b", "host-c")
 
-    def __init__(self, folder: Path, names: tuple[str, ...] = ("host-b", "host-c"), clock: int = 0) -> None:
+    def __init__(self, folder: Path, names: tuple[str, ...] = (), clock: int = 0) -> None:
         self.folder = folder
         self.file = folder / "cluster.yaml"
-        self.here = Host("host-a", "10.9.0.1")
+        self.here = Host(self.home, "10.9.0.1")
         self.hosts: dict[str, Host] = {}
         try:
             self.here.run("ip", "link", "add", "br0", "type", "bridge")
             self.here.run("ip", "addr", "add", "10.9.0.1/24", "dev", "br0")
             self.here.run("ip", "link", "set", "br0", "up")
-            for number, name in enumerate(names, start=2):
+            for number, name in enumerate(names or self.names, start=2):
                 host = self.hosts[name] = Host(name, f"10.9.0.{number}", clock * (number - 1))
                 self.here.run("ip", "link", "add", f"to-{number}", "type", "veth", "peer", "name", f"p{number}")
                 nsenter = ["nsenter", "--target", str(self.here.pid), "--net", "--"]
@@ -242,7 +244,7 @@ LOAD = """
 import sys, memcluster
 uri, size = sys.argv[1], int(sys.argv[2])
 written, number = {}, 0
-with memcluster.connect(uri) as memory:
+with memcluster.connect(uri, timeout=300) as memory:
     print("begun", flush=True)
     import select
     while not select.select([sys.stdin], [], [], 0)[0]:
@@ -252,7 +254,8 @@ with memcluster.connect(uri) as memory:
         for near in range(offset - 7, offset + 8):
             written.pop(near, None)
         written[offset] = number
-    wrong = [offset for offset, each in written.items() if memory[offset : offset + 8] != each.to_bytes(8, "big")]
+    found = memory[0:size]
+wrong = [offset for offset, each in written.items() if found[offset : offset + 8] != each.to_bytes(8, "big")]
 print(f"{number} written, {len(wrong)} wrong", flush=True)
 """
 """Writes all over the memory, each when the one before was acknowledged, until it is enough; then reads all of it."""

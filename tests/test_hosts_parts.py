@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import SECRET, Cluster, memcluster_command, run
+from harness import ROOT, SECRET, Cluster, memcluster_command, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +56,8 @@ def test_servers_are_dealt_to_the_hosts_in_turn_the_first_to_the_supervisors(tmp
         ("ssh", EngineConfig("ssh")),
         ("slurm", EngineConfig("slurm")),
         ("{slurm: }", EngineConfig("slurm")),
+        ("ray", EngineConfig("ray")),
+        ("{ray: {address: '10.0.0.1:6379'}}", EngineConfig("ray", at="10.0.0.1:6379")),
         ("{slurm: {partition: long, command: ~/bin/memcluster}}", EngineConfig("slurm", "~/bin/memcluster", "long")),
     ],
 )
@@ -119,8 +122,9 @@ def test_what_clients_have_for_a_run_stays_as_long_as_it_is_good_for_its_hosts(t
         ("memory: 1MiB\nhosts: [b]\n", "2:9", "host 'b' has no server"),
         ("memory: 2MiB\nservers: 2\nhosts: [b, b]\n", "3:12", "host 'b' is there already"),
         (TWO + "engine: rsh\n", "4:9", "engine must be"),
-        (TWO + "engine: {ssh: {}, slurm: {}}\n", "4:9", "engine must name one of ssh, slurm"),
+        (TWO + "engine: {ssh: {}, slurm: {}}\n", "4:9", "engine must name one of ssh, slurm, ray"),
         (TWO + "engine: {slurm: {partition: 'a b'}}\n", "4:29", "engine.slurm.partition must be the name of"),
+        (TWO + "engine: {ray: {address: head}}\n", "4:25", "engine.ray.address must be HOST:PORT"),
         (TWO + "engine: {slurm: {partion: x}}\n", "4:18", "unknown key 'partion'; did you mean 'partition'?"),
         (TWO + "engine: {ssh: {comand: x}}\n", "4:16", "unknown key 'comand'; did you mean 'command'?"),
         (TWO.replace("[b]", "[{name: b, adress: c}]"), "3:19", "unknown key 'adress'; did you mean 'address'?"),
@@ -473,3 +477,27 @@ def test_status_asks_the_nodes_of_other_hosts_themselves_when_the_supervisor_doe
     assert found["server1"] == found["logger1"] == ("running", True, "host-b")
     assert found["server0"] == ("running", True, None)
     cluster.down()
+
+
+RAY = "memory: 2MiB\nservers: 2\nlisten: 127.0.0.1:0\nhosts: [{name: b, address: 127.0.0.1}]\nengine: ray\n"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed here")
+def test_who_has_no_ray_is_told_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(RAY)
+    refused = run(*memcluster_command("-f", str(tmp_path / "cluster.yaml"), "up", "-d"), check=False)
+    assert refused.returncode == 1
+    assert b"there is no Ray here: pip install 'memcluster[ray]'" in refused.stderr
+
+
+def test_what_ray_says_is_told_by_the_first_of_its_lines(tmp_path: Path) -> None:
+    """Its place is taken by a package that finds no cluster of Ray's, as the real one says it."""
+    (tmp_path / "ray" / "util").mkdir(parents=True)
+    said = '"Could not find any running Ray instance.\\nAdvice follows."'
+    (tmp_path / "ray" / "__init__.py").write_text(f"def init(**words):\n    raise ConnectionError({said})\n")
+    (tmp_path / "ray" / "util" / "scheduling_strategies.py").write_text("NodeAffinitySchedulingStrategy = None\n")
+    (tmp_path / "cluster.yaml").write_text(RAY)
+    command = memcluster_command("-f", str(tmp_path / "cluster.yaml"), "up", "-d")
+    refused = run(*command, check=False, PYTHONPATH=f"{ROOT}:{tmp_path}")
+    assert refused.returncode == 1
+    assert "b: Ray's driver ended: Ray: Could not find any running Ray instance.\n" in refused.stderr.decode()

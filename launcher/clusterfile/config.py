@@ -40,6 +40,7 @@ from memcluster.launcher.clusterfile.schema import (
     Engines,
     Logs,
     NamedHost,
+    Ray,
     Restart,
     Server,
     Slurm,
@@ -317,7 +318,7 @@ def _rooms(config: ClusterConfig) -> Iterator[tuple[int, str]]:
 
 FORMS: dict[Place, str] = {
     ("servers",): "a whole number or a list of {memory, listen}",
-    ("engine",): "ssh, slurm, or one of them as a mapping, {ssh: {command: COMMAND}}",
+    ("engine",): "ssh, slurm, ray, or one of them as a mapping, {ssh: {command: COMMAND}}",
     ("layout",): "linear or {stripe: SIZE}",
     ("clients", "limit"): "a whole number or auto",
 }
@@ -381,6 +382,7 @@ def _unknown(where: Place) -> str:
         ("engine",): Engines,
         ("engine", "ssh"): SSH,
         ("engine", "slurm"): Slurm,
+        ("engine", "ray"): Ray,
     }
     parent = tuple(part for part in where[:-1] if not isinstance(part, int))
     known = list(models[parent].model_fields)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from memcluster.launcher.clusterfile.addresses import Found, Place, listening
-from memcluster.launcher.clusterfile.schema import SSH, ClusterFile, Engines, Slurm
+from memcluster.launcher.clusterfile.schema import SSH, ClusterFile, Engines, Ray, Slurm
 from memcluster.launcher.clusterfile.settings import ClusterConfig, EngineConfig, HostConfig
 from memcluster.launcher.reach import numbers, way_to
 from memcluster.node import topology
@@ -33,6 +33,8 @@ def engine_of(parsed: ClusterFile) -> EngineConfig:
                 return EngineConfig(name, command)
             case Slurm(command=command, partition=partition):
                 return EngineConfig(name, command, partition or "")
+            case Ray(command=command, address=address):
+                return EngineConfig(name, command, address or "")
     return EngineConfig()
 
 

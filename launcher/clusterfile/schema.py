@@ -88,6 +88,12 @@ def _partition(value: Any) -> str:
     return value
 
 
+def _head(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"(ray://)?[\w.\[\]:-]+:\d+", value):
+        raise ValueError(f"must be HOST:PORT, where Ray's head is (got {value!r})")
+    return value
+
+
 def _topology(value: Any) -> str:
     if value not in topology.names():
         raise ValueError(f"must be one of {', '.join(topology.names())} (got {value!r})")
@@ -149,6 +155,7 @@ Mode = Annotated[int, PlainValidator(_mode), WithJsonSchema(_MODE_SCHEMA)]
 Group = Annotated[str, PlainValidator(_group), WithJsonSchema({"type": "string", "minLength": 1})]
 Host = Annotated[str, PlainValidator(_host), WithJsonSchema({"type": "string", "minLength": 1})]
 Partition = Annotated[str, PlainValidator(_partition), WithJsonSchema({"type": "string", "minLength": 1})]
+Head = Annotated[str, PlainValidator(_head), WithJsonSchema({"type": "string", "minLength": 1})]
 User = Annotated[str, PlainValidator(_user), WithJsonSchema({"type": ["string", "integer"]})]
 Stripe = Annotated[int, PlainValidator(_stripe), WithJsonSchema(_SIZE_SCHEMA)]
 
@@ -233,6 +240,11 @@ class Slurm(_Strict):
     partition: Partition | None = Field(default=None, description="Where its jobs go; by default Slurm's own default.")
 
 
+class Ray(_Strict):
+    command: Command = Field(default="memcluster", description="How the shell of a host calls memcluster.")
+    address: Head | None = Field(default=None, description="HOST:PORT of Ray's head; by default the one of this host.")
+
+
 class Engines(_Strict):
     """One of them."""
 
@@ -241,6 +253,9 @@ class Engines(_Strict):
     )
     slurm: Annotated[Slurm | None, BeforeValidator(_none_is_empty)] = Field(
         default=None, description="As a job of Slurm's for each host."
+    )
+    ray: Annotated[Ray | None, BeforeValidator(_none_is_empty)] = Field(
+        default=None, description="As a task of Ray's on each host."
     )
 
 
@@ -270,7 +285,7 @@ _HostEntry = Annotated[
     Discriminator(lambda value: "as a mapping" if isinstance(value, dict) else "as a word"),
 ]
 _Engine = Annotated[
-    Annotated[Literal["ssh", "slurm"], Tag("as a word")] | Annotated[Engines, Tag("as a mapping")],
+    Annotated[Literal["ssh", "slurm", "ray"], Tag("as a word")] | Annotated[Engines, Tag("as a mapping")],
     Discriminator(lambda value: "as a mapping" if isinstance(value, dict) else "as a word"),
 ]
 TAGS = {"as a number", "as a count", "as a list", "as a mapping", "as a word", "as stripes"}

@@ -6,7 +6,7 @@ from memcluster.client.units import format_duration, format_size
 from memcluster.launcher.clusterfile.settings import ClusterConfig
 from memcluster.node import topology
 
-ENGINE_AT = {"slurm": "partition"}
+ENGINE_AT = {"slurm": "partition", "ray": "address"}
 """The key of an engine's EngineConfig.at."""
 
 

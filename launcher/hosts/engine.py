@@ -41,10 +41,11 @@ class Engine(Protocol):
 
 def make(loop: Loop, config: EngineConfig, ended: Ended) -> Engine:
     """The engine that cluster.yaml names. Raises EngineError."""
+    from memcluster.launcher.hosts.ray import Ray
     from memcluster.launcher.hosts.slurm import Slurm
     from memcluster.launcher.hosts.ssh import SSH
 
-    kinds: dict[str, Callable[[Loop, EngineConfig, Ended], Engine]] = {"ssh": SSH, "slurm": Slurm}
+    kinds: dict[str, Callable[[Loop, EngineConfig, Ended], Engine]] = {"ssh": SSH, "slurm": Slurm, "ray": Ray}
     return kinds[config.name](loop, config, ended)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from memcluster.launcher.hosts.engine import Ended, Host
+from memcluster.launcher.hosts.letter import Letter
 from memcluster.launcher.run.identity import signal_name
 from memcluster.node.nbd.printable import printable
 from memcluster.node.transport.loop import READ, Loop
@@ -32,6 +33,13 @@ def shell_line(argv: Sequence[str]) -> str:
     return f"exec {command} {shlex.join(rest)}"
 
 
+def last_line(errors: IO[bytes]) -> str:
+    """What a program that has ended said at last, behind a colon; "" if it said nothing."""
+    errors.seek(0)
+    said = [line for line in errors.read().decode(errors="replace").splitlines() if line.strip()]
+    return f": {printable(said[-1])}" if said else ""
+
+
 @dataclass(frozen=True)
 class Program:
     """What is run: its words, what it is told on its standard input, and what its environment has beside ours."""
@@ -45,6 +53,8 @@ class Program:
 
 class Programs:
     """Most of engine.Engine; `start` is for those to add who know the words."""
+
+    letter: Letter | None = None
 
     def __init__(self, loop: Loop, ended: Ended) -> None:
         self._loop = loop
@@ -121,7 +131,5 @@ class _Running:
 
     def _over(self) -> None:
         status = self._process.wait()
-        self._errors.seek(0)
-        said = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
         how = f"killed by {signal_name(-status)}" if status < 0 else f"ended with status {status}"
-        self._gone(f"{self._program.words[0]} {how}" + (f": {printable(said[-1])}" if said else ""))
+        self._gone(f"{self._program.words[0]} {how}" + last_line(self._errors))
