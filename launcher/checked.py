@@ -20,13 +20,13 @@ ANSWER_WITHIN = 10.0
 """Seconds a supervisor has to answer."""
 
 
-def load(file: Path, settings: Sequence[tuple[str, str]] = ()) -> ClusterConfig:
-    """All that cluster.yaml says, and `settings` in its place; what is wrong with it is told with a sentence a line.
-    Raises Failure."""
+def load(file: Path, settings: Sequence[tuple[str, str]] = (), *, elsewhere: bool = False) -> ClusterConfig:
+    """All that cluster.yaml says, and `settings` in its place; what is wrong with it is told with a sentence a line. If
+    it is to run `elsewhere` nothing is said of this machine's room. Raises Failure."""
     from memcluster.launcher.clusterfile import config  # late: pydantic
 
     try:
-        return config.load(file, settings=settings)
+        return config.load(file, settings=settings, available=1 << 62 if elsewhere else None)
     except config.ConfigError as error:
         raise Failure(str(error), EXIT_USAGE, prefix="") from error
 

@@ -19,6 +19,7 @@ from memcluster.client.console import (
     EXIT_ERROR,
     EXIT_IN_USE,
     EXIT_NOT_RUNNING,
+    EXIT_USAGE,
     PATH,
     Commands,
     Failure,
@@ -295,10 +296,13 @@ for logcommand in logcommands.COMMANDS:
 
 @cli.command("config")
 @click.option("--json-schema", is_flag=True, help="The schema of cluster.yaml, for editors.")
+@click.option("--kubernetes", is_flag=True, help="What `kubectl apply -f -` takes, where hosts are pods.")
 @click.option("-q", "--quiet", is_flag=True, help="Only check: print what is wrong, and nothing else.")
 @_settings
 @click.pass_obj
-def show_config(file: Path, json_schema: bool, quiet: bool, settings: tuple[Setting, ...]) -> None:
+def show_config(
+    file: Path, json_schema: bool, kubernetes: bool, quiet: bool, settings: tuple[Setting, ...]
+) -> None:
     """Check the file and print it with every default filled in."""
     from memcluster.launcher.clusterfile import config as configuration
     from memcluster.launcher.clusterfile.written import dump
@@ -306,11 +310,29 @@ def show_config(file: Path, json_schema: bool, quiet: bool, settings: tuple[Sett
     if json_schema:
         click.echo(json.dumps(configuration.json_schema(), indent=2))
     else:
-        config = load(file, settings)
-        if not quiet:
+        config = load(file, settings, elsewhere=kubernetes)
+        if kubernetes:
+            _show_manifests(config, quiet)
+        elif not quiet:
             click.echo(dump(config), nl=False)
         for notice in config.notices:
             click.echo(f"note: {notice}", err=True)
+
+
+def _show_manifests(config: ClusterConfig, quiet: bool) -> None:
+    from memcluster.launcher.hosts.manifests import secret_of, text
+
+    if not config.hosts or config.engine.name != "kubernetes":
+        example = f"hosts: [{config.name}-0, {config.name}-1] and engine: kubernetes"
+        raise Failure(f"{config.file} is for no pods: write {example}", EXIT_USAGE)
+    manifests = text(config)
+    if quiet:
+        return
+    click.echo(manifests, nl=False)
+    if secret := secret_of(config):
+        source = config.tls.certificates or config.tls.psk
+        made = f"`kubectl create secret generic {secret} --from-file={source}`"
+        click.echo(f"note: the files of tls are to be in a Secret: {made}", err=True)
 
 
 @cli.command()
@@ -320,7 +342,8 @@ def guardian() -> int:
     from memcluster.launcher.hosts.letter import NoLetter, read_letter
 
     try:
-        return guard(read_letter())
+        letter, awaited = read_letter()
+        return guard(letter, awaited=awaited)
     except (NoLetter, LeaseOver) as error:
         raise Failure(str(error)) from None
 

@@ -36,7 +36,6 @@ from memcluster.node import topology
 from memcluster.node.files import make_folder
 from memcluster.node.tls.credentials import CA, SERVER_CERTIFICATE, SERVER_KEY
 from memcluster.node.transport.loop import Loop
-from memcluster.node.transport.proof import SECRET_SIZE
 from memcluster.node.zygote import raise_descriptor_limit
 
 if TYPE_CHECKING:  # they take a while to load, and the fork server need not wait for it
@@ -175,7 +174,7 @@ def _prepare(
         if account is not None:
             _check_keys(config, account)
         if config.hosts:
-            hosts = start_hosts(config, run, os.urandom(SECRET_SIZE))
+            hosts = start_hosts(config, run)
         shape = _prepare_directories(config, run, found, account, hosts, seconds)
     except BaseException:
         if hosts is not None:
@@ -188,7 +187,7 @@ def _prepare(
     return config, found, listeners, shape, hosts
 
 
-def start_hosts(config: ClusterConfig, run: RunDirectory, secret: bytes) -> Hosts:
+def start_hosts(config: ClusterConfig, run: RunDirectory) -> Hosts:
     """Have a guardian run on every other host. Raises CannotStart."""
     from memcluster.launcher.hosts.doors import door_files
     from memcluster.launcher.hosts.hosts import HostError, Hosts
@@ -200,7 +199,6 @@ def start_hosts(config: ClusterConfig, run: RunDirectory, secret: bytes) -> Host
             config.hosts,
             config.engine,
             run,
-            secret,
             topology=config.topology,
             lease=config.host_lease,
             encrypted=config.host_encryption,

@@ -38,6 +38,7 @@ from memcluster.launcher.clusterfile.schema import (
     Clients,
     ClusterFile,
     Engines,
+    Kubernetes,
     Logs,
     NamedHost,
     Ray,
@@ -318,7 +319,7 @@ def _rooms(config: ClusterConfig) -> Iterator[tuple[int, str]]:
 
 FORMS: dict[Place, str] = {
     ("servers",): "a whole number or a list of {memory, listen}",
-    ("engine",): "ssh, slurm, ray, or one of them as a mapping, {ssh: {command: COMMAND}}",
+    ("engine",): "ssh, slurm, ray, kubernetes, or one of them as a mapping, {ssh: {command: COMMAND}}",
     ("layout",): "linear or {stripe: SIZE}",
     ("clients", "limit"): "a whole number or auto",
 }
@@ -383,6 +384,7 @@ def _unknown(where: Place) -> str:
         ("engine", "ssh"): SSH,
         ("engine", "slurm"): Slurm,
         ("engine", "ray"): Ray,
+        ("engine", "kubernetes"): Kubernetes,
     }
     parent = tuple(part for part in where[:-1] if not isinstance(part, int))
     known = list(models[parent].model_fields)

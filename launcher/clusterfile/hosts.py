@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
 from memcluster.launcher.clusterfile.addresses import Found, Place, listening
-from memcluster.launcher.clusterfile.schema import SSH, ClusterFile, Engines, Ray, Slurm
+from memcluster.launcher.clusterfile.schema import SSH, ClusterFile, Engines, Kubernetes, Ray, Slurm
 from memcluster.launcher.clusterfile.settings import ClusterConfig, EngineConfig, HostConfig
 from memcluster.launcher.reach import numbers, way_to
 from memcluster.node import topology
@@ -35,6 +36,8 @@ def engine_of(parsed: ClusterFile) -> EngineConfig:
                 return EngineConfig(name, command, partition or "")
             case Ray(command=command, address=address):
                 return EngineConfig(name, command, address or "")
+            case Kubernetes(image=image):
+                return EngineConfig(name, at=image or "")
     return EngineConfig()
 
 
@@ -78,6 +81,8 @@ def check_hosts(config: ClusterConfig, parsed: ClusterFile) -> Iterator[Found]:
             yield {"servers", "hosts"}, ("servers", 0, "host"), message
     if not config.hosts:
         return
+    if config.engine.name == "kubernetes":
+        yield from _check_pods(config, parsed)
     shape = topology.load(config.topology)
     where: Place = ("topology",) if "topology" in parsed.model_fields_set else ("hosts",)
     if shape.hands_over:
@@ -109,3 +114,32 @@ def check_hosts(config: ClusterConfig, parsed: ClusterFile) -> Iterator[Found]:
         elif any(number.is_loopback for number in numbers(listen)):
             message = f"{listen} cannot be reached from another host: leave listen out, or write one of its own"
             yield {str(at[0]), "hosts"}, at, message
+
+
+def _check_pods(config: ClusterConfig, parsed: ClusterFile) -> Iterator[Found]:
+    """What else has to be so where hosts are pods (launcher/hosts/manifests.py)."""
+
+    def place(key: str) -> Place:
+        return (key,) if key in parsed.model_fields_set else ("engine",)
+
+    if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", config.name):
+        yield {"name", "engine"}, place("name"), (
+            f"with engine: kubernetes the name is a part of names of pods: small letters, digits and -, a letter first "
+            f"(got {config.name!r})"
+        )
+    pods = [f"{config.name}-{index}" for index in range(len(config.hosts))]
+    if [host.name for host in config.hosts] != pods:
+        message = f"with engine: kubernetes the hosts are pods, numbered: write hosts: [{', '.join(pods)}]"
+        yield {"hosts", "engine", "name"}, ("hosts",), message
+    door = config.servers[0].listen
+    if door.path or not door.port or any(number.is_loopback for number in numbers(door)):
+        message = f"with engine: kubernetes clients come from other pods, not to {door}: write listen: 0.0.0.0:10809"
+        yield {"listen", "engine"}, place("listen"), message
+    if topology.load(config.topology).every_server_is_a_door:
+        yield {"topology", "engine"}, place("topology"), (
+            f"{config.topology} has a door on every host, and a Service leads to one: with engine: kubernetes use "
+            "primary-secondary"
+        )
+    if config.storage:
+        message = "with engine: kubernetes shards are in the memory of pods: leave storage out"
+        yield {"storage", "engine"}, ("storage",), message

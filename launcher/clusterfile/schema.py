@@ -94,6 +94,12 @@ def _head(value: Any) -> str:
     return value
 
 
+def _image(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[\w][\w./:@-]*", value):
+        raise ValueError(f"must be the name of a container image (got {value!r})")
+    return value
+
+
 def _topology(value: Any) -> str:
     if value not in topology.names():
         raise ValueError(f"must be one of {', '.join(topology.names())} (got {value!r})")
@@ -156,6 +162,7 @@ Group = Annotated[str, PlainValidator(_group), WithJsonSchema({"type": "string",
 Host = Annotated[str, PlainValidator(_host), WithJsonSchema({"type": "string", "minLength": 1})]
 Partition = Annotated[str, PlainValidator(_partition), WithJsonSchema({"type": "string", "minLength": 1})]
 Head = Annotated[str, PlainValidator(_head), WithJsonSchema({"type": "string", "minLength": 1})]
+Image = Annotated[str, PlainValidator(_image), WithJsonSchema({"type": "string", "minLength": 1})]
 User = Annotated[str, PlainValidator(_user), WithJsonSchema({"type": ["string", "integer"]})]
 Stripe = Annotated[int, PlainValidator(_stripe), WithJsonSchema(_SIZE_SCHEMA)]
 
@@ -245,6 +252,10 @@ class Ray(_Strict):
     address: Head | None = Field(default=None, description="HOST:PORT of Ray's head; by default the one of this host.")
 
 
+class Kubernetes(_Strict):
+    image: Image | None = Field(default=None, description="The containers'; by default memcluster:VERSION.")
+
+
 class Engines(_Strict):
     """One of them."""
 
@@ -256,6 +267,9 @@ class Engines(_Strict):
     )
     ray: Annotated[Ray | None, BeforeValidator(_none_is_empty)] = Field(
         default=None, description="As a task of Ray's on each host."
+    )
+    kubernetes: Annotated[Kubernetes | None, BeforeValidator(_none_is_empty)] = Field(
+        default=None, description="In pods, by what `memcluster config --kubernetes` writes."
     )
 
 
@@ -285,7 +299,7 @@ _HostEntry = Annotated[
     Discriminator(lambda value: "as a mapping" if isinstance(value, dict) else "as a word"),
 ]
 _Engine = Annotated[
-    Annotated[Literal["ssh", "slurm", "ray"], Tag("as a word")] | Annotated[Engines, Tag("as a mapping")],
+    Annotated[Literal["ssh", "slurm", "ray", "kubernetes"], Tag("as a word")] | Annotated[Engines, Tag("as a mapping")],
     Discriminator(lambda value: "as a mapping" if isinstance(value, dict) else "as a word"),
 ]
 TAGS = {"as a number", "as a count", "as a list", "as a mapping", "as a word", "as stripes"}

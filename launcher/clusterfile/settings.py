@@ -37,7 +37,7 @@ class EngineConfig:
     name: str = "ssh"
     command: str = "memcluster"
     at: str = ""
-    """Slurm's partition, or the address of Ray's head; "" leaves it to the engine."""
+    """Slurm's partition, the address of Ray's head, or the image of containers; "" leaves it to the engine."""
 
 
 @dataclass(frozen=True)

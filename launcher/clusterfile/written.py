@@ -6,7 +6,7 @@ from memcluster.client.units import format_duration, format_size
 from memcluster.launcher.clusterfile.settings import ClusterConfig
 from memcluster.node import topology
 
-ENGINE_AT = {"slurm": "partition", "ray": "address"}
+ENGINE_AT = {"slurm": "partition", "ray": "address", "kubernetes": "image"}
 """The key of an engine's EngineConfig.at."""
 
 
@@ -14,10 +14,11 @@ def _hosts(config: ClusterConfig) -> dict[str, object]:
     if not config.hosts:
         return {}
     engine = config.engine
-    at = {ENGINE_AT[engine.name]: engine.at} if engine.at else {}
+    options = {} if engine.name == "kubernetes" else {"command": engine.command}
+    options |= {ENGINE_AT[engine.name]: engine.at} if engine.at else {}
     return {
         "hosts": [{"name": host.name, "address": host.address} if host.address else host.name for host in config.hosts],
-        "engine": {engine.name: {"command": engine.command, **at}},
+        "engine": {engine.name: options},
         "host_lease": format_duration(config.host_lease),
         "host_encryption": config.host_encryption,
     }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from memcluster.launcher.clusterfile.settings import EngineConfig
+from memcluster.launcher.hosts.letter import Letter
 from memcluster.node.transport.loop import Loop
 
 
@@ -29,6 +30,9 @@ Ended = Callable[[str, str], None]
 class Engine(Protocol):
     """Runs one command a host."""
 
+    letter: Letter | None
+    """What guardians have been told by somebody else, who also runs them; None where this engine does both."""
+
     def start(self, host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:
         """Run `argv` there, with `env` in its environment or, as one line a value, on its standard input."""
 
@@ -41,11 +45,17 @@ class Engine(Protocol):
 
 def make(loop: Loop, config: EngineConfig, ended: Ended) -> Engine:
     """The engine that cluster.yaml names. Raises EngineError."""
+    from memcluster.launcher.hosts.kubernetes import Kubernetes
     from memcluster.launcher.hosts.ray import Ray
     from memcluster.launcher.hosts.slurm import Slurm
     from memcluster.launcher.hosts.ssh import SSH
 
-    kinds: dict[str, Callable[[Loop, EngineConfig, Ended], Engine]] = {"ssh": SSH, "slurm": Slurm, "ray": Ray}
+    kinds: dict[str, Callable[[Loop, EngineConfig, Ended], Engine]] = {
+        "ssh": SSH,
+        "slurm": Slurm,
+        "ray": Ray,
+        "kubernetes": Kubernetes,
+    }
     return kinds[config.name](loop, config, ended)
 
 

@@ -50,7 +50,7 @@ from memcluster.node.transport.frames import Frame
 from memcluster.node.transport.listener import Listener
 from memcluster.node.transport.loop import Loop
 from memcluster.node.transport.proof import Pass, Who
-from memcluster.node.transport.stream import Line
+from memcluster.node.transport.stream import Line, parts
 from memcluster.node.zygote import open_output, raise_descriptor_limit, redirect_output
 
 SUPERVISOR = "supervisor"
@@ -69,8 +69,9 @@ class LeaseOver(Exception):
     """Another guardian of this host has not ended in time."""
 
 
-def guard(letter: Letter) -> int:
-    """Be the guardian of a host until it is told to end; returns the exit code."""
+def guard(letter: Letter, *, awaited: bool) -> int:
+    """Be the guardian of a host until it is told to end; returns the exit code. The supervisor may be `awaited`, not
+    known to be there."""
     gc.disable()  # loading makes much and no garbage
     with suppress(PermissionError):  # it leads one already
         os.setsid()
@@ -85,7 +86,7 @@ def guard(letter: Letter) -> int:
     if letter.topology:
         start_fork_server(run.path, topology.module(letter.topology))
     setproctitle(f"memcluster {run.name}: guardian")
-    guardian = Guardian(letter, run, folder)
+    guardian = Guardian(letter, run, folder, awaited=awaited)
     try:
         gc.freeze()
         gc.enable()
@@ -119,13 +120,15 @@ def _wait_for_lock(run: RunDirectory, seconds: float) -> None:
 class Guardian:
     """See the top of this file."""
 
-    def __init__(self, letter: Letter, run: RunDirectory, certificates: str) -> None:
+    def __init__(self, letter: Letter, run: RunDirectory, certificates: str, *, awaited: bool) -> None:
         self.loop = Loop()
         self._letter = letter
         self._run = run
         self._certificates = certificates
+        self._awaited = awaited  # until it has been heard: its name may lead elsewhere at any time
         self._session = secrets.token_hex(8)
         self._probe = f"probe-{secrets.token_hex(16)}"
+        self._served = ""  # the run of the supervisor that was the first to be heard
         self._shards = run.path
         self._logs: Path | None = None
         self._sockets: dict[str, socket.socket] = {}
@@ -171,11 +174,13 @@ class Guardian:
 
     def _connected(self, line: Line) -> None:
         self._channel = Channel(self.loop, line, self._received, self._hung_up)
+        self._peer = Address(*parts(line)[0].getpeername()[:2])
         self._channel.send(
             {
                 "hello": self._letter.host,
                 "version": version("memcluster"),
                 "session": self._session,
+                "served": self._served,
                 "taken": self._conversation.taken,
             }
         )
@@ -187,6 +192,7 @@ class Guardian:
             self._give_up()
         elif "welcome" in frame.head:
             self._dialer.reached()
+            self._dialer.address, self._awaited, self._served = self._peer, False, frame.head["run"]
             self._conversation.go_on(channel, frame.head["welcome"])
         else:
             self._conversation.received(frame)
@@ -204,7 +210,7 @@ class Guardian:
     def _look(self) -> None:
         """Has the supervisor been silent for too long? Not if this process did not run itself meanwhile."""
         now = time.monotonic()
-        if now - self._looked > 2 * self._period + 1:
+        if self._awaited or now - self._looked > 2 * self._period + 1:
             self._heard = now
         self._looked = now
         if now - self._heard > self._letter.lease and not self._ending:
@@ -229,6 +235,7 @@ class Guardian:
                 self._refuse(head["name"])
             case "die":  # a fault on purpose
                 os.kill(os.getpid(), signal.SIGKILL)
+                os._exit(128 + signal.SIGKILL)  # the first process of a container is deaf to its own signals
             case _:
                 child = self._lives.get(head["life"])
                 if child is not None:

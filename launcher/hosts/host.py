@@ -130,8 +130,8 @@ class FarHost:
 
     # -- the guardian comes and goes -----------------------------------------------------------------------------------
 
-    def came(self, channel: Channel, session: str, taken: int) -> None:
-        """Its guardian has connected, for the first time or again."""
+    def came(self, channel: Channel, run: str, session: str, taken: int) -> None:
+        """Its guardian has connected, for the first time or again; is told which `run` of a supervisor this is."""
         if self._closing and session != self._session:
             channel.send({"refused": "the cluster is being stopped"})
             channel.finish()
@@ -157,7 +157,7 @@ class FarHost:
             self._channel.close()
         self._channel = channel
         assert self._conversation is not None
-        channel.send({"welcome": self._conversation.taken})
+        channel.send({"welcome": self._conversation.taken, "run": run})
         self._conversation.go_on(channel, taken)
         self.beat()
 

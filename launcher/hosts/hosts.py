@@ -5,10 +5,10 @@ ready. Only when all are is there a cluster to start.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -71,7 +71,6 @@ class Hosts:
         hosts: Sequence[HostConfig],
         engine: EngineConfig,
         run: RunDirectory,
-        secret: bytes,
         *,
         topology: str,
         lease: float,
@@ -79,27 +78,30 @@ class Hosts:
         doors: Doors = no_doors,
     ) -> None:
         self.loop = loop
-        self.secret = secret
+        try:
+            self._engine: Engine = make(loop, engine, self._ended)
+        except EngineError as error:
+            raise HostError(str(error)) from error
+        given = self._engine.letter
+        self._port = Address.parse(given.supervisor).port if given else 0
+        self.secret = bytes.fromhex(given.secret) if given else os.urandom(SECRET_SIZE)
+        self._run = secrets.token_hex(8)  # guardians of an earlier one may know the secret
         self.began = time.monotonic()
         self._period = min(PERIOD, lease / BEATS)
         self._lease = lease
         self._command = engine.command
-        files = between_hosts() if encrypted else {}
+        files = given.certificates if given else between_hosts() if encrypted else {}
         self.certificates = write_certificates(run.certificates, files)
         """The folder of what this host is known by to the others."""
         self._letter = partial(
             Letter,
             cluster=cluster,
-            secret=secret.hex(),
+            secret=self.secret.hex(),
             lease=lease,
             topology=topology,
             certificates=files,
             doors=doors([resolve(host) for host in hosts]),
         )
-        try:
-            self._engine: Engine = make(loop, engine, self._ended)
-        except EngineError as error:
-            raise HostError(str(error)) from error
         self._numeric = {host.name: resolve(host) for host in hosts}
         self._hosts = {
             host.name: FarHost(loop, host.name, lease, partial(self._again, host)) for host in hosts
@@ -109,7 +111,7 @@ class Hosts:
         self._notices = Notices(loop.system, SUPERVISOR)
         self._door = Doorkeeper(
             loop,
-            secret,
+            self.secret,
             SUPERVISOR,
             [Who.GUARDIAN],
             self._admitted,
@@ -225,7 +227,7 @@ class Hosts:
         except OSError as error:
             raise HostError(f"{host}: {self._numeric[host]} cannot be reached: {error.strerror}") from error
         if here not in self._listeners:
-            sock = sockets.bind(Address(here, 0), sockets.Access(network=True))
+            sock = sockets.bind(Address(here, self._port), sockets.Access(network=True))
             self._listeners[here] = Listener(self.loop, sock, self._door.take)
             self._listeners[here].start()
             self._sockets[here] = sock
@@ -259,7 +261,11 @@ class Hosts:
             channel.send({"refused": host.trouble})
             channel.finish()
             return False
-        host.came(channel, str(head["session"]), int(head["taken"]))
+        if head["served"] not in ("", self._run):
+            channel.send({"refused": "that supervisor is gone, and this is another one: beginning anew"})
+            channel.finish()
+            return False
+        host.came(channel, self._run, str(head["session"]), int(head["taken"]))
         return True
 
     def _ended(self, name: str, how: str) -> None:
@@ -302,14 +308,20 @@ class Hosts:
     def end(self, keep: bool) -> list[str]:
         for host in self._hosts.values():
             host.end(keep)
-        with suppress(HostError):  # gone, and ended: nothing is to be left there when this returns
-            self._wait(lambda host: bool(host.ended) if host.gone else not host.present, GOODBYE, "does not leave")
+        deadline = time.monotonic() + GOODBYE  # nothing is to be left there when this returns
+        while not all(map(self._has_ended, self._hosts.values())) and time.monotonic() < deadline:
+            self.loop.turn(deadline - time.monotonic())
         lost = [host for host in self._hosts.values() if not host.gone and not host.never_came]
         return [
             f"{host.name} is away: what runs there ends by itself within {self._lease:g} s"
             + ("" if keep else "; `memcluster down` when it is back discards its part of the memory")
             for host in lost
         ]
+
+    def _has_ended(self, host: FarHost) -> bool:
+        """As far as can be known."""
+        told = host.gone and self._engine.letter is None  # by the engine, which runs it
+        return bool(host.ended) if told else not host.present
 
     def close(self) -> None:
         self._engine.stop()
@@ -336,7 +348,6 @@ def discard(
             hosts,
             engine,
             run,
-            os.urandom(SECRET_SIZE),
             topology="",
             lease=lease,
             encrypted=encrypted,

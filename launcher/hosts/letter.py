@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 VARIABLE = "MEMCLUSTER_GUARDIAN"
@@ -20,12 +21,13 @@ MOST = 1 << 16
 
 @dataclass(frozen=True)
 class Letter:
-    """`host` is the name that cluster.yaml has for the guardian's, `lease` in seconds."""
+    """`host` is the name that cluster.yaml has for the guardian's, and "" in one for all hosts, which go by their own
+    names; `lease` in seconds."""
 
     cluster: str
     host: str
     supervisor: str
-    """Its address."""
+    """Its address; in a letter for all hosts with a name, at which it is to be expected."""
     secret: str = field(repr=False)
     """In hexadecimal digits."""
     lease: float
@@ -57,9 +59,16 @@ class NoLetter(Exception):
     """A guardian was started by somebody who has nothing to tell it."""
 
 
-def read_letter() -> Letter:
-    """Ours. Raises NoLetter."""
-    text = os.environ.pop(VARIABLE, "") or sys.stdin.buffer.readline(MOST).decode(errors="replace")
+def read_letter() -> tuple[Letter, bool]:
+    """Ours, and whether it is one for all hosts. Raises NoLetter."""
+    letter = parse_letter(
+        os.environ.pop(VARIABLE, "") or sys.stdin.buffer.readline(MOST).decode(errors="replace")
+    )
+    return (letter, False) if letter.host else (replace(letter, host=socket.gethostname()), True)
+
+
+def parse_letter(text: str) -> Letter:
+    """Raises NoLetter."""
     try:
         return Letter(**json.loads(text))
     except (ValueError, TypeError):
