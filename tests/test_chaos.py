@@ -326,6 +326,14 @@ def test_what_a_short_log_no_longer_has_is_not_missed():
     assert verdict.missing == 0
 
 
+def test_who_began_before_what_a_short_log_still_has_may_have_its_record_there():
+    """Then those after it have theirs, too, although it could have been given to one of them."""
+    operations = [write(A, 20, 24), write(B, 26, 40), write(C, 28, 70)]
+    entries = [logged(12, kind="event"), logged(21), logged(27, "0.1.2"), logged(63, "0.1.3")]
+    verdict = check_log(entries, operations, REGION, NODES, CLOCK, slack=10, kept=False)
+    assert (verdict.missing, verdict.double) == (0, 0)
+
+
 ROUTED = {
     Linear((2 * BLOCK, 2 * BLOCK)): [(BLOCK, BLOCK), (2 * BLOCK, 2 * BLOCK)],
     Striped((2 * BLOCK, 2 * BLOCK), BLOCK): [(2 * BLOCK, BLOCK), (BLOCK, 2 * BLOCK)],

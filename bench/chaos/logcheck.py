@@ -143,7 +143,7 @@ def _check_key(
         return _Span(operation.invoked + clock - slack, operation.returned + clock + slack, times, operation)
 
     must = [span(operation, 1) for operation in operations if operation.acknowledged and operation.invoked > since]
-    matched, left, absent = _match(must, sorted(records))
+    matched, _, absent = _match(must, sorted(records))
     verdict.missing += len(absent)
     for operation in absent:
         verdict.tell(f"no record of {key[0]} {operation.number} of {operation.client}, acknowledged")
@@ -152,18 +152,11 @@ def _check_key(
             if not pieces.get((request, node)):
                 verdict.missing_pieces += 1
                 verdict.tell(f"no piece of {request} ({key[0]} {key[2]} bytes at {key[1]:#x}) on {node}")
-    # A request whose outcome is not known may still be carried out when its client has given up.
-    may = [
-        span(operation, operation.repeats + (operation.invoked <= since))
-        for operation in operations
-        if operation.acknowledged
-    ]
-    may += [
-        span(operation, operation.repeats + 1)._replace(end=1 << 63)
-        for operation in operations
-        if not operation.acknowledged
-    ]
-    _, doubles, _ = _match(may, left)
+    # Where each that must be there can have its record, and each record its operation, both can be had at once. A
+    # request whose outcome is not known may still be carried out when its client has given up.
+    may = [span(operation, operation.repeats + 1) for operation in operations]
+    may = [one if one.operation.acknowledged else one._replace(end=1 << 63) for one in may]
+    _, doubles, _ = _match(may, sorted(records))
     if key[0] != "FLUSH":  # others flush, too, and their flushes look the same
         verdict.double += len(doubles)
         for _, request in doubles:
