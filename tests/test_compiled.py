@@ -5,6 +5,7 @@ These hold in either form; `make test-compiled` runs them, and everything that s
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import os
@@ -78,6 +79,15 @@ def test_a_role_is_open_to_classes_that_are_not_compiled(name):
     is made by who is not compiled, is begun twice by mypyc (2.4)."""
     for role in load(name).roles.values():
         assert issubclass(type("Own", (role,), {}), role)
+
+
+@pytest.mark.parametrize("name", listed())
+def test_no_slice_has_a_bound_that_is_more_than_a_look(name):
+    """mypyc 2.4 evaluates the bounds of most slices twice (findings/mypyc-slice-twice.sh)."""
+    looks = {"len", "min", "max"}
+    for slice_ in ast.walk(ast.parse((ROOT / "node" / f"{name}.py").read_text())):
+        for call in ast.walk(slice_) if isinstance(slice_, ast.Slice) else ():
+            assert not isinstance(call, ast.Call) or ast.unparse(call.func) in looks, f"line {call.lineno}"
 
 
 def test_a_layout_travels_to_another_process():

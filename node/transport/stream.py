@@ -172,7 +172,8 @@ class Stream:
             if self.secured is None:
                 return self.sock.recv(most)
             buffer = memoryview(bytearray(most))
-            return bytes(buffer[: self.secured.recv_into(buffer)])
+            count = self.secured.recv_into(buffer)  # not within the slice: mypyc 2.4 would do it twice
+            return bytes(buffer[:count])
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
