@@ -1,8 +1,8 @@
 """The faults: each takes out what makes the code right in one place, or turns it round.
 
 `PRESENT` are old ones of the simulator's own table; `MENDED` take out a mend of a fault that this code once had; the
-`SUBTLE` ones are where the product is subtle. A fault is found by seeds of the `topologies` in which its code runs;
-the others are passed over, and counted.
+`SUBTLE` ones are where the product is subtle; those of `ROUTING` are in the client's library. A fault is found by seeds
+of the `topologies` in which its code runs; the others are passed over, and counted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ DISPATCHER, CHAIN = "node/topologies/dispatcher.py", "node/topologies/chain.py"
 GATES, ANSWERING, TAKING = "node/handover/gates.py", "node/handover/answering.py", "node/handover/taking.py"
 SERVER, CONNECTION, MEMORY = "node/serving/server.py", "node/serving/connection.py", "node/serving/memory.py"
 KEEPER = "node/serving/keeper.py"
+LIBRARY, ROUTER, ROUTED = "client/connection.py", "client/router.py", "client/routed.py"
 MERGE, HISTORY, WRITER = "node/log/merge.py", "node/log/history.py", "node/log/writer.py"
 
 
@@ -526,4 +527,95 @@ SUBTLE = (
     ),
 )
 
-FAULTS = (*PRESENT, *MENDED, *SUBTLE)
+ROUTING = (
+    fault(
+        "pieces-swapped",
+        "the library puts stripes of a READ into the places of others",
+        ROUTED,
+        "            for start, end in piece.spans:\n",
+        "            for start, end in piece.spans[::-1]:\n",
+        CR,
+    ),
+    fault(
+        "again-and-again",
+        "the library sends what was in flight at a loss again, twice",
+        LIBRARY,
+        "            self._say(cookie, pending, repeated)\n",
+        "            self._say(cookie, pending, repeated)\n            self._say(cookie + (1 << 40), pending, repeated)\n",
+        CR,
+    ),
+    fault(
+        "again-unmarked",
+        "the library does not mark what it sends again",
+        LIBRARY,
+        "repeated = REPEATED if self._routed else 0",
+        "repeated = 0",
+        CR,
+    ),
+    fault(
+        "again-without-the-first",
+        "the library does not send the first of what was in flight again",
+        LIBRARY,
+        "        for cookie, pending in self._in_flight.items():\n",
+        "        for cookie, pending in list(self._in_flight.items())[1:]:\n",
+        CR,
+    ),
+    fault(
+        "again-backwards",
+        "the library sends what was in flight again, the last first",
+        LIBRARY,
+        "        for cookie, pending in self._in_flight.items():\n",
+        "        for cookie, pending in reversed(self._in_flight.items()):\n",
+        CR,
+    ),
+    fault(
+        "piece-fails-unheard",
+        "the library does not tell that a piece has failed",
+        ROUTED,
+        "reply.error = reply.error or outcome.error",
+        "reply.error = 0",
+        CR,
+    ),
+    fault(
+        "flush-one",
+        "the library sends a FLUSH to one server alone",
+        ROUTER,
+        "if found is not None]\n",
+        "if found is not None][:1]\n",
+        CR,
+    ),
+    fault(
+        "identifier-twice",
+        "the library gives two requests one identifier",
+        ROUTER,
+        "        self._identifier += 1\n        routed",
+        "        self._identifier += self._identifier % 8 > 0\n        routed",
+        CR,
+    ),
+    fault(
+        "map-forgets",
+        "the library does not begin again with another map what was under way",
+        ROUTER,
+        "            for routed in list(self._under_way.values()):\n                self._begin(routed)\n",
+        "",
+        CR,
+    ),
+    fault(
+        "map-unmarked",
+        "the library does not mark what it sends again after a change of the map",
+        ROUTED,
+        "self._more_flags = REPEATED if self._begun else 0",
+        "self._more_flags = 0",
+        CR,
+    ),
+    fault(
+        "no-other-map",
+        "the library does not look for another map",
+        ROUTER,
+        "                        self._search = Errand(self._searching())\n",
+        "                        pass\n",
+        CR,
+    ),
+)
+
+FAULTS = (*PRESENT, *MENDED, *SUBTLE, *ROUTING)
