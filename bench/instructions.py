@@ -71,7 +71,7 @@ def _count(root: Path, cases: list[Case], keep: Path | None) -> list[int]:
             "env", "PYTHONHASHSEED=0",
             need("valgrind"), "--tool=callgrind", f"--callgrind-out-file={out}/profile", f"--dump-before={MARK}",
             str(root / ".venv" / "bin" / "python"), str(SCRIPT), *words,
-            timeout=900, root=root,
+            timeout=3600, root=root,
         )  # fmt: skip
         return [_total(out / f"profile.{2 * number + 2}") // REQUESTS for number in range(len(cases))]
 

@@ -41,32 +41,35 @@ def run(kind: str, links: str, command: int, depth: int, rounds: int, mark: Call
         size = SHARD if made.shape.every_server_is_a_door else 3 * SHARD
         client = made.client()
         places = [index * STRIDE % size for index in range(depth * rounds)]
-        _ask(made, client, command, places[:depth] * WARM, depth)
-        mark()
-        _ask(made, client, command, places, depth)
-        mark()
+        _ask(made, client, command, places[:depth] * WARM, depth, lambda: None)
+        _ask(made, client, command, places, depth, mark)
         client.sock.close()
         made.close()
 
 
-def _ask(made: Nodes, client: Any, command: int, places: list[int], depth: int) -> None:
+def _ask(made: Nodes, client: Any, command: int, places: list[int], depth: int, mark: Callable[[], object]) -> None:
     reads = command == Command.READ
     body, answer = (b"", wire.CHUNK_DATA.size + BLOCK) if reads else (bytes(BLOCK), wire.SIMPLE_REPLY.size)
-    room = memoryview(bytearray(answer * depth))
-    come = select.poll()
-    come.register(client.sock, select.POLLIN)
-    for start in range(0, len(places), depth):
-        asked = b"".join(
+    batches = [
+        b"".join(
             wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, command, cookie, place, BLOCK) + body
             for cookie, place in enumerate(places[start : start + depth])
         )
-        missing = answer * depth
+        for start in range(0, len(places), depth)
+    ]
+    room = memoryview(bytearray(answer * depth))
+    come = select.poll()
+    come.register(client.sock, select.POLLIN)
+    mark()
+    for asked in batches:
+        rest, missing = asked, answer * depth
         while missing:
-            if asked:
-                asked = asked[client.sock.send(asked) :]
+            if rest:
+                rest = rest[client.sock.send(rest) :]
             made.loop.turn(0)
             if come.poll(0):
                 missing -= client.sock.recv_into(room[:missing])
+    mark()
 
 
 if __name__ == "__main__":

@@ -12,21 +12,38 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
-from typing import Final, NamedTuple
+from typing import Final
 
 
-class Piece(NamedTuple):
+class Piece:
     """The part of one request that one server holds.
 
     `offset` counts from the start of the server's shard. `spans` are the (start, end) of the request's own bytes that
-    make up the piece, in order: their lengths add up to `length`; none if nobody asked for them. (A named tuple: one is
-    made for every request.)
+    make up the piece, in order: their lengths add up to `length`; none if nobody asked for them. (Plain slots: one is
+    made for every request, and a compiled named tuple is made by the interpreter.)
     """
 
-    server: int
-    offset: int
-    length: int
-    spans: tuple[tuple[int, int], ...]
+    __slots__ = ("length", "offset", "server", "spans")
+
+    def __init__(self, server: int, offset: int, length: int, spans: tuple[tuple[int, int], ...]) -> None:
+        self.server = server
+        self.offset = offset
+        self.length = length
+        self.spans = spans
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Without the spans."""
+        return self.server, self.offset, self.length
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Piece) and (self.place, self.spans) == (other.place, other.spans)
+
+    def __hash__(self) -> int:
+        return hash(self.place)
+
+    def __repr__(self) -> str:
+        return f"Piece{(*self.place, self.spans)}"
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,8 @@ class Linear:
         ends = self._ends
         server = bisect_right(ends, offset)
         end = offset + length
+        if length > 0 and end <= ends[server]:  # as nearly all small ones
+            return [Piece(server, offset - self._starts[server], length, ((0, length),))]
         pieces = []
         position = offset
         while position < end:
@@ -178,6 +197,9 @@ class Striped:
     def split(self, offset: int, length: int, *, spans: bool = True) -> list[Piece]:
         """The pieces of a request that lies within the memory, by server; none for an empty one. Without `spans` that
         is arithmetic, however many stripes there are: 4 GiB have 8 million of 512 bytes."""
+        if length > 0 and offset % self.stripe + length <= self.stripe:  # as nearly all small ones
+            server, there = self._locate(offset)
+            return [Piece(server, there, length, ((0, length),) if spans else ())]
         parts = self._spans(offset, length) if spans else {}
         pieces = []
         for server in range(len(self.sizes)):
@@ -260,7 +282,7 @@ def same_places(one: Layout, other: Layout) -> bool:
     stripes are alike, how much of the first bytes each server holds says in which order they were dealt; that shards of
     one stripe each are like linear ones is not seen."""
     end = min(one.size, other.size)
-    mine, theirs = ([piece[:3] for piece in layout.split(0, end, spans=False)] for layout in (one, other))
+    mine, theirs = ([piece.place for piece in layout.split(0, end, spans=False)] for layout in (one, other))
     alike = getattr(one, "stripe", 0) == getattr(other, "stripe", 0)
     return mine == theirs and (alike or len(mine) == 1)
 

@@ -109,8 +109,8 @@ def test_an_address_and_its_place_are_the_same_byte(layout):
 def test_pieces_without_spans_are_the_same_pieces(layout, data):
     offset = data.draw(st.integers(0, layout.size))
     length = data.draw(st.integers(0, layout.size - offset))
-    assert [piece[:3] for piece in layout.split(offset, length, spans=False)] == [
-        piece[:3] for piece in layout.split(offset, length)
+    assert [piece.place for piece in layout.split(offset, length, spans=False)] == [
+        piece.place for piece in layout.split(offset, length)
     ]
 
 

@@ -56,7 +56,7 @@ def test_one_file_is_a_topology(tmp_path, new_cluster):
     assert status["topology"] == "brand-new"
     assert [node["role"] for node in status["nodes"][:3]] == ["first", "rest", "rest"]
     assert b"WRITE" in command("logs", "--op", "write")
-    assert b"write" in command("stats").lower()
+    assert b"write" in command("stats", "--over", "10m").lower()
     command("down")
     assert cluster.left_behind() == []
     words = ["--topology", "brand-new", "--for", "100ms", "--servers", "2", "--json", "--plot", "plot.svg"]

@@ -217,6 +217,7 @@ class Answerer(Server):
 
     def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
         super().__init__(loop, spec, listeners, report)
+        self._memory = spec.cluster.memory
         self.taker: Passage | None = None
         """Whose orders are carried out: who said HELLO last."""
         self._adopted: dict[Passage, dict[int, Answers]] = {}
@@ -292,7 +293,7 @@ class Answerer(Server):
         self._adopted[passage] = {}
 
     def _is_sound(self, order: Order) -> bool:
-        return bool(order.error) or order.offset + order.length <= self.spec.cluster.memory
+        return bool(order.error) or order.offset + order.length <= self._memory
 
     def _received(self, passage: Passage, orders: list[Order]) -> None:
         told: dict[int, Callable[[Passage, Order], None]] = {ADOPT: self.adopt, DROP: self.drop}

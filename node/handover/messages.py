@@ -20,6 +20,7 @@ from memcluster.node.nbd.wire import MAX_PAYLOAD
 
 HEADER: Final = Struct(">BxHHHIIQQQQQQI")
 """kind, command, flags, error, client, ticket, identifier, cookie, offset, start, length, sent, payload bytes."""
+_pack: Final = HEADER.pack
 _Fields = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int]
 IDENTIFIER: Final = Struct(">Q")
 EXTENT: Final = Struct(">QQ")
@@ -114,7 +115,7 @@ class Order(Asked):
 
     def encode(self, payload: int = 0) -> bytes:
         """The header, for so many bytes of payload."""
-        return HEADER.pack(
+        return _pack(
             self.kind, self.command, self.flags, self.error, self.client, self.ticket,
             self.identifier, self.cookie, self.offset, self.start, self.length, self.sent, payload,
         )  # fmt: skip
@@ -204,9 +205,7 @@ class OrderReader:
             if budget <= 0:
                 self.waiting = True
                 break
-            order = Order(
-                kind, command, flags, error, client, ticket, identifier, cookie, offset, started, asked, sent
-            )
+            order = Order(kind, command, flags, error, client, ticket, identifier, cookie, offset, started, asked, sent)
             budget -= REQUEST_COST + cost_of(order.command, order.flags, order.length)
             start = position + header
             if length:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from memcluster.node.handover.messages import EXTENT, SEND_BACK, Order
 from memcluster.node.layout import Extents, Layout, Piece
@@ -11,10 +12,10 @@ from memcluster.node.nbd.wire import Buffer, Command, CommandFlag
 from memcluster.node.serving.keeper import Parts
 from memcluster.node.serving.server import Server
 
-LOGGED = 0xFFFF & ~(REPEATED | SEND_BACK | int(CommandFlag.DF))
+LOGGED: Final = 0xFFFF & ~(REPEATED | SEND_BACK | int(CommandFlag.DF))
 """The flags of an order that its pieces have in the log: whether the answer is cut up is the client's affair."""
-FLUSH = int(Command.FLUSH)
-WRITE = int(Command.WRITE)
+FLUSH: Final = int(Command.FLUSH)
+WRITE: Final = int(Command.WRITE)
 
 Then = Callable[[Order, Parts, Extents | None], None]
 """Called with what was read, as (where it begins in the request, bytes) in order, or with extents."""
@@ -26,8 +27,10 @@ def own_piece(layout: Layout, server: int, order: Order) -> Piece | None:
         return None
     if order.command == FLUSH:
         return Piece(server, 0, 0, ())
-    pieces = layout.split(order.offset, order.length, spans=order.command <= WRITE)
-    return next((piece for piece in pieces if piece.server == server), None)
+    for piece in layout.split(order.offset, order.length, spans=order.command <= WRITE):
+        if piece.server == server:
+            return piece
+    return None
 
 
 def do_part(

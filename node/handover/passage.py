@@ -9,7 +9,7 @@ from __future__ import annotations
 import array
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from memcluster.node.handover.messages import HELLO, ORDER, UNBOUNDED, WELCOME, HandoverError, Order, OrderReader, fresh
@@ -58,6 +58,7 @@ class Passage(Stream):
         self._turn = turn
         self._received = received
         self._gone = gone
+        self._clock = loop.system.monotonic_ns
         self._handed = 0  # messages in `outgoing` that take a descriptor along
         self._descriptors: deque[int] = deque()
         self.update()
@@ -65,13 +66,16 @@ class Passage(Stream):
     def __repr__(self) -> str:
         return f"<Passage {'open' if self.open else 'closed'}, {self.queued} bytes to send>"
 
-    def send(self, order: Order, *buffers: Buffer) -> None:
+    def send(self, order: Order, buffers: Sequence[Buffer] = ()) -> None:
         """Queue a message; it leaves at the end of this turn. The buffers must stay as they are until then."""
         if self.open:
             TRAFFIC.messages_out += 1
             if order.kind == ORDER:
-                order.sent = self.loop.system.monotonic_ns()
-            self.outgoing.append(order.encode(sum(map(len, buffers))))
+                order.sent = self._clock()
+            length = 0
+            for buffer in buffers:
+                length += len(buffer)
+            self.outgoing.append(order.encode(length))
             self.outgoing += buffers
             self.send_soon()
 

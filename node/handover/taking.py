@@ -183,7 +183,7 @@ class Taker(Door):
         super().__init__(loop, spec, listeners, report)
         scratch = memoryview(bytearray(RECEIVE_BUFFER))
         self._sent: dict[int, dict[int, Taken]] = {number: {} for number in to}
-        self._waiting: dict[int, list[tuple[Taken, Order, tuple[Buffer, ...]]]] = {number: [] for number in to}
+        self._waiting: dict[int, list[tuple[Taken, Order, Sequence[Buffer]]]] = {number: [] for number in to}
         self._expiry: Timer | None = None
         self._starting = False
         self.links = {
@@ -264,7 +264,7 @@ class Taker(Door):
             request.payload = memoryview(bytes(request.payload))
         return Taken(connection, request, start, self.next_identifier())
 
-    def pass_on(self, taken: Taken, number: int, order: Order, *buffers: Buffer) -> None:
+    def pass_on(self, taken: Taken, number: int, order: Order, buffers: Sequence[Buffer]) -> None:
         """Send an order to a server, or keep it until the server is back."""
         taken.awaiting += 1
         if self.links[number].passage is None:
@@ -272,7 +272,7 @@ class Taker(Door):
         else:
             self._send(taken, number, order, buffers)
 
-    def _wait(self, taken: Taken, number: int, order: Order, buffers: tuple[Buffer, ...]) -> None:
+    def _wait(self, taken: Taken, number: int, order: Order, buffers: Sequence[Buffer]) -> None:
         self._waiting[number].append((taken, order, buffers))
         if self._expiry is None:  # not now: more of it may be about to be passed on
             self._expiry = self.loop.after(self.spec.bounds.retry_timeout / 10, self._expire)
@@ -288,7 +288,7 @@ class Taker(Door):
             else:
                 self._send(taken, number, order, buffers)
 
-    def _send(self, taken: Taken, number: int, order: Order, buffers: tuple[Buffer, ...]) -> None:
+    def _send(self, taken: Taken, number: int, order: Order, buffers: Sequence[Buffer]) -> None:
         link, connection = self.links[number], taken.connection
         assert link.passage is not None
         if connection.open and not connection.hand_to(link):
@@ -299,7 +299,7 @@ class Taker(Door):
             self.loop.soon(lambda: self.one_done(taken))  # not now: more of it may be about to be passed on
             return
         self._sent[number][taken.identifier] = taken
-        link.passage.send(order, *buffers)
+        link.passage.send(order, buffers)
 
     def one_done(self, taken: Taken) -> None:
         """Something that was passed on is done, or will never be."""

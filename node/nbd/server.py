@@ -45,6 +45,7 @@ _NO_HOLE: Final = int(CommandFlag.NO_HOLE)
 _PAYLOAD_LEN: Final = int(CommandFlag.PAYLOAD_LEN)
 _COMPACT: Final = wire.REQUEST_MAGIC, wire.REQUEST.size, wire.REQUEST.unpack_from
 _EXTENDED: Final = wire.EXTENDED_REQUEST_MAGIC, wire.EXTENDED_REQUEST.size, wire.EXTENDED_REQUEST.unpack_from
+_MAX_PAYLOAD: Final = wire.MAX_PAYLOAD
 _NOWHERE: Final = memoryview(b"")
 
 
@@ -234,8 +235,8 @@ class ServerSession(Replies):
             if flags or command not in allowed or offset + length > size:
                 self._check(request, size)
             if command <= _WRITE:
-                if length > wire.MAX_PAYLOAD:
-                    request.refuse(Error.EINVAL, f"{length} bytes in one request; the maximum is {wire.MAX_PAYLOAD}")
+                if length > _MAX_PAYLOAD:
+                    request.refuse(Error.EINVAL, f"{length} bytes in one request; the maximum is {_MAX_PAYLOAD}")
                 if command == _WRITE:
                     start = position + header
                     if request.error:

@@ -60,7 +60,6 @@ class Keeper:
         """Long TRIMs and WRITE_ZEROES that are not at their end."""
         self._epoch = spec.run.epoch
         self.monotonic_ns = system.monotonic_ns
-        self.now = spec.run.clock(system.monotonic_ns)
         self.log = LogWriter(
             spec.log_directory,
             spec.index,
@@ -77,6 +76,10 @@ class Keeper:
         )
         self.no_space = 0
         """Requests that found no room."""
+
+    def now(self) -> int:
+        """The time as the log has it, ns since 1970."""
+        return self._epoch + self.monotonic_ns()
 
     def renumbered(self) -> None:
         """The log has another incarnation from now on."""

@@ -81,7 +81,7 @@ class Head(Taker):
         def passed(order: Order, parts: Parts, extents: Extents | None) -> None:
             if connection.open and not order.error and not taken.may_go_on():
                 order.fail(Error.EIO, HUNG_UP)
-            self.pass_on(taken, 1, order, *theirs if not order.error else (), *_added(self, order, parts, extents))
+            self.pass_on(taken, 1, order, [*(theirs if not order.error else ()), *_added(self, order, parts, extents)])
 
         order.message = request.message
         do_part(self, order, piece, passed, ours, lambda: connection.open)
@@ -194,7 +194,7 @@ class Member(Answerer):
                 if not order.error and self._is_late(order):
                     order.fail(Error.EIO, HUNG_UP)
                 before = (payload,) if len(payload) and not order.error else ()
-                self._next.passage.send(order, *before, *_added(self, order, parts, extents))
+                self._next.passage.send(order, [*before, *_added(self, order, parts, extents)])
 
         do_part(self, order, piece, done, ours, lambda: passage is self.taker)
 

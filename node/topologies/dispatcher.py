@@ -111,7 +111,7 @@ class Dispatcher(Taker):
             order.flags |= SEND_BACK
         payload = taken.request.payload
         buffers = [payload[start:end] for start, end in piece.spans] if payload is not None else ()
-        self.pass_on(taken, piece.server, order, *buffers)
+        self.pass_on(taken, piece.server, order, buffers)
 
     def came_back(self, taken: Taken, number: int, order: Order) -> None:
         if order.error:
@@ -244,7 +244,7 @@ class Owner(Answerer):
     def _carried(self, passage: Passage, order: Order, parts: Parts, extents: Extents | None) -> None:
         if order.flags & SEND_BACK:
             back = Order(DATA, error=order.error, identifier=order.identifier)
-            passage.send(back, *encode_result(order, parts, extents))
+            passage.send(back, encode_result(order, parts, extents))
         else:
             self.answer(passage, order, parts, extents)
 

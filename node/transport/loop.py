@@ -23,7 +23,9 @@ from memcluster.node.transport.system import KERNEL, System
 
 READ: Final = 1
 WRITE: Final = 2
-_EVENTS: Final = (0, select.EPOLLIN, select.EPOLLOUT, select.EPOLLIN | select.EPOLLOUT)
+_IN: Final = select.EPOLLIN
+_OUT: Final = select.EPOLLOUT
+_EVENTS: Final = (0, _IN, _OUT, _IN | _OUT)
 """What epoll is asked for, by the mask of the two."""
 EVENTS_A_TURN: Final = 64
 """Sources dealt with in one turn, at most; epoll hands out the others in the next ones."""
@@ -211,10 +213,10 @@ class Loop:
             if source is None or descriptor in fresh:
                 continue
             ready, mask = source
-            if events == select.EPOLLIN:
+            if events == _IN:
                 ready(READ)
             else:  # an error or the other side's end makes a source ready for whatever is asked of it
-                ready(mask & ((READ if events & ~select.EPOLLOUT else 0) | (WRITE if events & ~select.EPOLLIN else 0)))
+                ready(mask & ((READ if events & ~_OUT else 0) | (WRITE if events & ~_IN else 0)))
         if self._timers and self._timers[0][0] <= self._monotonic():
             self._run_timers()
         if self._soon:

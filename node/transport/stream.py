@@ -128,7 +128,9 @@ class Stream:
             self.outgoing.clear()
             return
         outgoing = self.outgoing
-        queued = sum(map(len, outgoing))
+        queued = 0
+        for buffer in outgoing:
+            queued += len(buffer)
         left = SHARE if queued > SHARE and self.takes_turns else queued
         while left > 0:
             whole = len(outgoing) <= IOV_MAX
