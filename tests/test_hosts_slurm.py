@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,30 @@ def test_no_death_of_slurms_or_of_ours_loses_a_write(labs: SlurmLab) -> None:
         labs.start_daemon(host)
         another_server1(status)
     down(labs)
+
+
+def test_a_cut_longer_than_the_lease_another_clock_and_an_empty_host(tmp_path: Path) -> None:
+    """The cut, under load: the guardian ends by itself, and Slurm runs another one when the host is back. Records have
+    the times of the supervisor. A host that has lost its shard is refused."""
+    with lab(tmp_path, kind=SlurmLab, clock=3600) as far:
+        status = up(far, host_lease="5s", retry_timeout="2m")
+        host = far.hosts["host-b"]
+        with load(far, status):
+            host.cut(True)
+            far.wait_until_empty(host)
+            host.cut(False)
+            far.wait_for(lambda now: now["state"] == "running" and pids(now)["server1"] != pids(status)["server1"])
+        far.memclient("write", "0xffffc", "over two of them")
+        found = map(json.loads, far.command("logs", "--json").stdout.decode().splitlines())
+        last = [entry for entry in found if entry.get("operation") == "WRITE"][-3:]
+        assert [entry["kind"] for entry in last] == ["request", "piece", "piece"]
+        assert {entry["node"] for entry in last[1:]} == {"server0", "server1"}
+        assert max(abs(entry["time_ns"] - last[0]["time_ns"]) for entry in last) < 60e9
+        host.run("rm", "-r", "/dev/shm/memcluster-0-lab@host-b")
+        host.run("kill", "-KILL", str(guardian(host)))
+        failed = far.wait_for(lambda now: now["nodes"][1]["state"] == "failed")
+        assert "host-b does not hold the shard of server1" in failed["nodes"][1]["reason"]
+        far.command("down")
 
 
 def test_a_job_that_is_cancelled_is_left_in_peace(labs: SlurmLab) -> None:
