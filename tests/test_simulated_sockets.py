@@ -431,7 +431,7 @@ def test_whom_a_backlog_has_no_room_for_waits(place: Place) -> None:
         clients.append(client)
         client.setblocking(False)
         assert client.connect_ex(listener.getsockname()) == errno.EINPROGRESS
-        if not place.events(client, QUIET) & OUT:
+        if not place.events(client, 10 * QUIET) & OUT:
             break
     assert place.events(client) == 0
     assert client.connect_ex(listener.getsockname()) == errno.EALREADY
