@@ -64,8 +64,9 @@ class Connection(Exclusive):
         self._trouble = ""  # why the connection was lost
         self._back: Return | None = None  # how it is made again
         self._sock: Carrier | None = None
-        self.session = ClientSession(target.export)
-        if not routed:
+        if routed:
+            self.session = ClientSession(target.export)
+        else:
             self._sock, self.session = opened or finish(system, opening(system, target, timeout))
             self._watch()
 
