@@ -90,9 +90,12 @@ class Pod:
             new.write_text(str(process.pid))
             new.rename(self.file)
             while process.poll() is None:
-                if deleted.count(signal.SIGTERM) and (first := self.first()):
+                if deleted and (first := self.first()):
                     os.kill(first, signal.SIGTERM)
-                    process.wait(self.spec["terminationGracePeriodSeconds"])
+                    try:
+                        process.wait(self.spec["terminationGracePeriodSeconds"])
+                    except subprocess.TimeoutExpired:
+                        process.kill()  # and with it the container
                 time.sleep(0.05)
             time.sleep(BACK_OFF)
 

@@ -89,9 +89,10 @@ def manifests(config: ClusterConfig) -> list[Manifest]:
         {
             **_head("v1", "Secret", name, f"{name}-letter"),
             "type": "Opaque",
+            "immutable": True,  # a container that is run again would read another one than those that run
             "stringData": {"letter": letter.to_json()},
         },
-        {**_head("v1", "ConfigMap", name, name), "data": {"cluster.yaml": dump(_in_pods(config))}},
+        {**_head("v1", "ConfigMap", name, name), "immutable": True, "data": {"cluster.yaml": dump(_in_pods(config))}},
         {
             **_head("v1", "Service", name, name),
             "spec": {
