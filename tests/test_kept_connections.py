@@ -16,7 +16,7 @@ import pytest
 import yaml
 from harness import TIMEOUT, Cluster, memcluster_command, need
 from raw import Raw, shake_hands
-from test_apply_anew import asked, wait_until_stopped
+from test_apply_anew import asked, memory_of, wait_until_stopped
 
 import memcluster
 from memcluster.launcher.run.control import FrameStream
@@ -374,7 +374,8 @@ def test_a_stop_in_the_pause(tmp_path: Path, new_cluster: Make, start: Start, to
     with in_the_pause(tmp_path, new_cluster, start, topology=topology, storage="data") as pause:
         assert pause.end("down") == 1
         assert pause.cluster.left_behind() == []
-        write(pause.cluster, **OLD)
+        if memory_of(pause.cluster).shape.size == 1 << 20:  # with more doors than one it may have gone on before
+            write(pause.cluster, **OLD)
         pause.cluster.up()
         with pause.cluster.connect() as memory:
             assert bytes(memory.pread(4, 0)) == b"kept"

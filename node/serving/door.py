@@ -38,8 +38,9 @@ READ_ONLY: Final = (
     | TransmissionFlag.CAN_MULTI_CONN
     | TransmissionFlag.SEND_CACHE
 )
-PATIENCE: Final = 1.0
-"""Seconds that all clients wait for those whose requests are not answered, or who do not take the answers."""
+PATIENCE: Final = 3.0
+"""Seconds that all clients wait for those whose requests are not answered, or who do not take the answers: more than a
+server takes whom a busy machine does not let run."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
