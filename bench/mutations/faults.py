@@ -147,21 +147,21 @@ PRESENT = (
 MENDED = (
     fault(
         "lands-before-others",
-        "1, 2: a payload is received in place although others may look",
+        "a payload is received in place although others may look",
         SERVER,
         "if not first or self._guests > 1 or connection.in_flight or connection.outgoing:",
         "if not first or connection.in_flight or connection.outgoing:",
     ),
     fault(
         "newcomer-not-held",
-        "1, 2: a client comes in beside a payload that is being received in place",
+        "a client comes in beside a payload that is being received in place",
         "node/serving/landing.py",
         "        if self._sender is None:\n            return\n        newcomer",
         "        if True:\n            return\n        newcomer",
     ),
     fault(
         "old-order-in-new-chain",
-        "3: an order outlives the chain that gave it",
+        "an order outlives the chain that gave it",
         CHAIN,
         "            if passage is not self.taker:\n                return",
         "            if False:\n                return",
@@ -169,14 +169,14 @@ MENDED = (
     ),
     fault(
         "unread-of-the-gone",
-        "4: what waits unread of a client that is gone is begun",
+        "what waits unread of a client that is gone is begun",
         CONNECTION,
         "and not self.may_begin(WRITE):",
         "and False:",
     ),
     fault(
         "serial-goes-on",
-        "4: with serial fan-out the next piece of a client that is gone is begun",
+        "with serial fan-out the next piece of a client that is gone is begun",
         FANOUT,
         "        return self._connection.may_begin(self._request.command)\n",
         "        return True\n",
@@ -184,7 +184,7 @@ MENDED = (
     ),
     fault(
         "link-repeats-for-the-gone",
-        "4: a link sends again for a client that is gone",
+        "a link sends again for a client that is gone",
         LINK,
         "            if not sent.wanted():\n",
         "            if False:\n",
@@ -192,7 +192,7 @@ MENDED = (
     ),
     fault(
         "chain-goes-on",
-        "4: a chain goes on with an order that was overtaken, of a client that is gone",
+        "a chain goes on with an order that was overtaken, of a client that is gone",
         CHAIN,
         "if not order.error and self._is_late(order):",
         "if False:",
@@ -200,7 +200,7 @@ MENDED = (
     ),
     fault(
         "dispatcher-goes-on",
-        "4: a dispatcher passes the next piece on for a client that is gone",
+        "a dispatcher passes the next piece on for a client that is gone",
         DISPATCHER,
         "        if not taken.may_go_on():\n",
         "        if False:\n",
@@ -208,7 +208,7 @@ MENDED = (
     ),
     fault(
         "waiting-for-the-gone",
-        "4: an order that waited for its server is passed on for a client that is gone",
+        "an order that waited for its server is passed on for a client that is gone",
         TAKING,
         "if taken.connection.open and not taken.may_go_on():",
         "if False:",
@@ -217,7 +217,7 @@ MENDED = (
     ),
     fault(
         "no-cause-first",
-        "5: a piece does not wait for its request in the merged log",
+        "a piece does not wait for its request in the merged log",
         MERGE,
         "if cause != server and identifier > highest.get(cause, identifier):",
         "if False:",
@@ -225,14 +225,14 @@ MENDED = (
     ),
     fault(
         "late-stay-late",
-        "5: what is late in a block of the log is given where it stands",
+        "what is late in a block of the log is given where it stands",
         MERGE,
         "            late, taken = _late_in_order(stretches, index), 0\n        own = [entry for entry in block if entry >= stretch.bound]",
         "            late, taken = [], 0\n        own = list(block)",
     ),
     fault(
         "waits-for-all",
-        "10: a primary that starts again serves nobody until all are there",
+        "a primary that starts again serves nobody until all are there",
         PRIMARY,
         "        if self.spec.first:\n",
         "        if True:\n",
