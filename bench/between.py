@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
 from hostlab import Lab, lab
 
-CONTROLS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
+CONTROLS = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 CONTROL = "/proc/sys/net/ipv4/tcp_congestion_control"
 LOADS: dict[str, tuple[str, ...]] = {
     "4 KiB reads": ("--block", "4KiB", "--depth", "32"),
@@ -45,7 +45,7 @@ HERE, THERE = "10.8.0.1", "10.8.0.2"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.between", description=__doc__)
     parser.add_argument("--delay", type=float, action="append", help="ms each way; 0 is veth")
-    parser.add_argument("--control", action="append", help="congestion controls; all that there are")
+    parser.add_argument("--control", action="append", help="congestion controls; all that may be chosen")
     parser.add_argument("--load", action="append", choices=list(LOADS))
     parser.add_argument("--runtime", default="500ms")
     parser.add_argument("--pairs", type=int, default=3)

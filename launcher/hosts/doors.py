@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 from memcluster.launcher.certificates import for_clients
 from memcluster.launcher.clusterfile.settings import ClusterConfig
+from memcluster.launcher.hosts.letter import KEYS
 from memcluster.node import topology
 from memcluster.node.tls.credentials import CA, SERVER_CERTIFICATE, SERVER_KEY
-
-KEYS = "keys.psk"
 
 
 def door_files(config: ClusterConfig, addresses: Sequence[str]) -> dict[str, str]:

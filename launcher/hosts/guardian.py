@@ -27,8 +27,7 @@ from typing import Any, Final
 from setproctitle import setproctitle
 
 from memcluster.launcher.hosts.conversation import Conversation, Head
-from memcluster.launcher.hosts.doors import KEYS
-from memcluster.launcher.hosts.letter import Letter, write_certificates
+from memcluster.launcher.hosts.letter import KEYS, Letter, write_certificates
 from memcluster.launcher.hosts.shards import NotThere, Part, find_or_make
 from memcluster.launcher.run import leftovers
 from memcluster.launcher.run.directory import NameInUse, NodeRecord, RunDirectory, RunRecord

@@ -17,6 +17,8 @@ VARIABLE = "MEMCLUSTER_GUARDIAN"
 """The environment variable with the letter; without it the letter is the first line of standard input."""
 MOST = 1 << 16
 """Bytes of a letter."""
+KEYS = "keys.psk"
+"""The name of a file of shared keys, among the files of the doors."""
 
 
 @dataclass(frozen=True)
