@@ -154,9 +154,11 @@ class Supervisor:
 
     @property
     def healthy(self) -> bool:
-        """Everybody serves."""
-        return self.lifecycle.phase is Phase.RUNNING and all(
-            node.state is State.READY for node in self.lifecycle.nodes.values()
+        """Everybody serves, and nobody has died of whom it is not known yet."""
+        return (
+            self.lifecycle.phase is Phase.RUNNING
+            and all(node.state is State.READY for node in self.lifecycle.nodes.values())
+            and all(child.process.alive for child in self.children.values())
         )
 
     # -- parts -------------------------------------------------------------------------------------------------------

@@ -199,6 +199,15 @@ def test_a_server_dies_while_the_cluster_begins_again(moment: int) -> None:
     assert simulate(replace(plan, faults=faults)).broken == []
 
 
+def test_who_dies_at_the_very_end_is_there_again_before_the_stop() -> None:
+    """A logger's death of which its supervisor has not heard yet: seed 22521 stopped then, and had no merged log."""
+    before = simulate(make_plan(1, Wish("chain", faults=())))
+    over = max(one.returned for one in before.history if one.client != "client3") - BEGINNING
+    for early in (0, 100_000, 1_000_000):
+        plan = make_plan(1, Wish("chain", faults=()))
+        assert simulate(replace(plan, faults=(Fault(over - early, "kill", "logger0"),))).broken == []
+
+
 # -- planted faults --------------------------------------------------------------------------------------------------
 
 
