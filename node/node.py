@@ -69,7 +69,9 @@ class Node:
         self._listeners = listeners
         self._rests = False  # the role has stopped, and keeps its clients
         self._beating: Timer | None = None
-        self.control = HandedChannel(self.loop, control, self._told, lambda _: self._drain("now"))
+        # Without a guardian on another host it is started again soon: clients are not told that the cluster stops.
+        alone = "again" if spec.host else "now"
+        self.control = HandedChannel(self.loop, control, self._told, lambda _: self._drain(alone))
         self.role = self._make_role()
 
     def start(self) -> None:
