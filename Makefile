@@ -36,7 +36,7 @@ demo: install fresh
 	@sh docs/demo.sh $(BIN)
 
 test: install-test pure
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 4 $(ARGS)
 
 # What mypyc makes of the data path (see setup.py): a wheel, and what is compiled in it beside its source, where every
 # command and test of this checkout then finds it.
@@ -59,7 +59,7 @@ fresh:
 # outside, in a third of the time: see tests/forms.py. The checkout is left as it was.
 PART ?= nodes
 test-compiled: compile
-	@MEMCLUSTER_FORM=compiled MEMCLUSTER_TESTS=$(PART) $(BIN)/python -m pytest -n 2 $(ARGS); said=$$?; \
+	@MEMCLUSTER_FORM=compiled MEMCLUSTER_TESTS=$(PART) $(BIN)/python -m pytest -n 4 $(ARGS); said=$$?; \
 	$(MAKE) --no-print-directory pure; exit $$said
 
 # The suite on Debian unstable, in a root of its own: see tests/newest.sh.

@@ -260,7 +260,7 @@ def test_a_client_that_goes_in_the_middle_leaves_nothing(make_cluster, kind):
         memory.pread(memory.size, 0)
         before = descriptors()
         for _ in range(20):
-            sock, session = session_of(cluster)
+            sock, session = admitted(cluster, memory)
             for cookie in range(4):
                 session.submit(Command.READ, cookie, 0, 8 * MiB)
             sock.sendmsg(session.outgoing)

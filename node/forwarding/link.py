@@ -140,6 +140,8 @@ class Link:
                 wire.session.disconnect()
                 wire.flush()
             wire.close()
+        if self.window is not None:
+            self.window.close()
 
     def give_up_after(self, retry_timeout: float) -> None:
         """From now on, for what is in flight, too."""

@@ -93,6 +93,13 @@ class Staging:
             request.payload[:] = payload
             request.owned = True
 
+    def close(self) -> None:
+        """Unmap the area, each block now or when nobody refers to it any more."""
+        self._current = _NOTHING
+        for block in self._blocks:
+            with suppress(BufferError):
+                block.close()
+
     def _next_block(self) -> bool:
         self._current = _NOTHING  # it may be the next one
         self._used = BLOCK

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 from memcluster.node.files import open_file
@@ -100,6 +101,14 @@ class Window:
         self._settle()
         self.agreed = False
         self.trouble = "not connected"
+
+    def close(self) -> None:
+        """Unmap the shard, now or when nobody has a view of it any more."""
+        self._settle()
+        if self._map is not None:
+            with suppress(BufferError):
+                self._view.release()
+                self._map.close()
 
     # -- requests ----------------------------------------------------------------------------------------------------
 

@@ -141,6 +141,8 @@ class Primary(Door):
         super().close()
         for link in self._links.values():
             link.close()
+        if self._staging is not None:
+            self._staging.close()
 
     def _check_links(self) -> None:
         if self._starting and all(link.ready for link in self._links.values()):
