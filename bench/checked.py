@@ -8,7 +8,6 @@ a request whose every step Python carries out on both sides.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from bench.chaos.subject import ROOT, environment
+from bench.processes import ROOT, run
 from bench.report import Rows, markdown, number
 from memcluster.simulator.many import Sum, run_seed
 from memcluster.simulator.plan import TOPOLOGIES, Wish
@@ -31,9 +30,7 @@ Rate = tuple[float, float]
 @click.option("--seeds", type=click.IntRange(1), default=200, show_default=True, help="Of the simulator's.")
 def main(seconds: int, seeds: int) -> None:
     """Measure both, in each topology."""
-    rows: Rows = [
-        ("topology", "chaos requests/s:", "simulated:", "ratio:", "chaos deaths/s:", "simulated:", "ratio:")
-    ]
+    rows: Rows = [("topology", "chaos requests/s:", "simulated:", "ratio:", "chaos deaths/s:", "simulated:", "ratio:")]
     for topology in TOPOLOGIES:
         real, simulated = _chaos(topology, seconds), _simulated(topology, seeds)
         cells = [[number(one), number(other), number(other / one)] for one, other in zip(real, simulated, strict=True)]
@@ -50,10 +47,7 @@ def _chaos(topology: str, seconds: int) -> Rate:
         figures = Path(folder) / "figures"
         words += ["--for", f"{seconds}s", "--every", "0.5", "--figures", str(figures)]
         began = time.monotonic()
-        subprocess.run(
-            [sys.executable, "-m", "bench.chaos", *words],
-            cwd=ROOT, env=environment(), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        run(sys.executable, "-m", "bench.chaos", *words, cwd=ROOT, timeout=10 * seconds + 120)
         took = time.monotonic() - began
         found = json.loads(figures.read_text())
     return found["requests"] / took, sum(found["faults"].values()) / took

@@ -16,6 +16,7 @@ from bench.report import Rows, markdown
 from memcluster.simulator.many import Sum, run_seed
 from memcluster.simulator.plan import FAULTS, TOPOLOGIES, Wish
 
+ALL = "all"
 STEPS = sorted({first * 10**power for first in (1, 2, 5) for power in range(3, 7)})
 """The counts of seeds after which the memory is looked at."""
 
@@ -25,12 +26,13 @@ STEPS = sorted({first * 10**power for first in (1, 2, 5) for power in range(3, 7
 @click.argument("count", type=click.IntRange(1))
 def main(first: int, count: int) -> None:
     """Run COUNT seeds from FIRST on."""
-    sums = {topology: Sum() for topology in TOPOLOGIES}
+    sums = {name: Sum() for name in (*TOPOLOGIES, ALL)}
     memory: list[tuple[int, int]] = []
     try:
         for done, seed in enumerate(range(first, first + count), 1):
             result = run_seed(seed, Wish())
-            sums[result.topology].add(result)
+            for name in (result.topology, ALL):
+                sums[name].add(result)
             if result.broken:
                 click.echo(f"seed {seed}, {result.topology}: {'; '.join(result.broken)}")
             if done in STEPS or done == count:
@@ -52,20 +54,10 @@ def _resident() -> int:
 def _by_topology(sums: dict[str, Sum]) -> str:
     faults = [f"{kind}:" for kind in FAULTS]
     rows: Rows = [("topology", "seeds:", "requests:", "acknowledged:", *faults, "broke a rule:")]
-    whole = Sum()
-    for topology, found in (*sums.items(), ("all", whole)):
+    for topology, found in sums.items():
         counts = (found.runs, found.requests, found.acknowledged, *(found.faults[kind] for kind in FAULTS))
         rows.append((topology, *(f"{count:,}" for count in counts), str(len(found.failed))))
-        _add(whole, found)
     return markdown(rows)
-
-
-def _add(whole: Sum, part: Sum) -> None:
-    whole.runs += part.runs
-    whole.requests += part.requests
-    whole.acknowledged += part.acknowledged
-    whole.faults += part.faults
-    whole.failed += part.failed
 
 
 def _by_count(memory: list[tuple[int, int]]) -> str:

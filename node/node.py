@@ -4,7 +4,6 @@ and what else may end it, is node/process.py's affair.
 
 from __future__ import annotations
 
-import gc
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -51,10 +50,6 @@ class Role(Protocol):
 
     def close(self) -> None:
         """Give everything back."""
-
-
-def _collect() -> None:
-    gc.collect()
 
 
 class Node:
@@ -132,7 +127,6 @@ class Node:
         self.role.take_over(before)
         self.role.tune_process()
         self.start()
-        self.loop.soon(_collect)  # what the other had mapped, of files that are removed, would be kept
 
     def _told(self, _channel: Channel, frame: Frame) -> None:
         head = frame.head

@@ -65,11 +65,16 @@ class Place:
         """An address of TCP where nobody listens."""
         raise NotImplementedError
 
+    def stream(self, family: int) -> Any:
+        """One that is to be connected, and does not block."""
+        sock = self.system.make_socket(family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        return sock
+
     def pair(self, family: int) -> tuple[Any, Any]:
         """Both ends of a connection: the one that connected, the one that was accepted."""
         listener = self.listen(family)
-        client = self.system.make_socket(family, socket.SOCK_STREAM)
-        client.setblocking(False)
+        client = self.stream(family)
         with suppress(BlockingIOError):
             client.connect(listener.getsockname())
         self.wait(listener, IN)
@@ -371,8 +376,7 @@ def test_a_unix_stream_wakes_for_every_byte(place: Place) -> None:
 
 def test_connecting_is_under_way_at_first(place: Place) -> None:
     listener = place.listen(socket.AF_INET)
-    client = place.system.make_socket(socket.AF_INET, socket.SOCK_STREAM)
-    client.setblocking(False)
+    client = place.stream(socket.AF_INET)
     assert code(lambda: client.connect(listener.getsockname())) == errno.EINPROGRESS
     assert place.wait(client, OUT) == OUT
     client.send(b"x")
@@ -386,21 +390,18 @@ def test_connecting_is_under_way_at_first(place: Place) -> None:
 
 def test_where_nobody_listens_the_connection_is_refused(place: Place) -> None:
     address = place.nobodys()
-    client = place.system.make_socket(socket.AF_INET, socket.SOCK_STREAM)
-    client.setblocking(False)
+    client = place.stream(socket.AF_INET)
     assert code(lambda: client.connect(address)) == errno.EINPROGRESS
     assert place.wait(client, IN) & (IN | ERR | HUP) == IN | ERR | HUP
     assert code(lambda: client.recv(1)) == errno.ECONNREFUSED
 
 
 def test_a_unix_socket_connects_at_once_or_not_at_all(place: Place) -> None:
-    client = place.system.make_socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    client.setblocking(False)
+    client = place.stream(socket.AF_UNIX)
     assert code(lambda: client.connect(str(place.folder / "door"))) == errno.ENOENT
     listener = place.listen(socket.AF_UNIX)
     assert code(lambda: client.connect(str(place.folder / "door"))) == 0
-    other = place.system.make_socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    other.setblocking(False)
+    other = place.stream(socket.AF_UNIX)
     listener.close()
     assert code(lambda: other.connect(str(place.folder / "door"))) == errno.ECONNREFUSED
 
@@ -408,15 +409,13 @@ def test_a_unix_socket_connects_at_once_or_not_at_all(place: Place) -> None:
 def test_who_connects_again_learns_what_became_of_it(place: Place) -> None:
     """Once that it is connected, then that it has been; or why not."""
     listener = place.listen(socket.AF_INET)
-    client = place.system.make_socket(socket.AF_INET, socket.SOCK_STREAM)
-    client.setblocking(False)
+    client = place.stream(socket.AF_INET)
     assert client.connect_ex(listener.getsockname()) == errno.EINPROGRESS
     place.wait(client, OUT)
     assert client.connect_ex(listener.getsockname()) == 0
     assert client.connect_ex(listener.getsockname()) == errno.EISCONN
     address = place.nobodys()
-    other = place.system.make_socket(socket.AF_INET, socket.SOCK_STREAM)
-    other.setblocking(False)
+    other = place.stream(socket.AF_INET)
     assert other.connect_ex(address) == errno.EINPROGRESS
     place.wait(other, OUT)
     assert other.connect_ex(address) == errno.ECONNREFUSED
@@ -427,9 +426,8 @@ def test_whom_a_backlog_has_no_room_for_waits(place: Place) -> None:
     listener = place.listen(socket.AF_INET)
     clients = []
     while True:
-        client = place.system.make_socket(socket.AF_INET, socket.SOCK_STREAM)
+        client = place.stream(socket.AF_INET)
         clients.append(client)
-        client.setblocking(False)
         assert client.connect_ex(listener.getsockname()) == errno.EINPROGRESS
         if not place.events(client, 10 * QUIET) & OUT:
             break
@@ -446,9 +444,8 @@ def test_a_unix_socket_that_a_backlog_has_no_room_for_may_try_again(place: Place
     listener = place.listen(socket.AF_UNIX)
     clients = []
     while True:
-        client = place.system.make_socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client = place.stream(socket.AF_UNIX)
         clients.append(client)
-        client.setblocking(False)
         if number := client.connect_ex(listener.getsockname()):
             break
     assert number == errno.EAGAIN
@@ -463,8 +460,7 @@ def test_a_unix_socket_that_a_backlog_has_no_room_for_may_try_again(place: Place
 @FAMILIES
 def test_a_connection_in_a_backlog_is_reset_with_it(place: Place, family: int) -> None:
     listener = place.listen(family)
-    client = place.system.make_socket(family, socket.SOCK_STREAM)
-    client.setblocking(False)
+    client = place.stream(family)
     with suppress(BlockingIOError):
         client.connect(listener.getsockname())
     place.wait(client, OUT)

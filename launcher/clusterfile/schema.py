@@ -82,22 +82,20 @@ def _host(value: Any) -> str:
     return text
 
 
-def _partition(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[\w.,-]+", value):
-        raise ValueError(f"must be the name of a partition of Slurm's (got {value!r})")
-    return value
+def _matching(pattern: str, what: str) -> Callable[[Any], str]:
+    """For a text of this form; `what` says for people what it is."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise ValueError(f"must be {what} (got {value!r})")
+        return value
+
+    return check
 
 
-def _head(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"(ray://)?[\w.\[\]:-]+:\d+", value):
-        raise ValueError(f"must be HOST:PORT, where Ray's head is (got {value!r})")
-    return value
-
-
-def _image(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[\w][\w./:@-]*", value):
-        raise ValueError(f"must be the name of a container image (got {value!r})")
-    return value
+_partition = _matching(r"[\w.,-]+", "the name of a partition of Slurm's")
+_head = _matching(r"(ray://)?[\w.\[\]:-]+:\d+", "HOST:PORT, where Ray's head is")
+_image = _matching(r"[\w][\w./:@-]*", "the name of a container image")
 
 
 def _topology(value: Any) -> str:
@@ -146,6 +144,7 @@ _SIZE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 1}, _SIZE_TEXT]}
 _SPAN_SCHEMA = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, _SPAN_TEXT]}
 _ADDRESSES = "127.0.0.1:10809", "[::1]:10809", "unix:demo.sock"
 _ADDRESS_SCHEMA = _text(r"unix:.+|\[.+\]:[0-9]{1,5}|[^:]+:[0-9]{1,5}", *_ADDRESSES)
+_TEXT_SCHEMA: dict[str, Any] = {"type": "string", "minLength": 1}
 _MODE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 600, "maximum": 777}, _text(_MODE.pattern, "0600", "0660")]}
 
 Size = Annotated[int, PlainValidator(_size), WithJsonSchema(_SIZE_SCHEMA)]
@@ -153,16 +152,16 @@ Span = Annotated[float, PlainValidator(_duration), WithJsonSchema(_SPAN_SCHEMA)]
 HangTimeout = Annotated[float, PlainValidator(_hang_timeout), WithJsonSchema(_SPAN_SCHEMA)]
 Listen = Annotated[Address, PlainValidator(_address), WithJsonSchema(_ADDRESS_SCHEMA)]
 Name = Annotated[str, PlainValidator(_name), WithJsonSchema(_text(NAME.pattern, "demo"))]
-Directory = Annotated[str, PlainValidator(_path("directory")), WithJsonSchema({"type": "string", "minLength": 1})]
-Command = Annotated[str, PlainValidator(_path("command")), WithJsonSchema({"type": "string", "minLength": 1})]
-FilePath = Annotated[str, PlainValidator(_path("file")), WithJsonSchema({"type": "string", "minLength": 1})]
+Directory = Annotated[str, PlainValidator(_path("directory")), WithJsonSchema(_TEXT_SCHEMA)]
+Command = Annotated[str, PlainValidator(_path("command")), WithJsonSchema(_TEXT_SCHEMA)]
+FilePath = Annotated[str, PlainValidator(_path("file")), WithJsonSchema(_TEXT_SCHEMA)]
 Topology = Annotated[str, PlainValidator(_topology), WithJsonSchema({"type": "string", "enum": list(topology.names())})]
 Mode = Annotated[int, PlainValidator(_mode), WithJsonSchema(_MODE_SCHEMA)]
-Group = Annotated[str, PlainValidator(_group), WithJsonSchema({"type": "string", "minLength": 1})]
-Host = Annotated[str, PlainValidator(_host), WithJsonSchema({"type": "string", "minLength": 1})]
-Partition = Annotated[str, PlainValidator(_partition), WithJsonSchema({"type": "string", "minLength": 1})]
-Head = Annotated[str, PlainValidator(_head), WithJsonSchema({"type": "string", "minLength": 1})]
-Image = Annotated[str, PlainValidator(_image), WithJsonSchema({"type": "string", "minLength": 1})]
+Group = Annotated[str, PlainValidator(_group), WithJsonSchema(_TEXT_SCHEMA)]
+Host = Annotated[str, PlainValidator(_host), WithJsonSchema(_TEXT_SCHEMA)]
+Partition = Annotated[str, PlainValidator(_partition), WithJsonSchema(_TEXT_SCHEMA)]
+Head = Annotated[str, PlainValidator(_head), WithJsonSchema(_TEXT_SCHEMA)]
+Image = Annotated[str, PlainValidator(_image), WithJsonSchema(_TEXT_SCHEMA)]
 User = Annotated[str, PlainValidator(_user), WithJsonSchema({"type": ["string", "integer"]})]
 Stripe = Annotated[int, PlainValidator(_stripe), WithJsonSchema(_SIZE_SCHEMA)]
 

@@ -90,6 +90,7 @@ class Hosts:
         self._period = min(PERIOD, lease / BEATS)
         self._lease = lease
         self._command = engine.command
+        self._numeric = {host.name: resolve(host) for host in hosts}
         files = given.certificates if given else between_hosts() if encrypted else {}
         self.certificates = write_certificates(run.certificates, files)
         """The folder of what this host is known by to the others."""
@@ -100,9 +101,8 @@ class Hosts:
             lease=lease,
             topology=topology,
             certificates=files,
-            doors=doors([resolve(host) for host in hosts]),
+            doors=doors([*self._numeric.values()]),
         )
-        self._numeric = {host.name: resolve(host) for host in hosts}
         self._hosts = {
             host.name: FarHost(loop, host.name, lease, partial(self._again, host)) for host in hosts
         }

@@ -156,10 +156,7 @@ class Connection(Stream):
         if (receiving := self.session.receiving) is not None:
             self.session.move(memoryview(bytearray(receiving.length)))
             receiving.at = -1
-        outgoing = self.outgoing
-        for index, buffer in enumerate(outgoing):
-            if isinstance(buffer, memoryview):
-                outgoing[index] = buffer.tobytes()
+        self.keep()
         self.loop.unwatch(self.sock)
         self._mask = 0
 

@@ -159,11 +159,11 @@ class Stream:
         if self.queued and self.outgoing and isinstance(self.outgoing[0], memoryview):
             self.outgoing[0] = self.outgoing[0].tobytes()
 
-    def keep(self, lent: object) -> None:
-        """What is outgoing of this memory stays as it is now."""
+    def keep(self, lent: object = None) -> None:
+        """What is outgoing of this memory, or of any, stays as it is now."""
         outgoing = self.outgoing
         for index, buffer in enumerate(outgoing):
-            if isinstance(buffer, memoryview) and buffer.obj is lent:
+            if isinstance(buffer, memoryview) and (lent is None or buffer.obj is lent):
                 outgoing[index] = buffer.tobytes()
 
     # -- receiving -------------------------------------------------------------------------------------------------
