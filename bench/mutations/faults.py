@@ -14,6 +14,7 @@ LINK, FANOUT, PRIMARY = "node/forwarding/link.py", "node/forwarding/fanout.py", 
 DISPATCHER, CHAIN = "node/topologies/dispatcher.py", "node/topologies/chain.py"
 GATES, ANSWERING, TAKING = "node/handover/gates.py", "node/handover/answering.py", "node/handover/taking.py"
 SERVER, CONNECTION, MEMORY = "node/serving/server.py", "node/serving/connection.py", "node/serving/memory.py"
+SERVICE = "node/serving/service.py"
 KEEPER = "node/serving/keeper.py"
 LIBRARY, ROUTER, ROUTED = "client/connection.py", "client/router.py", "client/routed.py"
 MERGE, HISTORY, WRITER = "node/log/merge.py", "node/log/history.py", "node/log/writer.py"
@@ -47,7 +48,7 @@ PRESENT = (
     fault(
         "no-record",
         "the log record of a request is not written",
-        SERVER,
+        SERVICE,
         "        self.log.append(\n            start,\n",
         "        (self.log.append if identifier % 16 else lambda *_: None)(\n            start,\n",
     ),
@@ -148,7 +149,7 @@ MENDED = (
     fault(
         "lands-before-others",
         "a payload is received in place although others may look",
-        SERVER,
+        SERVICE,
         "if not first or self._guests > 1 or connection.in_flight or connection.outgoing:",
         "if not first or connection.in_flight or connection.outgoing:",
     ),
@@ -484,7 +485,7 @@ SUBTLE = (
     fault(
         "in-place-behind-own",
         "a payload is received in place while earlier requests of its client wait",
-        SERVER,
+        SERVICE,
         "if not first or self._guests > 1 or connection.in_flight or connection.outgoing:",
         "if not first or self._guests > 1:",
     ),

@@ -29,7 +29,8 @@ from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.replies import Replies, Terms
 from memcluster.node.serving.connection import TRICKLE, TURN_BUDGET
 from memcluster.node.serving.keeper import READ, Parts
-from memcluster.node.serving.server import REQUEST, Report, Server
+from memcluster.node.serving.server import Report, Server
+from memcluster.node.serving.service import REQUEST
 from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.loop import Loop
 from memcluster.node.transport.stream import Lender, Line, Stream, parts

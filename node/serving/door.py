@@ -24,7 +24,8 @@ from memcluster.node.nbd.server import Request
 from memcluster.node.nbd.wire import BASE_ALLOCATION, OWNER, Command, Status, TransmissionFlag
 from memcluster.node.serving.admission import Admission
 from memcluster.node.serving.connection import Connection, Route
-from memcluster.node.serving.server import MEMORY_FLAGS, REQUEST, Report, Server, places
+from memcluster.node.serving.server import MEMORY_FLAGS, Report, Server, places
+from memcluster.node.serving.service import REQUEST
 from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.loop import Loop, Timer
 

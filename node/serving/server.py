@@ -1,4 +1,5 @@
-"""What every serving process shares, beside a shard and its log: clients and their slots, the counters, the drain.
+"""How a serving process lives, and who comes to it: clients and their slots, who is turned away, the counters, the
+drain.
 
 A role (in node/topologies/) derives from it and says two things: which exports a client may open, and where a
 request goes. A request is answered with `complete`, which writes its log record before the reply can leave.
@@ -9,27 +10,22 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
-from itertools import islice, takewhile
-from operator import attrgetter
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from memcluster.node.layout import MAX_EXTENTS, Extents
-from memcluster.node.log.record import Event, Kind, Reason, first_identifier, last_identifier, subject_of
+from memcluster.node.log.record import Event, Reason, subject_of
 from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd.errors import Refused
 from memcluster.node.nbd.negotiation import Export
-from memcluster.node.nbd.replies import CONTEXTS, WORD, Asked, Terms
-from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
-from memcluster.node.nbd.wire import OWNER, Buffer, Error, Rep, TransmissionFlag
+from memcluster.node.nbd.server import Request
+from memcluster.node.nbd.wire import Rep, TransmissionFlag
 from memcluster.node.serving.admission import SAMPLE, Admission, Usage, look_at_the_machine
 from memcluster.node.serving.budget import Budget
 from memcluster.node.serving.changes import Changes
 from memcluster.node.serving.connection import Connection, Route
 from memcluster.node.serving.exports import ClientExports
-from memcluster.node.serving.keeper import BLOCK_STATUS, FUA, READ, REQ_ONE, WRITE, ZEROING, Keeper
-from memcluster.node.serving.landing import Landing
-from memcluster.node.serving.memory import Shard, ShardError
-from memcluster.node.serving.pool import Pool
+from memcluster.node.serving.memory import ShardError
+from memcluster.node.serving.service import Service
 from memcluster.node.serving.waiting import eager
 from memcluster.node.spec import NodeSpec
 from memcluster.node.transport.introduction import Doorkeeper
@@ -54,15 +50,8 @@ MEMORY_FLAGS: Final = (
     | TransmissionFlag.SEND_CACHE
     | TransmissionFlag.SEND_FAST_ZERO
 )
-REQUEST: Final = int(Kind.REQUEST)
-PIECE: Final = int(Kind.PIECE)
-OWNERS: Final = CONTEXTS[OWNER]
-MAX_OWNERS: Final = 1 << 12
-"""Extents of the context memcluster:owner in one answer, at most: 1 us each."""
 LOOK: Final = 1.0
 """Seconds between two looks at the files: people delete and cut them."""
-RESERVE: Final = 1 << 21
-"""Identifiers that a turn may use, at most: when no more are left, the next turn begins another incarnation."""
 HANDSHAKE_CHECKS: Final = 8
 """Looks at clients in their handshake in the time that they have for it."""
 CLIENTS_MEMORY: Final = 512 << 20
@@ -73,11 +62,10 @@ GRACE: Final = 0.1
 """Seconds in which clients that are to go still get ESHUTDOWN for what they send."""
 
 Report = Callable[[dict[str, Any]], None]
-_command_of = attrgetter("command")
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class Server(Keeper):
+class Server(Service):
     """A process that serves NBD clients. Derived classes give `exports`, `route` and `place`."""
 
     connection_type: ClassVar[type[Connection]] = Connection
@@ -90,34 +78,23 @@ class Server(Keeper):
         self.event(Event.STARTED, value=self.log.incarnation)
         self.admission = Admission(*places(spec))
         self.budget = Budget(CLIENTS_MEMORY)
-        self.connections: dict[int, Connection] = {}
         self._handshakes: dict[int, float] = {}  # when those came that came not long ago, the first one first
         self._handshake_watch: Timer | None = None
         self._client_watch: Timer | None = None
         self._sampling: Timer | None = None
         self._looking: Timer | None = None
-        self.scratch = memoryview(bytearray(RECEIVE_BUFFER))
-        self.pool = Pool()
         self.security: Security | None = None
         """TLS for clients, where a role has it."""
-        self.changes = 0
-        """Grows with every batch of a client's requests that may change something, where there are other clients."""
-        self._guests = 0  # clients with an export open
-        self._landing = Landing(loop, self.pool.take)
         self._marks: Changes | None = None
         self.holding = False
         """Nothing that clients ask for is begun; they are kept for who takes over."""
         self.draining = False
         """No new client is let in."""
-        self.stopping = False
-        """New requests are answered ESHUTDOWN."""
-        self.requests = 0
         self.bad_input = 0
         self.refused = 0
         self._unlogged = 0  # events about strangers that were too many for the log
         self._strangers = (0, 0)  # the second, and the events in it
         self._notices = Notices(loop.system, spec.name)
-        self.renumbered()
         self._accepted = 0
         self._drained: Callable[[], None] | None = None
         self.strangers = 0
@@ -155,11 +132,6 @@ class Server(Keeper):
     def place(self, connection: Connection, request: Request, first: bool) -> memoryview | None:
         """Where the payload of a large WRITE shall be received; see ServerSession."""
         raise NotImplementedError
-
-    @property
-    def lender(self) -> Shard:
-        """Whose bytes the clients are sent."""
-        return self.shard
 
     def tune_process(self) -> None:
         """Make a process fit in which nothing else runs."""
@@ -430,171 +402,6 @@ class Server(Keeper):
     def notice(self, text: str) -> None:
         """A line for people in the process's own output, as long as there are not too many."""
         self._notices.say(text)
-
-    # -- requests ----------------------------------------------------------------------------------------------------
-
-    def serve(self, connection: Connection, requests: list[Request]) -> None:
-        """Answer the requests of one client and turn, or begin to."""
-        now = self._epoch + self.monotonic_ns()
-        route = connection.route
-        self.requests += len(requests)
-        TRAFFIC.messages_in += len(requests)
-        if len(self.connections) > 1 and any(map(_command_of, requests)):
-            self.changes += 1
-        stopping = self.stopping
-        if self._identifier > self._enough:
-            self.log.begin_incarnation()
-        for request in requests:
-            if stopping and not request.error:
-                request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
-            if request.error:
-                self.turn_away(connection, request, now)
-            else:
-                route(connection, request, now)
-
-    def turn_away(self, connection: Connection, request: Request, start: int) -> None:
-        """Answer a request that is not carried out."""
-        self.complete(connection, request, start, self.next_identifier())
-
-    def renumbered(self) -> None:
-        self._identifier = first_identifier(self.spec.index, self.log.incarnation) - 1
-        self._enough = last_identifier(self.spec.index, self.log.incarnation) - RESERVE
-
-    def next_identifier(self) -> int:
-        self._identifier += 1
-        return self._identifier
-
-    def complete(
-        self,
-        connection: Connection,
-        request: Request,
-        start: int,
-        identifier: int,
-        data: Sequence[Buffer] | None = None,
-        extents: Sequence[tuple[int, int]] | None = None,
-        kind: int = REQUEST,
-    ) -> None:
-        """Log the request and answer it: with `request.error`, with `data` or `extents`, or plainly."""
-        TRAFFIC.messages_out += 1
-        error = request.error
-        self.log.append(
-            start,
-            self._epoch + self.monotonic_ns() - start,
-            identifier,
-            request.offset if connection.holder is None or kind != REQUEST else self._address(connection, request),
-            request.length,
-            connection.number if kind != PIECE else 0,
-            kind,
-            request.command,
-            request.flags,
-            error,
-        )
-        session = connection.session
-        if error:
-            session.reply_error(request, error, request.message)
-        elif data:
-            session.reply_data(request, data)
-        elif extents:
-            session.reply_extents(request, self.tell(session.terms, request, extents, connection.holder))
-        else:
-            session.reply(request)
-
-    def tell(
-        self, terms: Terms, request: Asked, allocation: Extents, holder: int | None = None
-    ) -> dict[int, Extents]:
-        """What a client that asked with a BLOCK_STATUS hears in each context it chose. `holder` is the one server that
-        holds its export, if there is one."""
-        told = dict.fromkeys(terms.contexts, allocation)
-        if WORD in told:
-            told[WORD] = [(request.length, 0)]
-        if OWNERS in told:
-            layout, length = self.spec.cluster.layout, request.length
-            runs = layout.owners(request.offset, length) if holder is None else ((length, holder),)
-            told[OWNERS] = list(islice(runs, 1 if request.flags & REQ_ONE else MAX_OWNERS))
-        return told
-
-    def _address(self, connection: Connection, request: Request) -> int:
-        """Where in the memory a request on one server's part of it lies: of that the log speaks."""
-        holder, offset = connection.holder, request.offset
-        assert holder is not None
-        shard = self.spec.cluster.servers[holder].memory
-        return self.spec.cluster.layout.address(holder, offset) if offset < shard else offset
-
-    def carry_out(
-        self,
-        connection: Connection,
-        request: Request,
-        start: int,
-        identifier: int,
-        offset: int,
-        kind: int = REQUEST,
-    ) -> None:
-        """Serve a request that falls in this server's shard as a whole, at `offset` there, and answer it."""
-        data: Sequence[Buffer] | None = None
-        extents: list[tuple[int, int]] | None = None
-        command, length = request.command, request.length
-        try:
-            if command == READ:
-                data = self.shard.read(offset, length) if length else None
-            elif command == WRITE:
-                if request.placed:
-                    self._landing.end()
-                elif length:
-                    assert request.payload is not None
-                    self.shard.write(offset, request.payload)
-                    if self.under_way:
-                        self.overtake(offset, length)
-                if request.flags & FUA:
-                    self.shard.sync(offset, length)
-            elif command == BLOCK_STATUS:
-                extents = self.shard.extents(offset, length, 1 if request.flags & REQ_ONE else MAX_EXTENTS)
-            elif command in ZEROING and length > self.slice_of(command, request.flags):
-                self._carry_out_slowly(connection, request, start, identifier, offset, kind)
-                return
-            else:
-                self.change(command, request.flags, offset, length)
-        except OSError as error:
-            self.refuse(request, error)
-        self.complete(connection, request, start, identifier, data, extents, kind)
-
-    def _carry_out_slowly(
-        self, connection: Connection, request: Request, start: int, identifier: int, offset: int, kind: int
-    ) -> None:
-        connection.begin(request)
-
-        def wanted() -> bool:
-            return connection.open  # a link that is gone has asked again, or has given it up
-
-        def changed(error: OSError | None) -> None:
-            if error is not None:
-                self.refuse(request, error)
-            if wanted():
-                self.complete(connection, request, start, identifier, kind=kind)
-            connection.end(request)
-
-        self.change_in_slices(request.command, request.flags, offset, request.length, changed, wanted)
-
-    def refuse(self, request: Request, error: OSError) -> None:
-        """The system could not do it: say so to the client."""
-        request.refuse(self.wire_error(error), self.reason(error))
-
-    def place_here(self, connection: Connection, request: Request, offset: int, first: bool) -> memoryview | None:
-        """Room for a payload that belongs in the shard; refuses the request if there is none. It is received there
-        straight away if nobody can look before it is complete, and nothing else of this client is under way; else in
-        memory of its own, so that the write is carried out whole."""
-        if self.stopping:
-            request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
-            return None
-        if not first or self._guests > 1 or connection.in_flight or connection.outgoing:
-            return self.pool.take(request.length)
-        try:
-            room = self.shard.room(offset, request.length)
-        except OSError as error:
-            self.refuse(request, error)
-            return None
-        request.placed = True
-        self._landing.begin(connection, offset, request.length)
-        return room
 
 
 def places(spec: NodeSpec) -> tuple[int | None, Callable[[], Usage] | None, int]:
