@@ -36,6 +36,7 @@ from memcluster.launcher.supervision import sockets
 from memcluster.launcher.supervision.child import Child
 from memcluster.launcher.supervision.forkserver import helpers, start_fork_server, stop_fork_server
 from memcluster.launcher.supervision.heartbeats import Heartbeats, where_it_stands
+from memcluster.launcher.supervision.refusals import Refusals
 from memcluster.launcher.supervision.usage import Usage
 from memcluster.node import topology
 from memcluster.node.files import make_folder
@@ -46,7 +47,6 @@ from memcluster.node.transport.address import Address
 from memcluster.node.transport.channel import Channel
 from memcluster.node.transport.dialer import Dialer
 from memcluster.node.transport.frames import Frame
-from memcluster.node.transport.listener import Listener
 from memcluster.node.transport.loop import Loop
 from memcluster.node.transport.proof import Pass, Who
 from memcluster.node.transport.stream import Line, parts
@@ -131,7 +131,7 @@ class Guardian:
         self._shards = run.path
         self._logs: Path | None = None
         self._sockets: dict[str, socket.socket] = {}
-        self._refusals: dict[str, Listener] = {}
+        self._refusals = Refusals(self.loop)
         self._lives: dict[int, Child] = {}
         self._waiting: dict[str, Head] = {}  # starts of nodes of which the life before is not over
         self._usage = Usage()
@@ -306,8 +306,7 @@ class Guardian:
             self._waiting[name] = head  # the supervisor knows nothing of this one any more
             living.kill()
             return
-        if refusal := self._refusals.pop(name, None):
-            refusal.pause()
+        self._refusals.end(name)
         shard = str(self._shards / Path(spec.shard).name)
         spec = replace(
             spec,
@@ -330,9 +329,8 @@ class Guardian:
         return replace(tls, certificates=tls.certificates and folder, psk=tls.psk and f"{folder}/{KEYS}")
 
     def _refuse(self, name: str) -> None:
-        if name in self._sockets and name not in self._refusals:
-            self._refusals[name] = Listener(self.loop, self._sockets[name], socket.socket.close)
-            self._refusals[name].start()
+        if name in self._sockets:
+            self._refusals.begin(name, self._sockets[name])
 
     # -- what its nodes say ----------------------------------------------------------------------------------------
 

@@ -1,8 +1,7 @@
 """The supervisor: carries out what the lifecycle decides, with real processes, sockets, signals and time.
 
-It holds every listening socket, starts the nodes through the fork server, hears what they say, answers the command
-line on its control socket, and tells everyone who listens what happens (`Happening`s: plain dicts that travel as
-frames).
+It holds every listening socket, starts the nodes through the fork server, hears what they say, and tells everyone who
+listens what happens (`Happening`s: plain dicts that travel as frames).
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import os
 import random
 import secrets
 import signal
-import socket
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
@@ -20,7 +18,6 @@ from typing import Any
 
 from memcluster.client.console import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TIMEOUT
 from memcluster.launcher.clusterfile.settings import ClusterConfig
-from memcluster.launcher.clusterfile.written import dump
 from memcluster.launcher.run.directory import RunDirectory
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.memory import Shape
@@ -28,9 +25,9 @@ from memcluster.launcher.run.steps import step
 from memcluster.launcher.supervision import lifecycle, orders, sockets
 from memcluster.launcher.supervision.applying import Applying
 from memcluster.launcher.supervision.belongings import Belongings
-from memcluster.launcher.supervision.census import Census
 from memcluster.launcher.supervision.child import Child
-from memcluster.launcher.supervision.faults import FAULTS_TOLD, FaultError, Faults
+from memcluster.launcher.supervision.control import Control
+from memcluster.launcher.supervision.faults import FAULTS_TOLD, Faults
 from memcluster.launcher.supervision.forkserver import reap_strangers
 from memcluster.launcher.supervision.heartbeats import Heartbeats, where_it_stands
 from memcluster.launcher.supervision.lifecycle import Action, Lifecycle, Phase
@@ -39,14 +36,11 @@ from memcluster.launcher.supervision.places import Place
 from memcluster.launcher.supervision.probe import Probe
 from memcluster.launcher.supervision.process import Elsewhere, Process
 from memcluster.launcher.supervision.recording import Recorder
+from memcluster.launcher.supervision.refusals import Refusals
 from memcluster.launcher.supervision.replacing import Replacing
 from memcluster.launcher.supervision.sockets import Listeners
 from memcluster.launcher.supervision.succession import Succession
 from memcluster.node.spec import NodeSpec
-from memcluster.node.transport.address import Address
-from memcluster.node.transport.channel import Channel
-from memcluster.node.transport.frames import MAX_QUESTION, Frame
-from memcluster.node.transport.listener import Listener
 from memcluster.node.transport.loop import READ, Loop, Timer
 from memcluster.node.transport.proof import SECRET_SIZE
 
@@ -78,9 +72,8 @@ class Supervisor:
         self.code = 0
         self.hosts = hosts
         self._began = hosts.began if hosts else time.monotonic()
-        self._watchers: list[Callable[[Happening], None]] = [tell]
-        self._channels: set[Channel] = set()
-        self._refusals: dict[str, Listener] = {}
+        self.watchers: list[Callable[[Happening], None]] = [tell]
+        self._refusals = Refusals(self.loop)
         self._wake: Timer | None = None
         self._late: Timer | None = None  # until it runs for the first time
         self.children: dict[str, Process] = {}
@@ -92,9 +85,9 @@ class Supervisor:
         self._probe = f"probe-{secrets.token_hex(16)}"
         self._recorder = Recorder(self.loop, self, run, self._secret)
         self._faults = Faults(self)
-        self._census = Census(self)
         self._applying = Applying(self)
         self._replacing = Replacing(self, self._applying)
+        self._control = Control(self, self._faults, self._applying, self._replacing)
         self._heartbeats = Heartbeats(self.loop, config.hang_timeout, self._living_children, self._hung)
         if hosts:
             hosts.watch(self._hung, self._left_host)
@@ -135,7 +128,7 @@ class Supervisor:
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as with nohup
             self.loop.on_signal(signal.SIGHUP, lambda: self.stop("now", None))
         self.loop.on_signal(signal.SIGINT, self._interrupt)
-        self._listen()
+        self._control.listen()
         self._heartbeats.start()
         self._belongings.start()
         if os.getpid() == 1:
@@ -149,21 +142,14 @@ class Supervisor:
         self._control.stop()
         self._clean_up()
         self._tell({"event": "gone"})
-        for channel in tuple(self._channels):
-            channel.close()
+        self._control.close()
         self.loop.close()
         return self.code
-
-    def _listen(self) -> None:
-        """To the command line."""
-        self._control = Listener(self.loop, sockets.bind(Address(path=str(self.run_directory.control))), self._accept)
-        self._control.start()
 
     def _restored(self) -> None:
         """The run directory was removed and made again: what lies in it beside the shards is written anew."""
         self._tell({"event": "lost", "text": f"{self.run_directory.path} was removed, and has been made again"})
-        self._control.stop()
-        self._listen()
+        self._control.listen()
         self._recorder.begin_anew()
         if self.lifecycle.phase is not Phase.STARTING:
             self.run_directory.write_uri(self.makeup.uri)
@@ -190,6 +176,11 @@ class Supervisor:
         self._end_for_good("the cluster is being stopped")
         self._faults.heal()
         self._do(self.lifecycle.stop(mode, timeout, self._now()))
+
+    def kill(self) -> None:
+        """End everything at once."""
+        self._end_for_good("the cluster was killed")
+        self._do(self.lifecycle.kill(self._now()))
 
     def _end_for_good(self, why: str) -> None:
         """Nothing comes after this stop; a change of the memory that is under way is left to the next `up`."""
@@ -300,8 +291,7 @@ class Supervisor:
 
     def _start(self, name: str) -> None:
         """In a process of its own, or in the one that has been kept for it."""
-        if refusal := self._refusals.pop(name, None):
-            refusal.pause()
+        self._refusals.end(name)
         spec, kept = self.makeup.next_life(name), self._kept.pop(name, None)
         if kept is not None:
             kept.spec = spec
@@ -323,8 +313,7 @@ class Supervisor:
     def _refuse(self, name: str) -> None:
         """Nobody will serve those who connect to a node that has failed: they are not to wait for it."""
         if sock := self.makeup.listener(name):
-            self._refusals[name] = Listener(self.loop, sock, socket.socket.close)
-            self._refusals[name].start()
+            self._refusals.begin(name, sock)
         elif self.hosts:
             self.hosts.refuse(name)
 
@@ -347,8 +336,7 @@ class Supervisor:
         if event == "stopped" and name:
             self._faults.restarted(name)
             self.note(event, name, 0)
-            if refusal := self._refusals.pop(name, None):  # it is to be waited for now
-                refusal.pause()
+            self._refusals.end(name)
         if event == "running":
             if self._late is not None:
                 self._late.cancel()
@@ -358,7 +346,7 @@ class Supervisor:
         self._tell(happening)
 
     def _tell(self, happening: Happening) -> None:
-        for watcher in tuple(self._watchers):
+        for watcher in tuple(self.watchers):
             watcher(happening)
 
     # -- what is heard -------------------------------------------------------------------------------------------
@@ -427,7 +415,7 @@ class Supervisor:
         self._tell({"event": "collected", **answer})
         self._do(self.lifecycle.collected(self._now()))
 
-    # -- what faults need --------------------------------------------------------------------------------------------
+    # -- what is asked for on purpose --------------------------------------------------------------------------------
 
     def child(self, name: str) -> Process | None:
         """The living process of a node."""
@@ -444,6 +432,14 @@ class Supervisor:
     def release(self, name: str) -> None:
         """The node may come back."""
         self._do(self.lifecycle.release(name, self._now()))
+
+    def carry_out(self, what: orders.Planned, names: Sequence[str]) -> None:
+        """Stop or start these nodes on purpose."""
+        for name in names:
+            if what == "start":
+                self._do(self.lifecycle.launch(name, self._now()))
+            else:
+                self._do(self.lifecycle.halt(name, self._now(), again=what == "restart"))
 
     # -- what apply needs --------------------------------------------------------------------------------------------
 
@@ -464,9 +460,7 @@ class Supervisor:
         self, config: ClusterConfig, places: Sequence[Place], listeners: Listeners, shape: Shape
     ) -> None:
         """Be this cluster from now on, and start."""
-        for refusal in self._refusals.values():
-            refusal.pause()
-        self._refusals.clear()
+        self._refusals.end_all()
         self._kept = self._held()
         self.children.clear()
         self._notes.clear()
@@ -531,67 +525,3 @@ class Supervisor:
         """Those on this host: the others have a guardian."""
         here = [child for child in self.children.values() if not child.spec.host]
         return [child for child in here if self.lifecycle.nodes[child.spec.name].alive]
-
-    # -- the command line's side ---------------------------------------------------------------------------------
-
-    def _accept(self, sock: socket.socket) -> None:
-        self._channels.add(Channel(self.loop, sock, self._asked, self._left, most=MAX_QUESTION))
-
-    def _left(self, channel: Channel) -> None:
-        self._channels.discard(channel)
-        if channel.send in self._watchers:
-            self._watchers.remove(channel.send)
-
-    def _asked(self, channel: Channel, frame: Frame) -> None:
-        try:
-            order = orders.parse(frame.head)
-        except orders.OrderError as error:
-            channel.send({"error": f"the supervisor does not understand this: {error}"})
-            return
-        match order:
-            case orders.Status():
-                self._census.take(channel.send)
-            case orders.Config():
-                channel.send({"config": dump(self.makeup.config)})
-            case orders.Abort():
-                words = "nothing is under way from which there is a way back"
-                channel.send({"aborted": True} if self._replacing.abort() else {"error": words})
-            case orders.Apply():
-                self._applying.begin(order, channel.send)
-            case orders.Watch():
-                self._watchers.append(channel.send)
-                channel.send({"event": "watched"})
-            case orders.Down():
-                self._watchers.append(channel.send)
-                self.stop("finish" if order.drain else "now", order.timeout)
-            case orders.Kill():
-                self._end_for_good("the cluster was killed")
-                self._do(self.lifecycle.kill(self._now()))
-            case orders.Fault():
-                channel.send(self._break(order))
-            case orders.Plan():
-                channel.send(self._plan(order))
-
-    def _break(self, order: orders.Fault) -> dict[str, Any]:
-        try:
-            return {"done": self._faults.apply(order)}
-        except FaultError as error:
-            return {"error": str(error)}
-
-    def _plan(self, order: orders.Plan) -> dict[str, Any]:
-        """The nodes, and those of them for which it is not done yet."""
-        phase, now, nodes = self.lifecycle.phase, self._now(), self.lifecycle.nodes
-        if phase is not Phase.RUNNING:
-            words = "started" if phase is Phase.STARTING else "stopped"
-            return {"error": f"the cluster is being {words} right now"}
-        try:
-            names = self._faults.meant(order.nodes)
-        except FaultError as error:
-            return {"error": str(error)}
-        for name in names:
-            if order.what == "start":
-                self._do(self.lifecycle.launch(name, now))
-            else:
-                self._do(self.lifecycle.halt(name, now, again=order.what == "restart"))
-        end = lifecycle.State.STOPPED if order.what == "stop" else lifecycle.State.READY
-        return {"done": names, "waiting": [name for name in names if nodes[name].state is not end]}
