@@ -2,8 +2,10 @@
 
 To load the command takes a fifth of a second of a processor, and the tests give thousands of them. What is forked has
 the words, the folder, the environment and the pipes of a command that was executed, and is a child of a process that
-waits for it alone. Who looks at how a command is loaded executes it: harness.run does, and so does whoever gives a
-command an environment of its own.
+waits for it alone. So is the first fork server of a supervisor that was forked like that: a child of the supervisor
+which has loaded what the nodes need, with the descriptors, the environment and the signals of one that was executed.
+Who looks at how something is loaded executes it: harness.run does, and so does whoever gives a command an environment
+of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 SHAPING = ("PYTHON", "LC_", "LANG", "MEMCLUSTER_KILL")
 """What variables are called that are looked at when Python starts, or when modules are loaded."""
@@ -141,14 +145,59 @@ def _wait_for_one(order: dict, descriptors: list[int]) -> None:
     os._exit(0)
 
 
+def fork_the_fork_server(execute: Callable[..., int]) -> Callable[..., int]:
+    """What is to be called once in the place of multiprocessing's `execute`."""
+
+    def fork(_program: str, words: list[str], kept: Sequence[int]) -> int:
+        util.spawnv_passfds = execute  # the next one comes when the supervisor is at work, and is not alone in itself
+        return os.fork() or _be_executed(words[-1], kept)
+
+    return fork
+
+
+def _be_executed(source: str, kept: Sequence[int]) -> NoReturn:
+    """Run `python -c SOURCE` with what execve() leaves of a process."""
+    code = 1
+    try:
+        atexit._clear()
+        for number in signal.valid_signals():
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        lowest = 3
+        for descriptor in (*sorted(kept), os.sysconf("SC_OPEN_MAX")):
+            os.closerange(lowest, descriptor)
+            lowest = descriptor + 1
+        del sys.modules["memcluster.node.zygote"]  # loading it is what makes a process the fork server
+        exec(source, {"__name__": "__main__"})
+    except SystemExit:
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
+
+
 if __name__ == "__main__":
+    import importlib
+    from multiprocessing import util
+
+    import setproctitle
+
     import memcluster.client.cli
     import memcluster.launcher.background
     import memcluster.launcher.cli
     import memcluster.launcher.clusterfile.config
     import memcluster.launcher.down
     import memcluster.launcher.status
+    import memcluster.launcher.supervision.supervisor
     import memcluster.launcher.up
+    import memcluster.node.process
+    from memcluster.launcher.supervision.forkserver import NEEDED
+    from memcluster.node import topology
 
+    for name in (*NEEDED, *map(topology.module, topology.names())):
+        importlib.import_module(name)
+    setproctitle.getproctitle()  # finds where its words stand before there is another environment
+    util.spawnv_passfds = fork_the_fork_server(util.spawnv_passfds)
     serve(socket.socket(fileno=int(sys.argv[1])))
     {"memcluster": memcluster.launcher.cli.main, "memclient": memcluster.client.cli.main}[sys.argv[0]]()
