@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from preloaded import Preloaded
+from preloaded import Preloaded, shape
 
 import memcluster
 from memcluster.client.discover import run_directory
@@ -82,14 +82,14 @@ def memclient_command(*words: str) -> list[str]:
     return [sys.executable, "-P", "-m", "memcluster.client.cli", *words]
 
 
-def run_loaded(name: str, *words: str | os.PathLike[str], cwd: Path, check: bool = True,
-               timeout: float = TIMEOUT) -> subprocess.CompletedProcess[bytes]:  # fmt: skip
+def run_loaded(name: str, *words: str | os.PathLike[str], cwd: Path, check: bool = True, timeout: float = TIMEOUT,
+               **variables: str) -> subprocess.CompletedProcess[bytes]:  # fmt: skip
     """As `run`, of `memcluster` or `memclient`, by a process that has loaded them: see preloaded.py."""
-    known = environment()
+    known = environment(**variables)
     command = [name, *map(str, words)]
-    if not PRELOADED.takes(known):
+    if shape(variables) or not PRELOADED.takes(known):
         executed = memcluster_command if name == "memcluster" else memclient_command
-        return run(*executed(*command[1:]), cwd=cwd, check=check, timeout=timeout)
+        return run(*executed(*command[1:]), cwd=cwd, check=check, timeout=timeout, **variables)
     code, out, err = PRELOADED.run(command, cwd, known, timeout)
     if check:
         assert code == 0, (command, code, out.decode(), err.decode())
@@ -131,9 +131,7 @@ class Cluster:
 
     def command(self, *words: str, check: bool = True, timeout: float = TIMEOUT, **environment: str):
         """`memcluster WORDS` in the cluster's folder."""
-        if environment:
-            return run(*memcluster_command(*words), cwd=self.folder, check=check, timeout=timeout, **environment)
-        return run_loaded("memcluster", *words, cwd=self.folder, check=check, timeout=timeout)
+        return run_loaded("memcluster", *words, cwd=self.folder, check=check, timeout=timeout, **environment)
 
     def memclient(self, *words: str, check: bool = True, stdin: bytes | None = None):
         """`memclient WORDS` in the cluster's folder."""

@@ -4,8 +4,7 @@ To load the command takes a fifth of a second of a processor, and the tests give
 the words, the folder, the environment and the pipes of a command that was executed, and is a child of a process that
 waits for it alone. So is the first fork server of a supervisor that was forked like that: a child of the supervisor
 which has loaded what the nodes need, with the descriptors, the environment and the signals of one that was executed.
-Who looks at how something is loaded executes it: harness.run does, and so does whoever gives a command an environment
-of its own.
+Who looks at how something is loaded executes it: harness.run does.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-SHAPING = ("PYTHON", "LC_", "LANG", "MEMCLUSTER_KILL")
+SHAPING = ("PYTHON", "LC_", "LANG")
 """What variables are called that are looked at when Python starts, or when modules are loaded."""
 Environment = dict[str, str]
 

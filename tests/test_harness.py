@@ -77,10 +77,12 @@ def test_a_forked_command_sees_the_environment_of_its_time(tmp_path, monkeypatch
     monkeypatch.setenv("NAME_OF_IT", "told")
     cluster = Cluster(tmp_path, name="${NAME_OF_IT}")
     assert "name: told" in cluster.command("config").stdout.decode()
-    monkeypatch.setenv("MEMCLUSTER_KILL_AT", "1")  # is looked at when modules are loaded
-    assert cluster.command("up", "-d", check=False).returncode
-    monkeypatch.delenv("MEMCLUSTER_KILL_AT")
+    assert cluster.command("up", "-d", check=False, MEMCLUSTER_KILL_AT="1").returncode
     cluster.command("down")  # what the killed one has left
+    looked_at = {"PYTHONPROFILEIMPORTTIME": "1"}  # when Python starts
+    assert b"import time:" in cluster.command("config", **looked_at).stderr
+    monkeypatch.setenv(*looked_at.popitem())
+    assert b"import time:" in cluster.command("config").stderr
 
 
 def test_what_a_script_in_a_small_room_says_is_no_reason_to_skip(tmp_path):

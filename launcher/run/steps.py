@@ -10,14 +10,20 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+from functools import cache
 
-_part, _, _number = os.environ.get("MEMCLUSTER_KILL_AT", "0").rpartition(":")
-_kill_at = int(_number)
-_signal = signal.Signals[os.environ.get("MEMCLUSTER_KILL_WITH", "SIGKILL")]
 _count = itertools.count(1)
+
+
+@cache
+def _told() -> tuple[str, int, signal.Signals]:
+    """Which part's steps are counted, the last of them, or 0, and what it ends with."""
+    part, _, number = os.environ.get("MEMCLUSTER_KILL_AT", "0").rpartition(":")
+    return part, int(number), signal.Signals[os.environ.get("MEMCLUSTER_KILL_WITH", "SIGKILL")]
 
 
 def step(part: str = "") -> None:
     """A step has just been done."""
-    if _kill_at and _part in ("", part) and next(_count) == _kill_at:
-        os.kill(os.getpid(), _signal)
+    counted, last, signum = _told()
+    if last and counted in ("", part) and next(_count) == last:
+        os.kill(os.getpid(), signum)
