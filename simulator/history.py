@@ -20,6 +20,8 @@ EARLY = "early"
 """The outcome of a request that was answered before it was all sent."""
 WRITING = ("WRITE", "WRITE_ZEROES", "TRIM")
 """Operations, by their names in the log, that change bytes."""
+_PLACES = array("Q", range(0, 1 << 20, CELL))
+"""Of the cells in the first MiB, for `pattern`: they take longer to count than to copy."""
 Seen = list[int | str | None]
 """Of each block the tag, or its bytes in hexadecimal if it is not one write's; None where nothing is told."""
 
@@ -52,10 +54,16 @@ def pattern(tag: int, offset: int, length: int) -> bytes:
     """What the write `tag` puts into these bytes, whole cells."""
     words = array("Q", bytes(length))
     if tag:
-        cells = length // CELL
-        words[0::2] = array("Q", [tag]) * cells
-        words[1::2] = array("Q", range(offset, offset + length, CELL))
+        words[0::2] = array("Q", [tag]) * (length // CELL)
+        words[1::2] = _places(offset, offset + length)
     return words.tobytes()
+
+
+def _places(first: int, end: int) -> array[int]:
+    """Where the cells of a range lie."""
+    if first % CELL or end > len(_PLACES) * CELL:
+        return array("Q", range(first, end, CELL))
+    return _PLACES[first // CELL : end // CELL]
 
 
 def identify(data: bytes, offset: int) -> Seen:

@@ -1,4 +1,4 @@
-"""A simulated process: its descriptors, what it needs of the system, its turns on its loop, and how it ends.
+"""A simulated process: its descriptors, its turns on its loop, and how it ends.
 
 A process runs when something is ready for it, a moment later than it could: the dice say how much. Each of its calls
 of the system is a step, and it may be killed at any step: within a gathered send, or when the bytes are in the shard
@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-from memcluster.client.system import Place, Poll
 from memcluster.node.transport.loop import Loop
-from memcluster.node.transport.system import Poller
 from memcluster.simulator.clock import Clock
-from memcluster.simulator.descriptions import UNIX, Datagrams, Description, failure
+from memcluster.simulator.descriptions import UNIX, Description, failure
 from memcluster.simulator.sockets import Socket, make_name
 from memcluster.simulator.streams import Listener, Stream
-from memcluster.simulator.world import TICK, US, World
+from memcluster.simulator.system import System
+from memcluster.simulator.world import NEVER, TICK, US, World
 
 SEND_BUFFERS = (4 << 10, 64 << 10, 1 << 20)
 RECEIVE_BUFFERS = (4 << 10, 32 << 10, 256 << 10)
@@ -54,14 +52,17 @@ class Process:
         self.slow = 0
         """ns by which each of its turns comes later."""
         self.steps = 0
-        self.dies_at = -1
+        self.dies_at = NEVER
         """The step at which it is killed."""
         self._look: Callable[[], None] | None = None
         self.at_exit: Callable[[], None] = lambda: None
         """Called when its loop was stopped."""
         self._ended = ended
         self._descriptors: dict[int, Description] = {}
-        self._due = -1
+        self._due = NEVER
+        """When its next turn is."""
+        self._turns: set[int] = set()
+        """When the world calls it: at times at which a turn was due until a sooner one was, too."""
 
     def __repr__(self) -> str:
         state = "dead" if not self.alive else "stopped" if self.stopped else "alive"
@@ -72,7 +73,7 @@ class Process:
     def step(self) -> None:
         """A call of the system."""
         self.steps += 1
-        if 0 <= self.dies_at <= self.steps:  # nor does it do anything else on its way out
+        if self.steps >= self.dies_at:  # nor does it do anything else on its way out
             raise Killed
         if self._look is not None:
             self._look()
@@ -115,14 +116,17 @@ class Process:
         self._turn_at(self.world.now + 1 * US + delay + self.slow)
 
     def _turn_at(self, time: int) -> None:
-        if self.alive and (self._due < 0 or time < self._due):
+        if self.alive and time < self._due:
             self._due = time
-            self.world.at(time, partial(self._turn, time))
+            if time not in self._turns:
+                self._turns.add(time)
+                self.world.at(time, partial(self._turn, time))
 
     def _turn(self, time: int) -> None:
+        self._turns.discard(time)
         if time != self._due or not self.alive:
             return  # another turn was sooner
-        self._due = -1
+        self._due = NEVER
         if not self.stopped:
             self.run(self.loop.turn)
 
@@ -270,181 +274,3 @@ class Process:
         one, other = self.stream(UNIX), self.stream(UNIX)
         one.peer, other.peer = other, one
         return Socket(self, one), Socket(self, other)
-
-
-class System:
-    """What memcluster.node.transport.system.System asks for, and memcluster.client.system.System, for one process."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-        self._world = process.world
-        self._pollers: list[_Poller] = []
-        self.monotonic_ns = process.clock_ns
-
-    def monotonic(self) -> float:
-        return self.monotonic_ns() / 1e9
-
-    def poller(self) -> Poller:
-        made = _Poller(self._process)
-        self._pollers.append(made)
-        return made
-
-    def poll(self) -> Poll:
-        return _Poll(self._process)
-
-    def find(self, host: str, port: int) -> list[Place]:
-        return [(socket.AF_INET, (host, port))]
-
-    def make_socket(self, family: int, kind: int) -> socket.socket:
-        self._process.step()
-        made = Datagrams(self._world) if kind == socket.SOCK_DGRAM else self._process.stream(family)
-        return cast(socket.socket, Socket(self._process, made))
-
-    def socket_of(self, descriptor: int) -> socket.socket:
-        made = Socket(self._process, self._process.description(descriptor))
-        self._process.close(descriptor)
-        return cast(socket.socket, made)
-
-    def duplicate(self, descriptor: int) -> int:
-        self._process.step()
-        return self._process.give_descriptor(self._process.description(descriptor))
-
-    def close(self, descriptor: int) -> None:
-        self._process.close(descriptor)
-
-    def is_gone(self, sock: socket.socket) -> bool:
-        self._process.step()
-        found = self._process.description(sock.fileno())
-        assert isinstance(found, Stream)
-        return found.is_gone()
-
-    def random(self, count: int) -> bytes:
-        self._process.step()
-        return self._world.dice.bits(8 * count).to_bytes(count, "little")
-
-    def allocate(self, file: int, offset: int, length: int) -> None:
-        self._process.allocate(file, offset, length)
-
-    def complain(self, line: bytes) -> None:
-        self._process.note("says", line.decode(errors="replace").strip())
-
-    def is_anything_ready(self) -> bool:
-        return any(map(_Poller.is_anything_ready, self._pollers))
-
-    def forget_all(self) -> None:
-        for poller in self._pollers:
-            poller.close()
-
-
-class _Poller:
-    """As epoll: who may be ready stands in a list, and leaves it when it is found not to be."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-        self._world = process.world
-        self._watched: dict[int, _Watch] = {}
-        self.maybe: dict[int, _Watch] = {}
-        """Those of which the process knows; it runs if it can."""
-
-    def register(self, descriptor: int, events: int) -> None:
-        watch = _Watch(self, descriptor, self._process.description(descriptor), events)
-        self._watched[descriptor] = watch
-        watch.description.watchers.append(watch)
-        watch.changed()
-
-    def modify(self, descriptor: int, events: int) -> None:
-        watch = self._watched.get(descriptor)
-        if watch is None:
-            raise failure(errno.ENOENT)
-        watch.wanted = events | _ALWAYS
-        watch.changed()
-
-    def unregister(self, descriptor: int) -> None:
-        found = self._watched.pop(descriptor, None)
-        self.maybe.pop(descriptor, None)
-        if found is None:
-            raise failure(errno.ENOENT)
-        found.description.watchers.remove(found)
-
-    def close(self) -> None:
-        for descriptor in list(self._watched):
-            self.unregister(descriptor)
-
-    def poll(self, timeout: float | None, most: int) -> list[tuple[int, int]]:
-        self._process.step()
-        found = self._ready()
-        if not found and timeout != 0 and self._world.inside is None:  # nobody else makes the world turn
-            until = self._world.now + (1 << 62 if timeout is None else int(timeout * 1e9))
-            while not found and (due := self._world.next) is not None and due <= until:
-                self._world.go_on()
-                found = self._ready()
-        if len(found) > 1:
-            first = self._world.dice.below(len(found))
-            found = found[first:] + found[:first]
-        return found[:most]
-
-    def is_anything_ready(self) -> bool:
-        return bool(self.maybe) and bool(self._ready())
-
-    def _ready(self) -> list[tuple[int, int]]:
-        found = []
-        for descriptor, watch in list(self.maybe.items()):
-            events = watch.description.ready(watch.wanted)
-            if events:
-                found.append((descriptor, events))
-            else:
-                del self.maybe[descriptor]
-        return found
-
-    def forget(self, watch: _Watch) -> None:
-        if self._watched.get(watch.descriptor) is watch:
-            self.unregister(watch.descriptor)
-
-    def may_be_ready(self, watch: _Watch) -> None:
-        self.maybe[watch.descriptor] = watch
-        if self._world.inside is not self._process:
-            self._process.wake()
-
-
-class _Watch:
-    """One descriptor that is waited for."""
-
-    __slots__ = ("_poller", "description", "descriptor", "wanted")
-
-    def __init__(self, poller: _Poller, descriptor: int, description: Description, events: int) -> None:
-        self._poller = poller
-        self.descriptor = descriptor
-        self.description = description
-        self.wanted = events | _ALWAYS
-
-    def changed(self) -> None:
-        """What it is ready for may be something new."""
-        if self.descriptor not in self._poller.maybe and self.description.ready(self.wanted):
-            self._poller.may_be_ready(self)
-
-    def gone(self) -> None:
-        """Nobody has it any more, and so it is no longer waited for."""
-        self._poller.forget(self)
-
-
-class _Poll:
-    """As poll, but that a process of this world never waits in it."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-        self._wanted: dict[int, int] = {}
-
-    def register(self, descriptor: int, events: int) -> None:
-        self._wanted[descriptor] = events
-
-    def poll(self, milliseconds: float) -> list[tuple[int, int]]:
-        process = self._process
-        process.step()
-        found = [(number, process.description(number).ready(mask | _ALWAYS)) for number, mask in self._wanted.items()]
-        found = [(number, events) for number, events in found if events]
-        if not found and milliseconds:
-            raise NotImplementedError("a simulated process does not wait")
-        return found
-
-
-_ALWAYS = select.EPOLLERR | select.EPOLLHUP

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, permutations
@@ -98,7 +98,7 @@ _NOTHING = _Write(_AT_FIRST, 0, -1, -1, whole=True, slow=False)
 
 
 class _Look(NamedTuple):
-    """One read of one block."""
+    """What one read shows of a stretch."""
 
     read: Operation
     value: int | str
@@ -128,8 +128,8 @@ def _later(one: _Write, other: _Write) -> _Write:
     return other if other.invoked > one.invoked else one
 
 
-class _Block:
-    """The writes to one block, and what was read there."""
+class _Stretch:
+    """Blocks side by side of which the same is known: the writes there, and what was read."""
 
     def __init__(self, writes: Sequence[_Write], looks: Sequence[_Look]) -> None:
         self.writes = [_NOTHING, *writes]
@@ -144,14 +144,7 @@ class _Block:
         self._ends = [write.until for write in acknowledged]
         self._latest: list[_Write] = list(accumulate(acknowledged, _later))
         self._acknowledged = acknowledged
-        shown = {look.value for look in looks}
-        self._varies = len(shown) > 1
-        self._has_bytes = any(isinstance(value, str) for value in shown)
-
-    def is_alike(self, writes: Sequence[_Write], looks: Sequence[_Look]) -> bool:
-        """Whether another block's writes and looks are the same, so that it need not be looked at. Bytes that are kept
-        are of one place."""
-        return self.looks == looks and self.writes[1:] == writes and not self._has_bytes
+        self._varies = len({look.value for look in looks}) > 1
 
     @cached_property
     def _by_client(self) -> dict[str, list[_Write]]:
@@ -211,60 +204,82 @@ def check(
     """Check the whole history of a memory that was all zeroes at first."""
     operations = list(operations)
     verdict = Verdict()
-    looks: dict[int, list[_Look]] = defaultdict(list)
-    for read in operations:
-        if read.acknowledged and read.seen:
-            for block, value in _seen(read):
-                looks[block].append(_Look(read, value))
-        if read.outcome == EARLY:
-            verdict.broken("early", read.tag, f"{read.kind} {read.number} of {read.client}: {read.why}")
-    places = sorted(looks)  # what nobody looked at cannot be wrong
+    for one in operations:
+        if one.outcome == EARLY:
+            verdict.broken("early", one.tag, f"{one.kind} {one.number} of {one.client}: {one.why}")
+    reads = [(one, _runs(one)) for one in operations if one.acknowledged and one.seen]
+    written = [one for one in operations if one.kind in WRITING]
+    ends = {end for one in written for end in (one.offset, one.offset + one.length)}
+    cuts = sorted(ends.union(*((run.first, run.end) for _, runs in reads for run in runs)))
+    looks: dict[int, list[_Look]] = defaultdict(list)  # what nobody looked at cannot be wrong
+    for read, runs in reads:
+        for run in runs:
+            verdict.blocks_read += (run.end - run.first) // BLOCK
+            look = _Look(read, run.value)
+            for start in _between(cuts, run.first, run.end):
+                looks[start].append(look)
     writes: dict[int, list[_Write]] = defaultdict(list)
     by_tag: dict[int, _Write] = {}
-    for operation in operations:
-        if operation.kind in WRITING:
-            write = by_tag[operation.tag] = _Write.of(operation, whole, slow)
-            first, end = operation.offset, operation.offset + operation.length
-            for block in places[bisect_left(places, first) : bisect_left(places, end)]:
-                writes[block].append(write)
-    blocks: dict[int, _Block] = {}
-    before: _Block | None = None
-    for offset in places:
-        verdict.blocks_read += len(looks[offset])
-        if before is not None and before.is_alike(writes[offset], looks[offset]):
-            blocks[offset] = before
-            continue
-        of = blocks[offset] = before = _Block(writes[offset], looks[offset])
-        for read, value in of.looks:
+    for one in written:
+        write = by_tag[one.tag] = _Write.of(one, whole, slow)
+        for start in _between(cuts, one.offset, one.offset + one.length):
+            writes[start].append(write)
+    stretches = {start: _Stretch(writes[start], looks[start]) for start in cuts if start in looks}
+    for start, stretch in stretches.items():
+        for read, value in stretch.looks:
             if isinstance(value, str):
-                _check_mix(of, offset, bytes.fromhex(value), read, verdict, ordered, whole(read))
+                _check_mix(stretch, start, bytes.fromhex(value), read, verdict, ordered, whole(read))
             else:
-                _check_value(of, offset, value, read, verdict, ordered)
-    for read in operations:
-        if read.acknowledged and read.kind == "READ":
-            _check_whole(read, blocks, by_tag, verdict, at_once=whole(read))
+                _check_value(stretch, start, value, read, verdict, ordered)
+    for read, runs in reads:
+        if read.kind == "READ":
+            places: dict[int, list[int]] = defaultdict(list)
+            for run in runs:
+                if isinstance(run.value, int):
+                    places[run.value] += _between(cuts, run.first, run.end)
+            _check_whole(read, places, stretches, by_tag, verdict, at_once=whole(read))
     return verdict
 
 
-def _seen(read: Operation) -> Iterator[tuple[int, int | str]]:
-    """The blocks that a read tells something of."""
-    for number, value in enumerate(read.seen):
-        if value is not None:
-            yield read.offset + number * BLOCK, value
+class _Run(NamedTuple):
+    """Blocks from one offset to another of which a read shows the same."""
+
+    first: int
+    end: int
+    value: int | str
 
 
-def _check_value(block: _Block, offset: int, value: int, read: Operation, verdict: Verdict, ordered: bool) -> None:
+def _runs(read: Operation) -> list[_Run]:
+    """What a read tells something of. Bytes that are kept are of one block."""
+    found: list[_Run] = []
+    for at, value in enumerate(read.seen):
+        offset = read.offset + at * BLOCK
+        if value is None:
+            continue
+        if found and found[-1].end == offset and found[-1].value == value and isinstance(value, int):
+            found[-1] = found[-1]._replace(end=offset + BLOCK)
+        else:
+            found.append(_Run(offset, offset + BLOCK, value))
+    return found
+
+
+def _between(places: list[int], first: int, end: int) -> list[int]:
+    """Of places in order, those in a range."""
+    return places[bisect_left(places, first) : bisect_left(places, end)]
+
+
+def _check_value(stretch: _Stretch, offset: int, value: int, read: Operation, verdict: Verdict, ordered: bool) -> None:
     """A block that shows one value must show it by some write; if not, the last write to have it tells the rule."""
     broken = []
-    for write in block.by_value.get(value, ()):
+    for write in stretch.by_value.get(value, ()):
         if write.invoked < read.returned:
-            rule, by = _broken(block, write, read, ordered)
+            rule, by = _broken(stretch, write, read, ordered)
             if not rule:
                 return
             broken.append((write, rule, by))
     where = f"{_words(read)}: block {offset:#x} reads as {value:#x}"
     if not broken:
-        what = "a write that had not begun" if value in block.by_value else "no write there"
+        what = "a write that had not begun" if value in stretch.by_value else "no write there"
         verdict.broken("wrong", (read.client, read.number), f"{where}, which is of {what}")
         return
     write, rule, by = max(broken, key=lambda found: (found[1] == "late", found[1] == "back", found[0].invoked))
@@ -278,25 +293,25 @@ def _check_value(block: _Block, offset: int, value: int, read: Operation, verdic
         verdict.broken("lost", by.operation.tag, f"{where}, of {write}, in place of {by}")
 
 
-def _broken(block: _Block, write: _Write, read: Operation, ordered: bool) -> tuple[str, _Write | None]:
+def _broken(stretch: _Stretch, write: _Write, read: Operation, ordered: bool) -> tuple[str, _Write | None]:
     """By which rule the read cannot show the write, and for the sake of which other; '' if it can."""
-    by = block.replaced(write, read, ordered=ordered)
+    by = stretch.replaced(write, read, ordered=ordered)
     if by is not None:
         return "lost", by
-    by = block.landed_late(write, read)
+    by = stretch.landed_late(write, read)
     if by is not None:
         return "late", by
-    return ("back" if block.came_back(write, read) else ""), None
+    return ("back" if stretch.came_back(write, read) else ""), None
 
 
 def _check_mix(
-    block: _Block, offset: int, data: bytes, read: Operation, verdict: Verdict, ordered: bool, at_once: bool
+    stretch: _Stretch, offset: int, data: bytes, read: Operation, verdict: Verdict, ordered: bool, at_once: bool
 ) -> None:
     """A block that shows several: every byte must be of one that may be read; and of two whole ones, one was last."""
     allowed = [
         write
-        for write in block.writes
-        if write.invoked < read.returned and block.replaced(write, read, ordered=ordered) is None
+        for write in stretch.writes
+        if write.invoked < read.returned and stretch.replaced(write, read, ordered=ordered) is None
     ]
     contents = [pattern(write.value, offset, BLOCK) for write in allowed]
     strange = [at for at, values in enumerate(zip(data, *contents, strict=True)) if values[0] not in values[1:]]
@@ -314,14 +329,16 @@ def _check_mix(
 
 
 def _check_whole(
-    read: Operation, blocks: dict[int, _Block], by_tag: dict[int, _Write], verdict: Verdict, *, at_once: bool
+    read: Operation,
+    places: dict[int, list[int]],
+    stretches: dict[int, _Stretch],
+    by_tag: dict[int, _Write],
+    verdict: Verdict,
+    *,
+    at_once: bool,
 ) -> None:
-    """Rule `mixed`, from block to block. A read that spans servers is not at once, and shows whole what was done before
-    it began."""
-    places: dict[int, list[int]] = defaultdict(list)
-    for block, value in _seen(read):
-        if isinstance(value, int):
-            places[value].append(block)
+    """Rule `mixed`, from stretch to stretch; `places` are those at which the read shows a value. A read that spans
+    servers is not at once, and shows whole what was done before it began."""
     shown = [by_tag[tag] for tag in places if tag in by_tag]
     for one, other in permutations([write for write in shown if _is_whole(write, read, at_once=at_once)], 2):
         inside = _inside(places[one.value], other)
@@ -331,7 +348,7 @@ def _check_whole(
     for write in shown:
         if at_once and _is_whole(write, read, at_once=True):
             for block in _inside(places[0], write):
-                if not any(zero.until > write.invoked for zero in blocks[block].by_value[0]):
+                if not any(zero.until > write.invoked for zero in stretches[block].by_value[0]):
                     what = f"{_words(read)} shows {write} and, in block {block:#x} of it, the zeroes from before"
                     verdict.broken("mixed", (write.value,), what)
                     break
@@ -345,9 +362,8 @@ def _is_whole(write: _Write, read: Operation, *, at_once: bool) -> bool:
 
 
 def _inside(places: list[int], write: _Write) -> list[int]:
-    """Of blocks in order, those that the write wrote."""
-    first, end = write.operation.offset, write.operation.offset + write.operation.length
-    return places[bisect_left(places, first) : bisect_left(places, end)]
+    """Of places in order, those that the write wrote."""
+    return _between(places, write.operation.offset, write.operation.offset + write.operation.length)
 
 
 def _words(read: Operation) -> str:

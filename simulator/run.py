@@ -28,7 +28,7 @@ from memcluster.simulator.plan import Ask, Fault, Plan
 from memcluster.simulator.plan import Client as Errand
 from memcluster.simulator.rules import check
 from memcluster.simulator.supervisor import AGAIN, EPOCH, Supervisor
-from memcluster.simulator.world import BEGINNING, MS, S, World
+from memcluster.simulator.world import BEGINNING, MS, NEVER, S, World
 
 MOST_EVENTS = 300_000
 """Of a stage of a run: more is a world that turns and gets nowhere."""
@@ -145,7 +145,7 @@ class Run:
         self.work()
         self.until(lambda: self.supervisor.healthy, HEALS_WITHIN, "the cluster to be whole")
         for name in ("supervisor", *self.supervisor.children):  # who was to die at a step that has not come
-            self.process_of(name).dies_at = -1
+            self.process_of(name).dies_at = NEVER
         self._look_at_all()
         self.until(lambda: not self._unrest(), RESTS_WITHIN, lambda: "; ".join(self._unrest()))
         self._ends = True

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 US, MS, S = 1_000, 1_000_000, 1_000_000_000
 """Nanoseconds of them."""
 BEGINNING = 1_000 * S
+NEVER = 1 << 62
+"""Later than whatever is counted here."""
 TICK = 97
 """ns that pass between two looks at a clock, at least."""
 
