@@ -20,13 +20,13 @@ from memcluster.client.console import (
     Commands,
     Failure,
     run,
-    system_words,
     wait_seconds,
 )
 from memcluster.client.console import size as size_type
 from memcluster.client.copy import CHUNK, FileSink, FileSource, MemorySink, MemorySource, Sink, Source, copy
 from memcluster.client.errors import ClusterError, Disconnected, Timeout
 from memcluster.client.memory import Memory, connect, default_uri
+from memcluster.client.stdio import system_words
 from memcluster.client.units import format_size, parse_size
 from memcluster.client.uri import SCHEMES
 from memcluster.node.native import form

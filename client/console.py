@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from memcluster.client.stdio import FULL, explained, open_standard_streams, silence
 from memcluster.client.units import LONGEST_WAIT, parse_duration, parse_size
 from memcluster.node.nbd.printable import printable
 
@@ -30,9 +29,6 @@ EXIT_DIFFERS = 6
 EXIT_TIMEOUT = 124
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
-"""Of descriptors, memory or processes."""
 
 
 class Failure(Exception):
@@ -158,39 +154,9 @@ seconds = _parameter("time", parse_duration)
 wait_seconds = _parameter("time", _parse_wait)
 
 
-def system_words(error: OSError) -> str:
-    """What the system says, and of which file."""
-    words = error.strerror or str(error)
-    return f"{error.filename}: {words}" if error.filename else words
-
-
 def _explain_system(error: Exception) -> Failure | None:
-    """A file that cannot be used, a full disk and a limit that is reached are no fault of this program; other system
-    errors may be."""
-    if isinstance(error, OSError) and error.errno in SHORT:
-        return Failure(f"{error.strerror}: a limit of this machine or of yours is reached; `ulimit -a` shows yours")
-    if isinstance(error, OSError) and (error.filename or error.errno in FULL):
-        return Failure(system_words(error))
-    return None
-
-
-def silence(stream: TextIO) -> None:
-    """Nobody takes what we print there: let it and what is still to come go nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
-
-
-def _open_standard_streams() -> None:
-    """One that was closed by our caller leads nowhere: else a file or socket of ours, or of a process that we start,
-    would get its number."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            stream = open(os.devnull, mode)  # noqa: SIM115 - for as long as we run
-            os.set_inheritable(stream.fileno(), True)
-            setattr(sys, name, stream)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a sign that the locale does not have ends no supervisor
+    words = explained(error) if isinstance(error, OSError) else ""
+    return Failure(words) if words else None
 
 
 def unwind(*signals: signal.Signals) -> None:
@@ -215,7 +181,7 @@ def run(command: click.Command, name: str, explain: Callable[[Exception], Failur
     SIGPIPE") and click have 1 there, which here says that something failed and that stderr tells what. The signal
     itself stays ignored, as they advise: it would end a process for a peer that hangs up a socket, too.
     """
-    _open_standard_streams()
+    open_standard_streams()
     try:
         code = command.main(prog_name=name, standalone_mode=False)
         sys.stdout.flush()

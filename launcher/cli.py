@@ -24,11 +24,11 @@ from memcluster.client.console import (
     Commands,
     Failure,
     run,
-    silence,
     unwind,
     wait_seconds,
 )
 from memcluster.client.discover import STDIN, cluster_file, command, contents, located, new_file
+from memcluster.client.stdio import silence
 from memcluster.launcher import nodecommands, seecommands
 from memcluster.launcher.applycommand import apply_file
 from memcluster.launcher.checked import load, name_of
@@ -338,14 +338,9 @@ def _show_manifests(config: ClusterConfig, quiet: bool) -> None:
 @cli.command()
 def guardian() -> int:
     """Start the nodes of a cluster on this host; `up` has it run there."""
-    from memcluster.launcher.hosts.guardian import LeaseOver, guard
-    from memcluster.launcher.hosts.letter import NoLetter, read_letter
+    from memcluster.launcher.hosts import guard
 
-    try:
-        letter, awaited = read_letter()
-        return guard(letter, awaited=awaited)
-    except (NoLetter, LeaseOver) as error:
-        raise Failure(str(error)) from None
+    return guard.main()
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import queue
 import threading
 from typing import TextIO
 
-from memcluster.client.console import silence
+from memcluster.client.stdio import silence
 
 MOST = 1000
 """Lines that wait, at most."""

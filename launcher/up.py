@@ -204,7 +204,11 @@ def start_hosts(config: ClusterConfig, run: RunDirectory) -> Hosts:
             encrypted=config.host_encryption,
             doors=partial(door_files, config),
         )
-        hosts.start()
+        try:
+            hosts.start()
+        except BaseException:
+            hosts.close()
+            raise
     except HostError as error:
         raise CannotStart(str(error)) from error
     except OSError as error:

@@ -6,6 +6,6 @@ import sys
 if __name__ == "__main__":
     if not sys.flags.safe_path:
         del sys.path[0]
-    from memcluster.launcher.cli import main
+    from memcluster.launcher.start import main
 
     main()

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -407,11 +408,13 @@ def test_up_says_why_a_host_does_not_come(new_cluster, tmp_path: Path, fake, bef
 
 
 def test_a_host_of_another_version_is_refused(new_cluster, fake, tmp_path: Path) -> None:
-    other = tmp_path / "memcluster-0.0.1.dist-info"
-    other.mkdir()
-    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: memcluster\nVersion: 0.0.1\n")
-    fake(f"export PYTHONPATH={tmp_path}:$PYTHONPATH")
-    cluster: Cluster = new_cluster(tmp_path, **HOSTS)
+    other = tmp_path / "other.py"
+    other.write_text(
+        "import memcluster\nmemcluster.__version__ = '0.0.1'\n"
+        "from memcluster.launcher.start import main\nmain()\n"
+    )
+    fake()
+    cluster: Cluster = new_cluster(tmp_path, **{**HOSTS, "engine": {"ssh": {"command": f"{sys.executable} {other}"}}})
     done = cluster.command("up", "-d", check=False)
     assert done.returncode == 1
     assert "host-b has memcluster 0.0.1, and this is" in done.stderr.decode()

@@ -6,7 +6,7 @@ ended, which decides nothing by itself: only a guardian's own word does (host.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +25,8 @@ class Host:
 
 Ended = Callable[[str, str], None]
 """Is told the name of a host, and how the command there has ended, in words."""
+Letters = Callable[[str], str]
+"""What is told to the command on the host of this name. The first one takes a while to be written."""
 
 
 class Engine(Protocol):
@@ -33,8 +35,9 @@ class Engine(Protocol):
     letter: Letter | None
     """What guardians have been told by somebody else, who also runs them; None where this engine does both."""
 
-    def start(self, host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        """Run `argv` there, with `env` in its environment or, as one line a value, on its standard input."""
+    def start(self, hosts: Sequence[Host], argv: Sequence[str], letters: Letters) -> None:
+        """Run `argv` on each, with its letter in its environment (letter.VARIABLE) or as a line on its standard input.
+        Whoever can begin without a letter does so before the first is asked for."""
 
     def again(self, host: Host) -> None:
         """Run there again what was started, whether or not the last one has ended."""

@@ -9,7 +9,6 @@ guardian waits for the first one's lock, and looks for what may have escaped.
 
 from __future__ import annotations
 
-import gc
 import os
 import secrets
 import signal
@@ -19,26 +18,22 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final
+from typing import Any
 
-from setproctitle import setproctitle
-
+from memcluster import __version__
 from memcluster.launcher.hosts.conversation import Conversation, Head
-from memcluster.launcher.hosts.letter import KEYS, Letter, write_certificates
+from memcluster.launcher.hosts.letter import KEYS, SUPERVISOR, Letter
 from memcluster.launcher.hosts.shards import NotThere, Part, find_or_make
 from memcluster.launcher.run import leftovers
-from memcluster.launcher.run.directory import NameInUse, NodeRecord, RunDirectory, RunRecord
+from memcluster.launcher.run.directory import NodeRecord, RunDirectory, RunRecord
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.supervision import sockets
 from memcluster.launcher.supervision.child import Child
-from memcluster.launcher.supervision.forkserver import helpers, start_fork_server, stop_fork_server
+from memcluster.launcher.supervision.forkserver import helpers
 from memcluster.launcher.supervision.heartbeats import Heartbeats, where_it_stands
 from memcluster.launcher.supervision.refusals import Refusals
 from memcluster.launcher.supervision.usage import Usage
-from memcluster.node import topology
 from memcluster.node.files import make_folder
 from memcluster.node.log.takeover import next_run
 from memcluster.node.spec import NodeSpec, opener_tls
@@ -50,70 +45,13 @@ from memcluster.node.transport.frames import Frame
 from memcluster.node.transport.loop import Loop
 from memcluster.node.transport.proof import Pass, Who
 from memcluster.node.transport.stream import Line, parts
-from memcluster.node.zygote import open_output, raise_descriptor_limit, redirect_output
+from memcluster.node.zygote import open_output, redirect_output
 
-SUPERVISOR = "supervisor"
-"""What a guardian means when it connects."""
 LOOKS = 8
 """At the lease, in its length, at least."""
 LOOK_AT_LEAST = 0.5
-LEASES: Final = 2
-"""The lock is waited for as long as so many leases take, and their ends: of the guardian that has it, and of one that
-waits, too, and whose supervisor is gone by the time that it is its turn."""
 GOODBYE = 2.0
 """Seconds that the last word has to be heard."""
-
-
-class LeaseOver(Exception):
-    """Another guardian of this host has not ended in time."""
-
-
-def guard(letter: Letter, *, awaited: bool) -> int:
-    """Be the guardian of a host until it is told to end; returns the exit code. The supervisor may be `awaited`, not
-    known to be there."""
-    gc.disable()  # loading makes much and no garbage
-    with suppress(PermissionError):  # it leads one already
-        os.setsid()
-    raise_descriptor_limit()
-    run = RunDirectory(f"{letter.cluster}@{letter.host}")
-    _wait_for_lock(run, LEASES * letter.lease + leftovers.PATIENCE)
-    if record := run.record():
-        leftovers.end(record)
-        run.forget()
-    folder = write_certificates(run.certificates, letter.certificates)
-    write_certificates(run.doors, letter.doors)
-    if letter.topology:
-        start_fork_server(run.path, topology.module(letter.topology))
-    setproctitle(f"memcluster {run.name}: guardian")
-    guardian = Guardian(letter, run, folder, awaited=awaited)
-    try:
-        gc.freeze()
-        gc.enable()
-        guardian.run()
-    finally:
-        stop_fork_server()
-        if guardian.alone:
-            run.forget()
-        if not run.holds_memory:
-            run.remove()
-    return 0
-
-
-def _wait_for_lock(run: RunDirectory, seconds: float) -> None:
-    """An earlier guardian may be about to end. Raises LeaseOver."""
-
-    def over(_signum: int, _frame: FrameType | None) -> None:
-        raise LeaseOver(f"another guardian has {run.path}, and did not end within {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        run.acquire(wait=True)
-    except NameInUse:
-        raise LeaseOver(f"another guardian has {run.path}") from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 class Guardian:
@@ -177,7 +115,7 @@ class Guardian:
         self._channel.send(
             {
                 "hello": self._letter.host,
-                "version": version("memcluster"),
+                "version": __version__,
                 "session": self._session,
                 "served": self._served,
                 "taken": self._conversation.taken,

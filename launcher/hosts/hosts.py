@@ -10,16 +10,16 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from importlib.metadata import version
+from functools import cached_property, partial
 from typing import Any
 
+from memcluster import __version__
 from memcluster.launcher.certificates import between_hosts
 from memcluster.launcher.clusterfile.settings import EngineConfig, HostConfig
 from memcluster.launcher.hosts.engine import Engine, EngineError, Host, make
-from memcluster.launcher.hosts.guardian import LEASES, SUPERVISOR
+from memcluster.launcher.hosts.guard import LEASES
 from memcluster.launcher.hosts.host import FarHost
-from memcluster.launcher.hosts.letter import VARIABLE, Letter, write_certificates
+from memcluster.launcher.hosts.letter import SUPERVISOR, Letter, write_certificates
 from memcluster.launcher.reach import is_wildcard, numbers, way_to
 from memcluster.launcher.run import leftovers
 from memcluster.launcher.run.directory import RunDirectory
@@ -91,35 +91,20 @@ class Hosts:
         self._lease = lease
         self._command = engine.command
         self._numeric = {host.name: resolve(host) for host in hosts}
-        files = given.certificates if given else between_hosts() if encrypted else {}
-        self.certificates = write_certificates(run.certificates, files)
-        """The folder of what this host is known by to the others."""
-        self._letter = partial(
-            Letter,
-            cluster=cluster,
-            secret=self.secret.hex(),
-            lease=lease,
-            topology=topology,
-            certificates=files,
-            doors=doors([*self._numeric.values()]),
-        )
+        self._cluster, self._topology = cluster, topology
+        self._directory = run
+        self._encrypted = encrypted
+        self._door_files = doors
+        self.certificates = ""
+        """The folder of what this host is known by to the others, when it has been started."""
         self._hosts = {
             host.name: FarHost(loop, host.name, lease, partial(self._again, host)) for host in hosts
         }
         self._wanted = hosts
         self._timer: Timer | None = None
         self._notices = Notices(loop.system, SUPERVISOR)
-        self._door = Doorkeeper(
-            loop,
-            self.secret,
-            SUPERVISOR,
-            [Who.GUARDIAN],
-            self._admitted,
-            lambda reason: self._notices.say(f"a stranger was turned away: {reason}"),
-            tls=server_tls(self.certificates),
-            far=True,
-        )
-        self._listeners: dict[str, Listener] = {}
+        self._door: Doorkeeper | None = None
+        self._listeners: list[Listener] = []
         self._sockets: dict[str, socket.socket] = {}
 
     def __repr__(self) -> str:
@@ -132,13 +117,48 @@ class Hosts:
     # -- the start ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Have a guardian run on every host. Raises HostError."""
-        for host in self._wanted:
-            here = self._way_back(host.name)
-            letter = self._letter(host=host.name, supervisor=str(here))
-            argv = [self._command, "guardian"]
-            self._engine.start(Host(host.name, host.address), argv, {VARIABLE: letter.to_json()})
+        """Have a guardian run on every host. Raises HostError, Failure, OSError."""
+        ways = {host.name: str(self._way_back(host.name)) for host in self._wanted}
+        hosts = [Host(host.name, host.address) for host in self._wanted]
+        self._engine.start(hosts, [self._command, "guardian"], lambda name: self._letter(name, ways[name]).to_json())
+        self.certificates = write_certificates(self._directory.certificates, self._files)
+        self._door = Doorkeeper(
+            self.loop,
+            self.secret,
+            SUPERVISOR,
+            [Who.GUARDIAN],
+            self._admitted,
+            lambda reason: self._notices.say(f"a stranger was turned away: {reason}"),
+            tls=server_tls(self.certificates),
+            far=True,
+        )
+        for sock in self._sockets.values():
+            self._listeners.append(Listener(self.loop, sock, self._door.take))
+            self._listeners[-1].start()
         self._beat()
+
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        """By what the hosts know one another, by name. They take a while to be made."""
+        if given := self._engine.letter:
+            return given.certificates
+        return between_hosts() if self._encrypted else {}
+
+    @cached_property
+    def _doors(self) -> dict[str, str]:
+        return self._door_files([*self._numeric.values()])
+
+    def _letter(self, host: str, supervisor: str) -> Letter:
+        return Letter(
+            cluster=self._cluster,
+            host=host,
+            supervisor=supervisor,
+            secret=self.secret.hex(),
+            lease=self._lease,
+            topology=self._topology,
+            certificates=self._files,
+            doors=self._doors,
+        )
 
     def prepare(
         self,
@@ -226,11 +246,8 @@ class Hosts:
             here = way_to(self._numeric[host])
         except OSError as error:
             raise HostError(f"{host}: {self._numeric[host]} cannot be reached: {error.strerror}") from error
-        if here not in self._listeners:
-            sock = sockets.bind(Address(here, self._port), sockets.Access(network=True))
-            self._listeners[here] = Listener(self.loop, sock, self._door.take)
-            self._listeners[here].start()
-            self._sockets[here] = sock
+        if here not in self._sockets:
+            self._sockets[here] = sockets.bind(Address(here, self._port), sockets.Access(network=True))
         return sockets.bound_address(self._sockets[here])
 
     # -- guardians ---------------------------------------------------------------------------------------------------
@@ -255,7 +272,7 @@ class Hosts:
         Channel(self.loop, line, received, closed)
 
     def _greeted(self, channel: Channel, head: dict[str, Any]) -> bool:
-        host, theirs, ours = self._hosts[head["hello"]], str(head["version"]), version("memcluster")
+        host, theirs, ours = self._hosts[head["hello"]], str(head["version"]), __version__
         if theirs != ours:
             host.trouble = f"{host.name} has memcluster {printable(theirs)}, and this is {ours}: install the same there"
             channel.send({"refused": host.trouble})
@@ -329,8 +346,9 @@ class Hosts:
             self._timer.cancel()
         for host in self._hosts.values():
             host.close()
-        self._door.close()
-        for listener in self._listeners.values():
+        if self._door is not None:
+            self._door.close()
+        for listener in self._listeners:
             listener.stop()
         for sock in self._sockets.values():
             sockets.release(sock)

@@ -6,10 +6,10 @@ and again when they end. What they are told is in a Secret, and the supervisor, 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from memcluster.launcher.clusterfile.settings import EngineConfig
-from memcluster.launcher.hosts.engine import Ended, EngineError, Host
+from memcluster.launcher.hosts.engine import Ended, EngineError, Host, Letters
 from memcluster.launcher.hosts.letter import VARIABLE, Letter, NoLetter, parse_letter
 from memcluster.node.transport.loop import Loop
 
@@ -26,7 +26,7 @@ class Kubernetes:
                 "`kubectl apply` takes"
             ) from None
 
-    def start(self, host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:
+    def start(self, hosts: Sequence[Host], argv: Sequence[str], letters: Letters) -> None:
         """The kubelet does."""
 
     def again(self, host: Host) -> None:

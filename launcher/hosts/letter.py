@@ -13,6 +13,8 @@ import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+SUPERVISOR = "supervisor"
+"""What a guardian means when it connects."""
 VARIABLE = "MEMCLUSTER_GUARDIAN"
 """The environment variable with the letter; without it the letter is the first line of standard input."""
 MOST = 1 << 16

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from memcluster import __version__
 from memcluster.launcher.certificates import between_hosts
 from memcluster.launcher.clusterfile.settings import ClusterConfig, HostConfig, TLSConfig
 from memcluster.launcher.clusterfile.written import dump
@@ -170,7 +170,7 @@ def _stateful_set(
         "containers": [
             {
                 "name": "memcluster",
-                "image": config.engine.at or f"memcluster:{version('memcluster')}",
+                "image": config.engine.at or f"memcluster:{__version__}",
                 "command": ["memcluster"],
                 **container,
                 "workingDir": FOLDER,

@@ -42,10 +42,9 @@ def last_line(errors: IO[bytes]) -> str:
 
 @dataclass(frozen=True)
 class Program:
-    """What is run: its words, what it is told on its standard input, and what its environment has beside ours."""
+    """What is run: its words, and what its environment has beside ours."""
 
     words: Sequence[str]
-    told: bytes = field(default=b"", repr=False)
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     has_to_clean_up: bool = False
     """It is asked to end by a SIGTERM, and takes its time; otherwise it is killed."""
@@ -60,15 +59,22 @@ class Programs:
         self._loop = loop
         self._ended = ended
         self._programs: dict[str, Program] = {}
+        self._told: dict[str, bytes] = {}
         self._running: dict[str, _Running] = {}
 
     def run(self, host: str, program: Program) -> None:
-        """For the first time."""
+        """For the first time; `tell` has to follow."""
         self._programs[host] = program
         self._run(host)
 
+    def tell(self, host: str, words: bytes) -> None:
+        """All that its standard input has, each time that it is run."""
+        self._told[host] = words
+        self._running[host].tell(words)
+
     def again(self, host: Host) -> None:
         self._run(host.name)
+        self.tell(host.name, self._told[host.name])
 
     def stop(self) -> None:
         for running in self._running.values():
@@ -112,9 +118,11 @@ class _Running:
         )
         self._pidfd: int | None = os.pidfd_open(self._process.pid)
         loop.watch(self._pidfd, READ, lambda _: self._over())
+
+    def tell(self, words: bytes) -> None:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError), self._process.stdin as pipe:
-            pipe.write(program.told)
+            pipe.write(words)
 
     def end(self) -> None:
         """Be rid of it. The command on the host may live on."""
@@ -127,6 +135,8 @@ class _Running:
             else:
                 self._process.kill()
                 self._process.wait()
+            assert self._process.stdin is not None
+            self._process.stdin.close()  # of who has not been told anything
             self._errors.close()
 
     def _over(self) -> None:

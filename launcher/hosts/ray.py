@@ -10,13 +10,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO, Any
 
 from memcluster.launcher.clusterfile.settings import EngineConfig
-from memcluster.launcher.hosts.engine import Ended, EngineError, Host
-from memcluster.launcher.hosts.letter import Letter
+from memcluster.launcher.hosts.engine import Ended, EngineError, Host, Letters
+from memcluster.launcher.hosts.letter import VARIABLE, Letter
 from memcluster.launcher.hosts.programs import last_line, shell_line
 from memcluster.node.nbd.printable import printable
 from memcluster.node.transport.loop import READ, Loop
@@ -39,10 +39,13 @@ class Ray:
         self._errors: IO[bytes] = open(os.memfd_create("errors"), "r+b")  # noqa: SIM115 - as long as this engine
         self._heard = b""
 
-    def start(self, host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:
+    def start(self, hosts: Sequence[Host], argv: Sequence[str], letters: Letters) -> None:
         words = ["/bin/sh", "-c", shell_line(argv)]
-        self._orders[host.name] = {"host": host.name, "at": host.name, "words": words, "env": dict(env)}
-        self.again(host)
+        self._start_driver()  # which takes longer to load Ray than the letters to be written
+        for host in hosts:
+            env = {VARIABLE: letters(host.name)}
+            self._orders[host.name] = {"host": host.name, "at": host.name, "words": words, "env": env}
+            self.again(host)
 
     def again(self, host: Host) -> None:
         driver = self._driver or self._start_driver()

@@ -8,10 +8,11 @@ killed has its node for ever. So it outlives a supervisor that is killed, until 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from memcluster.launcher.clusterfile.settings import EngineConfig
-from memcluster.launcher.hosts.engine import Ended, EngineError, Host
+from memcluster.launcher.hosts.engine import Ended, EngineError, Host, Letters
+from memcluster.launcher.hosts.letter import VARIABLE
 from memcluster.launcher.hosts.programs import Program, Programs, shell_line
 from memcluster.node.transport.loop import Loop
 
@@ -37,6 +38,9 @@ class Slurm(Programs):
         if shutil.which("srun") is None:
             raise EngineError("there is no srun here: run memcluster where jobs are submitted to Slurm")
 
-    def start(self, host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        words = ["srun", *OPTIONS, *self._partition, f"--nodelist={host.name}", "--", "/bin/sh", "-c", shell_line(argv)]
-        self.run(host.name, Program(words, env=env, has_to_clean_up=True))
+    def start(self, hosts: Sequence[Host], argv: Sequence[str], letters: Letters) -> None:
+        command = ["/bin/sh", "-c", shell_line(argv)]
+        for host in hosts:
+            words = ["srun", *OPTIONS, *self._partition, f"--nodelist={host.name}", "--", *command]
+            self.run(host.name, Program(words, env={VARIABLE: letters(host.name)}, has_to_clean_up=True))
+            self.tell(host.name, b"")

@@ -2,15 +2,16 @@
 it knows nothing of a host's death; but what everybody has.
 
 It asks nobody for a password, and goes by the user's own configuration: keys, ports, users and jump hosts are there.
+The letter goes on its standard input, and so is written while it shakes hands.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from memcluster.launcher.clusterfile.settings import EngineConfig
-from memcluster.launcher.hosts.engine import Ended, EngineError, Host
+from memcluster.launcher.hosts.engine import Ended, EngineError, Host, Letters
 from memcluster.launcher.hosts.programs import Program, Programs, shell_line
 from memcluster.node.transport.loop import Loop
 
@@ -25,9 +26,10 @@ class SSH(Programs):
         if shutil.which("ssh") is None:
             raise EngineError("there is no ssh here: install an OpenSSH client")
 
-    def start(self, host: Host, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        words = ["ssh", "-T", *(f"-o{option}" for option in OPTIONS)]
-        if host.address:
-            words.append(f"-oHostName={host.address}")
-        told = "".join(f"{value}\n" for value in env.values()).encode()
-        self.run(host.name, Program([*words, "--", host.name, shell_line(argv)], told))
+    def start(self, hosts: Sequence[Host], argv: Sequence[str], letters: Letters) -> None:
+        options = [f"-o{option}" for option in OPTIONS]
+        for host in hosts:
+            address = [f"-oHostName={host.address}"] if host.address else []
+            self.run(host.name, Program(["ssh", "-T", *options, *address, "--", host.name, shell_line(argv)]))
+        for host in hosts:
+            self.tell(host.name, f"{letters(host.name)}\n".encode())

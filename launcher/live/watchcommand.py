@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from memcluster.client.console import EXIT_IN_USE, Failure, system_words
+from memcluster.client.console import EXIT_IN_USE, Failure
+from memcluster.client.stdio import system_words
 from memcluster.launcher.checked import running
 from memcluster.launcher.reach import beyond, is_wildcard
 from memcluster.node.transport.address import Address

@@ -14,7 +14,7 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Any
 
-from memcluster.client.console import SHORT
+from memcluster.client.stdio import SHORT
 from memcluster.launcher.run.identity import Identity, describe_exit, kill
 from memcluster.launcher.run.leftovers import wait_gone
 from memcluster.launcher.supervision.forkserver import CONTEXT, fork_server
