@@ -9,23 +9,22 @@ anew, and what is in flight is split again.
 from __future__ import annotations
 
 import select
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memcluster.client.cluster_map import ClusterMap, parse_map, reading_map
+from memcluster.client.connecting import connecting
 from memcluster.client.connection import MAX_IN_FLIGHT, Connection
 from memcluster.client.errors import ClusterError, ConnectionProblem, Disconnected, Refused, Timeout
 from memcluster.client.exclusive import Exclusive, exclusive
-from memcluster.client.handshake import LONGEST_PAUSE, PART, PATIENCE, Return, offering, opening
+from memcluster.client.handshake import PATIENCE, Return, offering
+from memcluster.client.identifiers import Identifiers
 from memcluster.client.pending import Pending
 from memcluster.client.routed import Routed
-from memcluster.client.system import Errand, Interest, Steps, System, wait
+from memcluster.client.system import Errand, Interest, Steps, System, united, wait
 from memcluster.client.uri import Target
 from memcluster.node.layout import Layout, Piece
 from memcluster.node.nbd.wire import Command, Rep, TransmissionFlag
-
-BLOCK = 1 << 16
-"""Identifiers that a server lends at a time."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,9 @@ class Router(Exclusive):
     """Knows every server of the cluster that `target` is one server of; see `Connection` for the rest. Made by
     `opening`."""
 
-    def __init__(self, system: System, target: Target, *, timeout: float, reconnect: bool) -> None:
+    def __init__(
+        self, system: System, target: Target, contexts: Sequence[str], *, timeout: float, reconnect: bool
+    ) -> None:
         super().__init__()
         self.target = target
         self.timeout = timeout
@@ -54,14 +55,12 @@ class Router(Exclusive):
         self._system = system
         self._monotonic = system.monotonic
         self._closed = False
-        self._restock = 0.0  # when to ask for more identifiers
         self._under_way: dict[Pending, Routed] = {}
         self._connections: list[Connection | None] = []  # by server; not every server has a part
         self._parts: list[Connection] = []
         self._returns: dict[Connection, Return] = {}
+        self._identifiers = Identifiers(system, target, contexts, lambda: self._map.servers)
         self._search: Errand[bool] | None = None  # for a new map
-        self._loan: Errand[list[str]] | None = None  # of more identifiers
-        self._no_loan: ClusterError | None = None  # why there is none
 
     @classmethod
     def opening(
@@ -69,10 +68,9 @@ class Router(Exclusive):
     ) -> Steps[Router]:
         """Connect to every server of the cluster; `contexts` are those of the export at `target`. Raises
         ClusterError."""
-        router = cls(system, target, timeout=timeout, reconnect=reconnect)
-        router._take_block(contexts)
+        router = cls(system, target, contexts, timeout=timeout, reconnect=reconnect)
         found = parse_map((yield from reading_map(system, target, timeout)), target)
-        router._adopt(found, (yield from router._connecting(found)))
+        router._adopt(found, (yield from connecting(system, found, timeout)))
         return router
 
     def __repr__(self) -> str:
@@ -101,14 +99,13 @@ class Router(Exclusive):
         deadline = self._monotonic() + self.timeout
         while self.full and not self._closed:
             in_time = self._turn(deadline)
-            if self._no_loan is not None and not (in_time and self.reconnect):
-                raise self._no_loan
+            if self._identifiers.problem is not None and not (in_time and self.reconnect):
+                raise self._identifiers.problem
             if not in_time:
                 raise Timeout(self.target, "room for a request", self.timeout)
         if self._closed:
             raise Disconnected(self.target, "the connection was closed by this program")
-        self._identifier += 1
-        routed = Routed(self, self._identifier, pending)
+        routed = Routed(self, self._identifiers.take(), pending)
         pending.owner = self
         self._under_way[pending] = routed
         self._begin(routed)
@@ -138,9 +135,9 @@ class Router(Exclusive):
 
     def _abandon(self) -> None:
         self._closed = True
-        for errand in (self._search, self._loan):
-            if errand is not None:
-                errand.close()
+        if self._search is not None:
+            self._search.close()
+        self._identifiers.close()
         self._close_connections()
 
     # -- for an event loop -------------------------------------------------------------------------------------------
@@ -148,12 +145,12 @@ class Router(Exclusive):
     @property
     def full(self) -> bool:
         """`submit` would wait, for room or for identifiers."""
-        return self._exhausted or self._no_room
+        return self._identifiers.exhausted or self._no_room
 
     @property
     def lost(self) -> bool:
         """`progress` may wait for the address of a host that has a name."""
-        return self._exhausted or any(connection.lost for connection in self._parts)
+        return self._identifiers.exhausted or any(connection.lost for connection in self._parts)
 
     @property
     def interest(self) -> Interest:
@@ -166,14 +163,14 @@ class Router(Exclusive):
             wanted, due = connection.interest if back is None else back.interest
             descriptors |= wanted
             until = min(until, due)
-        if self._search is None and not self._exhausted:
+        if self._search is None and not self._identifiers.exhausted:
             return descriptors, until
         waits = [(descriptors, until)]
         if self._search is not None and self._under_way:
             waits.append(self._search.interest)
-        if self._exhausted:
-            waits.append(({}, self._restock) if self._loan is None else self._loan.interest)
-        return _united(waits)
+        if self._identifiers.exhausted:
+            waits.append(self._identifiers.interest)
+        return united(waits)
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -191,7 +188,7 @@ class Router(Exclusive):
     def _turn(self, deadline: float) -> bool:
         """One step over all connections: send, wait for any, receive; go on with making lost ones again. False if
         nothing was ready before the deadline."""
-        if (self._exhausted and self._borrow()) or self._bring_back():
+        if (self._identifiers.exhausted and self._identifiers.borrow()) or self._bring_back():
             return True
         for connection in self._parts:
             if not connection.lost:
@@ -262,8 +259,8 @@ class Router(Exclusive):
                     sizes = f"{self._map.layout.size} bytes before, {fresh.layout.size} now"
                     self._fail(ClusterError(f"{self.target}: the memory is another one: {sizes}"))
                     return True
-                self._take_block((yield from offering(self._system, replace(target, export=""), PATIENCE)))
-                made = yield from self._connecting(fresh)
+                self._identifiers.take_block((yield from offering(self._system, replace(target, export=""), PATIENCE)))
+                made = yield from connecting(self._system, fresh, self.timeout)
             except ClusterError:
                 continue
             self._adopt(fresh, made)
@@ -272,53 +269,6 @@ class Router(Exclusive):
                 self._begin(routed)
             return True
         return False
-
-    def _connecting(self, found: ClusterMap) -> Steps[list[Connection | None]]:
-        """Connections to the servers of a map, to all at once. Those that do not answer within PATIENCE, when others
-        have, are lost: they are tried again when something is asked of them. Raises ClusterError if nobody answers, or
-        if one refuses."""
-        system, timeout = self._system, self.timeout
-        begun = system.monotonic()
-        made = [
-            Connection(
-                replace(target, export=found.export), timeout=timeout, reconnect=False, routed=True, system=system
-            )
-            if size
-            else None
-            for target, size in zip(found.servers, found.layout.sizes, strict=True)
-        ]
-        parts = [connection for connection in made if connection is not None]
-        under_way = {connection: Errand(opening(system, connection.target, timeout)) for connection in parts}
-        problem: ConnectionProblem | None = None
-        done = False
-        try:
-            while under_way:
-                for connection, errand in list(under_way.items()):
-                    try:
-                        if not errand.step():
-                            continue
-                        connection.come_back(errand.result)
-                    except ConnectionProblem as error:
-                        if isinstance(error, Refused) and error.reply != Rep.ERR_SHUTDOWN:
-                            raise
-                        problem = error
-                    del under_way[connection]
-                nobody = all(connection.lost for connection in parts)
-                until = begun + (timeout if nobody else min(PATIENCE, timeout))
-                if system.monotonic() >= until:
-                    break
-                descriptors, due = _united([errand.interest for errand in under_way.values()])
-                if under_way:
-                    yield descriptors, min(due, until)
-            if all(connection.lost for connection in parts):
-                raise problem or Timeout(parts[0].target, "end of the handshake", timeout)
-            done = True
-            return made
-        finally:
-            for errand in under_way.values():
-                errand.close()
-            for connection in () if done else parts:
-                connection.close()
 
     def _adopt(self, found: ClusterMap, made: list[Connection | None]) -> None:
         """Go on with the connections of a map, some of which may be lost."""
@@ -349,49 +299,6 @@ class Router(Exclusive):
         for connection in self._parts:
             connection.close()
 
-    # -- identifiers -------------------------------------------------------------------------------------------------
-
-    def _borrow(self) -> bool:
-        """Go on with asking for more; whether they are here."""
-        if self._loan is None:
-            if self._monotonic() < self._restock:
-                return False
-            self._loan = Errand(self._lending())
-        try:
-            if not self._loan.step():
-                return False
-            self._take_block(self._loan.result)
-            self._loan = self._no_loan = None
-        except ClusterError as error:
-            self._loan, self._no_loan = None, error
-            self._restock = self._monotonic() + LONGEST_PAUSE
-            return False
-        return True
-
-    def _lending(self) -> Steps[list[str]]:
-        """What the entry offers, or another server if it does not answer. Raises ClusterError."""
-        problem: ConnectionProblem | None = None
-        for target in (self.target, *self._map.servers):
-            try:
-                return (yield from offering(self._system, replace(target, export=""), PATIENCE))
-            except ConnectionProblem as error:
-                problem = problem or error
-        assert problem is not None
-        raise problem
-
-    def _take_block(self, contexts: Sequence[str]) -> None:
-        """The identifiers that a server has lent. Raises ClusterError if it has not."""
-        found = next((context.removeprefix(PART) for context in contexts if context.startswith(PART)), "")
-        try:
-            self._identifier = int(found, 16) - 1
-        except ValueError as error:
-            raise ClusterError(f"{self.target} is no part of a memory any more") from error
-        self._last = self._identifier + BLOCK
-
-    @property
-    def _exhausted(self) -> bool:
-        return self._identifier == self._last
-
     @property
     def _no_room(self) -> bool:
         return sum(connection.cost for connection in self._parts) > MAX_IN_FLIGHT
@@ -400,13 +307,3 @@ class Router(Exclusive):
         for pending in self._under_way:
             pending.settle(error)
         self._under_way.clear()
-
-
-def _united(waits: Iterable[Interest]) -> Interest:
-    """Whatever comes first."""
-    descriptors: dict[int, int] = {}
-    until = float("inf")
-    for wanted, due in waits:
-        descriptors |= wanted
-        until = min(until, due)
-    return descriptors, until

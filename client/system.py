@@ -10,7 +10,7 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -96,6 +96,16 @@ def finish(system: System, steps: Steps[T]) -> T:
     finally:
         errand.close()
     return errand.result
+
+
+def united(waits: Iterable[Interest]) -> Interest:
+    """Whatever comes first."""
+    descriptors: dict[int, int] = {}
+    until = float("inf")
+    for wanted, due in waits:
+        descriptors |= wanted
+        until = min(until, due)
+    return descriptors, until
 
 
 def wait(system: System, interest: Interest, deadline: float) -> dict[int, int]:

@@ -393,7 +393,7 @@ def test_a_request_longer_than_all_that_may_be_in_flight(make_cluster):
 
 def test_identifiers_are_lent_anew_when_a_block_is_used_up(make_cluster, monkeypatch):
     """Where clients route a server is asked for more of them by a thread; what waits for that is begun then."""
-    monkeypatch.setattr("memcluster.client.router.BLOCK", 3)
+    monkeypatch.setattr("memcluster.client.identifiers.BLOCK", 3)
     cluster = make_cluster(topology="client-routed")
 
     async def main() -> None:

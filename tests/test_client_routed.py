@@ -207,7 +207,7 @@ def test_without_reconnect_a_loss_is_an_error(make_cluster):
 
 def test_identifiers_are_lent_anew_when_a_block_is_used_up(make_cluster, monkeypatch):
     """A client asks for another block without taking a slot."""
-    monkeypatch.setattr("memcluster.client.router.BLOCK", 3)
+    monkeypatch.setattr("memcluster.client.identifiers.BLOCK", 3)
     cluster = make_cluster(topology="client-routed", clients={"limit": 1})
     with cluster.connect() as memory:
         for number in range(10):
@@ -218,8 +218,8 @@ def test_identifiers_are_lent_anew_when_a_block_is_used_up(make_cluster, monkeyp
 
 def test_identifiers_are_lent_by_whoever_is_there(make_cluster, monkeypatch):
     """The server that a client was told of is away: it asks another one, and those that are there do what they can."""
-    monkeypatch.setattr("memcluster.client.router.BLOCK", 3)
-    monkeypatch.setattr("memcluster.client.router.PATIENCE", 0.2)
+    monkeypatch.setattr("memcluster.client.identifiers.BLOCK", 3)
+    monkeypatch.setattr("memcluster.client.identifiers.PATIENCE", 0.2)
     cluster = make_cluster(topology="client-routed", restart={"deaths": 100})
     with cluster.connect() as memory:
         cluster.command("fault", "kill", "server0", "--for", "1h")

@@ -17,6 +17,7 @@ SERVER, CONNECTION, MEMORY = "node/serving/server.py", "node/serving/connection.
 SERVICE = "node/serving/service.py"
 KEEPER = "node/serving/keeper.py"
 LIBRARY, ROUTER, ROUTED = "client/connection.py", "client/router.py", "client/routed.py"
+IDENTIFIERS = "client/identifiers.py"
 MERGE, HISTORY, WRITER = "node/log/merge.py", "node/log/history.py", "node/log/writer.py"
 
 
@@ -588,9 +589,9 @@ ROUTING = (
     fault(
         "identifier-twice",
         "the library gives two requests one identifier",
-        ROUTER,
-        "        self._identifier += 1\n        routed",
-        "        self._identifier += self._identifier % 8 > 0\n        routed",
+        IDENTIFIERS,
+        "        self._last_used += 1\n",
+        "        self._last_used += self._last_used % 8 > 0\n",
         CR,
     ),
     fault(

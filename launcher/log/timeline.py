@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from memcluster.client.router import BLOCK
+from memcluster.client.identifiers import BLOCK
 from memcluster.launcher.log.stories import Arrow, Bar, Stories, shape_of
 from memcluster.launcher.log.trace import Tracks
 from memcluster.node.log.record import COUNTER_BITS, PROBE, SERVER_SHIFT, TROUBLE, Event, Kind, subject_name
