@@ -122,6 +122,43 @@ def test_the_fork_server_is_killed(make_cluster):
     assert len(said.splitlines()) == 3
 
 
+DYING = """
+import itertools, os, signal
+from memcluster.launcher import cli
+from memcluster.launcher.supervision import child
+
+def dies_when_asked_for_the_third_time(calls=itertools.count(1), fork_server=child.fork_server):
+    pid = fork_server()
+    if next(calls) == 3:
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return pid
+
+child.fork_server = dies_when_asked_for_the_third_time
+cli.main()
+"""
+
+
+def test_a_fork_server_that_dies_when_it_is_asked_is_replaced_by_one_like_it(tmp_path, new_cluster):
+    """Whoever notices: multiprocessing, which starts another one by itself, would start one that is not tied to the
+    supervisor. The next one goes with that, and the nodes with it, even if all of them stand still."""
+    cluster = new_cluster(tmp_path, servers=1)
+    (tmp_path / "dying.py").write_text(DYING)
+    run(sys.executable, "-P", tmp_path / "dying.py", "up", "-d", cwd=tmp_path)
+    cluster.remember()
+    before = cluster.record.helpers
+    cluster.command("fault", "kill", "logger0")
+    wait_until(cluster, server0=1, logger0=1)
+    cluster.remember()
+    record = cluster.record
+    assert record.helpers != before
+    everyone = [*record.helpers, *(node.identity for node in record.nodes)]
+    for identity in everyone:
+        assert identity.signal(signal.SIGSTOP)
+    record.supervisor.signal(signal.SIGKILL)
+    assert wait_gone(everyone, TIMEOUT)
+
+
 BROKEN = """
 import os, pathlib, re, select, sys
 

@@ -5,6 +5,7 @@ It takes longest to load, so it is started first: this module needs little of th
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -34,7 +35,15 @@ def start_fork_server(directory: Path, *modules: str) -> None:
     multiprocessing.current_process()._config["tempdir"] = str(directory)  # type: ignore[attr-defined]
     sys.modules["__main__"] = types.ModuleType("__main__")
     CONTEXT.set_forkserver_preload(["memcluster.node.zygote", "memcluster.node.process", *modules, *NEEDED])
+    forkserver._forkserver.ensure_running = _still_runs  # type: ignore[method-assign]
     fork_server()
+
+
+def _still_runs() -> None:
+    """What multiprocessing asks for before it has a process forked: it would start a fork server in the place of a dead
+    one by itself, without what ties it to this process (see node/zygote.py). Raises ConnectionResetError."""
+    if _death():
+        raise ConnectionResetError(errno.ECONNRESET, "the fork server has died")
 
 
 def fork_server() -> int:
