@@ -14,7 +14,7 @@ from memcluster.launcher.clusterfile.settings import EngineConfig, HostConfig
 from memcluster.launcher.run import leftovers
 from memcluster.launcher.run.control import NoAnswer, connect
 from memcluster.launcher.run.directory import NameInUse, RunDirectory, RunRecord
-from memcluster.launcher.supervision.patience import LAST_STAGES
+from memcluster.launcher.supervision.patience import HOSTS_LEAVE, LAST_STAGES
 
 Tell = Callable[[dict[str, Any]], None]
 SLACK = 5.0
@@ -64,7 +64,8 @@ def down(
     deadline = None
     if record is not None and not (drain and timeout is None):
         limit = record.stop_timeout if timeout is None else timeout
-        deadline = time.monotonic() + limit + (record.stop_timeout if drain else 0) + LAST_STAGES + SLACK
+        limit += (record.stop_timeout if drain else 0) + (HOSTS_LEAVE if record.hosts else 0)
+        deadline = time.monotonic() + limit + LAST_STAGES + SLACK
     code, gone = 0, False
     try:
         with closing(connect(run.control)) as stream:

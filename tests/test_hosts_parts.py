@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import signal
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import ROOT, SECRET, Cluster, memcluster_command, run
+from harness import SECRET, memcluster_command, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +19,7 @@ from memcluster.launcher.clusterfile.settings import EngineConfig, HostConfig
 from memcluster.launcher.clusterfile.written import dump
 from memcluster.launcher.hosts.conversation import Conversation
 from memcluster.launcher.hosts.letter import Letter, write_certificates
-from memcluster.launcher.hosts.shards import NotThere, Part, find_or_make
+from memcluster.launcher.hosts.shards import NotThere, Part, belongs_elsewhere, find_or_make
 from memcluster.node.cluster_map import ClusterMap, ServerEntry
 from memcluster.node.spec import Bounds, NodeSpec, opener_tls, server_tls
 from memcluster.node.tls.credentials import Credentials
@@ -265,6 +262,9 @@ def test_another_memorys_part_is_left_alone(tmp_path: Path) -> None:
     find_or_make(PART, tmp_path, made=False)
     with pytest.raises(NotThere, match=r"b holds another memory in .*: `memcluster down` discards"):
         find_or_make(Part("m2", "c", "b", {"1": 8192}), tmp_path, made=False)
+    assert not belongs_elsewhere(tmp_path, "m1")
+    assert belongs_elsewhere(tmp_path, "m2")
+    assert not belongs_elsewhere(tmp_path / "nothing", "m2")
 
 
 def test_two_hosts_that_share_a_folder_are_refused(tmp_path: Path) -> None:
@@ -359,148 +359,3 @@ def test_who_has_the_secret_but_no_certificate_of_the_run_gets_no_further(
     assert kind == "none" or failed
     for line in met:
         line.close()
-
-
-# -- over the command line, without a lab ------------------------------------------------------------------------------
-
-FAKE = """#!/bin/sh
-for last; do :; done
-{before}
-exec setsid --fork --wait sh -c "$last"
-"""
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """An ssh that runs the command here, in a session of its own, which does not end with it."""
-
-    def make(before: str = "") -> None:
-        (tmp_path / "bin").mkdir()
-        (tmp_path / "bin" / "ssh").write_text(FAKE.format(before=before))
-        (tmp_path / "bin" / "ssh").chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-
-    return make
-
-
-HOSTS = {
-    "servers": 2,
-    "hosts": [{"name": "host-b", "address": "127.0.0.1"}],
-    "engine": {"ssh": {"command": " ".join(memcluster_command())}},
-}
-
-
-@pytest.mark.parametrize(
-    ("before", "sentence"),
-    [
-        ("echo 'no route to host' >&2; exit 255", "host-b: ssh ended with status 255: no route to host"),
-        ("exec sh -c 'exec memclustre guardian'", "memclustre: not found"),
-    ],
-)
-def test_up_says_why_a_host_does_not_come(new_cluster, tmp_path: Path, fake, before: str, sentence: str) -> None:
-    """The engine's own words; and nothing is left of the start."""
-    fake(before)
-    cluster: Cluster = new_cluster(tmp_path, **HOSTS)
-    done = cluster.command("up", "-d", check=False)
-    assert done.returncode == 1
-    assert sentence in done.stderr.decode()
-    assert not cluster.directory.exists()
-
-
-def test_a_host_of_another_version_is_refused(new_cluster, fake, tmp_path: Path) -> None:
-    other = tmp_path / "other.py"
-    other.write_text(
-        "import memcluster\nmemcluster.__version__ = '0.0.1'\n"
-        "from memcluster.launcher.start import main\nmain()\n"
-    )
-    fake()
-    cluster: Cluster = new_cluster(tmp_path, **{**HOSTS, "engine": {"ssh": {"command": f"{sys.executable} {other}"}}})
-    done = cluster.command("up", "-d", check=False)
-    assert done.returncode == 1
-    assert "host-b has memcluster 0.0.1, and this is" in done.stderr.decode()
-
-
-def test_a_host_that_nobody_knows_is_told_before_anything_is_started(new_cluster, tmp_path: Path, fake) -> None:
-    fake()
-    cluster: Cluster = new_cluster(tmp_path, **{**HOSTS, "hosts": ["nobody.invalid"]})
-    done = cluster.command("up", "-d", check=False)
-    assert done.returncode == 1
-    assert "nobody here knows where nobody.invalid is" in done.stderr.decode()
-
-
-@pytest.mark.parametrize("encrypted", [True, False])
-def test_large_requests_come_through_between_hosts(new_cluster, tmp_path: Path, fake, encrypted: bool) -> None:
-    """Whole shards, both ways, and more of them at a time than a socket takes; with TLS and without."""
-    fake()
-    cluster: Cluster = new_cluster(tmp_path, **HOSTS, memory="8MiB", host_encryption=encrypted)
-    cluster.up()
-    content = os.urandom(8 << 20)
-    with cluster.connect() as memory:
-        memory[:] = content
-        assert memory[:] == content
-        assert memory[4 << 20 : 6 << 20] == content[4 << 20 : 6 << 20]
-    assert cluster.status()["nodes"][1]["sent"] > 6 << 20
-    cluster.down()
-
-
-def test_apply_reaches_every_host_and_refuses_what_needs_a_new_start(new_cluster, tmp_path: Path, fake) -> None:
-    """What it refuses is named with its place, and nothing is changed."""
-    fake()
-    cluster: Cluster = new_cluster(tmp_path, **HOSTS)
-    cluster.up()
-    before = [node["pid"] for node in cluster.status()["nodes"]]
-
-    def write(**keys: object) -> None:
-        cluster.file.write_text(json.dumps(cluster.keys | keys))
-
-    write(logs={"level": "errors"})
-    assert json.loads(cluster.command("apply", "--yes", "--json").stdout)["applied"]
-    cluster.memclient("write", "0", "in no log, on neither host")
-    assert not cluster.logged_writes()
-    write(logs={"level": "errors"}, memory="4MiB", layout={"stripe": "64KiB"})
-    refused = cluster.command("apply", "--yes", check=False)
-    assert refused.returncode == 1
-    for key in ("memory", "layout.stripe"):
-        assert f"{key}: over several hosts only what running nodes can be told" in refused.stderr.decode()
-    assert [node["pid"] for node in cluster.status()["nodes"]] == before
-    cluster.down()
-
-
-def test_status_asks_the_nodes_of_other_hosts_themselves_when_the_supervisor_does_not_answer(
-    new_cluster, tmp_path: Path, fake
-) -> None:
-    """A pid of another machine says nothing here."""
-    fake()
-    cluster: Cluster = new_cluster(tmp_path, **HOSTS, host_lease="60s")
-    cluster.up()
-    supervisor = cluster.record.supervisor
-    supervisor.signal(signal.SIGSTOP)
-    found = {node["name"]: (node["state"], node["ready"], node.get("host")) for node in cluster.status()["nodes"]}
-    supervisor.signal(signal.SIGCONT)
-    assert found["server1"] == found["logger1"] == ("running", True, "host-b")
-    assert found["server0"] == ("running", True, None)
-    cluster.down()
-
-
-RAY = "memory: 2MiB\nservers: 2\nlisten: 127.0.0.1:0\nhosts: [{name: b, address: 127.0.0.1}]\nengine: ray\n"
-
-
-@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed here")
-def test_who_has_no_ray_is_told_what_to_install(tmp_path: Path) -> None:
-    (tmp_path / "cluster.yaml").write_text(RAY)
-    refused = run(*memcluster_command("-f", str(tmp_path / "cluster.yaml"), "up", "-d"), check=False)
-    assert refused.returncode == 1
-    assert b"there is no Ray here: pip install 'memcluster[ray]'" in refused.stderr
-
-
-def test_what_ray_says_is_told_by_the_first_of_its_lines(tmp_path: Path) -> None:
-    """Its place is taken by a package that finds no cluster of Ray's, as the real one says it."""
-    (tmp_path / "ray" / "util").mkdir(parents=True)
-    said = '"Could not find any running Ray instance.\\nAdvice follows."'
-    (tmp_path / "ray" / "__init__.py").write_text(f"def init(**words):\n    raise ConnectionError({said})\n")
-    (tmp_path / "ray" / "util" / "scheduling_strategies.py").write_text("NodeAffinitySchedulingStrategy = None\n")
-    (tmp_path / "cluster.yaml").write_text(RAY)
-    command = memcluster_command("-f", str(tmp_path / "cluster.yaml"), "up", "-d")
-    refused = run(*command, check=False, PYTHONPATH=f"{ROOT}:{tmp_path}")
-    assert refused.returncode == 1
-    assert "b: Ray's driver ended: Ray: Could not find any running Ray instance.\n" in refused.stderr.decode()

@@ -24,7 +24,7 @@ from typing import Any
 from memcluster import __version__
 from memcluster.launcher.hosts.conversation import Conversation, Head
 from memcluster.launcher.hosts.letter import KEYS, SUPERVISOR, Letter
-from memcluster.launcher.hosts.shards import NotThere, Part, find_or_make
+from memcluster.launcher.hosts.shards import NotThere, Part, belongs_elsewhere, find_or_make
 from memcluster.launcher.run import leftovers
 from memcluster.launcher.run.directory import NodeRecord, RunDirectory, RunRecord
 from memcluster.launcher.run.identity import Identity
@@ -167,7 +167,8 @@ class Guardian:
             case "pace":
                 self._heartbeats.change(head["hang_timeout"])
             case "end":
-                self._end(head["keep"])
+                of_another = head["memory"] and belongs_elsewhere(self._run.path, head["memory"])
+                self._end(head["keep"] or of_another)
             case "refuse":
                 self._refuse(head["name"])
             case "die":  # a fault on purpose

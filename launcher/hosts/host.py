@@ -3,6 +3,8 @@
 A guardian that says `leave` goes in peace. One that is no longer heard, and did not say so, is run again: at once if
 the engine believes that it has ended, else when its lease is over. Till then nothing is said of its nodes, which may
 serve on: the way to them is not the way to it.
+
+In the end each is told to leave. A host without a guardian, whose shards are to be thrown away, has one run for that.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ GIVEN_UP = "given up"
 """In the place of a session: another guardian is to come, however long that takes."""
 AGAIN_AT_MOST = 10.0
 """Seconds between two attempts to run a guardian, at most."""
+AT_THE_END = 2
+"""Guardians that are run to throw shards away, at most: a host that is down gets none."""
 
 
 class FarHost:
@@ -66,7 +70,11 @@ class FarHost:
         self._attempts = 0
         self._due: Timer | None = None
         self._peace = False
-        self._closing = False
+        self._under_way = False  # one that has been run again, and of which the engine has not said that it ended
+        self._ours = False  # there are shards of this memory
+        self._closing = self._discarding = False
+        self._expected = False  # to leave, or to come and throw the shards away
+        self._runs_left = AT_THE_END
         self._cut = False
         self._samples = 0
         self._quickest = float("inf")
@@ -84,6 +92,12 @@ class FarHost:
     def never_came(self) -> bool:
         """No guardian of it has been here."""
         return not self._session
+
+    def over(self, *, engine_tells: bool) -> bool:
+        """It has left, and its guardian has ended as far as can be known; or it is not there to be waited for."""
+        if self.gone:
+            return bool(self.ended) if engine_tells else not self.present
+        return not self.present and not self._expected
 
     @property
     def present(self) -> bool:
@@ -132,7 +146,7 @@ class FarHost:
 
     def came(self, channel: Channel, run: str, session: str, taken: int) -> None:
         """Its guardian has connected, for the first time or again; is told which `run` of a supervisor this is."""
-        if self._closing and session != self._session:
+        if self._closing and session != self._session and not self._discarding:
             channel.send({"refused": "the cluster is being stopped"})
             channel.finish()
             return
@@ -143,13 +157,16 @@ class FarHost:
             channel.send({"refused": f"{self.name} was not heard for too long, and is being started afresh"})
             channel.finish()
             return
-        self._heard, self._attempts, self._peace, self.gone = time.monotonic(), 0, False, False
+        self._heard, self._attempts = time.monotonic(), 0
+        self._peace = self.gone = self._under_way = False
         if session != self._session:  # it has the lock: the one before is dead, and its nodes are
             how = f"the guardian of {self.name} ended" + (f" ({self.ended})" if self.ended else "")
             self._session = session
             self._conversation = Conversation(self._told, self._beaten)
             self._prepared, self._samples, self._quickest = False, 0, float("inf")
-            if self.prepare is not None:
+            if self._discarding:
+                self._conversation.say(self._word(keep=False))
+            elif self.prepare is not None:
                 self._conversation.say(self.prepare)
             self._lost(how)
         self.ended = ""
@@ -177,11 +194,13 @@ class FarHost:
 
     def engine_says(self, how: str) -> None:
         """The engine believes that the guardian has ended."""
-        self.ended = how
+        self.ended, self._under_way = how, False
         self.consider()
 
     def consider(self) -> None:
         """Does a guardian have to be run?"""
+        if self._discarding:
+            self._consider_shards()
         if self._closing or self._peace or self.trouble or self.present or not self.ended or self._due is not None:
             return
         if not self._session:
@@ -189,6 +208,16 @@ class FarHost:
         pause = 0.0 if not self._attempts else min(AGAIN_AT_MOST, 0.5 * 2 ** min(self._attempts, 10))
         self._attempts += 1
         self._due = self.loop.after(pause, self._run_again)
+
+    def _consider_shards(self) -> None:
+        """Does a guardian have to be run to throw them away?"""
+        if self.present or self.gone or not (self.ended or self._peace):
+            return
+        self._expected = self._runs_left > 0
+        if self._expected:
+            self._runs_left -= 1
+            self.ended, self._peace = "", False
+            self._again()
 
     def look(self) -> None:
         """From time to time: beats, and an end to waiting."""
@@ -214,10 +243,22 @@ class FarHost:
         if cut and self._channel is not None:
             self._channel.close()
 
-    def end(self, keep: bool) -> None:
-        """Tell it to end."""
+    def end(self, keep: bool, *, again: bool) -> None:
+        """Tell it to end. Where it is not there to `keep` no shards, and can be run `again`, another one is told to."""
         self._closing = True
-        self.say({"do": "end", "keep": keep})
+        if self._due is not None:
+            self._due.cancel()
+        self.say(self._word(keep))
+        self._expected = self.present
+        if again and not keep and self._ours:
+            self._discarding = True
+            self._expected = self.present or self._under_way
+            self.gone = False
+            self.consider()
+
+    def _word(self, keep: bool) -> Head:
+        """By which a guardian ends. Of another memory, which has come there meanwhile, it throws nothing away."""
+        return {"do": "end", "keep": keep, "memory": "" if self.prepare is None else self.prepare["memory"]}
 
     def close(self) -> None:
         """Nothing more is to be heard."""
@@ -230,7 +271,7 @@ class FarHost:
     def _run_again(self) -> None:
         self._due = None
         if not self._closing:
-            self.ended = ""
+            self.ended, self._under_way = "", True
             self._again()
 
     # -- what its guardian says ----------------------------------------------------------------------------------------
@@ -251,10 +292,11 @@ class FarHost:
     def _told(self, head: Head) -> None:
         if "prepared" in head:
             self.addresses, self.runs, self._prepared = head["prepared"], tuple(head["run"]), True
+            self._ours = True
             self._start_queued()
         elif "refused" in head:
             self.trouble = head["refused"]
-            self.say({"do": "end", "keep": True})
+            self.say(self._word(keep=True))
             for child in tuple(self._children.values()):
                 self._queued.pop(child.life, None)
                 del self._children[child.life]

@@ -24,6 +24,7 @@ from memcluster.launcher.reach import is_wildcard, numbers, way_to
 from memcluster.launcher.run import leftovers
 from memcluster.launcher.run.directory import RunDirectory
 from memcluster.launcher.supervision import sockets
+from memcluster.launcher.supervision.patience import HOSTS_LEAVE
 from memcluster.launcher.supervision.places import Place
 from memcluster.launcher.supervision.process import Gone, Process, Told
 from memcluster.node.nbd.printable import printable
@@ -44,8 +45,6 @@ BEATS = 8
 """In the length of the lease, at least."""
 ANSWER_WITHIN = 15.0
 """Seconds that a host has to come when only something is to be thrown away, once nobody has its lock any more."""
-GOODBYE = 10.0
-"""Seconds that hosts have to leave when they are told to."""
 
 
 Doors = Callable[[Sequence[str]], dict[str, str]]
@@ -189,7 +188,8 @@ class Hosts:
             }
             if host.present:
                 host.say(host.prepare)
-        self._wait(lambda host: host.ready, seconds, "is not ready")
+        if problems := self._wait(lambda host: host.ready, seconds, "is not ready"):
+            raise HostError("\n".join(problems))
         for host in self._hosts.values():  # whoever comes next has what this one had
             assert host.prepare is not None
             host.prepare = {**host.prepare, "made": True, "listen": host.addresses}
@@ -209,27 +209,30 @@ class Hosts:
     def discard(self, seconds: float) -> tuple[list[str], list[str]]:
         """Have guardians come only to throw away what an earlier run has left: the hosts that had something, and
         sentences of those that could not be asked."""
-        problems: list[str] = []
         try:
             self.start()
-            self._wait(lambda host: host.present, seconds, "does not answer")
         except HostError as error:
-            problems = str(error).splitlines()
-        problems = self.end(keep=False) or problems
+            return [], [str(error)]
+        problems = self._wait(lambda host: host.present, seconds, "does not answer", each=True)
+        problems += self.end(keep=False)
         return [name for name, host in self._hosts.items() if host.held], problems
 
-    def _wait(self, fact: Callable[[FarHost], bool], seconds: float, lacking: str) -> None:
-        """Turn the loop until it is a fact of every host. Raises HostError."""
+    def _wait(
+        self, fact: Callable[[FarHost], bool], seconds: float, lacking: str, *, each: bool = False
+    ) -> list[str]:
+        """Turn the loop until it is a fact of every host; what keeps it from that, in sentences: as soon as there is
+        something, or with `each` when there is no host left to be waited for."""
         hosts = self._hosts.values()
         deadline = time.monotonic() + seconds
         while waiting := [host for host in hosts if not fact(host)]:
             over = [host.trouble for host in waiting if host.trouble]
             over += [f"{host.name}: {host.ended}" for host in waiting if host.ended and not host.present]
-            if not over and time.monotonic() >= deadline:
-                over = [f"{host.name} {lacking} after {seconds:g} s" for host in waiting]
-            if over:
-                raise HostError("\n".join(over))
+            if over and (not each or len(over) >= len(waiting)):
+                return over
+            if time.monotonic() >= deadline:
+                return over or [f"{host.name} {lacking} after {seconds:g} s" for host in waiting]
             self.loop.turn(deadline - time.monotonic())
+        return []
 
     def _there(self, host: str, address: Address) -> Address:
         """In numbers, for who listens at it."""
@@ -323,10 +326,11 @@ class Hosts:
                 host.say({"do": "refuse", "name": name})
 
     def end(self, keep: bool) -> list[str]:
+        ours = self._engine.letter is None  # and runs what it is asked to, and tells how that has ended
         for host in self._hosts.values():
-            host.end(keep)
-        deadline = time.monotonic() + GOODBYE  # nothing is to be left there when this returns
-        while not all(map(self._has_ended, self._hosts.values())) and time.monotonic() < deadline:
+            host.end(keep, again=ours)
+        deadline = time.monotonic() + HOSTS_LEAVE  # nothing is to be left there when this returns
+        while not all(host.over(engine_tells=ours) for host in self._hosts.values()) and time.monotonic() < deadline:
             self.loop.turn(deadline - time.monotonic())
         lost = [host for host in self._hosts.values() if not host.gone and not host.never_came]
         return [
@@ -334,11 +338,6 @@ class Hosts:
             + ("" if keep else "; `memcluster down` when it is back discards its part of the memory")
             for host in lost
         ]
-
-    def _has_ended(self, host: FarHost) -> bool:
-        """As far as can be known."""
-        told = host.gone and self._engine.letter is None  # by the engine, which runs it
-        return bool(host.ended) if told else not host.present
 
     def close(self) -> None:
         self._engine.stop()

@@ -64,6 +64,12 @@ def find_or_make(part: Part, directory: Path, *, made: bool) -> None:
     make_memory(directory, part.to_json(), files)
 
 
+def belongs_elsewhere(directory: Path, memory: str) -> bool:
+    """What lies there is a part of a memory of another name."""
+    found = _read(claim_path(directory)) or _read(unfinished_path(directory))
+    return found is not None and found.get("memory") != memory
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text())

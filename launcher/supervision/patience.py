@@ -4,3 +4,5 @@ from __future__ import annotations
 
 LAST_STAGES = 3.0
 """Seconds the stages after a missed deadline still have, so that the log is written even then."""
+HOSTS_LEAVE = 15.0
+"""Seconds that other hosts have to leave when they are told to: one that has to be run again for that takes a while."""
