@@ -19,7 +19,7 @@ MOST_LINKS = 40
 def open_folder(path: str | Path, *, make: bool = False, owner: tuple[int, int] | None = None) -> int:
     """A descriptor (O_PATH) of a folder of this user; with `make`, what is missing of it is made. Root may do so for an
     `owner`, a user and a group. Raises OSError."""
-    folder = _walk(Path(path), make, owner)
+    folder = _walk(os.fspath(path), make, owner)
     try:
         _check_own(folder, path, owner)
     except OSError:
@@ -35,19 +35,20 @@ def make_folder(path: str | Path, owner: tuple[int, int] | None = None) -> None:
 
 def open_file(path: str | Path, flags: int, mode: int = FILE) -> int:
     """Open a file of this user in a folder of this user; what is to be cut is looked at first. Raises OSError."""
-    path = Path(path)
-    folder = open_folder(path.parent)
+    path = os.fspath(path)
+    parent, name = os.path.split(path)
+    folder = open_folder(parent or ".")
     try:
         guarded = flags & ~os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # it may be a fifo
-        file = os.open(path.name, guarded, mode, dir_fd=folder)
+        file = os.open(name, guarded, mode, dir_fd=folder)
     except OSError as error:
         words = "is a link, which is not followed" if error.errno == errno.ELOOP else error.strerror
-        raise OSError(error.errno, words, str(path)) from error
+        raise OSError(error.errno, words, path) from error
     finally:
         os.close(folder)
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise OSError(errno.EPERM, "is no file", str(path))
+            raise OSError(errno.EPERM, "is no file", path)
         _check_own(file, path)
         if flags & os.O_TRUNC:
             os.ftruncate(file, 0)
@@ -80,11 +81,11 @@ def rename(old: Path, new: Path) -> None:
         os.close(folder)
 
 
-def _walk(path: Path, make: bool, owner: tuple[int, int] | None) -> int:
+def _walk(path: str, make: bool, owner: tuple[int, int] | None) -> int:
     """From the root on, a part at a time; a link is looked at before it is followed."""
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     here = os.open("/", flags)
-    parts = list(reversed(path.absolute().parts[1:]))
+    parts = _parts(os.path.join(os.getcwd(), path))
     links = 0
     try:
         while parts:
@@ -106,19 +107,24 @@ def _walk(path: Path, make: bool, owner: tuple[int, int] | None) -> int:
             try:
                 links += 1
                 _check_link(found, links)
-                target = Path(os.readlink("", dir_fd=found))
+                target = os.readlink("", dir_fd=found)
             finally:
                 os.close(found)
-            if target.is_absolute():
+            if target.startswith("/"):
                 os.close(here)
                 here = os.open("/", flags)
-            parts += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+            parts += _parts(target)
         if not stat.S_ISDIR(os.fstat(here).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     except OSError as error:
         os.close(here)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise OSError(error.errno, error.strerror, path) from error
     return here
+
+
+def _parts(path: str) -> list[str]:
+    """The first one last."""
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
 
 
 def _check_link(link: int, count: int) -> None:

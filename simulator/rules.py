@@ -28,7 +28,6 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import accumulate, permutations
 from operator import attrgetter
 from typing import NamedTuple
@@ -145,21 +144,26 @@ class _Stretch:
         self._latest: list[_Write] = list(accumulate(acknowledged, _later))
         self._acknowledged = acknowledged
         self._varies = len({look.value for look in looks}) > 1
+        self._by_client: dict[str, list[_Write]] | None = None
+        self._shown: tuple[list[int], list[_Shown]] | None = None
 
-    @cached_property
-    def _by_client(self) -> dict[str, list[_Write]]:
-        """The acknowledged writes, in the order in which they were asked for."""
-        found: dict[str, list[_Write]] = defaultdict(list)
-        for write in sorted(self._acknowledged, key=lambda write: write.operation.number):
-            found[write.operation.client].append(write)
-        return found
+    def _of(self, client: str) -> list[_Write]:
+        """A client's acknowledged writes, in the order in which they were asked for."""
+        if self._by_client is None:
+            self._by_client = defaultdict(list)
+            for write in sorted(self._acknowledged, key=lambda write: write.operation.number):
+                self._by_client[write.operation.client].append(write)
+        return self._by_client[client]
 
-    @cached_property
-    def _shown(self) -> tuple[list[int], list[_Shown]]:
-        """What the whole looks had shown, by when."""
-        whole = [look for look in self.looks if isinstance(look.value, int)]
-        whole.sort(key=lambda look: look.read.returned)
-        return [look.read.returned for look in whole], list(accumulate(whole, _Shown.and_also, initial=_Shown()))
+    def _shown_before(self, time: int) -> _Shown:
+        """By the whole looks that had returned."""
+        if self._shown is None:
+            whole = [look for look in self.looks if isinstance(look.value, int)]
+            whole.sort(key=lambda look: look.read.returned)
+            shown = list(accumulate(whole, _Shown.and_also, initial=_Shown()))
+            self._shown = [look.read.returned for look in whole], shown
+        returns, shown = self._shown
+        return shown[bisect_left(returns, time)]
 
     def replaced(self, write: _Write, read: Operation, *, ordered: bool) -> _Write | None:
         """Rule `lost`: the acknowledged write that must have replaced `write` before the read."""
@@ -169,13 +173,13 @@ class _Stretch:
         if not ordered:
             return None
         if write.until != NEVER and not (write.operation.repeats or write.slow):
-            for later in reversed(self._by_client.get(write.operation.client, ())):
+            for later in reversed(self._of(write.operation.client)):
                 if later.operation.number <= write.operation.number:
                     break
                 own = later.operation.client == read.client and later.operation.number < read.number
                 if (own and not later.slow) or later.until < read.invoked:
                     return later
-        for earlier in reversed(self._by_client.get(read.client, ())):  # the read's own client
+        for earlier in reversed(self._of(read.client)):  # the read's own client
             if earlier.operation.number < read.number and not earlier.slow:
                 return earlier if earlier.invoked > write.until else None
         return None
@@ -184,8 +188,7 @@ class _Stretch:
         """Rule `back`. What was sent again may have been done again."""
         if not self._varies or write.until == NEVER or write.operation.repeats:
             return False
-        returns, shown = self._shown
-        return shown[bisect_left(returns, read.invoked)].without(write.value) > write.until
+        return self._shown_before(read.invoked).without(write.value) > write.until
 
     def landed_late(self, write: _Write, read: Operation) -> _Write | None:
         """Rule `late`: the acknowledged write on which this one landed."""
@@ -252,20 +255,21 @@ class _Run(NamedTuple):
 def _runs(read: Operation) -> list[_Run]:
     """What a read tells something of. Bytes that are kept are of one block."""
     found: list[_Run] = []
-    for at, value in enumerate(read.seen):
-        offset = read.offset + at * BLOCK
-        if value is None:
-            continue
-        if found and found[-1].end == offset and found[-1].value == value and isinstance(value, int):
-            found[-1] = found[-1]._replace(end=offset + BLOCK)
-        else:
-            found.append(_Run(offset, offset + BLOCK, value))
+    seen, start = read.seen, 0
+    while start < len(seen):
+        value, end = seen[start], start + 1
+        while isinstance(value, int) and end < len(seen) and seen[end] == value:
+            end += 1
+        if value is not None:
+            found.append(_Run(read.offset + start * BLOCK, read.offset + end * BLOCK, value))
+        start = end
     return found
 
 
 def _between(places: list[int], first: int, end: int) -> list[int]:
     """Of places in order, those in a range."""
-    return places[bisect_left(places, first) : bisect_left(places, end)]
+    at, behind = bisect_left(places, first), bisect_left(places, end)
+    return places[at:behind]
 
 
 def _check_value(stretch: _Stretch, offset: int, value: int, read: Operation, verdict: Verdict, ordered: bool) -> None:

@@ -17,9 +17,10 @@ from strangers import FLAGS, go
 from memcluster.node.cluster_map import ClusterMap, ServerEntry
 from memcluster.node.forwarding.link import Link
 from memcluster.node.nbd import wire
+from memcluster.node.nbd.buffer import RECEIVE_BUFFER
 from memcluster.node.nbd.client import ClientSession
 from memcluster.node.nbd.errors import Refused
-from memcluster.node.nbd.server import RECEIVE_BUFFER, REQUEST_COST, Request
+from memcluster.node.nbd.server import REQUEST_COST, Request
 from memcluster.node.nbd.wire import Command, CommandFlag
 from memcluster.node.serving import keeper
 from memcluster.node.serving.connection import TURN_BUDGET

@@ -26,6 +26,7 @@ MAX_DESCRIPTORS: Final = 64
 """Descriptors that one receive takes, at most; the kernel gives those of one message at a time."""
 NONE_LEFT: Final = -1
 """In the place of a descriptor that the system had no room for."""
+_CUT: Final = int(socket.MSG_CTRUNC)  # to ask for a flag by its enum takes as long as the receive
 
 
 @mypyc_attr(native_class=False)  # a compiled one cannot be bytes
@@ -150,7 +151,7 @@ class Passage(Stream):
             return
         except OSError:
             count, extra, flags = 0, [], 0
-        if flags & socket.MSG_CTRUNC:  # without its place held, its message would take the next one's: another client's
+        if flags & _CUT:  # without its place held, its message would take the next one's: another client's
             self._descriptors.append(NONE_LEFT)
         for level, kind, data in extra:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -18,8 +18,9 @@ from memcluster.node.handover.messages import ADOPT, DATA, DONE, DROP, DROPPED, 
 from memcluster.node.handover.passage import PassageLink
 from memcluster.node.layout import Piece
 from memcluster.node.native import mypyc_attr
+from memcluster.node.nbd.buffer import fresh_buffer
 from memcluster.node.nbd.negotiation import Exports
-from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
+from memcluster.node.nbd.server import Request
 from memcluster.node.nbd.wire import Buffer, Error
 from memcluster.node.serving.budget import Budget
 from memcluster.node.serving.connection import HUNG_UP, Connection
@@ -181,7 +182,7 @@ class Taker(Door):
         self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report, to: Sequence[int]
     ) -> None:
         super().__init__(loop, spec, listeners, report)
-        scratch = memoryview(bytearray(RECEIVE_BUFFER))
+        scratch = fresh_buffer()
         self._sent: dict[int, dict[int, Taken]] = {number: {} for number in to}
         self._waiting: dict[int, list[tuple[Taken, Order, Sequence[Buffer]]]] = {number: [] for number in to}
         self._expiry: Timer | None = None

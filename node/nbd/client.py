@@ -18,13 +18,13 @@ from typing import Final
 
 from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd import wire
+from memcluster.node.nbd.buffer import fresh_buffer
 from memcluster.node.nbd.errors import ProtocolError
 from memcluster.node.nbd.opening import MAX_OPTION_REPLY, Opening
 from memcluster.node.nbd.printable import printable
 from memcluster.node.nbd.wire import Buffer, Chunk, ChunkFlag, Command, CommandFlag, Option
 from memcluster.node.nbd.zeroes import ZEROES
 
-RECEIVE_BUFFER: Final = 1 << 18
 HEAD: Final = 1 << 8
 """Bytes received at first behind a payload that was received in its place; see server.py."""
 MAX_CHUNK: Final = 4 + 8 * (1 << 20)
@@ -158,7 +158,7 @@ class ClientSession(Opening):
             namespace=namespace,
             tls=tls,
         )
-        self._scratch = memoryview(bytearray(RECEIVE_BUFFER)) if scratch is None else scratch
+        self._scratch = fresh_buffer() if scratch is None else scratch
         if len(self._scratch) < MAX_OPTION_REPLY:
             raise ValueError(f"a receive buffer of {len(self._scratch)} bytes; {MAX_OPTION_REPLY} are needed")
         self._room = room or _fresh

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from typing import Final
 
 from memcluster.node.nbd import wire
+from memcluster.node.nbd.buffer import fresh_buffer
 from memcluster.node.nbd.errors import ProtocolError
 from memcluster.node.nbd.negotiation import MAX_SKIP, Export, Exports, Negotiation, Security
 from memcluster.node.nbd.replies import Asked, Replies
 from memcluster.node.nbd.wire import Command, CommandFlag, Error, TransmissionFlag
 
-RECEIVE_BUFFER: Final = 1 << 18
 HEAD: Final = 1 << 8
 """Bytes received at first behind a payload that was received in its place: the next is most likely as large, and what
 of it lies in the receive buffer has to be copied out (up to a quarter of 1 MiB, 70 us)."""
@@ -115,7 +115,7 @@ class ServerSession(Replies):
         self.held = False
         """Requests are parked until it is false again, and `resume` is called."""
         self._place = place
-        self._scratch = memoryview(bytearray(RECEIVE_BUFFER)) if scratch is None else scratch
+        self._scratch = fresh_buffer() if scratch is None else scratch
         self._rest = b""  # received, not yet parsed, parked outside the shared buffer
         self._end = 0  # bytes of the receive buffer in use
         self.receiving: Request | None = None

@@ -12,8 +12,9 @@ from typing import Final
 from memcluster.node.layout import MAX_EXTENTS, Extents
 from memcluster.node.log.record import Kind, first_identifier, last_identifier
 from memcluster.node.native import mypyc_attr
+from memcluster.node.nbd.buffer import fresh_buffer
 from memcluster.node.nbd.replies import CONTEXTS, WORD, Asked, Terms
-from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
+from memcluster.node.nbd.server import Request
 from memcluster.node.nbd.wire import OWNER, Buffer, Error
 from memcluster.node.serving.connection import Connection
 from memcluster.node.serving.keeper import BLOCK_STATUS, FUA, READ, REQ_ONE, WRITE, ZEROING, Keeper
@@ -43,7 +44,7 @@ class Service(Keeper):
     def __init__(self, loop: Loop, spec: NodeSpec) -> None:
         super().__init__(loop, spec)
         self.connections: dict[int, Connection] = {}
-        self.scratch = memoryview(bytearray(RECEIVE_BUFFER))
+        self.scratch = fresh_buffer()
         self.pool = Pool()
         self.requests = 0
         self.changes = 0

@@ -23,7 +23,8 @@ from memcluster.node.handover.passage import Passage, PassageLink
 from memcluster.node.handover.taking import Taker
 from memcluster.node.layout import Extents, Piece, join_extents
 from memcluster.node.native import mypyc_attr
-from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
+from memcluster.node.nbd.buffer import fresh_buffer
+from memcluster.node.nbd.server import Request
 from memcluster.node.nbd.wire import Buffer, CommandFlag, Error
 from memcluster.node.serving.connection import CHANGING, HUNG_UP, Connection
 from memcluster.node.serving.keeper import BLOCK_STATUS, READ, WRITE, Parts
@@ -103,7 +104,7 @@ class Member(Answerer):
                 spec.index + 1,
                 Address.parse(spec.cluster.servers[spec.index + 1].address),
                 spec.index,
-                memoryview(bytearray(RECEIVE_BUFFER)),
+                fresh_buffer(),
                 spec.pass_to(f"server{spec.index + 1}"),
                 joined=lambda _: self.welcome(),
                 answered=self._answered,

@@ -15,8 +15,9 @@ from memcluster.node.forwarding.window import Window
 from memcluster.node.layout import Linear, Piece
 from memcluster.node.log.record import PROBE, REPEATED, Kind
 from memcluster.node.native import mypyc_attr
+from memcluster.node.nbd.buffer import fresh_buffer
 from memcluster.node.nbd.negotiation import Export
-from memcluster.node.nbd.server import RECEIVE_BUFFER, Request
+from memcluster.node.nbd.server import Request
 from memcluster.node.nbd.wire import Command, CommandFlag, Error
 from memcluster.node.serving.admission import Admission
 from memcluster.node.serving.connection import Connection, Route
@@ -50,7 +51,7 @@ class Primary(Door):
         self._own_end = self.shard.size if alone else 0
         self._everywhere = [Piece(index, 0, 0, ()) for index in range(len(cluster.servers))]
         self._staging, self._no_staging = _make_staging(spec.staging) if spec.staging else (None, "")
-        scratch = memoryview(bytearray(RECEIVE_BUFFER))
+        scratch = fresh_buffer()
         self._links = {
             index: Link(
                 loop,
