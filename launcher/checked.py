@@ -20,13 +20,13 @@ ANSWER_WITHIN = 10.0
 """Seconds a supervisor has to answer."""
 
 
-def load(file: Path, settings: Sequence[tuple[str, str]] = (), *, elsewhere: bool = False) -> ClusterConfig:
-    """All that cluster.yaml says, and `settings` in its place; what is wrong with it is told with a sentence a line. If
-    it is to run `elsewhere` nothing is said of this machine's room. Raises Failure."""
+def load(file: Path, settings: Sequence[tuple[str, str]] = (), *, room: bool = True) -> ClusterConfig:
+    """All that cluster.yaml says, and `settings` in its place; what is wrong with it is told with a sentence a line.
+    Whether this machine has `room` for it is for those to ask who would have it run here. Raises Failure."""
     from memcluster.launcher.clusterfile import config  # late: pydantic
 
     try:
-        return config.load(file, settings=settings, available=1 << 62 if elsewhere else None)
+        return config.load(file, settings=settings, available=None if room else 1 << 62)
     except config.ConfigError as error:
         raise Failure(str(error), EXIT_USAGE, prefix="") from error
 
@@ -55,7 +55,7 @@ def running(file: Path) -> RunRecord:
             return record
         hint = f": its supervisor is dead; {starts} again, and its log goes on"
     else:
-        merged = load(file).logs.directory / f"{name}.log"
+        merged = load(file, room=False).logs.directory / f"{name}.log"
         hint = f"; {starts}" + (f"; the log of its last run is {merged}" if merged.exists() else "")
     raise Failure(f"cluster {name} is not running{hint}", EXIT_NOT_RUNNING)
 

@@ -244,17 +244,17 @@ def down(file: Path, timeout: float | None, drain: bool) -> int:
     from memcluster.launcher.down import down as stop
 
     def paths() -> list[str]:
-        return [server.listen.path for server in load(file).servers if server.listen.path]
+        return [server.listen.path for server in load(file, room=False).servers if server.listen.path]
 
     def hosts() -> Hosts:
-        config = load(file)
+        config = load(file, room=False)
         return Hosts(config.hosts, config.engine, config.host_lease, config.host_encryption)
 
     name = name_of(file)
     try:
         return stop(name, timeout=timeout, drain=drain, tell=_printer(file, detach=True), paths=paths, hosts=hosts)
     except NotRunning:
-        raise Failure(f"cluster {load(file).name} is not running", EXIT_NOT_RUNNING) from None
+        raise Failure(f"cluster {load(file, room=False).name} is not running", EXIT_NOT_RUNNING) from None
     except Busy:
         raise Failure(f"cluster {name} is being started or stopped right now", EXIT_IN_USE) from None
 
@@ -310,7 +310,7 @@ def show_config(
     if json_schema:
         click.echo(json.dumps(configuration.json_schema(), indent=2))
     else:
-        config = load(file, settings, elsewhere=kubernetes)
+        config = load(file, settings, room=not kubernetes)
         if kubernetes:
             _show_manifests(config, quiet)
         elif not quiet:

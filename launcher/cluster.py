@@ -319,7 +319,7 @@ class Cluster:
         from memcluster.launcher.checked import load
         from memcluster.launcher.down import Hosts
 
-        config = load(self.file)
+        config = load(self.file, room=False)
         return Hosts(config.hosts, config.engine, config.host_lease, config.host_encryption)
 
     def _remove_folder(self) -> None:

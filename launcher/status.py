@@ -67,7 +67,7 @@ def _status(
     file: Path, state: str, problem: str, record: RunRecord | None, alive: str = "running"
 ) -> dict[str, Any]:
     """The status without the supervisor's help; `alive` is the state of a node that lives and was not stopped."""
-    known = record or load(file)
+    known = record or load(file, room=False)
     return {
         "cluster": known.cluster if isinstance(known, RunRecord) else known.name,
         "state": state,

@@ -80,6 +80,7 @@ CASES = [
      "2:10: servers add up to 3MiB (3145728 bytes), memory is 2MiB (2097152 bytes)"),
     ("memory: 8KiB\nservers: 3",
      "1:9: memory of 8KiB is less than one of the pages of 4096 bytes for each of 3 servers"),
+    ("memory: 64", "1:9: memory of 64 is less than one of the pages of 4096 bytes for each of 1 server"),
     ("memory: 100KiB\nlayout: {stripe: 64KiB}", "1:9: memory must be whole stripes of 64KiB"),
     ("memory: 2GiB", "1:9: memory of 2GiB is more than there is room for (1024 MiB: memory); make it smaller, or give "
      "a directory as storage"),

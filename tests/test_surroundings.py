@@ -249,6 +249,18 @@ def test_memory_beyond_the_room_in_the_file_system_is_refused(tmp_path):
     assert b"memory of 64MiB is more than there is room for (63 MiB: free room in /dev/shm" in done.stderr
 
 
+def test_who_starts_nothing_does_not_look_for_room(tmp_path, new_cluster):
+    """What has no room can be asked for, be down already, and have its log."""
+    cluster = new_cluster(tmp_path, memory="4000TiB")
+    refused = cluster.command("up", "-d", check=False)
+    assert refused.returncode == 2
+    assert b"is more than there is room for" in refused.stderr
+    for words in (["status"], ["down"], ["logs"], ["stats"]):
+        done = cluster.command(*words, check=False)
+        assert done.returncode == 3, (words, done.stderr)
+        assert b"room" not in done.stdout + done.stderr
+
+
 # -- small things ----------------------------------------------------------------------------------------------------
 
 

@@ -91,7 +91,8 @@ def load(path: Path, available: int | None = None, settings: Sequence[tuple[str,
     try:
         content = contents(path)
     except FileNotFoundError:
-        raise ConfigError([Problem(name, 0, 0, "no such file; name another one with -f, or write one")]) from None
+        words = "no such file; name another one with -f, or have `memcluster init` write one"
+        raise ConfigError([Problem(name, 0, 0, words)]) from None
     except OSError as error:
         raise ConfigError([Problem(name, 0, 0, f"cannot be read: {error.strerror}")]) from error
     try:
@@ -266,7 +267,7 @@ def _check(config: ClusterConfig, parsed: ClusterFile, available: int | None) ->
     if not listed and config.memory < unit * len(config.servers):
         yield {"memory", "servers", "layout"}, ("memory",), (
             f"memory of {format_size(config.memory)} is less than one of the {what} of {unit} bytes for each of "
-            f"{len(config.servers)} servers"
+            f"{len(config.servers)} server{'s' * (len(config.servers) > 1)}"
         )
     elif config.stripe and config.memory % config.stripe:
         yield {"memory", "layout"}, ("memory",), f"memory must be whole stripes of {format_size(config.stripe)}"

@@ -168,7 +168,7 @@ def runs_table(file: Path, *, as_json: bool) -> str:
 
 
 def _kept(file: Path) -> KeptLog:
-    return KeptLog(load(file).logs.directory / name_of(file))
+    return KeptLog(load(file, room=False).logs.directory / name_of(file))
 
 
 def _span(log: KeptLog, run: int) -> str:
