@@ -28,9 +28,9 @@ from memcluster.simulator.process import Process
 from memcluster.simulator.world import World
 
 TAG_SHIFT = 20
-AGAIN = 0.005
+AGAIN = 0.001
 """Seconds until another connection is opened in the place of one that was given up."""
-BACK = 0.01
+BACK = 0.001
 """Seconds until another process takes the place of one that was killed."""
 PATIENCE = 30.0
 """Seconds that the library takes to have a connection again: its own default."""

@@ -1,21 +1,29 @@
-"""Holds how soon servers that begin again let clients in against who was there. Pure.
+"""Holds how soon servers that begin again let clients in, and why requests are refused, against who was there. Pure.
 
 waits     A server that starts again does not wait for the others: it is ready within `WITHIN`, not counting the time in
           which it was stopped itself. When the whole cluster starts, all wait for one another.
+refused   A request is refused for a reason: there was no room; or it waited for the cluster's `retry_timeout`, and a
+          server was away, stopped, cut off or slow until `LATELY` before (where clocks jump, any time may seem to have
+          passed); or the cluster was shut down.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from memcluster.simulator.world import MS, S
+from memcluster.node.nbd.wire import Error
+from memcluster.simulator.faults import Fault
+from memcluster.simulator.history import ERROR, Operation
+from memcluster.simulator.world import MS, NEVER, S
 
 WITHIN = 1500 * MS
 SAID = frozenset({"running", "ready", "begins", "goes on", "ends:"})
 """What is looked at, and who says it before that, or of whom it is said behind it."""
+LATELY = 500 * MS
+Happened = Sequence[tuple[int, tuple[object, ...]]]
 
 
-def check_patience(happened: Iterable[tuple[int, tuple[object, ...]]]) -> list[str]:
+def check_patience(happened: Happened) -> list[str]:
     """What took too long, as sentences; from a world's trace."""
     told: list[str] = []
     waiting: dict[str, int] = {}
@@ -40,3 +48,42 @@ def check_patience(happened: Iterable[tuple[int, tuple[object, ...]]]) -> list[s
             case str(server), "ends:", *_:
                 waiting.pop(server, None)
     return told
+
+
+def check_refusals(operations: Iterable[Operation], happened: Happened, began: int, retry_timeout: int) -> list[str]:
+    """What was refused without need, as sentences; of faults `began` is the time from which theirs counts."""
+    refused = [one for one in operations if one.outcome == ERROR]
+    if not refused:
+        return []
+    faults = [words[1] for _, words in happened if words[0] == "fault:" and isinstance(words[1], Fault)]
+    away = [(began + one.at, began + one.end + LATELY) for one in faults if one.kind in ("pause", "partition", "slow")]
+    away += _absences(happened)
+    full = [(began + one.at, began + one.end) for one in faults if one.kind == "full"]
+    shut_down = any(one.target == "supervisor" for one in faults)
+    jumps = any(one.kind == "clock" for one in faults)
+    told = []
+    for one in refused:
+        code = int(one.why.split()[1].rstrip(":"))
+        if code == Error.ENOSPC:
+            reason = any(start <= one.returned and one.invoked <= end for start, end in full)
+        elif code == Error.EIO:
+            waited = one.returned - one.invoked >= retry_timeout
+            reason = jumps or (waited and any(start <= one.returned <= end for start, end in away))
+        else:
+            reason = code == Error.ESHUTDOWN and shut_down
+        if not reason:
+            told.append(f"refused: {one.kind} {one.number} of {one.client}, without need: {one.why}")
+    return told
+
+
+def _absences(happened: Happened) -> list[tuple[int, int]]:
+    """From when to when servers were dead, and a while longer."""
+    found = []
+    since: dict[str, int] = {}
+    for when, words in happened:
+        match words:
+            case str(server), "ends:", *_ if server.startswith("server"):
+                since[server] = when
+            case "supervisor:", "ready", str(server), *_ if server in since:
+                found.append((since.pop(server), when + LATELY))
+    return [*found, *((start, NEVER) for start in since.values())]

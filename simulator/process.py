@@ -24,6 +24,8 @@ from memcluster.simulator.world import NEVER, TICK, US, World
 
 SEND_BUFFERS = (4 << 10, 64 << 10, 1 << 20)
 RECEIVE_BUFFERS = (4 << 10, 32 << 10, 256 << 10)
+NARROW = (1 << 10, 2 << 10, 4 << 10)
+"""Buffers of a narrow world."""
 BACKLOG = 64
 LOGS, MEMORY = "logs", "memory"
 """The disks that there are."""
@@ -161,9 +163,11 @@ class Process:
             self.world.inside = None
 
     def _sleep(self) -> None:
-        """Run when the next timer is due."""
+        """Run when the next timer is due; or soon, as something is to be gone on with, and then the others run, too."""
         wake = self.loop.wake
-        if wake is not None:
+        if wake == 0.0:
+            self.wake()
+        elif wake is not None:
             due = int(wake * 1e9) + 1
             time = max(due if self.clock is None else self.clock.when(due), self.world.now + 1 * US)
             self._turn_at(time + self.slow)
@@ -251,8 +255,8 @@ class Process:
         return LOGS if f"/{LOGS}/" in os.readlink(f"/proc/self/fd/{file}") else MEMORY
 
     def stream(self, family: int) -> Stream:
-        dice = self.world.dice
-        sizes = SEND_BUFFERS[dice.below(3)], RECEIVE_BUFFERS[dice.below(3)]
+        dice, narrow = self.world.dice, self.world.narrow
+        sizes = dice.pick(NARROW if narrow else SEND_BUFFERS), dice.pick(NARROW if narrow else RECEIVE_BUFFERS)
         if self.world.calm:
             sizes = SEND_BUFFERS[-1], RECEIVE_BUFFERS[-1]
         return Stream(self.world, family, send_buffer=sizes[0], receive_buffer=sizes[1])

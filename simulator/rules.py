@@ -5,17 +5,18 @@ One block of the memory is a register: each write has a value of its own, zeroes
 lost      A write that was acknowledged is there until another replaces it: a block may show a write only if no other,
           which began after the first one's acknowledgement, was acknowledged before the read began. Where the requests
           of one client keep their order (`ordered`), its own later write replaces the earlier, too, whether or not it
-          waited for it; but not one that had to be sent again, and neither does this hold of one that is `slow`: what
-          clears much takes several turns, in which others may be answered, or come to the next server before it.
+          waited for it; but not one that was sent again when the later was done. One that is `slow`, as it clears much,
+          takes several turns, in which its client's next requests may be carried out: a read may not show it yet, but a
+          newer write stays, unless it `outlasts` that: in a chain it may come to the next server after the newer one.
 wrong     A block shows what was written there, or zeroes: not another block's bytes, nobody's, or the future's. While
           writes overlap it may be made up of those that it may show, and of nothing else.
 back      What was replaced does not come back: if a write was acknowledged and a read that began later does not show
           it, no read that begins after that one shows it again.
 late      What a lost connection sent does not land on what was written after: a write without an answer, whose client
           has left, does not replace one that began after that and was acknowledged. Nor does one that was refused.
-mixed     What is `whole`, a request that lies in one server and is no longer than promised, is done at once: of two
-          acknowledged writes that overlap, one is the later for every byte, and a read shows a write whole or not at
-          all. What spans servers, and what was not acknowledged, may be seen in part.
+mixed     What is `whole`, a request that lies in one server, is done at once: of two acknowledged writes that overlap,
+          one is the later for every byte, and a read shows a write whole or not at all. What spans servers, what was
+          not acknowledged, and what is `slow` and not done yet, may be seen in part.
 early     Nothing is acknowledged that was not all sent.
 
 A range that is reported as ZERO is a read that shows zeroes, so all of this holds for it: content and extents agree. A
@@ -75,12 +76,14 @@ class _Write(NamedTuple):
     """When it was acknowledged; NEVER if it was not."""
     whole: bool
     slow: bool
+    outlasts: bool
 
     @classmethod
-    def of(cls, operation: Operation, whole: Which, slow: Which) -> _Write:
+    def of(cls, operation: Operation, whole: Which, slow: Which, outlasts: Which) -> _Write:
         until = operation.returned if operation.acknowledged else NEVER
         value = operation.tag if operation.kind == "WRITE" else 0
-        return cls(operation, value, operation.invoked, until, whole(operation), slow(operation))
+        kind = whole(operation), slow(operation), outlasts(operation)
+        return cls(operation, value, operation.invoked, until, *kind)
 
     def __str__(self) -> str:
         one = self.operation
@@ -92,7 +95,7 @@ class _Write(NamedTuple):
 
 _UNTIL = attrgetter("until")
 _AT_FIRST = Operation("nobody", -1, "WRITE_ZEROES", 0, 0, 0, -1, -1, "acknowledged", 0, [], "")
-_NOTHING = _Write(_AT_FIRST, 0, -1, -1, whole=True, slow=False)
+_NOTHING = _Write(_AT_FIRST, 0, -1, -1, whole=True, slow=False, outlasts=False)
 """What the memory holds before the first write."""
 
 
@@ -121,6 +124,13 @@ class _Shown(NamedTuple):
     def without(self, value: int) -> int:
         """When the last of those began that did not show the value."""
         return self.other if value == self.value else self.invoked
+
+
+def _is_before(write: _Write, read: Operation) -> bool:
+    """Whether a read of the same client must show it, though that did not wait. Not if it was sent again and the read
+    was not: what was answered to neither may have found no room the first time."""
+    one = write.operation
+    return one.client == read.client and one.number < read.number and one.repeats <= read.repeats and not write.slow
 
 
 def _later(one: _Write, other: _Write) -> _Write:
@@ -172,15 +182,17 @@ class _Stretch:
             return latest
         if not ordered:
             return None
-        if write.until != NEVER and not (write.operation.repeats or write.slow):
+        again = write.operation.repeats > 0
+        if write.until != NEVER and not (write.outlasts or (again and write.slow)):
             for later in reversed(self._of(write.operation.client)):
                 if later.operation.number <= write.operation.number:
                     break
-                own = later.operation.client == read.client and later.operation.number < read.number
-                if (own and not later.slow) or later.until < read.invoked:
+                if again and later.until < write.until:
+                    continue  # it was answered, and not sent again behind this one
+                if _is_before(later, read) or later.until < read.invoked:
                     return later
         for earlier in reversed(self._of(read.client)):  # the read's own client
-            if earlier.operation.number < read.number and not earlier.slow:
+            if _is_before(earlier, read):
                 return earlier if earlier.invoked > write.until else None
         return None
 
@@ -203,6 +215,7 @@ def check(
     ordered: bool = False,
     whole: Which = lambda _operation: False,
     slow: Which = lambda _operation: False,
+    outlasts: Which = lambda _operation: False,
 ) -> Verdict:
     """Check the whole history of a memory that was all zeroes at first."""
     operations = list(operations)
@@ -224,7 +237,7 @@ def check(
     writes: dict[int, list[_Write]] = defaultdict(list)
     by_tag: dict[int, _Write] = {}
     for one in written:
-        write = by_tag[one.tag] = _Write.of(one, whole, slow)
+        write = by_tag[one.tag] = _Write.of(one, whole, slow, outlasts)
         for start in _between(cuts, one.offset, one.offset + one.length):
             writes[start].append(write)
     stretches = {start: _Stretch(writes[start], looks[start]) for start in cuts if start in looks}
@@ -350,19 +363,25 @@ def _check_whole(
             what = f"{_words(read)} shows {other} and, in block {inside[0]:#x} of it, {one}"
             verdict.broken("mixed", tuple(sorted((one.value, other.value))), what)
     for write in shown:
-        if at_once and _is_whole(write, read, at_once=True):
-            for block in _inside(places[0], write):
-                if not any(zero.until > write.invoked for zero in stretches[block].by_value[0]):
-                    what = f"{_words(read)} shows {write} and, in block {block:#x} of it, the zeroes from before"
-                    verdict.broken("mixed", (write.value,), what)
-                    break
+        for block in _inside(places[0], write) if _is_whole(write, read, at_once=at_once) else ():
+            zeroes = [zero for zero in stretches[block].by_value[0] if zero.until > write.invoked]
+            later = [zero for zero in zeroes if _is_whole(zero, read, at_once=at_once) and zero.invoked < read.returned]
+            if at_once and not zeroes:
+                what = f"{_words(read)} shows {write} and, in block {block:#x} of it, the zeroes from before"
+            elif zeroes and later == zeroes and all(_inside(places[write.value], zero) for zero in zeroes):
+                what = f"{_words(read)} shows a part of {write} in {zeroes[0]}, and in block {block:#x} zeroes"
+            else:
+                continue
+            verdict.broken("mixed", (write.value,), what)
+            break
 
 
 def _is_whole(write: _Write, read: Operation, *, at_once: bool) -> bool:
     """The read must show all of the write where it shows any. What was sent again may have been done in part before."""
     if write.until < read.invoked:
         return write.whole
-    return write.whole and write.until != NEVER and at_once and not write.operation.repeats
+    at_once = at_once and not (write.slow or write.operation.repeats)
+    return write.whole and write.until != NEVER and at_once
 
 
 def _inside(places: list[int], write: _Write) -> list[int]:

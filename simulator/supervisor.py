@@ -46,8 +46,6 @@ SECRET = b"s" * 32
 NAME = "sim"
 EPOCH = 1_700_000_000 * S
 """What the monotonic clock is behind the wall clock."""
-RETAIN = 64 << 10
-"""Bytes of a server's log: segments of 256 records."""
 BOUNDS = Bounds(handshake_timeout=5.0, stall_timeout=5.0, retry_timeout=2.0)
 POLICY = RestartPolicy(cap=2.0, reset=60.0, deaths=6, within=60.0)
 STOP_TIMEOUT = 10.0
@@ -98,6 +96,7 @@ class Supervisor:
         self._questions = 0
         self._ticks = False
         self.shape = topology.load(shape.topology)
+        self._retain = shape.retain
         self.process = Process(world, "supervisor", self._ended)
         sizes = [0] * self.shape.dispatches + list(shape.sizes)
         count = len(sizes)
@@ -176,7 +175,7 @@ class Supervisor:
                 shard=str(self.shard(index)),
                 durable=False,
                 log_directory=str(logs[index]),
-                log_retain=RETAIN,
+                log_retain=self._retain,
                 merged_log=str(self.folder / "merged.log"),
                 secret=SECRET,
                 bounds=BOUNDS,

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 US, MS, S = 1_000, 1_000_000, 1_000_000_000
 """Nanoseconds of them."""
 BEGINNING = 1_000 * S
 NEVER = 1 << 62
 """Later than whatever is counted here."""
+Thing = TypeVar("Thing")
 TICK = 97
 """ns that pass between two looks at a clock, at least."""
 
@@ -41,6 +42,9 @@ class Dice:
     def chance(self, part: float) -> bool:
         return self.roll() < part
 
+    def pick(self, things: Sequence[Thing]) -> Thing:
+        return things[self.below(len(things))]
+
 
 class Tap(Protocol):
     """Who watches what streams carry."""
@@ -51,11 +55,12 @@ class Tap(Protocol):
 
 class World:
     """`now` is the monotonic clock of all processes, in ns; `trace` has when each thing happened, and its words. In a
-    `calm` one what is sent goes through whole, and buffers are large."""
+    `calm` one what is sent goes through whole, and buffers are large; in a `narrow` one they hold next to nothing."""
 
-    def __init__(self, seed: int, *, calm: bool = False) -> None:
+    def __init__(self, seed: int, *, calm: bool = False, narrow: bool = False) -> None:
         self.seed = seed
         self.calm = calm
+        self.narrow = narrow
         self.tap: Tap | None = None
         self.dice = Dice(seed)
         self.now = BEGINNING

@@ -1,5 +1,6 @@
 """What was appended is never lost or torn, whatever ends the writer; what could not be written is counted."""
 
+import errno
 import os
 import resource
 import shutil
@@ -398,6 +399,22 @@ def test_what_a_full_disk_lost_is_counted_if_the_server_is_killed_then(tmp_path:
     append(log)
     assert log.lost == 0
     assert [record.operation for record in records(read_segments(tmp_path))].count(Event.LOG_STOPPED) == 1
+
+
+def test_what_was_lost_is_known_though_no_room_can_be_reserved(tmp_path: Path) -> None:
+    """Not even what a file has already, as on a file system that makes a copy of what is written to."""
+
+    def no_room(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    log = writer(tmp_path)
+    with full_disk():
+        append(log, SLOTS + 10)
+    log = writer(tmp_path, allocate=no_room)
+    append(log, 5)
+    assert log.lost == 15
+    log = writer(tmp_path)
+    assert (log.lost, log.sequence) == (15, SLOTS + 16)
 
 
 def test_a_disk_that_is_full_from_the_start(tmp_path: Path) -> None:

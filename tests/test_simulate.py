@@ -23,12 +23,16 @@ from memcluster.node.serving.slots import SlotTable
 from memcluster.node.topologies.primary_secondary import Primary
 from memcluster.simulator import run
 from memcluster.simulator.clock import Clock
+from memcluster.simulator.faults import FAULTS, Fault
 from memcluster.simulator.folder import clear
+from memcluster.simulator.history import Operation
 from memcluster.simulator.logrules import check_log
 from memcluster.simulator.many import Sum, run_seeds
-from memcluster.simulator.plan import FAULTS, TOPOLOGIES, Ask, Client, Fault, Plan, Shape, Wish, make_plan
+from memcluster.simulator.patience import check_refusals
+from memcluster.simulator.plan import TOPOLOGIES, Ask, Client, Plan, Shape, Wish, make_plan
 from memcluster.simulator.run import Outcome, simulate
 from memcluster.simulator.shrink import shrink
+from memcluster.simulator.words import check_words
 from memcluster.simulator.world import BEGINNING, S
 
 ROOT = Path(__file__).parent.parent
@@ -389,3 +393,45 @@ def test_the_rules_of_the_log() -> None:
     assert any("one record too many" in told for told in check_log([*log, log[at]], history, nodes, began))
     piece = next(entry for entry in log if entry[1].kind == 2)
     assert any("stands before it" in told for told in check_log([piece, *log], history, nodes, began))
+
+
+# -- the rules of words and refusals -----------------------------------------------------------------------------------
+
+
+def refused(invoked: int, returned: int, why: str) -> Operation:
+    return Operation("client0", 1, "WRITE", 0, 512, 1, invoked, returned, "error", 0, [], why)
+
+
+NO_ROOM, NO_ANSWER = "error 28: server1: No space left on device", "error 5: no answer from server1 for 2 s"
+FULL, CUT = Fault(1 * S, "full", "memory", 1 * S), Fault(1 * S, "partition", "server0", 3 * S, 0, "server1")
+
+
+@pytest.mark.parametrize(
+    ("operation", "faults", "needed"),
+    [
+        (refused(S, 2 * S, NO_ROOM), [FULL], True),
+        (refused(3 * S, 4 * S, NO_ROOM), [FULL], False),
+        (refused(S, 3 * S, NO_ANSWER), [CUT], True),
+        (refused(3 * S, 4 * S, NO_ANSWER), [CUT], False),
+        (refused(5 * S, 8 * S, NO_ANSWER), [CUT], False),
+        (refused(S, 3 * S, NO_ANSWER), [], False),
+        (refused(S, 2 * S, "error 108: the cluster is shutting down"), [Fault(S, "kill", "supervisor")], True),
+        (refused(S, 2 * S, "error 22: it makes no sense"), [FULL, CUT], False),
+    ],
+)
+def test_what_is_refused_without_need_is_found(operation: Operation, faults: list[Fault], needed: bool) -> None:
+    happened = [(fault.at, ("fault:", fault)) for fault in faults]
+    assert bool(check_refusals([operation], happened, 0, 2 * S)) != needed
+
+
+def test_a_server_that_was_dead_is_a_reason_to_refuse() -> None:
+    happened = [(1 * S, ("server1", "ends:", "killed")), (4 * S, ("supervisor:", "ready", "server1"))]
+    assert not check_refusals([refused(S, 4 * S, NO_ANSWER)], happened, 0, 2 * S)
+    assert check_refusals([refused(3 * S, 6 * S, NO_ANSWER)], happened, 0, 2 * S)
+
+
+def test_words_that_make_no_sense_to_a_process_are_found() -> None:
+    mixed = refused(S, 2 * S, "the server broke the protocol: 0x0 is no reply")
+    said = [(S, ("server2", "says", "server2: who passes orders on: <Order 1> before the WELCOME"))]
+    assert [sentence.partition(":")[0] for sentence in check_words([mixed], said)] == ["spoken", "spoken"]
+    assert not check_words([refused(S, 2 * S, NO_ROOM)], [(S, ("server2", "says", "server2: client 1: gone"))])

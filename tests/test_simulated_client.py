@@ -21,8 +21,9 @@ from memcluster.client.router import Router
 from memcluster.node.layout import Piece
 from memcluster.node.nbd.client import Reply
 from memcluster.node.nbd.wire import Command
+from memcluster.simulator.faults import Fault
 from memcluster.simulator.many import run_seeds
-from memcluster.simulator.plan import Fault, Plan, Wish, make_plan
+from memcluster.simulator.plan import Plan, Wish, make_plan
 from memcluster.simulator.process import Process
 from memcluster.simulator.run import simulate
 from memcluster.simulator.world import BEGINNING, MS, S, World

@@ -364,6 +364,23 @@ def test_the_end_wakes_whoever_asked_for_more(place: Place) -> None:
     assert server.recv(10) == b""
 
 
+def test_who_asks_for_more_makes_room_for_it(place: Place) -> None:
+    """Without receiving anything: a sender that had none is told of room, and what it sends then comes, too."""
+    client, server = place.pair(socket.AF_INET)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
+    sent = place.fill(client)
+    more = 2 * sent
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, more)
+    assert place.wait(client, OUT) & OUT
+    while sent < more:
+        try:
+            sent += client.send(bytes(more - sent))
+        except BlockingIOError:
+            place.wait(client, OUT)
+    place.wait(server, IN)
+    assert place.read(server, more) == bytes(more)
+
+
 def test_a_unix_stream_wakes_for_every_byte(place: Place) -> None:
     client, server = place.pair(socket.AF_UNIX)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1000)

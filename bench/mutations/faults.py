@@ -161,13 +161,15 @@ MENDED = (
         "        if self._sender is None:\n            return\n        newcomer",
         "        if True:\n            return\n        newcomer",
     ),
-    fault(
+    Planted(
         "old-order-in-new-chain",
         "an order outlives the chain that gave it",
         CHAIN,
-        "            if passage is not self.taker:\n                return",
-        "            if False:\n                return",
-        CH,
+        (
+            ("            if passage is not self.taker:\n                return", "            if False:\n                return"),
+            ("ours, lambda: passage is self.taker)", "ours, lambda: True)"),
+        ),
+        (CH,),
     ),
     fault(
         "unread-of-the-gone",
@@ -209,11 +211,11 @@ MENDED = (
         DI,
     ),
     fault(
-        "waiting-for-the-gone",
-        "an order that waited for its server is passed on for a client that is gone",
+        "waiting-turns-round",
+        "orders that waited for their server are passed on in the wrong order",
         TAKING,
-        "if taken.connection.open and not taken.may_go_on():",
-        "if False:",
+        "        for taken, order, buffers in waiting:\n            if",
+        "        for taken, order, buffers in waiting[::-1]:\n            if",
         DI,
         CH,
     ),
@@ -323,11 +325,11 @@ SUBTLE = (
         DI,
     ),
     fault(
-        "gate-reused",
-        "a gate is another client's while servers still have the one that left",
+        "gate-waits-for-the-dead",
+        "a client that left keeps its gate until a server lets go of it that is dead",
         DISPATCHER,
-        "            if connection.adopted:\n",
-        "            if False:\n",
+        "        for client in list(self._leaving):\n            self.dropped(link.number, client)\n",
+        "",
         DI,
     ),
     fault(

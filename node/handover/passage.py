@@ -185,6 +185,13 @@ class Passage(Stream):
             TRAFFIC.messages_in += len(orders)
             self._received(self, orders)
 
+    def _failed(self, error: OSError) -> None:
+        """Who is dead, or has closed it, has done nothing wrong."""
+        if isinstance(error, ConnectionError):
+            self._lost("")
+        else:
+            super()._failed(error)
+
     def _lost(self, reason: str) -> None:
         if self.open:
             self.close()

@@ -297,8 +297,8 @@ class LogWriter:
         """See what was lost and not written down, and reserve the room to say so should the log stop."""
         with suppress(OSError):  # no room even for that: then the count lives as long as the process
             self._given = open_file(self.directory / GIVEN, os.O_RDWR | os.O_CREAT)
-            self._allocate(self._given, 0, _GIVEN.size)
-            given, incarnation = _GIVEN.unpack(os.pread(self._given, _GIVEN.size, 0))
+            told = os.pread(self._given, _GIVEN.size, 0).ljust(_GIVEN.size, b"\0")
+            given, incarnation = _GIVEN.unpack(told)
             lost = given - (self.sequence - self.lost)
             if lost >= GAP or incarnation > MAX_INCARNATION:
                 self._damaged += 1
@@ -306,6 +306,7 @@ class LogWriter:
                 self.lost += lost
                 self.sequence += lost
                 self.incarnation = max(self.incarnation, min(incarnation, MAX_INCARNATION) + 1)
+            self._allocate(self._given, 0, _GIVEN.size)  # last: who dies while the disk is full is told of all the same
 
     # -- segments --------------------------------------------------------------------------------------------------
 
