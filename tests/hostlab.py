@@ -15,11 +15,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from harness import ROOT, TIMEOUT, environment, need, run
+
+from memcluster.client.discover import run_directory
+from memcluster.launcher.run.control import NoAnswer, ask, connect
+from memcluster.launcher.run.identity import Identity
+from memcluster.launcher.run.leftovers import wait_gone
+
+LOOK_AGAIN = 0.2
 
 INIT = """
 hostname {name}
@@ -61,6 +68,8 @@ class Host:
         assert self._init.stdout.readline() == b"up\n"
         children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text().split()
         self.pid = int(children[0])
+        self._names = os.readlink(f"/proc/{self.pid}/ns/uts")
+        self._depth = len(_pids(self.pid)) - 1
         self._sshd: subprocess.Popen[bytes] | None = None
 
     def words(self, *command: str) -> list[str]:
@@ -86,11 +95,24 @@ class Host:
 
     def ours(self) -> dict[int, str]:
         """Processes of memcluster there, by pid, as they call themselves."""
-        found = {}
-        for line in self.run("ps", "-eo", "pid=,stat=,args=").stdout.decode().splitlines():
-            pid, state, words = line.split(maxsplit=2)
-            if "memcluster" in words and not state.startswith("Z"):
-                found[int(pid)] = words
+        return {pid: words for _, pid, words in self._ours()}
+
+    def wait_until_empty(self, deadline: float) -> None:
+        """No process of memcluster is left there."""
+        while found := self._ours():
+            left = [identity for pid, _, _ in found if (identity := Identity.of(pid))]
+            assert wait_gone(left, max(0.0, deadline - time.monotonic())), (self.name, found)
+
+    def _ours(self) -> list[tuple[int, int, str]]:
+        """Each with its pid here and there."""
+        found = []
+        for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+            with suppress(OSError):
+                if os.readlink(f"/proc/{pid}/ns/uts") != self._names:
+                    continue
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                if "memcluster" in words and len(pids := _pids(pid)) > self._depth:  # else it is only on its way there
+                    found.append((pid, pids[self._depth], words))
         return found
 
     def left(self) -> list[str]:
@@ -111,6 +133,12 @@ class Host:
             self._sshd.wait()
         assert self._init.stdout is not None
         self._init.stdout.close()
+
+
+def _pids(pid: int) -> list[int]:
+    """Those of a process, in this namespace and in each within it that has the process."""
+    found = re.search(r"^NSpid:(.*)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return [int(word) for word in found[1].split()] if found else []
 
 
 class Lab:
@@ -182,15 +210,35 @@ class Lab:
         command = [sys.executable, "-P", "-m", "memcluster.client.cli", *words]
         return (host or self.here).run(*command, check=check, timeout=timeout)
 
+    @property
+    def control(self) -> Path:
+        """The supervisor's socket, as it is reached from outside."""
+        return Path(f"/proc/{self.here.pid}/root{run_directory('lab')}/control")
+
     def status(self) -> dict:
-        return json.loads(self.command("status", "--json", check=False).stdout)
+        """What the supervisor says, or the command that finds none; {"state": "none"} if that has nothing to say."""
+        with suppress(NoAnswer):
+            return ask(self.control, {"do": "status"}, TIMEOUT)
+        said = self.command("status", "--json", check=False).stdout
+        return json.loads(said) if said else {"state": "none", "nodes": []}
 
     def wait_for(self, fact) -> dict:
         """The status when `fact(status)` is true."""
         deadline = time.monotonic() + TIMEOUT
+        looks = self._looks()
         while not fact(status := self.status()):
             assert time.monotonic() < deadline, status
+            next(looks)
         return status
+
+    def _looks(self) -> Iterator[None]:
+        """Returns for a look whenever something happens in the cluster, and now and then: not all is told."""
+        while True:
+            with suppress(NoAnswer), closing(connect(self.control)) as stream:
+                stream.send({"do": "watch"})
+                for _ in stream.frames(time.monotonic() + LOOK_AGAIN):
+                    yield
+            yield
 
     def wait_until_running(self) -> dict:
         return self.wait_for(lambda status: status["state"] == "running")
@@ -199,8 +247,7 @@ class Lab:
         """No process of ours is left there."""
         deadline = time.monotonic() + TIMEOUT
         for host in hosts or (self.here, *self.hosts.values()):
-            while found := host.ours():
-                assert time.monotonic() < deadline, (host.name, found)
+            host.wait_until_empty(deadline)
 
     def end(self) -> None:
         for host in (self.here, *self.hosts.values()):

@@ -115,11 +115,6 @@ class PodLab(Lab):
         command = [sys.executable, "-P", "-m", "memcluster.client.cli", "--uri", "nbd://lab-nbd:10809", *words]
         return self.here.run(*command, check=check, timeout=timeout)
 
-    def status(self) -> dict:
-        """{"state": "none"} while there is no supervisor."""
-        said = self.command("status", "--json", check=False).stdout
-        return json.loads(said) if said else {"state": "none", "nodes": []}
-
     def end(self) -> None:
         super().end()
         for kubelet in self.kubelets.values():
