@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -26,13 +26,16 @@ from preloaded import Preloaded, shape
 import memcluster
 from memcluster.client.discover import run_directory
 from memcluster.launcher.log.reader import introduce
+from memcluster.launcher.run.control import NoAnswer, connect
 from memcluster.launcher.run.directory import RunDirectory, RunRecord
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.leftovers import wait_gone
+from memcluster.launcher.status import read_status
 from memcluster.node.transport.proof import Pass, Who
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 60.0
+LOOK_AGAIN = 0.03
 SECRET = b"the secret of a run, in 32 bytes"
 """Of nodes that a test makes itself."""
 PRELOADED = Preloaded()
@@ -117,6 +120,29 @@ def run_in_small_room(folder: Path, script: str, **words: str) -> subprocess.Com
     return run("unshare", "--mount", "sh", "-c", script, cwd=folder, **words)
 
 
+def status_when(fact: Callable[[dict], object], status: Callable[[], dict], control: Path) -> dict:
+    """The first status of a cluster of which the fact is true; `control` is its supervisor's socket."""
+    deadline = time.monotonic() + TIMEOUT
+    looks = _looks(control)
+    while not fact(found := status()):
+        assert time.monotonic() < deadline, found
+        next(looks)
+    return found
+
+
+def _looks(control: Path) -> Iterator[None]:
+    """Returns for a look whenever the supervisor tells something, and now and then: it does not tell all."""
+    while True:
+        with suppress(NoAnswer), closing(connect(control)) as stream:
+            stream.send({"do": "watch"})
+            there = True
+            while there:
+                with suppress(NoAnswer):
+                    there = next(stream.frames(time.monotonic() + LOOK_AGAIN), None) is not None
+                yield
+        yield
+
+
 class Cluster:
     """A cluster of a test: port 0, a name of its own, small memory. Made by `clusters`, which ends it."""
 
@@ -167,14 +193,12 @@ class Cluster:
     def status(self) -> dict:
         return json.loads(self.command("status", "--json", check=False).stdout)
 
+    def wait_for(self, fact: Callable[[dict], object]) -> dict:
+        """The status as soon as this is true of it."""
+        return status_when(fact, lambda: read_status(self.file), self.directory / "control")
+
     def wait_until_running(self) -> dict:
-        """The status as soon as it is `running`; each question waits for the supervisor's answer."""
-        deadline = time.monotonic() + TIMEOUT
-        while time.monotonic() < deadline:
-            status = self.status()
-            if status["state"] == "running":
-                return status
-        raise AssertionError(status)
+        return self.wait_for(lambda status: status["state"] == "running")
 
     def logged_writes(self) -> list[dict]:
         """The clients' writes in the merged log, of all runs."""

@@ -15,18 +15,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from harness import ROOT, TIMEOUT, environment, need, run
+from harness import ROOT, TIMEOUT, environment, need, run, status_when
 
 from memcluster.client.discover import run_directory
-from memcluster.launcher.run.control import NoAnswer, ask, connect
+from memcluster.launcher.run.control import NoAnswer, ask
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.leftovers import wait_gone
-
-LOOK_AGAIN = 0.2
 
 INIT = """
 hostname {name}
@@ -223,22 +221,8 @@ class Lab:
         return json.loads(said) if said else {"state": "none", "nodes": []}
 
     def wait_for(self, fact) -> dict:
-        """The status when `fact(status)` is true."""
-        deadline = time.monotonic() + TIMEOUT
-        looks = self._looks()
-        while not fact(status := self.status()):
-            assert time.monotonic() < deadline, status
-            next(looks)
-        return status
-
-    def _looks(self) -> Iterator[None]:
-        """Returns for a look whenever something happens in the cluster, and now and then: not all is told."""
-        while True:
-            with suppress(NoAnswer), closing(connect(self.control)) as stream:
-                stream.send({"do": "watch"})
-                for _ in stream.frames(time.monotonic() + LOOK_AGAIN):
-                    yield
-            yield
+        """The status as soon as this is true of it."""
+        return status_when(fact, self.status, self.control)
 
     def wait_until_running(self) -> dict:
         return self.wait_for(lambda status: status["state"] == "running")

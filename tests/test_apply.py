@@ -72,7 +72,7 @@ def test_a_limit_holds_at_once_and_in_the_next_life(make_cluster: Make, topology
             cluster.connect(timeout=5.0)
         assert first.pread(4, 700_000) == b"kept"
         cluster.command("fault", "kill", "server0")
-        wait_for(lambda: cluster.status()["state"] == "running")
+        cluster.wait_until_running()
         assert first.pread(4, 700_000) == b"kept"  # it has come back, and has the only place
         with pytest.raises(memcluster.Refused, match=r"clients\.limit: 1"):
             cluster.connect(timeout=5.0)
@@ -146,7 +146,7 @@ def test_hangs_are_found_at_the_new_pace(make_cluster: Make, start: Callable[...
     assert len(told["changes"]) == 4
     assert cluster.record.stop_timeout == 9
     cluster.command("fault", "hang", "server1")
-    wait_for(lambda: "failed" in {node["state"] for node in cluster.status()["nodes"]})
+    cluster.wait_for(lambda status: "failed" in {node["state"] for node in status["nodes"]})
     assert "server1 is failed (died 1 times" in cluster.command("status", check=False).stdout.decode()
 
 
@@ -170,10 +170,9 @@ def test_one_apply_at_a_time(make_cluster: Make, start: Callable[..., Any]) -> N
     write(cluster, clients={"limit": 1})
     first = start(*memcluster_command("apply", "--yes"), cwd=cluster.folder, stdout=subprocess.PIPE)
     assert b"KEY" in first.stdout.readline()  # it has read the file
-    another = memcluster_command("apply", "--yes", "--dry-run")
 
     def is_under_way() -> bool:
-        done = subprocess.run(another, cwd=cluster.folder, capture_output=True, check=False, env=environment())
+        done = cluster.command("apply", "--yes", "--dry-run", check=False)
         return b"another apply is under way: server0 has not answered yet" in done.stderr
 
     write(cluster, clients={"limit": 2})
@@ -181,7 +180,7 @@ def test_one_apply_at_a_time(make_cluster: Make, start: Callable[..., Any]) -> N
     assert first.poll() is None
     cluster.command("fault", "kill", "server0")
     assert first.wait(TIMEOUT) == 0
-    wait_for(lambda: cluster.status()["state"] == "running")
+    cluster.wait_until_running()
     with cluster.connect(), pytest.raises(memcluster.Refused, match=r"clients\.limit: 1"):
         cluster.connect(timeout=5.0)
     assert json.loads(cluster.command("apply", "--yes", "--json").stdout)["applied"]
@@ -195,7 +194,7 @@ def test_a_cluster_that_is_not_well_is_left_alone(make_cluster: Make) -> None:
         cluster.command(*(("stop",) if what == "stop" else ("fault", "pause")), "server1")
         assert words in refused(cluster, EXIT_DEGRADED)
         cluster.command(*(("start",) if what == "stop" else ("fault", "resume")), "server1")
-        wait_for(lambda: cluster.status()["state"] == "running")
+        cluster.wait_until_running()
     apply(cluster)
 
 

@@ -9,7 +9,6 @@ import random
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -177,10 +176,8 @@ def test_clients_go_on_through_it(make_cluster: Make, topology: str) -> None:
 
 
 def wait_until_stopped(cluster: Cluster) -> None:
-    """The supervisor has stopped itself; each look is a question to the cluster."""
-    deadline = time.monotonic() + TIMEOUT
-    while "the supervisor is paused" not in cluster.status().get("problem", ""):
-        assert time.monotonic() < deadline
+    """The supervisor has stopped itself."""
+    cluster.wait_for(lambda status: "the supervisor is paused" in status.get("problem", ""))
 
 
 def memory_of(cluster: Cluster) -> Claim:

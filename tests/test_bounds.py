@@ -178,12 +178,10 @@ def test_who_leaves_has_its_place_until_nothing_of_it_is_in_flight(make_cluster,
     cluster.command("fault", "pause", away)
     sock = raw_client(cluster)
     sock.sendall(request(Command.WRITE, 1 << 19, 1 << 16) + bytes(1 << 16))
-    while cluster.status()["nodes"][0]["requests"] < 3:  # the supervisor's probe asked each server for a byte
-        pass
+    cluster.wait_for(lambda status: status["nodes"][0]["requests"] >= 3)  # a probe asked each server for a byte
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # as of a process that is killed
     sock.close()
-    while cluster.status()["nodes"][0]["clients"]:
-        pass
+    cluster.wait_for(lambda status: not status["nodes"][0]["clients"])
     with pytest.raises(Refused, match="all 1 client slots are taken"):
         cluster.connect(reconnect=False)
     cluster.command("fault", "resume", away)

@@ -22,19 +22,18 @@ from memcluster.node.transport.address import Address
 from memcluster.node.transport.loop import Loop
 
 
-def node(cluster: Cluster, name: str) -> dict:
-    [found] = [found for found in cluster.status()["nodes"] if found["name"] == name]
+def named(status: dict, name: str) -> dict:
+    [found] = [found for found in status["nodes"] if found["name"] == name]
     return found
 
 
+def node(cluster: Cluster, name: str) -> dict:
+    return named(cluster.status(), name)
+
+
 def wait_for(cluster: Cluster, name: str, **wanted) -> dict:
-    """The node's status as soon as it is as wanted; each question waits for the supervisor's answer."""
-    deadline = time.monotonic() + TIMEOUT
-    while True:
-        found = node(cluster, name)
-        if all(found[key] == value for key, value in wanted.items()):
-            return found
-        assert time.monotonic() < deadline, found
+    """The node's status as soon as it is as wanted."""
+    return named(cluster.wait_for(lambda status: wanted.items() <= named(status, name).items()), name)
 
 
 def offset_of(cluster: Cluster, name: str) -> int:

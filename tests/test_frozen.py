@@ -116,8 +116,7 @@ def test_a_server_that_was_stopped_itself_gives_others_their_time(make_cluster, 
     there = [node for node in cluster.status()["nodes"] if node["range"]][1]
     with cluster.connect(reconnect=False) as memory:
         cluster.command("fault", "kill", there["name"], "--for", "4s")
-        while not any(node["state"] == "restarting" for node in cluster.status()["nodes"]):
-            pass
+        cluster.wait_for(lambda status: any(node["state"] == "restarting" for node in status["nodes"]))
         read = memory.start_pread(1, there["range"][0])
         cluster.status()  # server0 answers in a turn of its loop in which it has taken the request
         cluster.command("fault", "pause", "server0", "--for", "2500ms")

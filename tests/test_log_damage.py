@@ -36,13 +36,17 @@ def lines(cluster: Cluster, *words: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in cluster.command("logs", "--json", *words).stdout.splitlines()]
 
 
-def node(cluster: Cluster, name: str) -> dict[str, Any]:
-    [found] = [found for found in cluster.status()["nodes"] if found["name"] == name]
+def named(status: dict[str, Any], name: str) -> dict[str, Any]:
+    [found] = [found for found in status["nodes"] if found["name"] == name]
     return found
 
 
 def wait_for_life(cluster: Cluster, name: str, restarts: int) -> None:
-    wait_for(lambda: (found := node(cluster, name))["state"] == "ready" and found["restarts"] >= restarts)
+    def lives(status: dict[str, Any]) -> bool:
+        found = named(status, name)
+        return found["state"] == "ready" and found["restarts"] >= restarts
+
+    cluster.wait_for(lives)
 
 
 def test_segments_that_are_emptied_take_no_memory_away(make_cluster: Make, topology: str) -> None:
@@ -85,7 +89,7 @@ def test_a_server_that_dies_while_its_log_cannot_be_written_comes_back(make_clus
         assert "the log of server0 has stopped (Not a directory), the service goes on" in verdict
         logs.unlink()
         (cluster.folder / "away").rename(logs)
-        wait_for(lambda: not any(found.get("log_trouble") for found in cluster.status()["nodes"]))
+        cluster.wait_for(lambda status: not any(found.get("log_trouble") for found in status["nodes"]))
         memory.pwrite(b"mended", 100)
     cluster.remember()
     found = lines(cluster)
@@ -124,7 +128,7 @@ def test_a_shard_that_is_cut_short_is_not_served(make_cluster: Make, size: int) 
     with cluster.connect() as memory:
         memory.pwrite(KEPT, PLACE)
         os.truncate(cluster.directory / "shard1", size)
-        wait_for(lambda: node(cluster, "server1")["state"] == "failed")
+        cluster.wait_for(lambda status: named(status, "server1")["state"] == "failed")
         with pytest.raises(memcluster.RequestError):
             memory.pread(4, 354_000)
         assert memory.pread(1000, PLACE) == KEPT[:1000]

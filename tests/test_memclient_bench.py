@@ -181,8 +181,8 @@ def test_ctrl_c_ends_it_early_with_what_was_found(make_cluster, start):
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    while cluster.status()["nodes"][0]["requests"] < before + 1000:
-        assert process.poll() is None
+    cluster.wait_for(lambda status: process.poll() is not None or status["nodes"][0]["requests"] >= before + 1000)
+    assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130

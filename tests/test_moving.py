@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,14 +85,6 @@ def write(cluster: Cluster, **keys: Any) -> None:
     cluster.file.write_text(yaml.safe_dump(cluster.keys))
 
 
-def wait_for(cluster: Cluster, true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """The status as soon as this is true of it; each look is a question to the cluster."""
-    deadline = time.monotonic() + TIMEOUT
-    while not true(status := cluster.status()):
-        assert time.monotonic() < deadline, status
-    return status
-
-
 def moves(status: dict[str, Any]) -> bool:
     return bool(status.get("applying"))
 
@@ -148,7 +139,7 @@ def test_servers_die_while_bytes_move(make_cluster: Make, start: Callable[..., A
     write(cluster, servers=5)
     applying = start(*memcluster_command("apply", "--yes", "--rate", "6MiB"), cwd=cluster.folder)
     try:
-        wait_for(cluster, moves)
+        cluster.wait_for(moves)
         changer.more()
         for name in ("server1", "server0"):
             cluster.command("fault", "kill", name)
@@ -172,7 +163,7 @@ def test_it_can_be_watched_left_and_called_off(make_cluster: Make, start: Callab
     with cluster.connect(reconnect=False) as memory:
         write(cluster, servers=2)
         applying = start(*memcluster_command("apply", "--yes", "--rate", "64KiB"), cwd=cluster.folder)
-        status = wait_for(cluster, moves)
+        status = cluster.wait_for(moves)
         assert status["state"] == "running"
         assert status["applying"]["total"] == SIZE
         assert b"16MiB are moved" in cluster.command("status").stdout
@@ -204,11 +195,11 @@ def test_a_server_that_is_paused_is_waited_for(tmp_path: Path, new_cluster: Make
     cluster.remember()
     write(cluster, servers=2)
     applying = start(*memcluster_command("apply", "--yes"), cwd=cluster.folder)
-    wait_for(cluster, lambda status: "the supervisor is paused" in status.get("problem", ""))
+    cluster.wait_for(lambda status: "the supervisor is paused" in status.get("problem", ""))
     secondary = next(node.identity for node in cluster.record.nodes if node.name == "server1")
     secondary.signal(signal.SIGSTOP)
     cluster.record.supervisor.signal(signal.SIGCONT)
-    wait_for(cluster, lambda status: moves(status) and status["applying"]["waits_for"] == ["server1"])
+    cluster.wait_for(lambda status: moves(status) and status["applying"]["waits_for"] == ["server1"])
     assert b"waiting for server1" in cluster.command("status", check=False).stdout
     secondary.signal(signal.SIGCONT)
     assert applying.wait(TIMEOUT) == 0
@@ -244,7 +235,7 @@ def test_clients_of_others_that_come_back_go_on(
     (tmp_path / "data").write_bytes(data)
     cluster = make_cluster(memory=SIZE)
     writing = start(*client(tmp_path, cluster.uri), stderr=subprocess.PIPE)
-    wait_for(cluster, lambda status: status["nodes"][0]["requests"] > 10)
+    cluster.wait_for(lambda status: status["nodes"][0]["requests"] > 10)
     write(cluster, servers=4, layout={"stripe": "64KiB"})
     cluster.command("apply", "--yes")
     cluster.remember()
@@ -276,9 +267,9 @@ def test_what_has_failed_can_be_removed(make_cluster: Make) -> None:
     shard, aside = cluster.directory / "shard2", cluster.directory / "aside"
     shard.rename(aside)
     cluster.command("fault", "kill", "server2")
-    wait_for(cluster, lambda status: any(node["state"] == "failed" for node in status["nodes"]))
+    cluster.wait_for(lambda status: any(node["state"] == "failed" for node in status["nodes"]))
     aside.rename(shard)
-    wait_for(cluster, lambda status: not status["missing"])
+    cluster.wait_for(lambda status: not status["missing"])
     write(cluster, servers=4)
     refused = cluster.command("apply", "--yes", check=False)
     assert refused.returncode == 4

@@ -10,12 +10,9 @@ import json
 import os
 import random
 import subprocess
-import time
 
 import pytest
 from harness import TIMEOUT, Cluster, clusters, need, run
-
-from memcluster.launcher.run.control import ask
 
 SIZE = 8 << 20
 STRIPE = 64 << 10
@@ -557,10 +554,8 @@ def small(standing_small) -> Cluster:
 
 
 def wait_for_clients(cluster: Cluster, count: int) -> None:
-    """Until server 0 has so many connections; asks again and again, for the supervisor tells nobody by itself."""
-    deadline = time.monotonic() + TIMEOUT
-    while (found := ask(cluster.directory / "control", {"do": "status"}, TIMEOUT)["nodes"][0]["clients"]) != count:
-        assert time.monotonic() < deadline, f"{found} clients, not {count}"
+    """Until server 0 has so many connections."""
+    cluster.wait_for(lambda status: status["nodes"][0]["clients"] == count)
 
 
 SAYS, ON_REQUEST = True, False

@@ -13,8 +13,11 @@ AWAY = {"killed": ("kill", "--for", "1h"), "paused": ("pause",), "failed": ("kil
 
 def wait_for_the_restart(cluster: Cluster, name: str) -> None:
     """The server was killed: it is ready again."""
-    while not any(node["name"] == name and node["restarts"] and node["ready"] for node in cluster.status()["nodes"]):
-        pass
+
+    def is_back(status: dict) -> bool:
+        return any(node["name"] == name and node["restarts"] and node["ready"] for node in status["nodes"])
+
+    cluster.wait_for(is_back)
 
 
 def make(make_cluster, kind: str, how: str = "") -> tuple[Cluster, str, int, int]:
@@ -60,8 +63,7 @@ def test_a_chain_that_is_back_takes_over_from_its_head(make_cluster):
     with cluster.connect(reconnect=False) as memory:
         memory.pwrite(b"x" * length, 0)
         cluster.command("fault", "kill", "server1", "--for", "1h")
-        while not any(node["state"] == "restarting" for node in cluster.status()["nodes"]):
-            pass
+        cluster.wait_for(lambda status: any(node["state"] == "restarting" for node in status["nodes"]))
         cluster.status()  # the head answers in a turn of its loop in which it meets whatever was there before
         reads = [memory.start_pread(length, 0) for _ in range(50)]
         reads[0].result()

@@ -243,8 +243,8 @@ def keep_away(cluster, *names):
     in that one's hands, and costs the client its connection."""
     for name in names:
         cluster.command("fault", "kill", name, "--for", "1h")
-    while not set(names) <= {node["name"] for node in cluster.status()["nodes"] if node["state"] == "restarting"}:
-        pass
+    away = {*names}
+    cluster.wait_for(lambda now: away <= {node["name"] for node in now["nodes"] if node["state"] == "restarting"})
     cluster.status()  # it answers in a turn of its loop in which it meets whatever was there before
 
 

@@ -120,7 +120,6 @@ def test_a_server_whose_shard_is_gone_does_not_come_back_with_zeroes(tmp_path, n
         with pytest.raises(memcluster.RequestError):
             memory.pread(4, 400_000)
     assert not (tmp_path / "data" / "shard1").exists()
-    while (state := cluster.status())["state"] != "degraded" or state["nodes"][1]["state"] != "failed":
-        pass
+    cluster.wait_for(lambda status: status["state"] == "degraded" and status["nodes"][1]["state"] == "failed")
     assert b"shard1 is gone, and with it" in cluster.command("status", check=False).stdout
     assert cluster.end() == []

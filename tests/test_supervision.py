@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 from harness import ROOT, TIMEOUT, Cluster, memcluster_command, run, run_in_small_room
@@ -36,14 +35,13 @@ def free_port() -> int:
 
 
 def wait_until(cluster: Cluster, **restarts: int) -> None:
-    """The cluster runs, and these nodes have been restarted so often; each question waits for an answer."""
-    deadline = time.monotonic() + TIMEOUT
-    while True:
-        status = cluster.status()
+    """The cluster runs, and these nodes have been restarted so often."""
+
+    def so_often(status: dict) -> bool:
         found = {node["name"]: node["restarts"] for node in status["nodes"]}
-        if status["state"] == "running" and restarts.items() <= found.items():
-            return
-        assert time.monotonic() < deadline, status
+        return status["state"] == "running" and restarts.items() <= found.items()
+
+    cluster.wait_for(so_often)
 
 
 def test_down_of_a_cluster_of_which_everything_is_stopped(make_cluster):

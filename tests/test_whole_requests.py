@@ -197,8 +197,7 @@ def test_with_serial_fan_out_the_next_piece_of_a_client_that_is_gone_is_not_begu
     cluster.command("fault", "pause", stopped)
     a, b = Raw(cluster), Raw(cluster)
     a.send(Command.WRITE, border - 4096, 8192, b"A" * 8192)
-    while cluster.status()["nodes"][0]["requests"] < 4:  # three of the supervisor's probe
-        pass
+    cluster.wait_for(lambda status: status["nodes"][0]["requests"] >= 4)  # three of the supervisor's probe
     a.sock.close()
     assert b.ask(Command.WRITE, border, 4096, b"B" * 4096) == 0
     cluster.command("fault", "resume", stopped)
@@ -227,8 +226,7 @@ def test_what_a_client_that_is_gone_has_left_unread_is_not_begun_after_a_newer_w
     else:
         assert b.ask(Command.WRITE, 0, 512, b"B" * 512) == 0
         cluster.command("fault", "resume", stopped)
-    while cluster.status()["nodes"][0]["clients"] > 1:
-        pass
+    cluster.wait_for(lambda status: status["nodes"][0]["clients"] <= 1)
     assert b.read(0, 512) == b"B" * 512
     b.sock.close()
 
