@@ -187,6 +187,7 @@ if __name__ == "__main__":
     import memcluster.launcher.cli
     import memcluster.launcher.clusterfile.config
     import memcluster.launcher.down
+    import memcluster.launcher.start
     import memcluster.launcher.status
     import memcluster.launcher.supervision.supervisor
     import memcluster.launcher.up
@@ -199,4 +200,4 @@ if __name__ == "__main__":
     setproctitle.getproctitle()  # finds where its words stand before there is another environment
     util.spawnv_passfds = fork_the_fork_server(util.spawnv_passfds)
     serve(socket.socket(fileno=int(sys.argv[1])))
-    {"memcluster": memcluster.launcher.cli.main, "memclient": memcluster.client.cli.main}[sys.argv[0]]()
+    {"memcluster": memcluster.launcher.start.main, "memclient": memcluster.client.cli.main}[sys.argv[0]]()
