@@ -4,6 +4,8 @@ busy machine changes, stands the time of a processor that both servers needed fo
 
     python -m bench.between [--delay MS]... [--control NAME]... [--runtime TIME] [--pairs N]
 
+At the end stands what TLS leaves of a link to two processes that do nothing else (`bench.bare`).
+
 Takes root and the test extra: the hosts are those of the tests' lab. With a delay the link is `delay.c`, in user space,
 which moves a few hundred MB a second at most: what is compared there is the controls with one another.
 """
@@ -18,13 +20,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.netns import slow
+from memcluster.launcher.certificates import between_hosts
+from memcluster.launcher.hosts.letter import write_certificates
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
 from hostlab import Lab, lab
+
+from bench.bare import moved
 
 CONTROLS = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 CONTROL = "/proc/sys/net/ipv4/tcp_congestion_control"
@@ -37,6 +44,8 @@ LOADS: dict[str, tuple[str, ...]] = {
 MEMORY = "128MiB"
 REGION = ("--offset", "0", "--length", "64MiB")
 """All of the secondary's part."""
+ALONE = 1.0
+"""Seconds of what bare processes move."""
 TICKS = os.sysconf("SC_CLK_TCK")
 HERE, THERE = "10.8.0.1", "10.8.0.2"
 """The ends of a slow link."""
@@ -72,6 +81,7 @@ def main() -> None:
                         cells = [compared(made, far, near, *LOADS[load], *words) for load in loads]
                     where, how = f"{delay:g} ms" if delay else "veth", "TLS" if encrypted else "plain"
                     print(f"| {where} | {control} | {how} | {' | '.join(cells)} |", flush=True)
+            print(f"{delay:g} ms: {alone(made, link, options.pairs)}", flush=True)
 
 
 class Pair:
@@ -119,6 +129,19 @@ def compared(made: Lab, far: Pair, near: Pair, *words: str) -> str:
     ratio = told["ratio"][kind]
     spread = f"{ratio['least']:.2f}–{ratio['greatest']:.2f}"
     return f"{ratio['median']:.2f} ({spread}), {ours / theirs:.2f} ({ours:,.0f} : {theirs:,.0f})"
+
+
+def alone(made: Lab, address: str, pairs: int) -> str:
+    """TLS beside none, of processes that do nothing else."""
+    far = made.hosts["host-b"]
+    folder = write_certificates(made.folder / "bare", between_hosts())
+    plain, sealed = [], []
+    for _ in range(pairs):
+        plain.append(moved(made.here, far, address, "", ALONE))
+        sealed.append(moved(made.here, far, address, folder, ALONE))
+    rate = median(ours[0] / theirs[0] for ours, theirs in zip(sealed, plain, strict=True))
+    used = [median(each[1] for each in side) for side in (sealed, plain)]
+    return f"two bare processes have {rate:.2f} of their rate with TLS, for {used[0]:,.0f} : {used[1]:,.0f} µs a MiB"
 
 
 @contextmanager

@@ -67,6 +67,9 @@ class Socket:
             raise failure(errno.ENOTCONN)
         return peer.name
 
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:  # noqa: ARG002
+        raise failure(errno.ENOPROTOOPT)
+
     def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
         self._process.step()
         stream = self._description

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from memcluster.node.transport import tcp
 from memcluster.node.transport.loop import Loop
 from memcluster.node.transport.stream import WAKE_AT, Stream
-from memcluster.node.transport.tcp import tune
+from memcluster.node.transport.tcp import FAR_LOST_AFTER, round_trip, tune
 
 
 class Receiver(Stream):
@@ -130,6 +131,20 @@ class TestTune:
             assert sock.getsockname() != listener.getsockname()
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert congestion_control(sock) == usual
+
+    @pytest.mark.parametrize(("least", "paced"), [(tcp.NEARBY, False), (0, True)])
+    def test_a_link_to_another_host(self, monkeypatch: pytest.MonkeyPatch, least: int, paced: bool) -> None:
+        """One that is nearby is not paced, either; who is lost is noticed soon."""
+        monkeypatch.setattr(tcp, "NEARBY", least and 1_000_000)  # the round trip that is measured is of a busy machine
+        with (
+            socket.create_server(("127.0.0.2", 0)) as listener,
+            socket.create_connection(listener.getsockname(), 10) as sock,
+        ):
+            usual = congestion_control(sock)
+            tune(sock, far=True)
+            assert 0 < round_trip(sock) < 1_000_000
+            assert congestion_control(sock) == (usual if paced else b"reno")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == FAR_LOST_AFTER * 1000
 
     def test_unix_sockets_and_lost_ones_are_left_alone(self, pair: tuple[socket.socket, socket.socket]) -> None:
         near, far = socket.socketpair()

@@ -25,7 +25,7 @@ from memcluster.node.transport.dialer import Dialer
 from memcluster.node.transport.loop import Loop, Timer
 from memcluster.node.transport.proof import Pass
 from memcluster.node.transport.stream import Line, Stream
-from memcluster.node.transport.tcp import make_far, tune
+from memcluster.node.transport.tcp import tune
 from memcluster.node.transport.traffic import TRAFFIC
 
 SHUTDOWN: Final = int(Error.ESHUTDOWN)
@@ -170,9 +170,7 @@ class Link:
 
     def established(self, wire: _Wire) -> None:
         """A handshake is over: repeat what is in flight."""
-        tune(wire.sock)
-        if self._far:
-            make_far(wire.sock)
+        tune(wire.sock, far=self._far)
         self._dialer.reached()
         self.connections += 1
         window = self.window

@@ -62,7 +62,7 @@ class Connection(Stream):
         security = None if owner.security is None else owner.security.of(self)
         self.session = ServerSession(exports(self), self._place, scratch, security)
         super().__init__(loop, line, self.session.outgoing)
-        tune(self.sock)
+        tune(self.sock, far=owner.private and bool(owner.spec.host))
         self.owner = owner
         self.lender = owner.lender
         self.number = number
