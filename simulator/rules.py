@@ -7,7 +7,8 @@ lost      A write that was acknowledged is there until another replaces it: a bl
           of one client keep their order (`ordered`), its own later write replaces the earlier, too, whether or not it
           waited for it; but not one that was sent again when the later was done. One that is `slow`, as it clears much,
           takes several turns, in which its client's next requests may be carried out: a read may not show it yet, but a
-          newer write stays, unless it `outlasts` that: in a chain it may come to the next server after the newer one.
+          newer write stays, unless it `outlasts` that: in a chain it may come to the next server after the newer one,
+          and a link that was lost sends it again.
 wrong     A block shows what was written there, or zeroes: not another block's bytes, nobody's, or the future's. While
           writes overlap it may be made up of those that it may show, and of nothing else.
 back      What was replaced does not come back: if a write was acknowledged and a read that began later does not show

@@ -30,7 +30,7 @@ from memcluster.simulator.plan import Ask, Plan
 from memcluster.simulator.plan import Client as Errand
 from memcluster.simulator.rules import check
 from memcluster.simulator.supervisor import AGAIN, BOUNDS, EPOCH, Supervisor
-from memcluster.simulator.words import check_words
+from memcluster.simulator.words import check_torn, check_words
 from memcluster.simulator.world import BEGINNING, MS, NEVER, S, World
 
 MOST_EVENTS = 300_000
@@ -359,6 +359,7 @@ class Run:
         if self._began:  # else no plan says what is broken when
             outcome.broken += check_refusals(self.history, self.world.trace, self._began, int(BOUNDS.retry_timeout * S))
         outcome.log = self._merged()
+        outcome.broken += check_torn(outcome.log, self.world.trace, EPOCH)
         operations = self.history
         if self.supervisor.shape.every_server_is_a_door:
             operations = [part for operation in operations for part in routed(self.layout, operation)]
@@ -369,10 +370,14 @@ class Run:
             outcome.broken.append(f"log: logger0 wrote {said} records of {len(outcome.log)}")
 
     def _outlasts(self, operation: Operation) -> bool:
-        """It may come to another server after what its client has asked for later, and is done there."""
-        if self.plan.shape.topology != "chain" or not _slow(self.plan.shape.slice, operation):
+        """It may be carried out somewhere after what its client has asked for later, and is done there: it comes to the
+        next server of a chain, or is sent again by a link that was lost."""
+        if not _slow(self.plan.shape.slice, operation):
             return False
-        return len(self.layout.split(operation.offset, operation.length, spans=False)) > 1
+        servers = [piece.server for piece in self.layout.split(operation.offset, operation.length, spans=False)]
+        if self.plan.shape.topology == "primary-secondary":
+            return servers != [0] and any(fault.kind in ("kill", "partition", "pause") for fault in self.plan.faults)
+        return self.plan.shape.topology == "chain" and len(servers) > 1
 
     def _given_up(self) -> list[str]:
         """By clients whose library connects again and repeats, and that were not killed."""

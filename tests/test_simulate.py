@@ -32,7 +32,7 @@ from memcluster.simulator.patience import check_refusals
 from memcluster.simulator.plan import TOPOLOGIES, Ask, Client, Plan, Shape, Wish, make_plan
 from memcluster.simulator.run import Outcome, simulate
 from memcluster.simulator.shrink import shrink
-from memcluster.simulator.words import check_words
+from memcluster.simulator.words import check_torn, check_words
 from memcluster.simulator.world import BEGINNING, S
 
 ROOT = Path(__file__).parent.parent
@@ -435,3 +435,12 @@ def test_words_that_make_no_sense_to_a_process_are_found() -> None:
     said = [(S, ("server2", "says", "server2: who passes orders on: <Order 1> before the WELCOME"))]
     assert [sentence.partition(":")[0] for sentence in check_words([mixed], said)] == ["spoken", "spoken"]
     assert not check_words([refused(S, 2 * S, NO_ROOM)], [(S, ("server2", "says", "server2: client 1: gone"))])
+
+
+def test_a_connection_that_is_lost_for_a_death_before_its_time_is_found() -> None:
+    """As by a gate on which a server died, and which another client has now."""
+    came = Record(5 * S, 0, 0, 0, 0, 3, 3, 9, 0, 0, 1)
+    torn = (6 * S, ("server0", "says", "server0: client 3: server2 cannot send it anything"))
+    assert check_torn([(0, came)], [(4 * S, ("server2", "ends:", "killed")), torn], 0)
+    assert not check_torn([(0, came)], [(5 * S + 1, ("server2", "ends:", "killed")), torn], 0)
+    assert not check_torn([], [torn], 0)
