@@ -180,11 +180,11 @@ def _shaking_hands(
         push(carrier, session.outgoing)
         try:
             if session.securing:
-                if secured is None:
-                    from memcluster.client.secure import secure  # late: it loads OpenSSL
+                from memcluster.client.secure import secure, shake_hands  # late: it loads OpenSSL
 
+                if secured is None:
                     carrier = secured = secure(sock, target)
-                _secure(secured, target)
+                shake_hands(secured, target)
                 session.secured()
                 continue
             count = carrier.recv_into(session.receive_buffer())
@@ -201,13 +201,6 @@ def _shaking_hands(
     if session.finished:
         push(carrier, session.outgoing)
     return carrier
-
-
-def _secure(secured: Secured, target: Target) -> None:
-    """The handshake of TLS. Raises BlockingIOError when the other side has to say something first."""
-    while not secured.shake_hands():
-        if not secured.receive():
-            raise Disconnected(target, "the server hung up in the handshake of TLS")
 
 
 def _connecting(system: System, target: Target, deadline: float) -> Steps[socket.socket]:

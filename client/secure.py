@@ -9,7 +9,7 @@ from memcluster.client.errors import Disconnected
 from memcluster.client.uri import Target
 from memcluster.node.tls.context import client_context
 from memcluster.node.tls.credentials import BadCredentials
-from memcluster.node.tls.layer import Layer
+from memcluster.node.tls.layer import Layer, TLSError
 from memcluster.node.tls.secured import Secured
 
 
@@ -31,3 +31,16 @@ def secure(sock: socket.socket, target: Target) -> Secured:
     except BadCredentials as error:
         raise Disconnected(target, str(error)) from error
     return Secured(sock, Layer(context, server=False, hostname=hostname or None))
+
+
+def shake_hands(secured: Secured, target: Target) -> None:
+    """Raises BlockingIOError when the other side has to say something first, TLSError, Disconnected."""
+    try:
+        while not secured.shake_hands():
+            if not secured.receive():
+                raise Disconnected(target, "the server hung up in the handshake of TLS")
+    except TLSError as error:
+        if error.untrusted and target.tls is not None and not target.tls.certificates:
+            hint = "?tls-certificates=DIR in the URI names a folder with the ca-cert.pem to trust"
+            raise Disconnected(target, f"{error.message}; {hint}") from error
+        raise

@@ -147,6 +147,16 @@ def test_a_name_in_the_uri_is_held_against_the_certificate(door, folders):
     assert done.returncode == (knows == b"True\n")
 
 
+@pytest.mark.parametrize(("folder", "told"), [("", True), ("other", False)])
+def test_who_names_no_authority_is_told_how(door, folders, folder, told):
+    """A URI without a folder is the first that one tries; who has named one knows."""
+    uri = str(replace(parse_uri(door.uri), tls=Security(str(folders[folder]) if folder else "")))
+    done = run(*memclient_command("--uri", uri, "info"), check=False)
+    assert done.returncode == 1
+    assert b"certificate is not accepted: " in done.stderr
+    assert (b"; ?tls-certificates=DIR in the URI names a folder" in done.stderr) == told
+
+
 def test_certificates_whose_time_is_over_are_not_served(new_cluster, tmp_path, folders):
     """They are refused by the check of the file: what clients could not trust is not served."""
     for name in ("a", "b"):

@@ -20,11 +20,17 @@ PIECE = 1 << 16
 direction for a connection that has moved that much."""
 
 
-class TLSError(OSError):
-    """TLS cannot go on: what the other side sent was not right, or it has said that ours was not."""
+UNTRUSTED = range(18, 22)
+"""OpenSSL's codes for a certificate that is signed by itself, or by nobody known (X509_V_ERR_…)."""
 
-    def __init__(self, message: str) -> None:
+
+class TLSError(OSError):
+    """TLS cannot go on: what the other side sent was not right, or it has said that ours was not. With `untrusted`
+    nobody whom this side knows has signed its certificate."""
+
+    def __init__(self, message: str, *, untrusted: bool = False) -> None:
         self.message = message
+        self.untrusted = untrusted
         super().__init__(errno.EPROTO, message)
 
 
@@ -56,6 +62,8 @@ class Layer:
         except ssl.SSLWantReadError:
             self.more = False
             return False
+        except ssl.SSLCertVerificationError as error:
+            raise TLSError(explain(error), untrusted=error.verify_code in UNTRUSTED) from error
         except ssl.SSLError as error:
             raise TLSError(explain(error)) from error
         return True
