@@ -52,7 +52,7 @@ pure:
 
 fresh:
 	@for library in $$(find -L memcluster -name 'compiled__mypyc*.so'); do \
-	    [ -z "$$(find -L memcluster/node -name '*.py' -newer $$library)" ] || $(MAKE) --no-print-directory pure; \
+	    [ -z "$$(find -L $$(dirname $$library) -name '*.py' -newer $$library)" ] || $(MAKE) --no-print-directory pure; \
 	done
 
 # The suite with the compiled data path, but for what never meets it; with PART=path what imports it and what comes from

@@ -11,7 +11,7 @@ import pytest
 
 from memcluster.node.native import form
 
-NODE = Path(__file__).parent.parent / "node"
+ROOT = Path(__file__).parent.parent
 
 planted = pytest.mark.skipif(form() == "compiled", reason="faults are planted in the source")
 """Such a test proves that a fault would be found, by whoever looks for them in either form."""
@@ -50,8 +50,10 @@ def imports(path: Path) -> set[str]:
 def compiled() -> set[str]:
     """The modules that are compiled here."""
     suffix = EXTENSION_SUFFIXES[0]
-    beside = [path.relative_to(NODE) for path in NODE.rglob(f"*{suffix}")]
-    return {"memcluster.node." + ".".join(path.parts).removesuffix(suffix) for path in beside}
+    beside = [
+        path.relative_to(ROOT) for folder in ("node", "simulator") for path in (ROOT / folder).rglob(f"*{suffix}")
+    ]
+    return {"memcluster." + ".".join(path.parts).removesuffix(suffix) for path in beside}
 
 
 def left_out(file: Path, part: str) -> bool:
