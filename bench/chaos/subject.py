@@ -69,6 +69,8 @@ class Subject:
         here = "127.0.0.1"
         if far is not None:
             self.keys |= _over(far)
+            if self.keys["storage"] != "memory":  # a folder of each host's own
+                self.keys["storage"] = f"/run/{self.name}"
             if shape.every_server_is_a_door:  # as fio and nbdcopy have no certificate of a run
                 here = HERE
                 self.keys |= {"listen": f"{here}:{_free_port()}", "insecure_network": True}
@@ -112,7 +114,8 @@ class Subject:
 
     def shard_there(self, server: int, host: str) -> str:
         """The file of its part of the memory, on another host."""
-        return f"/dev/shm/{self.directory.path.name}@{host}/shard{server}"
+        own = f"/dev/shm/{self.directory.path.name}@{host}"
+        return f"{own if self.keys['storage'] == 'memory' else self._storage}/shard{server}"
 
     def shard(self, server: int) -> Path:
         """The file of its part of the memory; of one on another host a copy as it is now."""

@@ -38,7 +38,7 @@ def options(seed: int, links: str | None = None, *, hosts: bool = False) -> list
     one. Only long zeroing needs much memory."""
     shares = {name: topologies.load(name).shares for name in topologies.names()}
     names = [name for name, may in shares.items() if may or links is None]
-    if hosts:  # which share no memory either, and no folder
+    if hosts:  # which share no memory either
         names, links = [name for name in names if not topologies.load(name).hands_over], "copy"
     topology = names[seed % len(names)]
     rng = random.Random(f"sweep {seed}")
@@ -47,7 +47,7 @@ def options(seed: int, links: str | None = None, *, hosts: bool = False) -> list
         "--topology", topology,
         "--layout", LAYOUTS[seed // len(names) % len(LAYOUTS)],
         "--fan-out", rng.choice(("parallel", "serial")),
-        "--storage", "memory" if hosts else rng.choice(("memory", "memory", "directory")),
+        "--storage", rng.choice(("memory", "memory", "directory")),
         "--memory", rng.choice(("48", "96", "768")),
         "--logs", rng.choice(("all", "age", "small")),
         "--links", links or rng.choice(("copy", "shared") if shares[topology] else ("copy",)),

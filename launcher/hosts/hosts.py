@@ -225,12 +225,16 @@ class Hosts:
         hosts = self._hosts.values()
         deadline = time.monotonic() + seconds
         while waiting := [host for host in hosts if not fact(host)]:
-            over = [host.trouble for host in waiting if host.trouble]
-            over += [f"{host.name}: {host.ended}" for host in waiting if host.ended and not host.present]
-            if over and (not each or len(over) >= len(waiting)):
-                return over
+            over = {
+                host: host.trouble or f"{host.name}: {host.ended}"
+                for host in waiting
+                if host.trouble or (host.ended and not host.present)
+            }
+            silent = [host for host in waiting if host not in over]
             if time.monotonic() >= deadline:
-                return over or [f"{host.name} {lacking} after {seconds:g} s" for host in waiting]
+                return [*over.values(), *(f"{host.name} {lacking} after {seconds:g} s" for host in silent)]
+            if over and (not each or not silent):
+                return [*over.values()]
             self.loop.turn(deadline - time.monotonic())
         return []
 
