@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from memcluster.launcher.supervision.lifecycle import State
+from memcluster.launcher.supervision.nodelife import State
 from memcluster.node.layout import Piece
 from memcluster.node.log.filter import Filter
 from memcluster.node.log.history import History

@@ -14,20 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from memcluster.launcher.supervision.lifecycle import (
-    Action,
-    Collect,
-    Drain,
-    Finish,
-    Kill,
-    Lifecycle,
-    Phase,
-    Probe,
-    RestartPolicy,
-    Say,
-    Start,
-    State,
-)
+from memcluster.launcher.supervision.actions import Action, Collect, Drain, Finish, Kill, Probe, Say, Start
+from memcluster.launcher.supervision.lifecycle import Lifecycle, Phase
+from memcluster.launcher.supervision.nodelife import RestartPolicy, State
 from memcluster.node import topology
 from memcluster.node.cluster_map import ClusterMap, ServerEntry
 from memcluster.node.log.clock import Run

@@ -25,7 +25,7 @@ PURE = [
     *(f"node/{name}.py" for name in ("serving/budget", "serving/clearing", "serving/slots")),
     *(f"node/{name}.py" for name in ("transport/frames", "transport/proof", "handover/messages")),
     *(f"node/tls/{name}.py" for name in ("layer", "credentials")),
-    "launcher/supervision/lifecycle.py",
+    *(f"launcher/supervision/{name}.py" for name in ("actions", "lifecycle", "nodelife")),
 ]
 CODEC = ("node.nbd", "node.layout", "node.tls", "node.native")
 DIRECTIONS: dict[str, dict[str, set[str]]] = {
@@ -99,7 +99,8 @@ def test_a_module_imports_only_what_its_place_allows(path):
             assert not other.startswith("node.topologies"), f"{name} looks inside a topology: {other}"
             assert top != "simulator" or name == "launcher/simulatecommand.py", f"{name} imports {other}"
         if name.startswith("simulator/"):
-            pure = other.startswith(("launcher.supervision.lifecycle", "launcher.clusterfile.positions"))
+            policy = tuple(f"launcher.supervision.{part}" for part in ("actions", "lifecycle", "nodelife"))
+            pure = other.startswith((*policy, "launcher.clusterfile.positions"))
             assert top in ("simulator", "node", "client") or pure, f"{name} imports {other}"
             assert not other.startswith("node.topologies"), f"{name} looks inside a topology: {other}"
         if name.startswith("node/"):

@@ -4,24 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from memcluster.launcher.supervision.lifecycle import (
-    COLLECTING,
-    EVIDENCE,
-    LAST_STAGES,
-    Collect,
-    Drain,
-    Finish,
-    Hold,
-    Kill,
-    Lifecycle,
-    Phase,
-    Probe,
-    RestartPolicy,
-    Say,
-    ShowStack,
-    Start,
-    State,
-)
+from memcluster.launcher.supervision.actions import Collect, Drain, Finish, Hold, Kill, Probe, Say, ShowStack, Start
+from memcluster.launcher.supervision.lifecycle import COLLECTING, EVIDENCE, Lifecycle, Phase
+from memcluster.launcher.supervision.nodelife import RestartPolicy, State
+from memcluster.launcher.supervision.patience import LAST_STAGES
 
 SERVERS = ["server0", "server1", "server2"]
 LOGGERS = ["logger0", "logger1", "logger2"]

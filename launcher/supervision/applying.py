@@ -25,9 +25,10 @@ from memcluster.launcher.run.directory import RunDirectory
 from memcluster.launcher.run.memory import MemoryMismatch, Shape
 from memcluster.launcher.supervision import sockets
 from memcluster.launcher.supervision.changeover import lost_by
-from memcluster.launcher.supervision.lifecycle import Lifecycle, Phase, State
+from memcluster.launcher.supervision.lifecycle import Lifecycle, Phase
 from memcluster.launcher.supervision.makeup import Makeup
 from memcluster.launcher.supervision.moving import no_room_for_both
+from memcluster.launcher.supervision.nodelife import State
 from memcluster.launcher.supervision.orders import Apply
 from memcluster.launcher.supervision.places import listening, places
 from memcluster.launcher.supervision.process import Process

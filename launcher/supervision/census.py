@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from memcluster.launcher.supervision.lifecycle import Lifecycle, State
+from memcluster.launcher.supervision.lifecycle import Lifecycle
 from memcluster.launcher.supervision.makeup import Makeup
+from memcluster.launcher.supervision.nodelife import State
 from memcluster.launcher.supervision.process import Process
 from memcluster.launcher.supervision.usage import Usage
 from memcluster.node.transport.loop import Loop

@@ -13,7 +13,8 @@ from memcluster.launcher.run.directory import RunDirectory
 from memcluster.launcher.supervision import census, orders, sockets
 from memcluster.launcher.supervision.applying import Applying
 from memcluster.launcher.supervision.faults import FaultError, Faults
-from memcluster.launcher.supervision.lifecycle import Phase, State
+from memcluster.launcher.supervision.lifecycle import Phase
+from memcluster.launcher.supervision.nodelife import State
 from memcluster.launcher.supervision.replacing import Replacing
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.channel import Channel

@@ -3,49 +3,27 @@
 Each event (a node is ready, a node exited, somebody wants a stop, time passed) is a method that is told `now` and
 returns the actions to be carried out, in order. `wake` is the time at which `tick` wants to be called.
 
-The life of a node:
-
-    pending -> starting -> ready -> stopping -> exited
-                  |          |
-                  +----------+--> restarting -> starting    died; back after 0, 1, 2, 4 ... s
-                  |          +--> hung -> restarting        made no progress: its stack is shown, then it is killed
-                  +----------+--> failed                    died too often, or said that it cannot run
-                  +----------+--> stopping -> stopped       on purpose, until it is launched again
-                             +--> stopping -> held          lives, and keeps its clients for the cluster to come
-
 The stop goes through stages, each begun when all processes of the one before are gone: the doors, the other servers,
 then logger 0 collects the merged log, the other loggers, logger 0. Before another cluster there are but two: the doors
 and the loggers, then the other servers. At the deadline what is late is named and killed.
 As long as present clients may finish there need be no deadline, and what they still need is restarted as before.
+What becomes of one node meanwhile is told in nodelife.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
+from memcluster.launcher.supervision.actions import Action, Collect, Drain, Finish, Hold, Kill, Probe, Say, ShowStack
+from memcluster.launcher.supervision.nodelife import Jitter, NodeLife, RestartPolicy, State
 from memcluster.launcher.supervision.patience import LAST_STAGES
 
 EVIDENCE = 0.5
 """Seconds a hung process has to show its stack before it is killed."""
 COLLECTING = 0.7
 """Of the time that is left, for the merged log: the loggers have to end, too."""
-
-
-class State(StrEnum):
-    """Where a node stands."""
-
-    PENDING = "pending"
-    STARTING = "starting"
-    READY = "ready"
-    STOPPING = "stopping"
-    EXITED = "exited"
-    HELD = "held"
-    STOPPED = "stopped"
-    HUNG = "hung"
-    RESTARTING = "restarting"
-    FAILED = "failed"
 
 
 class Phase(StrEnum):
@@ -55,109 +33,6 @@ class Phase(StrEnum):
     RUNNING = "running"
     DRAINING = "draining"
     STOPPED = "stopped"
-
-
-@dataclass(frozen=True)
-class RestartPolicy:
-    """Seconds, and a count: see `restart` in docs/configuration.md."""
-
-    cap: float = 30.0
-    reset: float = 60.0
-    deaths: int = 5
-    within: float = 60.0
-
-
-@dataclass
-class NodeLife:
-    """One node's part of the state."""
-
-    name: str
-    state: State = State.PENDING
-    reason: str = ""
-    restarts: int = 0
-    started: float = 0.0
-    due: float | None = None
-    """When it is to be started again, or killed if it is hung."""
-    streak: int = 0
-    """Deaths in a row, without a stable time between them."""
-    deaths: list[float] = field(default_factory=list)
-    broken: bool = False
-    """It said that it cannot run, and is about to exit."""
-    held_until: float = 0.0
-    """Killed on purpose: it stays down until then, and the death does not count."""
-    again: bool = False
-    """It is stopped only to be started again."""
-    planned: bool = False
-    """Its present life began, or its last one ended, because somebody wanted it so."""
-
-    @property
-    def alive(self) -> bool:
-        return self.state in (State.STARTING, State.READY, State.HUNG, State.STOPPING)
-
-
-# -- actions -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Start:
-    name: str
-
-
-@dataclass(frozen=True)
-class Drain:
-    name: str
-    mode: str
-
-
-@dataclass(frozen=True)
-class Hold:
-    """Let a door answer what is in flight, keep its clients, and rest."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Kill:
-    name: str
-
-
-@dataclass(frozen=True)
-class ShowStack:
-    """Let a hung process write down where it stands."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Collect:
-    """Let logger 0 write the merged log, unless that takes longer than `within`."""
-
-    within: float | None
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Every node says that it is ready: ask the cluster as a client would."""
-
-
-@dataclass(frozen=True)
-class Say:
-    """Tell people what happened: `event` is one of ready, running, hung, died, restarting, failed, gave-up, draining,
-    late, exited, uncollected, stopped (a node on purpose; without a name the cluster)."""
-
-    event: str
-    name: str = ""
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Finish:
-    """Everything is gone; exit with this code."""
-
-    code: int
-
-
-Action = Start | Drain | Hold | Kill | ShowStack | Collect | Probe | Say | Finish
 
 
 @dataclass(frozen=True)
@@ -180,7 +55,7 @@ class Lifecycle:
         doors: int = 1,
         restart: RestartPolicy,
         stop_timeout: float,
-        jitter: Callable[[float], float] = lambda seconds: seconds,
+        jitter: Jitter = lambda seconds: seconds,
     ) -> None:
         self.nodes = {name: NodeLife(name) for name in (*servers, *loggers)}
         self.phase = Phase.STARTING
@@ -224,7 +99,7 @@ class Lifecycle:
 
     def begin(self, now: float) -> list[Action]:
         """Start everything: the sockets are there already, so nobody need wait for anybody."""
-        return [action for node in self.nodes.values() for action in self._start(node, now)]
+        return [action for node in self.nodes.values() for action in node.start(now)]
 
     def ready(self, name: str, now: float) -> list[Action]:
         """A node serves."""
@@ -266,7 +141,7 @@ class Lifecycle:
         elif not held or node.state is not State.RESTARTING:
             return []
         node.due = None
-        return self._start(node, now)
+        return node.start(now)
 
     def halt(self, name: str, now: float, *, again: bool = False) -> list[Action]:
         """Stop a node on purpose, until it is launched; with `again` that is at once. It is killed: nothing that was
@@ -278,7 +153,7 @@ class Lifecycle:
             if node.state is State.STOPPED:
                 return []
             node.due = None
-            return self._halted(node, now)
+            return node.halted(now)
         node.state, node.due, node.again = State.STOPPING, None, again
         return [Kill(name)]
 
@@ -289,7 +164,7 @@ class Lifecycle:
             node.again = True
         elif node.state in (State.STOPPED, State.FAILED, State.RESTARTING):
             node.held_until, node.due, node.streak, node.deaths = 0.0, None, 0, []
-            return self._start(node, now)
+            return node.start(now)
         return []
 
     def broken(self, name: str, reason: str) -> None:
@@ -308,7 +183,7 @@ class Lifecycle:
             node.state = State.EXITED
             return [Say("exited", name, how), *self._advance(now)]
         if node.state is State.STOPPING:
-            return self._halted(node, now)
+            return node.halted(now)
         if node.broken:
             node.state, node.broken = State.FAILED, False
             return [Say("failed", name, node.reason), *self._give_up(f"{name}: {node.reason}", now)]
@@ -319,8 +194,8 @@ class Lifecycle:
             node.state = State.FAILED
             return [Say("failed", name, how), *self._give_up(f"{name}: {how}", now)]
         if short:
-            return self._wait_for_room(node, how, now)
-        return self._died(node, how, now)
+            return node.wait_for_room(how, now, self._restart, self._jitter)
+        return node.died(how, now, self._restart, self._jitter)
 
     def give_way(self, kept: Collection[str], now: float) -> list[Action]:
         """Stop for another cluster, which goes on with the log, so that nobody need wait for a logger, and with these
@@ -385,7 +260,7 @@ class Lifecycle:
         for node in self.nodes.values():
             if node.due is not None and node.due <= now:
                 node.due = None
-                actions += [Kill(node.name)] if node.state is State.HUNG else self._start(node, now)
+                actions += [Kill(node.name)] if node.state is State.HUNG else node.start(now)
         if self._last_deadline is not None and self._last_deadline <= now:
             return actions + self.kill(now)
         if self._deadline is not None and self._deadline <= now:
@@ -398,45 +273,6 @@ class Lifecycle:
         return actions
 
     # -- parts ---------------------------------------------------------------------------------------------------
-
-    def _start(self, node: NodeLife, now: float) -> list[Action]:
-        node.state, node.started = State.STARTING, now
-        return [Start(node.name)]
-
-    def _halted(self, node: NodeLife, now: float) -> list[Action]:
-        node.state, node.reason, node.planned, node.broken = State.STOPPED, "on purpose", True, False
-        again, node.again = node.again, False
-        return [Say("stopped", node.name), *(self._start(node, now) if again else [])]
-
-    def _died(self, node: NodeLife, how: str, now: float) -> list[Action]:
-        policy = self._restart
-        node.planned = False
-        if node.held_until > now:
-            node.restarts += 1
-            node.state, node.due = State.RESTARTING, node.held_until
-            return [Say("died", node.name, how), Say("restarting", node.name, f"in {node.due - now:.1f} s")]
-        if now - node.started >= policy.reset:
-            node.streak = 0
-        node.deaths = [time for time in node.deaths if now - time < policy.within] + [now]
-        said: list[Action] = [Say("died", node.name, how)]
-        if len(node.deaths) >= policy.deaths:
-            node.state = State.FAILED
-            node.reason = f"died {len(node.deaths)} times in {policy.within:g} s, last: {how}"
-            return [*said, Say("failed", node.name, node.reason)]
-        delay = self._jitter(min(policy.cap, 2.0 ** min(node.streak - 1, 60))) if node.streak else 0.0
-        node.streak += 1
-        node.restarts += 1
-        if not delay:
-            return [*said, Say("restarting", node.name, "at once"), *self._start(node, now)]
-        node.state, node.due = State.RESTARTING, now + delay
-        return [*said, Say("restarting", node.name, f"in {delay:.1f} s")]
-
-    def _wait_for_room(self, node: NodeLife, how: str, now: float) -> list[Action]:
-        delay = self._jitter(min(self._restart.cap, 2.0 ** min(node.streak, 60)))
-        node.streak += 1
-        node.restarts += 1
-        node.state, node.due = State.RESTARTING, now + delay
-        return [Say("died", node.name, how), Say("restarting", node.name, f"in {delay:.1f} s")]
 
     def _release(self) -> list[str]:
         """Who was kept for another cluster is to end like the rest."""

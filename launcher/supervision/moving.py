@@ -25,8 +25,9 @@ from memcluster.launcher.run.directory import RunDirectory
 from memcluster.launcher.run.memory import Shape, read_claim
 from memcluster.launcher.run.reshape import Reshape
 from memcluster.launcher.run.steps import step
-from memcluster.launcher.supervision.lifecycle import Lifecycle, State
+from memcluster.launcher.supervision.lifecycle import Lifecycle
 from memcluster.launcher.supervision.makeup import Makeup
+from memcluster.launcher.supervision.nodelife import State
 from memcluster.launcher.supervision.process import Process
 from memcluster.node.files import open_file
 from memcluster.node.serving.cgroup import memory_in_use, memory_limit

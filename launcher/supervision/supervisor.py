@@ -22,7 +22,8 @@ from memcluster.launcher.run.directory import RunDirectory
 from memcluster.launcher.run.identity import Identity
 from memcluster.launcher.run.memory import Shape
 from memcluster.launcher.run.steps import step
-from memcluster.launcher.supervision import lifecycle, orders, sockets
+from memcluster.launcher.supervision import actions, orders, sockets
+from memcluster.launcher.supervision.actions import Action
 from memcluster.launcher.supervision.applying import Applying
 from memcluster.launcher.supervision.belongings import Belongings
 from memcluster.launcher.supervision.child import Child
@@ -30,8 +31,9 @@ from memcluster.launcher.supervision.control import Control
 from memcluster.launcher.supervision.faults import FAULTS_TOLD, Faults
 from memcluster.launcher.supervision.forkserver import reap_strangers
 from memcluster.launcher.supervision.heartbeats import Heartbeats, where_it_stands
-from memcluster.launcher.supervision.lifecycle import Action, Lifecycle, Phase
+from memcluster.launcher.supervision.lifecycle import Lifecycle, Phase
 from memcluster.launcher.supervision.makeup import Makeup
+from memcluster.launcher.supervision.nodelife import RestartPolicy, State
 from memcluster.launcher.supervision.places import Place
 from memcluster.launcher.supervision.probe import Probe
 from memcluster.launcher.supervision.process import Elsewhere, Process
@@ -115,7 +117,7 @@ class Supervisor:
             [f"server{index}" for index in range(makeup.count)],
             [f"logger{index}" for index in range(makeup.count)],
             doors=makeup.doors,
-            restart=lifecycle.RestartPolicy(**asdict(config.restart)),
+            restart=RestartPolicy(**asdict(config.restart)),
             stop_timeout=config.stop_timeout,
             jitter=lambda seconds: seconds * random.uniform(0.9, 1.1),
         )
@@ -246,33 +248,33 @@ class Supervisor:
 
     # -- carrying out --------------------------------------------------------------------------------------------
 
-    def _do(self, actions: Sequence[Action]) -> None:
-        for action in actions:
+    def _do(self, decided: Sequence[Action]) -> None:
+        for action in decided:
             match action:
-                case lifecycle.Start(name):
+                case actions.Start(name):
                     self._start(name)
-                case lifecycle.Drain(name, mode):
+                case actions.Drain(name, mode):
                     child = self.children[name]
                     child.tell({"do": "drain", "mode": self._replacing.word(mode)})
                     if mode == "now" and child.ready:  # reaches one that does not listen, and one that is paused
                         child.signal(signal.SIGTERM, signal.SIGCONT)
-                case lifecycle.Hold(name):
+                case actions.Hold(name):
                     self._hold(name)
-                case lifecycle.Kill(name):
+                case actions.Kill(name):
                     self.children[name].kill()
-                case lifecycle.ShowStack(name):
+                case actions.ShowStack(name):
                     self.children[name].signal(signal.SIGUSR1)
-                case lifecycle.Collect(within):
+                case actions.Collect(within):
                     self.children["logger0"].ask({"do": "collect", "within": within}, self._collected)
-                case lifecycle.Probe():
+                case actions.Probe():
                     far = {name: self.children[name] for name in self.makeup.far_doors()}
                     Probe(self.loop, self._probe, self.makeup.questions(), self._probed, far)
-                case lifecycle.Say(event, name, text):
+                case actions.Say(event, name, text):
                     self._say(event, name, text)
-                case lifecycle.Finish(code) if self._replacing.wanted is None:
+                case actions.Finish(code) if self._replacing.wanted is None:
                     self.code = code
                     self.loop.stop()
-                case lifecycle.Finish():
+                case actions.Finish():
                     self._belongings.stop()
                     self._replacing.go_on()
             step()
@@ -394,7 +396,7 @@ class Supervisor:
     def _gone(self, child: Process, how: str) -> None:
         if self.children.get(child.spec.name) is not child:  # another one has its place already
             return
-        if self.lifecycle.nodes[child.spec.name].state is lifecycle.State.HUNG:
+        if self.lifecycle.nodes[child.spec.name].state is State.HUNG:
             output = Path(child.spec.log_directory).parent / f"{child.spec.name}.out"
             place = child.place or where_it_stands(output)
             self.lifecycle.nodes[child.spec.name].reason += f" in {place}" if place else ""
@@ -485,7 +487,7 @@ class Supervisor:
 
     def _held(self) -> dict[str, Process]:
         """Who rests, and keeps its clients; of one that has just died nobody may have told yet."""
-        nodes, held = self.lifecycle.nodes, lifecycle.State.HELD
+        nodes, held = self.lifecycle.nodes, State.HELD
         return {
             name: child
             for name, child in self.children.items()
@@ -498,7 +500,7 @@ class Supervisor:
         self._heartbeats.change(config.hang_timeout)
         if self.hosts:
             self.hosts.change(config.hang_timeout)
-        self.lifecycle.change(lifecycle.RestartPolicy(**asdict(config.restart)), config.stop_timeout)
+        self.lifecycle.change(RestartPolicy(**asdict(config.restart)), config.stop_timeout)
         self._belongings.watch_sockets(self.makeup.paths)
         self._recorder.write()
         self.note("applied", "server0", len(keys))
@@ -516,7 +518,7 @@ class Supervisor:
         server = f"server{spec.index}"
         head = {"do": "event", "event": event, "about": about, "value": value, "time_ns": spec.run.now()}
         dying = event == "killed" and about == server  # it would not live to read it
-        if self.lifecycle.nodes[server].state is lifecycle.State.READY and not dying:
+        if self.lifecycle.nodes[server].state is State.READY and not dying:
             self.children[server].tell(head)
         else:
             self._notes.setdefault(server, []).append(head)
