@@ -237,16 +237,21 @@ class Striped:
         """The request's own bytes that each server holds."""
         stripe = self.stripe
         spans: dict[int, list[tuple[int, int]]] = {}
-        position = 0
+        position, stop = 0, stripe - offset % stripe
         while position < length:
-            server, _ = self._locate(offset + position)
-            stop = min(length, position + stripe - (offset + position) % stripe)
-            parts = spans.setdefault(server, [])
-            if parts and parts[-1][1] == position:  # the only server left in the round
-                parts[-1] = parts[-1][0], stop
-            else:
-                parts.append((position, stop))
-            position = stop
+            phase = bisect_right(self._starts, offset + position) - 1
+            address, _, members = self._phases[phase]
+            behind = min(length, self._starts[phase + 1] - offset) if phase + 1 < len(self._starts) else length
+            place = (offset + position - address) // stripe % len(members)
+            while position < behind:
+                stop = min(stop, length)
+                parts = spans.setdefault(members[place], [])
+                if parts and parts[-1][1] == position:  # the only server left in the round
+                    parts[-1] = parts[-1][0], stop
+                else:
+                    parts.append((position, stop))
+                position, stop = stop, stop + stripe
+                place = place + 1 if place + 1 < len(members) else 0
         return spans
 
     def _held(self, server: int, end: int) -> int:

@@ -21,6 +21,7 @@ from memcluster.node.transport.loop import Loop
 READ: Final = int(Command.READ)
 WRITE: Final = int(Command.WRITE)
 BLOCK_STATUS: Final = int(Command.BLOCK_STATUS)
+FLUSH: Final = int(Command.FLUSH)
 WRITE_ZEROES: Final = int(Command.WRITE_ZEROES)
 FUA: Final = int(CommandFlag.FUA)
 REQ_ONE: Final = int(CommandFlag.REQ_ONE)
@@ -190,10 +191,10 @@ class Keeper:
 
     def change(self, command: int, flags: int, offset: int, length: int) -> None:
         """Carry out a command on the shard that takes and gives no bytes. Raises OSError."""
-        if command == Command.FLUSH:
+        if command == FLUSH:
             self.shard.sync_all()
         elif command in ZEROING and length:
-            self.shard.zero(offset, length, keep=bool(flags & CommandFlag.NO_HOLE))
+            self.shard.zero(offset, length, keep=bool(flags & NO_HOLE))
             if flags & FUA:
                 self.shard.sync_all()
 
