@@ -9,12 +9,11 @@ from typing import Any
 from bench import idle, secure, starts
 from bench.ceiling import ceiling
 from bench.cluster import cluster
-from bench.fio import Figures, Load, measure, measure_all
+from bench.fio import KIB, MIB, Figures, Load, measure, measure_all
 from bench.pairs import Case, Measure, Plan, Prepare, Wire
 from bench.peers import nbdkit_memory, nbdkit_proxy
 from bench.processes import Service
 
-KIB, MIB = 1 << 10, 1 << 20
 HEADER, REPLY = 28, 16
 """Bytes of a request and of a simple reply without data (NBD protocol)."""
 CLIENTS = {"limit": 20_000}

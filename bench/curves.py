@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.cluster import cluster
-from bench.fio import Figures, Load, measure
+from bench.fio import KIB, MIB, Figures, Load, measure
 from bench.peers import nbdkit_memory, nbdkit_proxy
 from bench.processes import Failed, Service
 from memcluster.client.units import format_size
 
-KIB, MIB = 1 << 10, 1 << 20
 LIMIT = {"limit": 1100}
 MANY = 32
 """Clients from which on each has a smaller part of the memory to itself: fio lays one map of it out per client."""

@@ -21,10 +21,9 @@ from time import perf_counter_ns
 import click
 
 from bench.cluster import cluster
-from bench.fio import measure
+from bench.fio import KIB, LOADS, measure
 from bench.peers import MEMORY
 from bench.report import Rows, markdown, number
-from bench.transports import KIB, LOADS
 from memcluster.launcher.log.reader import introduce
 from memcluster.node.transport.introduction import Doorkeeper
 from memcluster.node.transport.listener import Listener

@@ -11,6 +11,7 @@ from typing import Any
 from bench.peers import MEMORY
 from bench.processes import need, run
 
+KIB, MIB = 1 << 10, 1 << 20
 P50, P99, P999 = "50.000000", "99.000000", "99.900000"
 
 
@@ -24,6 +25,16 @@ class Load:
     depth: int
     jobs: int = 1
     size: int = MEMORY
+
+
+LOADS = {
+    "4 KiB reads, depth 1": Load("randread", 4 * KIB, 1),
+    "4 KiB reads, depth 32": Load("randread", 4 * KIB, 32),
+    "4 KiB writes, depth 32": Load("randwrite", 4 * KIB, 32),
+    "1 MiB reads, depth 8": Load("read", MIB, 8),
+    "1 MiB writes, depth 8": Load("write", MIB, 8),
+}
+"""Small and large, either way."""
 
 
 @dataclass(frozen=True)

@@ -16,21 +16,13 @@ from typing import Any
 import psutil
 
 from bench.cluster import cluster
-from bench.fio import Load, measure
+from bench.fio import LOADS, Load, measure
 from bench.pairs import Plan
 from bench.peers import nbdkit_memory, nbdkit_proxy
 from bench.processes import ROOT, Service, need, run
 from bench.results import Found
 
-KIB, MIB = 1 << 10, 1 << 20
 Progress = Callable[[str], object]
-LOADS = {
-    "4 KiB reads, depth 1": Load("randread", 4 * KIB, 1),
-    "4 KiB reads, depth 32": Load("randread", 4 * KIB, 32),
-    "4 KiB writes, depth 32": Load("randwrite", 4 * KIB, 32),
-    "1 MiB reads, depth 8": Load("read", MIB, 8),
-    "1 MiB writes, depth 8": Load("write", MIB, 8),
-}
 OURS: dict[str, Callable[[], AbstractContextManager[Service]]] = {
     "1 server": cluster,
     "primary of 4": lambda: cluster(servers=4),

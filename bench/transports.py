@@ -9,22 +9,14 @@ from typing import Any
 
 from bench import fio, limits, netns
 from bench.cluster import cluster
-from bench.fio import Load
+from bench.fio import KIB, LOADS, MIB, Load
 from bench.pairs import Plan, Wire
 from bench.peers import MEMORY, nbdkit_memory
 from bench.processes import Service
 from bench.results import Found
 
-KIB, MIB = 1 << 10, 1 << 20
 Progress = Callable[[str], object]
 
-LOADS = {
-    "4 KiB reads, depth 1": Load("randread", 4 * KIB, 1),
-    "4 KiB reads, depth 32": Load("randread", 4 * KIB, 32),
-    "4 KiB writes, depth 32": Load("randwrite", 4 * KIB, 32),
-    "1 MiB reads, depth 8": Load("read", MIB, 8),
-    "1 MiB writes, depth 8": Load("write", MIB, 8),
-}
 WIRES = {
     "4 KiB replies, depth 1": Wire(28, 16 + 4 * KIB, 1),
     "4 KiB replies, depth 32": Wire(28, 16 + 4 * KIB, 32),
