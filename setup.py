@@ -43,7 +43,7 @@ MODULES = {
         *(f"log/{name}" for name in ("record", "writer")),
         *(f"serving/{name}" for name in ("budget", "connection", "door", "keeper", "memory")),
         *(f"serving/{name}" for name in ("server", "service", "waiting")),
-        *(f"forwarding/{name}" for name in ("fanout", "link")),
+        *(f"forwarding/{name}" for name in ("fanout", "link", "staging", "window")),
         *(f"handover/{name}" for name in ("answering", "gates", "messages", "part", "passage", "taking")),
         *(f"topologies/{name}" for name in ("chain", "client_routed", "dispatcher", "primary_secondary")),
     ],

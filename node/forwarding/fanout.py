@@ -94,7 +94,7 @@ class Fanout:
             )
         else:
             sent = _Sent(self, piece, request, self._identifier, buffers, self._start)
-            if request.at >= 0 and len(piece.spans) <= MOST_SPANS:
+            if request.owned and request.at >= 0 and len(piece.spans) <= MOST_SPANS:
                 sent.spans = b"".join([SPAN.pack(request.at + start, end - start) for start, end in piece.spans])
             self._links[piece.server].submit(sent)
 
@@ -125,7 +125,7 @@ class Fanout:
                 self._lenders.append(reply.lender)
             if len(piece.spans) == 1:
                 start = piece.spans[0][0]
-                for buffer in (reply.data,) if reply.holes is None else reply.buffers():
+                for buffer in (reply.data,) if reply.pieces is None else reply.buffers():
                     self._parts.append((start, buffer))
                     start += len(buffer)
             else:
@@ -229,11 +229,10 @@ class PassedOn(Submission):
         self.message = ""
         self.data = None
         self.extents = None
-        self.arrived = self.reached = 0
-        self.early = self.holes = None
+        self.pieces = None
         self.in_place = False
         self.lender = None
-        self.spans = b"" if request.at < 0 else SPAN.pack(request.at, request.length)
+        self.spans = SPAN.pack(request.at, request.length) if request.owned and request.at >= 0 else b""
         self.server = server
         self.connection = connection
         self.request = request
@@ -251,6 +250,6 @@ class PassedOn(Submission):
             extents = extents[:1]
         if self.lender is not None and self.connection.open:
             self.lender.lend(self.connection)
-        data = None if self.data is None else (self.data,) if self.holes is None else self.buffers()
+        data = None if self.data is None else (self.data,) if self.pieces is None else self.buffers()
         self.server.complete(self.connection, request, self.since, self.cookie, data, extents)
         self.connection.end(request)

@@ -91,7 +91,7 @@ class Staging:
         if payload is not None and taken is not None:
             request.payload, request.at = taken
             request.payload[:] = payload
-            request.owned = True
+            request.owned, request.placed = True, False
 
     def close(self) -> None:
         """Unmap the area, each block now or when nobody refers to it any more."""

@@ -60,7 +60,7 @@ class Window:
         self._identity = (0, 0)
         self._map: mmap.mmap | None = None
         self._view = memoryview(b"")
-        self._changes: dict[int, tuple[int, int]] = {}  # on their way: cookie to the range
+        self._changes: dict[int, Submission] = {}  # on their way, by cookie
         self._doubtful: list[object] = []  # payloads that were given up, and may still be looked at
 
     def __repr__(self) -> str:
@@ -127,7 +127,7 @@ class Window:
                 session.send(request, flags, ())
         else:
             if command in CHANGING:
-                self._changes[request.cookie] = request.offset, request.offset + request.length
+                self._changes[request.cookie] = request
                 if self.readers:
                     self._settle()
             if request.spans:
@@ -143,8 +143,8 @@ class Window:
             start, length = request.offset, request.length
             end = start + length
             if self._changes:
-                for begin, stop in self._changes.values():
-                    if begin < end and start < stop:
+                for change in self._changes.values():
+                    if change.offset < end and start < change.offset + change.length:
                         return False
             if length < LEND:
                 request.data = self._view[start:end].tobytes()

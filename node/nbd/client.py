@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from struct import Struct
-from typing import Final
+from typing import Final, Protocol, cast
 
 from memcluster.node.native import mypyc_attr
 from memcluster.node.nbd import wire
@@ -63,6 +63,12 @@ _U64: Final = Struct(">Q")
 _NOWHERE: Final = memoryview(b"")
 
 
+class Memory(Protocol):
+    """What a receive buffer is a view of."""
+
+    def __getitem__(self, part: slice, /) -> Buffer: ...
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Reply:
     """The outcome of one request. Plain slots: a link gets 100,000 a second.
@@ -85,6 +91,18 @@ class Reply:
         return f"<Reply to {self.cookie:#x}: {f'error {self.error} {self.message}' if self.error else 'ok'}>"
 
 
+class Pieces:
+    """What has come of a READ that is answered in several chunks, or whose holes are told of."""
+
+    __slots__ = ("arrived", "early", "holes", "reached")
+
+    def __init__(self) -> None:
+        self.arrived = 0  # bytes
+        self.reached = 0  # those that came in order end here
+        self.early: list[tuple[int, int]] = []  # (start, end) of those that did not
+        self.holes: list[tuple[int, int]] = []  # (start, end) of those that are zeroes without having come
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Awaited(Reply):
     """A request whose reply is not complete, and which becomes its reply: one object for both.
@@ -94,7 +112,7 @@ class Awaited(Reply):
     succeed: the owner knows where the bytes are.
     """
 
-    __slots__ = ("arrived", "command", "destination", "early", "holes", "in_place", "length", "offset", "reached")
+    __slots__ = ("command", "destination", "in_place", "length", "offset", "pieces")
 
     def __init__(self, command: int, cookie: int, offset: int, length: int, destination: memoryview | None) -> None:
         self.cookie = cookie
@@ -107,21 +125,18 @@ class Awaited(Reply):
         self.length = length
         self.destination = destination
         self.in_place = False
-        self.arrived = 0  # bytes of a READ that have come
-        self.reached = 0  # those that came in order end here
-        self.early: list[tuple[int, int]] | None = None  # (start, end) of those that did not
-        self.holes: list[tuple[int, int]] | None = None  # (start, end) of those that are zeroes without having come
+        self.pieces: Pieces | None = None  # what has come of a READ, unless that is all of it at once
 
     def reset(self) -> None:
         """Forget what has come, for the request is to be repeated."""
-        self.error, self.message, self.data, self.extents = 0, "", None, None
-        self.arrived, self.reached, self.early, self.holes = 0, 0, None, None
+        self.error, self.message, self.data, self.extents, self.pieces = 0, "", None, None, None
 
     def buffers(self) -> list[Buffer]:
-        """The bytes of a READ in order, its holes as views of ZEROES, for who passes them on."""
+        """The bytes of a READ that came in `pieces`, in order, its holes as views of ZEROES, for who passes them on."""
         assert self.data is not None
+        assert self.pieces is not None
         view, done, found = memoryview(self.data), 0, list[Buffer]()
-        for start, end in sorted(self.holes or ()):
+        for start, end in sorted(self.pieces.holes):
             if done < start:
                 found.append(view[done:start])
             found.append(ZEROES[: end - start])
@@ -161,6 +176,7 @@ class ClientSession(Opening):
         self._scratch = fresh_buffer() if scratch is None else scratch
         if len(self._scratch) < MAX_OPTION_REPLY:
             raise ValueError(f"a receive buffer of {len(self._scratch)} bytes; {MAX_OPTION_REPLY} are needed")
+        self._memory = cast(Memory, self._scratch.obj)  # a copy of a part is made there without a view: 150 ns less
         self._room = room or _fresh
         self._rest = b""  # received, not yet parsed, parked outside the shared buffer
         self._end = 0  # bytes of the receive buffer in use
@@ -197,12 +213,19 @@ class ClientSession(Opening):
     def send(self, request: Awaited, flags: int, payload: Sequence[Buffer]) -> None:
         """Queue a request that stands in the table of those in flight already."""
         outgoing = self.outgoing
-        command, cookie, offset, length = request.command, request.cookie, request.offset, request.length
         if self.extended:
-            flags |= _PAYLOAD_LEN if command == _WRITE else 0
-            outgoing.append(_pack_extended(_EXTENDED_REQUEST_MAGIC, flags, command, cookie, offset, length))
+            outgoing.append(
+                _pack_extended(
+                    _EXTENDED_REQUEST_MAGIC, flags | _PAYLOAD_LEN if request.command == _WRITE else flags,
+                    request.command, request.cookie, request.offset, request.length,
+                )
+            )  # fmt: skip
         else:
-            outgoing.append(_pack_request(_REQUEST_MAGIC, flags, command, cookie, offset, length))
+            outgoing.append(
+                _pack_request(
+                    _REQUEST_MAGIC, flags, request.command, request.cookie, request.offset, request.length
+                )
+            )
         if payload:
             outgoing += payload
 
@@ -283,9 +306,10 @@ class ClientSession(Opening):
                         and offset == request.offset
                         and request.command == _READ
                         and request.destination is None
-                        and not (request.arrived or request.error)
+                        and request.data is None
+                        and not request.error
                     ):
-                        request.data = scratch[start:stop].tobytes()  # 80 ns less than bytes(…)
+                        request.data = self._memory[start:stop]
                         del awaited[cookie]
                         replies.append(request)
                         position = stop
@@ -304,7 +328,7 @@ class ClientSession(Opening):
             if word == _NO_BYTES and magic == _CHUNK_MAGIC and request is not None and request.in_place:
                 if end - position < _CHUNK:
                     break
-                if not _unpack_chunk(scratch, position)[4] and not (request.arrived or request.error):
+                if not _unpack_chunk(scratch, position)[4] and request.data is None and not request.error:
                     del awaited[cookie]
                     replies.append(request)
                     position += _CHUNK
@@ -349,10 +373,8 @@ class ClientSession(Opening):
                 here = end - start
                 if here < length and _EXTENDED + 8 + length <= len(scratch) >> 2:
                     break  # small: wait for the rest of it here
-                if length == request.length and not at and not request.arrived and request.command == _READ:
-                    request.arrived = request.reached = length  # as all small ones come: in one chunk
-                else:
-                    self._claim(request, at, length)
+                if length != request.length or at or request.data is not None or request.command != _READ:
+                    self._claim(request, at, length)  # else it is all of them, as small ones come
                 if here < length:
                     self._begin_in_place(request, self._place(request)[at : at + length], start, kind, done)
                     return end
@@ -391,20 +413,23 @@ class ClientSession(Opening):
         if done:
             self._finish(request, replies)
 
-    def _claim(self, request: Awaited, at: int, length: int) -> None:
+    def _claim(self, request: Awaited, at: int, length: int) -> Pieces:
         """Note that `length` bytes of a READ are here, `at` in its result."""
         if request.command != _READ:
             raise ProtocolError(f"data in reply to command {request.command}")
         end = at + length
-        request.arrived += length
-        if length <= 0 or at < 0 or end > request.length or request.arrived > request.length:
+        pieces = request.pieces
+        if pieces is None:
+            pieces = request.pieces = Pieces()
+            pieces.arrived = 0 if request.data is None else request.length
+        pieces.arrived += length
+        if length <= 0 or at < 0 or end > request.length or pieces.arrived > request.length:
             raise ProtocolError(f"{length} bytes at {request.offset + at}, which were not asked for or came before")
-        if at == request.reached:
-            request.reached = end
-        elif request.early is None:
-            request.early = [(at, end)]
+        if at == pieces.reached:
+            pieces.reached = end
         else:
-            request.early.append((at, end))
+            pieces.early.append((at, end))
+        return pieces
 
     def _place(self, request: Awaited) -> memoryview:
         """Where the bytes of a READ belong."""
@@ -423,14 +448,11 @@ class ClientSession(Opening):
                 raise ProtocolError(f"an OFFSET_HOLE chunk of {len(body)} bytes")
             offset, length = wire.HOLE.unpack(body)
             at = offset - request.offset
-            self._claim(request, at, length)
+            self._claim(request, at, length).holes.append((at, at + length))
             if length == request.length <= len(ZEROES) and request.destination is None:
                 request.data = ZEROES[:length]
             else:
                 self._place(request)[at : at + length] = bytes(length)
-                if request.holes is None:
-                    request.holes = []
-                request.holes.append((at, at + length))
         elif kind == Chunk.BLOCK_STATUS:
             if len(body) < 12 or len(body) % 8 != 4:
                 raise ProtocolError(f"a BLOCK_STATUS chunk of {len(body)} bytes")
@@ -470,20 +492,23 @@ class ClientSession(Opening):
         """The reply is complete: hold it against what was asked for."""
         if request.error:
             request.data = request.extents = None
-        elif request.command == _READ and not (request.in_place and not request.arrived):
-            if request.reached != request.length:
-                self._join_early(request)
-            if request.data is None:
+        elif request.command == _READ and (request.data is not None or not request.in_place):
+            pieces = request.pieces
+            if pieces is not None:
+                self._join_early(request, pieces)
+            elif request.data is None:
+                if request.length:
+                    raise ProtocolError(f"success, but none of {request.length} bytes at {request.offset} came")
                 request.data = b"" if request.destination is None else request.destination
         elif request.command == _BLOCK_STATUS and request.extents is None:
             raise ProtocolError("success without extents in reply to BLOCK_STATUS")
         del self._awaited[request.cookie]
         replies.append(request)
 
-    def _join_early(self, request: Awaited) -> None:
-        """The bytes came out of order: they must be all there, and none twice."""
-        reached = request.reached
-        for start, end in sorted(request.early or ()):
+    def _join_early(self, request: Awaited, pieces: Pieces) -> None:
+        """However the bytes came, they must be all there, and none twice."""
+        reached = pieces.reached
+        for start, end in sorted(pieces.early):
             if start != reached:
                 break
             reached = end

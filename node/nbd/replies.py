@@ -44,7 +44,6 @@ _EXTENDED_LAST_DATA: Final = Struct(">IHH").pack(wire.EXTENDED_CHUNK_MAGIC, Chun
 _pack_success: Final = Struct(">8sQ").pack
 _pack_data: Final = Struct(">8sQIQ").pack
 _pack_extended_data: Final = Struct(">8sQQQQ").pack
-_VIEW: Final = memoryview
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -104,23 +103,27 @@ class Replies:
             self.outgoing.append(_pack_success(_SUCCESS, request.cookie))
 
     def reply_data(self, request: Asked, buffers: Sequence[Buffer]) -> None:
-        """Success with the bytes of a READ, `request.length` in all and at least one."""
+        """Success with the bytes of a READ, `request.length` in all and at least one. In a tuple are no holes."""
         outgoing = self.outgoing
-        if self.structured:
-            for buffer in buffers:
-                if type(buffer) is _VIEW and buffer.obj is _ZEROES:
-                    if len(buffers) == 1 or not request.flags & _DF:
-                        self._reply_sparse(request, buffers)
-                        return
-                    break
-            offset, length = request.offset, request.length + 8
-            if self.extended:
-                outgoing.append(_pack_extended_data(_EXTENDED_LAST_DATA, request.cookie, offset, length, offset))
-            else:
-                outgoing.append(_pack_data(_LAST_DATA, request.cookie, length, offset))
-        else:
+        if not self.structured:
             outgoing.append(_pack_success(_SUCCESS, request.cookie))
+        elif not isinstance(buffers, tuple) and self._are_sparse(buffers, request.flags):
+            self._reply_sparse(request, buffers)
+            return
+        elif self.extended:
+            offset = request.offset
+            outgoing.append(
+                _pack_extended_data(_EXTENDED_LAST_DATA, request.cookie, offset, request.length + 8, offset)
+            )
+        else:
+            outgoing.append(_pack_data(_LAST_DATA, request.cookie, request.length + 8, request.offset))
         outgoing += buffers
+
+    def _are_sparse(self, buffers: Sequence[Buffer], flags: int) -> bool:
+        """Whether there are holes among them of which the answer may tell."""
+        return (len(buffers) == 1 or not flags & _DF) and any(
+            isinstance(buffer, memoryview) and buffer.obj is _ZEROES for buffer in buffers
+        )
 
     def _reply_sparse(self, request: Asked, buffers: Sequence[Buffer]) -> None:
         parts, start = [], 0

@@ -36,6 +36,7 @@ as a page has an extent of its own at worst, and is given back at once. Where ro
 
 # Plain numbers and bound methods for the data path: comparing with a member of an enum costs 90 ns (Python 3.11), of
 # which there were five in each request.
+_READ: Final = int(Command.READ)
 _WRITE: Final = int(Command.WRITE)
 _DISC: Final = int(Command.DISC)
 _FLUSH: Final = int(Command.FLUSH)
@@ -61,12 +62,17 @@ def cost_of(command: int, flags: int, length: int) -> int:
 class Request(Asked):
     """One request. Plain slots: one is made for each of 100,000 a second.
 
-    `error` is 0 for a request that keeps to the protocol. `owned` means that `payload` is not in the receive buffer
-    but where `place` said; who says so sets `placed` if that is where the bytes are to stay, and `at` if it is memory
-    that others have, too: the place in that. It is -1 for all other memory.
+    `error` is 0 for a request that keeps to the protocol; else there is a `message`. `owned` means that `payload` is
+    not in the receive buffer but where `place` said; only then there are the two others. Who says where sets `placed`
+    if the bytes are to stay there, and `at` if it is memory that others have, too: the place in that. It is -1 for all
+    other memory.
     """
 
     __slots__ = ("at", "error", "message", "owned", "payload", "placed")
+
+    message: str
+    placed: bool
+    at: int
 
     def __init__(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
         self.command = command
@@ -75,10 +81,8 @@ class Request(Asked):
         self.offset = offset
         self.length = length
         self.payload: memoryview | None = None
-        self.owned = self.placed = False
-        self.at = -1
+        self.owned = False
         self.error = 0
-        self.message = ""
 
     def refuse(self, error: int, message: str) -> None:
         """The request is to be answered with this error and not carried out."""
@@ -127,6 +131,7 @@ class ServerSession(Replies):
         self._skip = 0  # bytes of a refused payload still to be read away
         self._refused: Request | None = None  # whose payload that is; answered when it has been read away
         self._allowed: dict[int, int] = {}  # command -> the flags it may carry on this export
+        self._plain = _READ  # and those up to this one, READ and WRITE, with none need no other look
         self._header = _COMPACT
         self._negotiation: Negotiation | None = Negotiation(exports, self.outgoing, security)
 
@@ -198,6 +203,7 @@ class ServerSession(Replies):
         if negotiation.over:
             self.export, self.finished = negotiation.export, negotiation.aborted
             self._allowed = negotiation.allowed
+            self._plain = _WRITE if _WRITE in self._allowed else _READ
             self.agree(negotiation.terms)
             if self.extended:
                 self._header = _EXTENDED
@@ -214,7 +220,7 @@ class ServerSession(Replies):
 
     def _parse_requests(self, position: int, budget: int, requests: list[Request]) -> int:
         """Append the requests that lie in the receive buffer from `position` on; return where it stopped."""
-        scratch, end, allowed = self._scratch, self._end, self._allowed
+        scratch, end, plain = self._scratch, self._end, self._plain
         assert self.export is not None
         size = self.export.size
         magic, header, unpack = self._header
@@ -224,48 +230,48 @@ class ServerSession(Replies):
             said, flags, command, cookie, offset, length = fields
             if said != magic:
                 raise ProtocolError(f"request magic {said:#010x}, not {magic:#010x}")
+            position += header
             request = Request(command, flags, cookie, offset, length)
-            if extended and flags & _PAYLOAD_LEN and command != _DISC:
-                if command != _WRITE:
-                    request.refuse(Error.EINVAL, f"command {command} takes no payload")
-                    position = self._refuse_payload(request, position + header, requests)
-                    budget -= REQUEST_COST
-                    continue
-                request.flags = flags = flags & ~_PAYLOAD_LEN  # qemu 11 forgets it: a WRITE has a payload without, too
-            if flags or command not in allowed or offset + length > size:
-                self._check(request, size)
-            if command <= _WRITE:
-                if length > _MAX_PAYLOAD:
-                    request.refuse(Error.EINVAL, f"{length} bytes in one request; the maximum is {_MAX_PAYLOAD}")
-                if command == _WRITE:
-                    start = position + header
-                    if request.error:
-                        position = self._refuse_payload(request, start, requests)
-                        budget -= REQUEST_COST
-                        continue
-                    if length > end - start:
-                        if length <= len(scratch) >> 2:
-                            return position  # small: wait for the rest of it here
-                        return self._begin_in_place(request, start, requests)
-                    request.payload = scratch[start : start + length]
-                    position = start + length
-                else:
-                    position += header
-                cost = length
-            else:
-                position += header
+            if flags or command > plain or length > _MAX_PAYLOAD or offset + length > size:
                 if command == _DISC:
                     self.finished = True
                     return end
-                if command == _BLOCK_STATUS and not length:
-                    request.refuse(Error.EINVAL, "BLOCK_STATUS of no bytes")
-                cost = cost_of(command, flags, length)
-            if not request.error:
-                budget -= cost + (SYNC_COST if flags & _FUA else 0)
-            budget -= REQUEST_COST
+                cost = self._examine(request, size)
+                if request.error and (command == _WRITE or (extended and flags & _PAYLOAD_LEN)):
+                    position = self._refuse_payload(request, position, requests)
+                    budget -= REQUEST_COST
+                    continue
+            else:
+                cost = length
+            if command == _WRITE:
+                after = position + length
+                if after > end:
+                    if length <= len(scratch) >> 2:
+                        return position - header  # small: wait for the rest of it here
+                    return self._begin_in_place(request, position, requests)
+                request.payload = scratch[position:after]
+                position = after
+            budget -= cost + REQUEST_COST
             requests.append(request)
         self.waiting = end - position >= header
         return position
+
+    def _examine(self, request: Request, size: int) -> int:
+        """Refuse a request that is out of the ordinary, if need be, and say why; what it costs if it is carried out."""
+        command = request.command
+        if self.extended and request.flags & _PAYLOAD_LEN:
+            if command != _WRITE:
+                request.refuse(Error.EINVAL, f"command {command} takes no payload")
+                return 0
+            request.flags &= ~_PAYLOAD_LEN  # qemu 11 forgets it: a WRITE has a payload without, too
+        self._check(request, size)
+        if command <= _WRITE and request.length > _MAX_PAYLOAD:
+            request.refuse(Error.EINVAL, f"{request.length} bytes in one request; the maximum is {_MAX_PAYLOAD}")
+        elif command == _BLOCK_STATUS and not request.length:
+            request.refuse(Error.EINVAL, "BLOCK_STATUS of no bytes")
+        if request.error:
+            return 0
+        return cost_of(command, request.flags, request.length) + (SYNC_COST if request.flags & _FUA else 0)
 
     def _check(self, request: Request, size: int) -> None:
         """Refuse a request that is not allowed, and say why."""
@@ -299,6 +305,7 @@ class ServerSession(Replies):
 
     def _begin_in_place(self, request: Request, start: int, requests: list[Request]) -> int:
         """The payload is large and still arriving: let it be received where it belongs."""
+        request.placed, request.at = False, -1
         sink = self._place(request, not requests)
         if sink is None:
             return self._refuse_payload(request, start, requests)

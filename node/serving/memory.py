@@ -90,14 +90,15 @@ class Shard:
             )
 
     def read(self, offset: int, length: int) -> Sequence[Buffer]:
-        """The bytes, at least one, as buffers in order: a view of them, or of ZEROES for a hole. Where there are both
-        the data is copied, as a hole that is filled meanwhile would show in one part and not in the other."""
-        first, last = offset // PAGE, (offset + length - 1) // PAGE + 1
+        """The bytes, at least one, as buffers in order: a tuple with a view of them; where there are holes a list, in
+        which these are views of ZEROES. With both the data is copied, as a hole that is filled meanwhile would show in
+        one part and not in the other."""
+        first, last = offset // PAGE, (offset + length - 1) // PAGE
         # One page is looked at without a search: 25 ns instead of 100.
-        if self._pages[first] if last - first == 1 else self._pages.find(0, first, last) < 0:
+        if self._pages[first] if first == last else self._pages.find(0, first, last + 1) < 0:
             return (self._view[offset : offset + length],)
-        if length <= len(ZEROES) and self._pages.find(1, first, last) < 0:
-            return (ZEROES[:length],)
+        if length <= len(ZEROES) and self._pages.find(1, first, last + 1) < 0:
+            return [ZEROES[:length]]
         found: list[Buffer] = []
         copied = bytearray()
         for start, end, data in self._runs(offset, length):
@@ -135,9 +136,9 @@ class Shard:
         length = len(data)
         if self.readers:
             self._settle(offset, length)
-        first, last = offset // PAGE, (offset + length - 1) // PAGE + 1
-        if last - first == 1 and self._pages[first]:  # most writes are of one page that has room: 50 ns less
-            self._view[offset : offset + length] = data
+        first = offset // PAGE
+        if first == (offset + length - 1) // PAGE and self._pages[first]:  # most writes are of one page that has room
+            self._map[offset : offset + length] = data  # with no view of it: 30 ns less
         else:
             self.room(offset, length)[:] = data
 

@@ -72,9 +72,9 @@ class Service(Keeper):
         if self._identifier > self._enough:
             self.log.begin_incarnation()
         for request in requests:
-            if stopping and not request.error:
-                request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
-            if request.error:
+            if request.error or stopping:
+                if not request.error:
+                    request.refuse(Error.ESHUTDOWN, "the cluster is shutting down")
                 self.turn_away(connection, request, now)
             else:
                 route(connection, request, now)
@@ -164,7 +164,7 @@ class Service(Keeper):
             if command == READ:
                 data = self.shard.read(offset, length) if length else None
             elif command == WRITE:
-                if request.placed:
+                if request.owned and request.placed:
                     self._landing.end()
                 elif length:
                     assert request.payload is not None

@@ -84,7 +84,8 @@ class Head(Taker):
                 order.fail(Error.EIO, HUNG_UP)
             self.pass_on(taken, 1, order, [*(theirs if not order.error else ()), *_added(self, order, parts, extents)])
 
-        order.message = request.message
+        if request.error:
+            order.message = request.message
         do_part(self, order, piece, passed, ours, lambda: connection.open)
 
 
