@@ -18,7 +18,7 @@ from harness import SECRET, Cluster
 from test_secondary import Peer
 
 from memcluster.client.handshake import offering
-from memcluster.client.router import BLOCK
+from memcluster.client.identifiers import BLOCK
 from memcluster.client.system import KERNEL, finish
 from memcluster.client.uri import parse_uri
 from memcluster.node.cluster_map import ClusterMap, ServerEntry

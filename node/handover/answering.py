@@ -293,31 +293,34 @@ class Answerer(Server):
         )
         self._adopted[passage] = {}
 
-    def _is_sound(self, order: Order) -> bool:
-        return bool(order.error) or order.offset + order.length <= self._memory
-
     def _received(self, passage: Passage, orders: list[Order]) -> None:
-        told: dict[int, Callable[[Passage, Order], None]] = {ADOPT: self.adopt, DROP: self.drop}
         for order in orders:
             if not passage.open:
                 return
-            if order.kind == HELLO and passage is not self.taker:
-                if self.taker is not None:
-                    self.taker.lose("")
-                self.taker = passage
-                self.welcome()
-            elif passage is not self.taker:
-                passage.lose(f"{order!r} without a HELLO")
-            elif order.kind in told:
-                told[order.kind](passage, order)
-            elif order.kind == ORDER and self._is_sound(order):
+            if passage is not self.taker:
+                self._greet(passage, order)
+            elif order.kind == ORDER and (order.error or order.offset + order.length <= self._memory):
                 self.requests += 1
                 try:
                     self.carry(passage, order)
                 except HandoverError as error:
                     passage.lose(str(error))
+            elif order.kind == ADOPT:
+                self.adopt(passage, order)
+            elif order.kind == DROP:
+                self.drop(passage, order)
             else:
                 passage.lose(f"{order!r} makes no sense")
+
+    def _greet(self, passage: Passage, order: Order) -> None:
+        """Somebody else wants to pass orders on."""
+        if order.kind == HELLO:
+            if self.taker is not None:
+                self.taker.lose("")
+            self.taker = passage
+            self.welcome()
+        else:
+            passage.lose(f"{order!r} without a HELLO")
 
     def _end_stalled(self, limit: float) -> None:
         for clients in self._adopted.values():

@@ -44,8 +44,9 @@ def do_part(
     """Carry the piece out and log it, or that the request was only passed on: a piece of no bytes. `payload` are the
     piece's bytes of a WRITE. What takes several turns is given up when it is not `wanted` any more. A failure is set in
     the order."""
-    began = max(server.now(), order.start)  # never before its request, whatever the two processes' clocks say
-    travelled = server.monotonic_ns() - order.sent if order.sent else 0
+    clock = server.monotonic_ns()
+    began = max(server.epoch + clock, order.start)  # never before its request, whatever the two processes' clocks say
+    travelled = clock - order.sent if order.sent else 0
     here = piece or Piece(server.spec.index, 0, 0, ())
 
     def done(failure: OSError | None, parts: Parts, extents: Extents | None) -> None:

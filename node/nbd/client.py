@@ -162,7 +162,8 @@ class ClientSession(Opening):
         awaited: dict[int, Awaited] | None = None,
         tls: bool = False,
     ) -> None:
-        """`room(length)` gives the memory for a large READ that names no destination; `awaited` is the table of the
+        """`scratch` is a view of all of a buffer; `room(length)` gives the memory for a large READ that names no
+        destination; `awaited` is the table of the
         requests in flight, by cookie, for an owner who repeats them on another connection when this one is lost."""
         super().__init__(
             export,

@@ -121,9 +121,11 @@ class Replies:
 
     def _are_sparse(self, buffers: Sequence[Buffer], flags: int) -> bool:
         """Whether there are holes among them of which the answer may tell."""
-        return (len(buffers) == 1 or not flags & _DF) and any(
-            isinstance(buffer, memoryview) and buffer.obj is _ZEROES for buffer in buffers
-        )
+        if len(buffers) == 1 or not flags & _DF:
+            for buffer in buffers:
+                if isinstance(buffer, memoryview) and buffer.obj is _ZEROES:
+                    return True
+        return False
 
     def _reply_sparse(self, request: Asked, buffers: Sequence[Buffer]) -> None:
         parts, start = [], 0

@@ -59,7 +59,8 @@ class Keeper:
         )
         self.under_way: list[Clearing] = []
         """Long TRIMs and WRITE_ZEROES that are not at their end."""
-        self._epoch = spec.run.epoch
+        self.epoch = spec.run.epoch
+        """What the log's time is behind the monotonic clock, ns."""
         self.monotonic_ns = system.monotonic_ns
         self.log = LogWriter(
             spec.log_directory,
@@ -80,7 +81,7 @@ class Keeper:
 
     def now(self) -> int:
         """The time as the log has it, ns since 1970."""
-        return self._epoch + self.monotonic_ns()
+        return self.epoch + self.monotonic_ns()
 
     def renumbered(self) -> None:
         """The log has another incarnation from now on."""
@@ -103,10 +104,11 @@ class Keeper:
         try:
             if command == READ:
                 for start, end in piece.spans:
-                    shift = start - offset
+                    at = start
                     for buffer in shard.read(offset, end - start):
-                        parts.append((offset + shift, buffer))
-                        offset += len(buffer)
+                        parts.append((at, buffer))
+                        at += len(buffer)
+                    offset += end - start
             elif command == WRITE:
                 for buffer in payload:
                     shard.write(offset, buffer)

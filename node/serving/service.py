@@ -62,7 +62,7 @@ class Service(Keeper):
 
     def serve(self, connection: Connection, requests: list[Request]) -> None:
         """Answer the requests of one client and turn, or begin to."""
-        now = self._epoch + self.monotonic_ns()
+        now = self.epoch + self.monotonic_ns()
         route = connection.route
         self.requests += len(requests)
         TRAFFIC.messages_in += len(requests)
@@ -106,7 +106,7 @@ class Service(Keeper):
         error = request.error
         self.log.append(
             start,
-            self._epoch + self.monotonic_ns() - start,
+            self.epoch + self.monotonic_ns() - start,
             identifier,
             request.offset if connection.holder is None or kind != REQUEST else self._address(connection, request),
             request.length,

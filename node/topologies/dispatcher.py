@@ -17,7 +17,7 @@ from pathlib import Path
 from memcluster.node.handover.answering import Answerer
 from memcluster.node.handover.gates import MAX_GATES, MAX_TICKETS, Gates
 from memcluster.node.handover.messages import DATA, EXTENT, SEND_BACK, HandoverError, Order
-from memcluster.node.handover.part import FLUSH, do_part, encode_result, join_parts, own_piece
+from memcluster.node.handover.part import FLUSH, LOGGED, do_part, encode_result, join_parts, own_piece
 from memcluster.node.handover.passage import Passage, PassageLink
 from memcluster.node.handover.taking import HandedConnection, Taken, Taker
 from memcluster.node.layout import Extents, Piece, join_extents
@@ -45,6 +45,7 @@ class Dispatcher(Taker):
 
     def __init__(self, loop: Loop, spec: NodeSpec, listeners: Sequence[socket.socket], report: Report) -> None:
         self._owners = range(1, len(spec.cluster.servers))
+        self._nothing = Piece(spec.index, 0, 0, ())  # its own part of every request
         self._gates = Gates(loop, gates_directory(spec), spec.index, create=True)
         self._free_gates = SlotTable(MAX_GATES)
         self._free_tickets = SlotTable(MAX_TICKETS - 1)
@@ -73,7 +74,9 @@ class Dispatcher(Taker):
             self.complete(connection, request, start, taken.identifier)
             connection.end(request)
             return
-        do_part(self, taken.order(), None, lambda _order, _parts, _extents: None)  # in the log: it was here
+        # It was here: that is in the log. Never before its request, whatever the clock says.
+        began, flags = max(self.now(), start), request.flags & LOGGED
+        self.log_piece(began, taken.identifier, self._nothing, request.command, flags, 0)
         if self.spec.cluster.fan_out == "serial":
             taken.later = pieces[::-1]
             self._pass_piece(taken, taken.later.pop())
