@@ -55,11 +55,9 @@ fresh:
 	    [ -z "$$(find -L $$(dirname $$library) -name '*.py' -newer $$library)" ] || $(MAKE) --no-print-directory pure; \
 	done
 
-# The suite with the compiled data path, but for what never meets it; with PART=path what imports it and what comes from
-# outside, in a third of the time: see tests/forms.py. The checkout is left as it was.
-PART ?= nodes
+# The suite with the compiled data path, but for what never meets it: see tests/forms.py. The checkout is left as it was.
 test-compiled: compile
-	@MEMCLUSTER_FORM=compiled MEMCLUSTER_TESTS=$(PART) $(BIN)/python -m pytest -n 4 $(ARGS); said=$$?; \
+	@MEMCLUSTER_FORM=compiled MEMCLUSTER_TESTS=nodes $(BIN)/python -m pytest -n 4 $(ARGS); said=$$?; \
 	$(MAKE) --no-print-directory pure; exit $$said
 
 # The suite on Debian unstable, in a root of its own: see tests/newest.sh.

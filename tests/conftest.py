@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import certificates
 import pytest
-from forms import left_out
+from forms import NO_NODES
 from harness import Cluster, clusters, commands, need
 from hypothesis import settings
 from loggers import Loggers, MakeLoggers
@@ -20,6 +21,9 @@ from bench.chromium import Chromium
 from memcluster.node.native import form
 from memcluster.node.topology import names
 
+# What pytest makes of these files is kept for the next run, and the other form, whatever Python may write elsewhere.
+sys.dont_write_bytecode = False
+LONG = {"test_wheel"}
 # Who is started in the background, or with nohup, ignores these, and so would every command that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -37,8 +41,15 @@ def pytest_report_header() -> str:
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """With MEMCLUSTER_TESTS, what is none of that part: see forms.py."""
-    return True if left_out(collection_path, os.environ.get("MEMCLUSTER_TESTS", "")) else None
+    """With MEMCLUSTER_TESTS=nodes, what meets none: see forms.py."""
+    nodes_alone = os.environ.get("MEMCLUSTER_TESTS") == "nodes"
+    return True if nodes_alone and collection_path.stem in NO_NODES else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is begun last is waited for with nothing else to do, and the last tests are dealt out in twos: so what takes
+    long, or shares what takes long to make, comes first."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @pytest.fixture(params=names())

@@ -19,7 +19,7 @@ from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 from pathlib import Path
 
 import pytest
-from forms import NO_NODES, OUTSIDE, imports, left_out
+from forms import NO_NODES, imports
 from harness import ROOT, memclient_command, memcluster_command, run
 
 from memcluster.node.layout import make_layout
@@ -62,16 +62,6 @@ def test_only_what_meets_no_node_is_left_out_of_the_compiled_form():
     compiled = {"memcluster." + name.replace("/", ".") for name in listed() if name not in apart}
     for name in NO_NODES:
         assert not compiled & imports(files[name]), name
-
-
-@pytest.mark.skipif(not COMPILED, reason="it is looked at what is compiled here")
-def test_the_short_part_is_what_imports_compiled_modules():
-    """Of both kinds of links and of TLS, too; and all of it is in the whole."""
-    files = list(Path(__file__).parent.glob("test_*.py"))
-    part = {path.stem for path in files if not left_out(path, "path")}
-    assert part <= {path.stem for path in files if not left_out(path, "nodes")}
-    assert {"test_sharing", "test_nbd_server", "test_logwriter", "test_faults", *OUTSIDE} <= part
-    assert "test_tutorial" not in part
 
 
 @pytest.mark.parametrize("name", names())
