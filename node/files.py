@@ -85,7 +85,7 @@ def _walk(path: str, make: bool, owner: tuple[int, int] | None) -> int:
     """From the root on, a part at a time; a link is looked at before it is followed."""
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     here = os.open("/", flags)
-    parts = _parts(os.path.join(os.getcwd(), path))
+    parts = _parts(path if path.startswith("/") else os.path.join(os.getcwd(), path))
     links = 0
     try:
         while parts:

@@ -139,3 +139,14 @@ def test_what_a_cluster_makes_is_for_its_user_and_group(make_cluster):
     folders = [logs, *(path for path in logs.rglob("*") if path.is_dir()), cluster.folder / "data"]
     assert {mode(path) for path in folders} == {FOLDER}
     assert mode(cluster.folder / "data" / "shard0") == 0o600
+
+
+def test_a_folder_is_found_from_a_working_directory_that_is_gone(tmp_path, monkeypatch):
+    """As a process may have it that has run for long; what is said from the root on does not need it."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    os.close(open_folder(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        open_folder("relative")
