@@ -88,6 +88,7 @@ class Compile(build_ext):
         told = self.inplace, self.editable_mode
         self.initialize_options()  # it can take note of extensions only once, and began with none
         self.inplace, self.editable_mode = told
+        self.parallel = True  # a compiler on each processor: two libraries take all the time
         self.finalize_options()
         super().run()
 
