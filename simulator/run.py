@@ -150,8 +150,9 @@ class Run:
         self.until(lambda: self.supervisor.healthy, HEALS_WITHIN, "the cluster to be whole")
         for name in ("supervisor", *self.supervisor.children):  # who was to die at a step that has not come
             self.process_of(name).dies_at = NEVER
+        self._come_to_rest()  # a long zeroing of a client that has gone goes on
         self._look_at_all()
-        self.until(lambda: not self._unrest(), RESTS_WITHIN, lambda: "; ".join(self._unrest()))
+        self._come_to_rest()
         self._ends = True
         self.supervisor.stop()
         self.until(lambda: self._stopped, STOPS_WITHIN, "the stop")
@@ -337,6 +338,9 @@ class Run:
         return None if child is None else child.process
 
     # -- checks ------------------------------------------------------------------------------------------------------
+
+    def _come_to_rest(self) -> None:
+        self.until(lambda: not self._unrest(), RESTS_WITHIN, lambda: "; ".join(self._unrest()))
 
     def _unrest(self) -> list[str]:
         found = []

@@ -18,6 +18,7 @@ from forms import planted
 from memcluster.launcher.cli import cli
 from memcluster.node.log.record import Record
 from memcluster.node.log.writer import LogWriter
+from memcluster.node.nbd.wire import CommandFlag
 from memcluster.node.serving.memory import Shard
 from memcluster.node.serving.slots import SlotTable
 from memcluster.node.topologies.primary_secondary import Primary
@@ -33,7 +34,7 @@ from memcluster.simulator.plan import TOPOLOGIES, Ask, Client, Plan, Shape, Wish
 from memcluster.simulator.run import Outcome, simulate
 from memcluster.simulator.shrink import shrink
 from memcluster.simulator.words import check_torn, check_words
-from memcluster.simulator.world import BEGINNING, S
+from memcluster.simulator.world import BEGINNING, MS, S
 
 ROOT = Path(__file__).parent.parent
 SEEDS = 12
@@ -210,6 +211,36 @@ def test_who_dies_at_the_very_end_is_there_again_before_the_stop() -> None:
     for early in (0, 100_000, 1_000_000):
         plan = make_plan(1, Wish("chain", faults=()))
         assert simulate(replace(plan, faults=(Fault(over - early, "kill", "logger0"),))).broken == []
+
+
+def test_what_waits_for_a_half_said_reply_is_not_overtaken() -> None:
+    """Seed 2000847: of a client's writes that waited for the chain the first one found a reply half said, and waited
+    again; then the client took the rest, and the others went before it."""
+    size = 64 << 10
+    asks = (
+        Ask("WRITE", 0, 4096, 0, 0),
+        Ask("WRITE", size - 4096, 8192, 0, 20 * MS),
+        *(Ask("WRITE", size - 2048, 4096, 0, MS) for _ in range(3)),
+        *(Ask("READ", 0, 8192, 0, 5 * MS) for _ in range(4)),
+    )
+    client = Client(16, False, asks)
+    away = Fault(10 * MS, "partition", "server1", 100 * MS, 0, "server2")
+    behind = Fault(27 * MS, "pause", "server0", 110 * MS)  # so that it meets the reads and the chain at once
+    for seed in range(40):
+        plan = Plan(seed, Shape("chain", (size,) * 3, 0, "parallel"), (client,), (away, behind))
+        assert simulate(plan).broken == [], seed
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_the_last_look_waits_for_what_the_gone_have_begun(topology: str) -> None:
+    """Seed 2003028: a server that had stood still went on with a long zeroing while the shards were looked at."""
+    size = 256 << 10
+    asks = Ask("WRITE", 0, 3 * size, 0, 0), Ask("WRITE_ZEROES", 0, 3 * size, CommandFlag.NO_HOLE, 10 * MS)
+    shape = Shape(topology, (size,) * 3, 0, "parallel", 16 << 10)
+    faults = Fault(10 * MS + MS // 2, "pause", "server2", 50 * MS), Fault(30 * MS, "kill", "client0")
+    outcome = simulate(Plan(1, shape, (Client(1, False, asks),), faults))
+    assert outcome.broken == []
+    assert outcome.history[1].outcome == "unknown"
 
 
 # -- planted faults --------------------------------------------------------------------------------------------------

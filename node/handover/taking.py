@@ -290,9 +290,12 @@ class Taker(Door):
                 self._send(taken, number, order, buffers)
 
     def _send(self, taken: Taken, number: int, order: Order, buffers: Sequence[Buffer]) -> None:
+        """Send an order, or have it wait if a reply to its client is half said, or an earlier order waits for that."""
         link, connection = self.links[number], taken.connection
         assert link.passage is not None
-        if connection.open and not connection.hand_to(link):
+        waiting = self._waiting[number]
+        overtakes = waiting and any(other.connection is connection for other, _, _ in waiting)
+        if connection.open and (overtakes or not connection.hand_to(link)):
             connection.when_said = partial(self._send_waiting, number)
             self._wait(taken, number, order, buffers)
             return
