@@ -1,7 +1,7 @@
 # `qemu-img create -f raw` of an NBD server's export prints "Formatting" and succeeds, with any size up to the export's, and makes
 # nothing: the export stays as long as it was, and as full, but for its first 512 bytes, which are zeroes then, so that nobody takes
-# what began there for an image's head. With a larger size it fails with "Cannot grow NBD nodes". `qemu-img convert` without -n and
-# `qemu-img dd` do the same before they copy. In 7.2.22 (Debian 12) and in 11.1.3.
+# what began there for an image's head. With a larger size it fails with "Cannot grow NBD nodes". In 7.2.22
+# (Debian 12) and in 11.1.3.
 # Needs root (chroot), and the lists of Debian 12 and of Debian unstable with these very versions.
 . "$(dirname "$0")/common.sh"
 created() {  # SIZE: how it ended, and which bytes of an export of 1 MiB without a zero at the end of any block are others then
