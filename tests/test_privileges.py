@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from harness import ROOT, TIMEOUT, Cluster, environment, memclient_command, memcluster_command, run
+from harness import ROOT, TIMEOUT, Cluster, environment, memclient_command, memcluster_command, run, status_when
 
 import memcluster
 from memcluster.launcher.run.directory import RunRecord
@@ -142,6 +143,10 @@ class Theirs(Cluster):
 
     def memclient(self, *words: str, check: bool = True, stdin: bytes | None = None):
         return self.opened.run(*memclient_command(*words), cwd=self.folder, check=check, stdin=stdin)
+
+    def wait_for(self, fact: Callable[[dict], object]) -> dict:
+        """Asked by a command: who looks at another user's run directory becomes that user."""
+        return status_when(fact, self.status, self.directory / "control")
 
     @property
     def record(self) -> RunRecord:

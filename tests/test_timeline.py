@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bench.chromium import Chromium
-from memcluster.client.router import BLOCK
+from memcluster.client.identifiers import BLOCK
 from memcluster.launcher.log.timeline import Timeline, make_page
 from memcluster.launcher.log.trace import Tracks, write_trace
 from memcluster.node.log.record import Event, Kind, Record, make_identifier
