@@ -64,7 +64,7 @@ MARKS: dict[str, tuple[str, str]] = {
     ),
     "half-reply-stays": (
         "            sent.reset()\n            flags",
-        """            REACHED("half-reply-stays", sent.arrived or sent.holes or sent.extents or sent.error)
+        """            REACHED("half-reply-stays", sent.pieces or sent.extents or sent.error)
             sent.reset()
             flags""",
     ),
