@@ -180,9 +180,9 @@ def _shaking_hands(
         push(carrier, session.outgoing)
         try:
             if session.securing:
-                from memcluster.client.secure import secure, shake_hands  # late: it loads OpenSSL
-
                 if secured is None:
+                    from memcluster.client.secure import secure, shake_hands  # late: it loads OpenSSL
+
                     carrier = secured = secure(sock, target)
                 shake_hands(secured, target)
                 session.secured()

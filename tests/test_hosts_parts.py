@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ from memcluster.launcher.clusterfile.config import ConfigError, load
 from memcluster.launcher.clusterfile.settings import EngineConfig, HostConfig
 from memcluster.launcher.clusterfile.written import dump
 from memcluster.launcher.hosts.conversation import Conversation
+from memcluster.launcher.hosts.host import FarHost
 from memcluster.launcher.hosts.letter import Letter, write_certificates
 from memcluster.launcher.hosts.shards import NotThere, Part, belongs_elsewhere, find_or_make
 from memcluster.node.cluster_map import ClusterMap, ServerEntry
@@ -359,3 +361,28 @@ def test_who_has_the_secret_but_no_certificate_of_the_run_gets_no_further(
     assert kind == "none" or failed
     for line in met:
         line.close()
+
+
+# -- a host as the supervisor has it -----------------------------------------------------------------------------------
+
+
+def test_a_guardian_that_cannot_be_run_again_counts_as_one_that_ended() -> None:
+    """There is no process to be had: the stop of the others goes on, and that host is not waited for."""
+    runs = []
+
+    def again() -> None:
+        runs.append(1)
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    loop = Loop()
+    try:
+        host = FarHost(loop, "b", 1.0, again)
+        host._told({"prepared": {}, "run": (1, 1, 1)})
+        host.engine_says("ssh ended with status 255")
+        host.end(keep=False, again=True)
+        while not host.over(engine_tells=True):
+            loop.turn(1.0)
+    finally:
+        loop.close()
+    assert host.ended == "it cannot be run again: Resource temporarily unavailable"
+    assert 0 < len(runs) < 10

@@ -512,6 +512,12 @@ def test_a_chunk_that_is_larger_than_the_receive_buffer_is_understood():
     assert replies[0].extents == extents
 
 
+@pytest.mark.parametrize("scratch", [memoryview(bytearray(100)), memoryview(bytearray(2 * MAX_OPTION_REPLY))[1:]])
+def test_a_receive_buffer_is_all_of_its_memory_and_large_enough(scratch):
+    with pytest.raises(ValueError, match="a receive buffer"):
+        ready(scratch=scratch)
+
+
 def test_two_sessions_share_one_receive_buffer():
     """What a session has not parsed yet survives the other's turn."""
     scratch = memoryview(bytearray(MAX_OPTION_REPLY))

@@ -195,6 +195,7 @@ class FarHost:
     def engine_says(self, how: str) -> None:
         """The engine believes that the guardian has ended."""
         self.ended, self._under_way = how, False
+        self._expected = self._expected and self._discarding
         self.consider()
 
     def consider(self) -> None:
@@ -217,7 +218,7 @@ class FarHost:
         if self._expected:
             self._runs_left -= 1
             self.ended, self._peace = "", False
-            self._again()
+            self._have_it_run()
 
     def look(self) -> None:
         """From time to time: beats, and an end to waiting."""
@@ -272,7 +273,14 @@ class FarHost:
         self._due = None
         if not self._closing:
             self.ended, self._under_way = "", True
+            self._have_it_run()
+
+    def _have_it_run(self) -> None:
+        try:
             self._again()
+        except OSError as error:  # no process to be had, or no such program any more
+            how = f"it cannot be run again: {error.strerror}"
+            self.loop.soon(lambda: self.engine_says(how))
 
     # -- what its guardian says ----------------------------------------------------------------------------------------
 

@@ -209,11 +209,16 @@ class Hosts:
     def discard(self, seconds: float) -> tuple[list[str], list[str]]:
         """Have guardians come only to throw away what an earlier run has left: the hosts that had something, and
         sentences of those that could not be asked."""
-        try:
-            self.start()
-        except HostError as error:
-            return [], [str(error)]
-        problems = self._wait(lambda host: host.present, seconds, "does not answer", each=True)
+        problems = []
+        for host in tuple(self._wanted):
+            try:
+                self._way_back(host.name)
+            except HostError as error:
+                problems.append(str(error))
+                self._wanted = [other for other in self._wanted if other is not host]
+                del self._hosts[host.name]
+        self.start()
+        problems += self._wait(lambda host: host.present, seconds, "does not answer", each=True)
         problems += self.end(keep=False)
         return [name for name, host in self._hosts.items() if host.held], problems
 

@@ -18,6 +18,7 @@ from memcluster.launcher.clusterfile.settings import ClusterConfig, HostConfig, 
 from memcluster.launcher.clusterfile.written import dump
 from memcluster.launcher.hosts.letter import VARIABLE, Letter
 from memcluster.launcher.reach import beyond
+from memcluster.launcher.supervision.patience import HOSTS_LEAVE, LAST_STAGES
 from memcluster.node.transport.proof import SECRET_SIZE
 
 DOOR = 10808
@@ -35,6 +36,8 @@ PROCESSES = 128
 SUPERVISOR_WAITS = "10m"
 """For the hosts: images are loaded, and nodes are found for pods."""
 USER = 1000
+TO_END = 5
+"""Seconds that a pod has beside all that a stop may take."""
 
 Manifest = dict[str, Any]
 
@@ -84,7 +87,7 @@ def manifests(config: ClusterConfig) -> list[Manifest]:
         "ports": [{"name": key, "containerPort": number} for key, number in ports.items()],
         "readinessProbe": {"tcpSocket": {"port": "nbd"}, "periodSeconds": 10},
     }
-    patience = int(config.stop_timeout) + 15
+    patience = int(config.stop_timeout + LAST_STAGES + HOSTS_LEAVE) + TO_END
     return [
         {
             **_head("v1", "Secret", name, f"{name}-letter"),

@@ -155,7 +155,7 @@ class Window:
 
     def gave_up(self, request: Submission) -> None:
         """Nobody waits for the answer any more; the server may still find the order, and what lies where it says."""
-        if request.spans and request.cookie in self._changes:
+        if self._changes.pop(request.cookie, None) is not None and request.spans:
             self._doubtful.append(request.payload)
 
     def lend(self, reader: Reader) -> None:

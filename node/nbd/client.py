@@ -67,6 +67,7 @@ class Memory(Protocol):
     """What a receive buffer is a view of."""
 
     def __getitem__(self, part: slice, /) -> Buffer: ...
+    def __len__(self) -> int: ...
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -163,8 +164,8 @@ class ClientSession(Opening):
         tls: bool = False,
     ) -> None:
         """`scratch` is a view of all of a buffer; `room(length)` gives the memory for a large READ that names no
-        destination; `awaited` is the table of the
-        requests in flight, by cookie, for an owner who repeats them on another connection when this one is lost."""
+        destination; `awaited` is the table of the requests in flight, by cookie, for an owner who repeats them on
+        another connection when this one is lost. Raises ValueError."""
         super().__init__(
             export,
             structured=structured,
@@ -178,6 +179,8 @@ class ClientSession(Opening):
         if len(self._scratch) < MAX_OPTION_REPLY:
             raise ValueError(f"a receive buffer of {len(self._scratch)} bytes; {MAX_OPTION_REPLY} are needed")
         self._memory = cast(Memory, self._scratch.obj)  # a copy of a part is made there without a view: 150 ns less
+        if len(self._scratch) != len(self._memory):
+            raise ValueError("a receive buffer is a view of all of its memory")
         self._room = room or _fresh
         self._rest = b""  # received, not yet parsed, parked outside the shared buffer
         self._end = 0  # bytes of the receive buffer in use

@@ -1,5 +1,5 @@
 """What is done with a client's request: it is numbered, carried out on the shard or sent on by a role, written down in
-the log and answered. It does not know how clients come and go.
+the log and answered. How clients come and go is Server's affair (server.py), and how many there are.
 """
 
 from __future__ import annotations
