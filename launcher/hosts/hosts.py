@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -117,8 +117,11 @@ class Hosts:
 
     def start(self) -> None:
         """Have a guardian run on every host. Raises HostError, Failure, OSError."""
-        ways = {host.name: str(self._way_back(host.name)) for host in self._wanted}
-        hosts = [Host(host.name, host.address) for host in self._wanted]
+        self._begin({host.name: self._way_back(host.name) for host in self._wanted})
+
+    def _begin(self, ways: Mapping[str, Address]) -> None:
+        """On the hosts of which the way back is known."""
+        hosts = [Host(host.name, host.address) for host in self._wanted if host.name in ways]
         self._engine.start(hosts, [self._command, "guardian"], lambda name: self._letter(name, ways[name]).to_json())
         self.certificates = write_certificates(self._directory.certificates, self._files)
         self._door = Doorkeeper(
@@ -147,11 +150,11 @@ class Hosts:
     def _doors(self) -> dict[str, str]:
         return self._door_files([*self._numeric.values()])
 
-    def _letter(self, host: str, supervisor: str) -> Letter:
+    def _letter(self, host: str, supervisor: Address) -> Letter:
         return Letter(
             cluster=self._cluster,
             host=host,
-            supervisor=supervisor,
+            supervisor=str(supervisor),
             secret=self.secret.hex(),
             lease=self._lease,
             topology=self._topology,
@@ -209,15 +212,14 @@ class Hosts:
     def discard(self, seconds: float) -> tuple[list[str], list[str]]:
         """Have guardians come only to throw away what an earlier run has left: the hosts that had something, and
         sentences of those that could not be asked."""
-        problems = []
-        for host in tuple(self._wanted):
+        ways, problems = {}, []
+        for host in self._wanted:
             try:
-                self._way_back(host.name)
+                ways[host.name] = self._way_back(host.name)
             except HostError as error:
                 problems.append(str(error))
-                self._wanted = [other for other in self._wanted if other is not host]
                 del self._hosts[host.name]
-        self.start()
+        self._begin(ways)
         problems += self._wait(lambda host: host.present, seconds, "does not answer", each=True)
         problems += self.end(keep=False)
         return [name for name, host in self._hosts.items() if host.held], problems

@@ -54,7 +54,11 @@ def connecting(system: System, address: Address, *, far: bool = False) -> socket
 
 def make_far(sock: socket.socket) -> None:
     """Its other side is on another host of the cluster."""
-    for option, value in FAR:
+    _look_after(sock, FAR)
+
+
+def _look_after(sock: socket.socket, bounds: tuple[tuple[int, int], ...]) -> None:
+    for option, value in bounds:
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
@@ -69,9 +73,7 @@ def tune(sock: socket.socket, *, far: bool = False) -> None:
     """
     if sock.family == socket.AF_UNIX:
         return
-    for option, value in FAR if far else NEAR:
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    _look_after(sock, FAR if far else NEAR)
     try:
         if sock.getsockname()[0] == sock.getpeername()[0] or (far and 0 < round_trip(sock) < NEARBY):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
