@@ -14,16 +14,15 @@ from collections.abc import Iterable, Sequence
 from memcluster.node.nbd.wire import Error
 from memcluster.simulator.faults import Fault
 from memcluster.simulator.history import ERROR, Operation
-from memcluster.simulator.world import MS, NEVER, S
+from memcluster.simulator.world import MS, NEVER, Happening, S
 
 WITHIN = 1500 * MS
 SAID = frozenset({"running", "ready", "begins", "goes on", "ends:"})
 """What is looked at, and who says it before that, or of whom it is said behind it."""
 LATELY = 500 * MS
-Happened = Sequence[tuple[int, tuple[object, ...]]]
 
 
-def check_patience(happened: Happened) -> list[str]:
+def check_patience(happened: Iterable[Happening]) -> list[str]:
     """What took too long, as sentences; from a world's trace."""
     told: list[str] = []
     waiting: dict[str, int] = {}
@@ -50,7 +49,9 @@ def check_patience(happened: Happened) -> list[str]:
     return told
 
 
-def check_refusals(operations: Iterable[Operation], happened: Happened, began: int, retry_timeout: int) -> list[str]:
+def check_refusals(
+    operations: Iterable[Operation], happened: Sequence[Happening], began: int, retry_timeout: int
+) -> list[str]:
     """What was refused without need, as sentences; of faults `began` is the time from which theirs counts."""
     refused = [one for one in operations if one.outcome == ERROR]
     if not refused:
@@ -76,7 +77,7 @@ def check_refusals(operations: Iterable[Operation], happened: Happened, began: i
     return told
 
 
-def _absences(happened: Happened) -> list[tuple[int, int]]:
+def _absences(happened: Iterable[Happening]) -> list[tuple[int, int]]:
     """From when to when servers were dead, and a while longer."""
     found = []
     since: dict[str, int] = {}

@@ -31,7 +31,7 @@ from memcluster.simulator.plan import Client as Errand
 from memcluster.simulator.rules import check
 from memcluster.simulator.supervisor import AGAIN, BOUNDS, EPOCH, Supervisor
 from memcluster.simulator.words import check_torn, check_words
-from memcluster.simulator.world import BEGINNING, MS, NEVER, S, World
+from memcluster.simulator.world import BEGINNING, MS, NEVER, Happening, S, World
 
 MOST_EVENTS = 300_000
 """Of a stage of a run: more is a world that turns and gets nowhere."""
@@ -53,7 +53,7 @@ class Outcome:
     broken: list[str] = field(default_factory=list)
     history: list[Operation] = field(default_factory=list)
     log: list[Entry] = field(default_factory=list)
-    happened: list[tuple[int, tuple[object, ...]]] = field(default_factory=list)
+    happened: list[Happening] = field(default_factory=list)
     """When, and what: the world's trace."""
     faults: Counter[str] = field(default_factory=Counter)
     """Those that took place, by kind."""

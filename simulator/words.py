@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from memcluster.node.log.record import Event, Kind
 from memcluster.simulator.history import Operation
 from memcluster.simulator.logrules import Entry
+from memcluster.simulator.world import Happening
 
 TO_CLIENTS = "broke the protocol"
 """What the library says of a server."""
@@ -22,7 +23,7 @@ TORN = re.compile(r"client (\d+): server\d+ (?:died in the middle of a reply|can
 """What the first server says of a client on whose stream somebody died."""
 
 
-def check_words(operations: Iterable[Operation], happened: Iterable[tuple[int, tuple[object, ...]]]) -> list[str]:
+def check_words(operations: Iterable[Operation], happened: Iterable[Happening]) -> list[str]:
     """What was not understood, as sentences; from what clients saw, and from a world's trace."""
     told = [
         f"spoken: {one.client} gave up {one.kind} {one.number}: {one.why}"
@@ -35,7 +36,7 @@ def check_words(operations: Iterable[Operation], happened: Iterable[tuple[int, t
     return told
 
 
-def check_torn(entries: Iterable[Entry], happened: Iterable[tuple[int, tuple[object, ...]]], epoch: int) -> list[str]:
+def check_torn(entries: Iterable[Entry], happened: Iterable[Happening], epoch: int) -> list[str]:
     """Who lost the connection for nothing, as sentences; the log's times are `epoch` after the trace's."""
     told: list[str] = []
     torn: list[tuple[int, int, str]] = []

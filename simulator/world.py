@@ -18,6 +18,8 @@ US, MS, S = 1_000, 1_000_000, 1_000_000_000
 BEGINNING = 1_000 * S
 NEVER = 1 << 62
 """Later than whatever is counted here."""
+Happening = tuple[int, tuple[object, ...]]
+"""When it was, and its words."""
 Thing = TypeVar("Thing")
 TICK = 97
 """ns that pass between two looks at a clock, at least."""
@@ -64,7 +66,7 @@ class World:
         self.tap: Tap | None = None
         self.dice = Dice(seed)
         self.now = BEGINNING
-        self.trace: list[tuple[int, tuple[object, ...]]] = []
+        self.trace: list[Happening] = []
         self.names: dict[object, object] = {}
         """What listens, or takes datagrams, by its address."""
         self.port = 40_000

@@ -130,6 +130,12 @@ def status_when(fact: Callable[[dict], object], status: Callable[[], dict], cont
     return found
 
 
+def named(status: dict, name: str) -> dict:
+    """What a status says of this node."""
+    [found] = [found for found in status["nodes"] if found["name"] == name]
+    return found
+
+
 def _looks(control: Path) -> Iterator[None]:
     """Returns for a look whenever the supervisor tells something, and now and then: it does not tell all."""
     while True:

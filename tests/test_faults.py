@@ -9,7 +9,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from harness import TIMEOUT, Cluster
+from harness import TIMEOUT, Cluster, named
 
 import memcluster
 from memcluster.client.console import EXIT_DEGRADED
@@ -20,11 +20,6 @@ from memcluster.launcher.supervision.heartbeats import Heartbeats, period
 from memcluster.launcher.supervision.orders import Fault
 from memcluster.node.transport.address import Address
 from memcluster.node.transport.loop import Loop
-
-
-def named(status: dict, name: str) -> dict:
-    [found] = [found for found in status["nodes"] if found["name"] == name]
-    return found
 
 
 def node(cluster: Cluster, name: str) -> dict:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import TIMEOUT, Cluster
+from harness import TIMEOUT, Cluster, named
 
 import memcluster
 from memcluster.node.log.segments import segment_paths
@@ -34,11 +34,6 @@ def wait_for(true: Callable[[], object]) -> None:
 
 def lines(cluster: Cluster, *words: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in cluster.command("logs", "--json", *words).stdout.splitlines()]
-
-
-def named(status: dict[str, Any], name: str) -> dict[str, Any]:
-    [found] = [found for found in status["nodes"] if found["name"] == name]
-    return found
 
 
 def wait_for_life(cluster: Cluster, name: str, restarts: int) -> None:
